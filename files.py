@@ -1,0 +1,120 @@
+"""Tables and files: read with one clear line when something is wrong, written whole or not at all.
+
+Imports neither torch nor pandas by itself, so that every script can say what is wrong within a moment.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Something that the person at the keyboard can mend: what, in which file and row, what to do. One line."""
+
+
+def guarded(main):
+    """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130.
+
+    A bug is not caught: it keeps its traceback.
+    """
+    # OpenMP's threads spin for milliseconds before they sleep; where readers share the cores, as they do on a
+    # laptop, that made a training step ten times slower. torch reads this at its import, which comes later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    try:
+        main()
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` closed the pipe: not our business, and not worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+@contextlib.contextmanager
+def replacing(path, sync=True):
+    """Give a temporary path beside `path`; what was written there takes its place when the block ends well.
+
+    A reader sees the old file or the new one, never half of one; a failed write leaves the old one whole. Without
+    `sync` that holds for killed processes but not for a machine that loses power: for what is quickly made again.
+    Raises InputError when the disk is full or the folder can't be written to.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if sync:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be written ({error.strerror or error}); the file that was there before is untouched"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write `content` as indented JSON, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path, remedy):
+    """The content of a JSON file; `remedy` says what to do when it isn't there or isn't JSON (InputError)."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read as JSON ({error}): {remedy}") from None
+
+
+def write_csv(path, frame):
+    """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
+    with replacing(path) as partial:
+        frame.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+
+
+def read_csv(path, columns, remedy="", numbers=()):
+    """A CSV as a DataFrame of stripped strings, whatever its line ends, with or without a byte-order mark.
+
+    columns: names that must be there. numbers: names that are read as float32, where they are there. Ids stay strings: 000600 is not 600.
+    Raises InputError that names the file, the missing column and the columns that are there instead.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(
+            path,
+            dtype=dict.fromkeys(numbers, "float32") | {c: str for c in columns if c not in numbers},
+            keep_default_na=False,
+            na_values={c: [""] for c in numbers},
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{': ' + remedy if remedy else ''}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a CSV file") from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: is empty; its first line should be {','.join(columns)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8 CSV") from None
+    except (pd.errors.ParserError, ValueError, OSError) as error:
+        raise InputError(f"{path}: can't be read as CSV ({error})") from None
+    frame.columns = [str(name).strip() for name in frame.columns]
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    for name in columns:
+        if name not in numbers:
+            frame[name] = frame[name].astype(str).str.strip()
+    return frame

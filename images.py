@@ -1,0 +1,202 @@
+"""Photos -> pixels: reading whatever a camera or a stranger made of a photo, presets of augmentation, batches.
+
+Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
+"""
+
+import os
+import re
+
+import numpy as np
+
+# OpenCV reads this at import: a photo with more pixels than 12,000 x 11,000 is refused before memory is taken
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(132_000_000))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # what can't be read is said by us, with its name
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import cv2
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PhotoError(Exception):
+    """A photo that can't be read, and why."""
+
+
+def read_photo(path):
+    """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag.
+
+    Grey, 16-bit, CMYK and alpha come out as 8-bit RGB. Raises PhotoError (missing, empty, truncated, no image,
+    too many pixels); never returns half a photo.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise PhotoError(error.strerror or str(error)) from None
+    if not data.size:
+        raise PhotoError("empty file")
+    if looks_truncated(data):
+        raise PhotoError("truncated")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise PhotoError("too many pixels" if "PIXELS" in str(error) else "not readable as an image") from None
+    if image is None:
+        raise PhotoError("not readable as an image")
+    return image
+
+
+def looks_truncated(data):
+    """Does a JPEG or PNG lack its end marker? OpenCV would fill the missing part with grey and say nothing."""
+    head, tail = data[:4].tobytes(), data[-4096:].tobytes()
+    return (head[:2] == b"\xff\xd8" and b"\xff\xd9" not in tail) or (head == b"\x89PNG" and b"IEND" not in tail)
+
+
+def is_photo(name):
+    """Is this a photo's file name? Hidden files (such as macOS's ._mask1.jpg) are not."""
+    return name.lower().endswith(SUFFIXES) and not re.match(r"\.|Thumbs", name)
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+def transforms(augment, size, training):
+    """The albumentations pipeline of a preset: (h, w, 3) uint8 -> (size, size, 3) uint8.
+
+    Without `training`, its geometry alone: what a model is shown when it answers. Normalize is the pipeline's last
+    step too, but is computed on the device (`normalize`), to the same numbers.
+    """
+    import albumentations as A
+
+    resize = A.Resize(size, size, interpolation=cv2.INTER_AREA)
+    if augment == "report":  # the second-place team's list, in its order and with albumentations' defaults
+        steps = [A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)]
+        varied = [
+            A.RandomBrightnessContrast(),
+            A.HorizontalFlip(),
+            A.InvertImg(),
+            A.CoarseDropout(num_holes_range=(4, 4), hole_height_range=(50, 50), hole_width_range=(50, 50)),
+        ]
+    elif augment == "light":
+        steps = [resize]
+        varied = [
+            A.HorizontalFlip(),
+            A.Affine(
+                rotate=(-8, 8),
+                scale=(0.92, 1.08),
+                translate_percent=(-0.04, 0.04),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.8,
+            ),
+            A.RandomBrightnessContrast(0.2, 0.2),
+        ]
+    elif augment == "strong":
+        steps = [resize]
+        varied = [
+            A.HorizontalFlip(),
+            A.Affine(
+                rotate=(-15, 15),
+                scale=(0.85, 1.15),
+                translate_percent=(-0.08, 0.08),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.9,
+            ),
+            A.RandomBrightnessContrast(0.3, 0.3, p=0.7),
+            A.HueSaturationValue(10, 25, 15),
+            A.ToGray(p=0.1),
+            A.OneOf(
+                [A.GaussianBlur((3, 5)), A.ImageCompression(quality_range=(40, 80)), A.GaussNoise((0.02, 0.08))], p=0.4
+            ),
+            A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
+        ]
+    else:
+        steps, varied = [resize], []
+    return A.Compose(steps + varied if training else steps)
+
+
+def normalize(images, mean, std):
+    """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
+    import torch
+
+    mean, std = (torch.tensor(values, device=images.device, dtype=torch.float32) * 255 for values in (mean, std))
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+# --------------------------------------------------------------------------------------------------- batches
+
+
+class Photos:
+    """A torch map-style dataset of photo files.
+
+    An item's key is (index, seed): the seed alone decides its augmentation, so that neither the number of workers
+    nor the place where a run was interrupted changes what is drawn.
+    """
+
+    def __init__(self, files, augment, size, training):
+        """files: (n,) paths; the rest as in `transforms`."""
+        self.files = np.asarray(files, dtype=str)
+        self.size, self.training = size, training
+        self.transform = transforms(augment, size, training)
+
+    def __getitem__(self, key):
+        """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
+        index, seed = key
+        try:
+            image = read_photo(self.files[index])
+        except PhotoError as error:
+            return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
+        if self.training:
+            self.transform.set_random_seed(seed)
+        return index, self.transform(image=image)["image"], ""
+
+
+class Batches:
+    """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order."""
+
+    def __init__(self, count, batch_size, shuffle=False, seed=0):
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
+
+    def __len__(self):
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        seeds = rng.integers(2**31, size=self.count)
+        for at in range(self.start * self.batch_size, self.count, self.batch_size):
+            part = slice(at, at + self.batch_size)
+            yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+
+
+def loader(photos, batches, workers):
+    """A DataLoader of (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start once."""
+    import torch
+
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+    return torch.utils.data.DataLoader(
+        photos,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=quiet_worker,
+    )
+
+
+def collate(items):
+    """List of Photos' items -> one batch."""
+    import torch
+
+    indices, images, errors = zip(*items, strict=True)
+    return torch.tensor(indices), torch.from_numpy(np.stack(images)), list(errors)
+
+
+def quiet_worker(_):
+    """One thread a worker: the workers themselves are the parallelism. Ctrl-C is the parent's to answer."""
+    import signal
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

