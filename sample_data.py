@@ -11,6 +11,7 @@ classes overlap as they do in life. Same settings, same bytes.
 import csv
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,8 +35,8 @@ SKINS = np.float32([[.71, .82, .95], [.67, .77, .92], [.56, .69, .88], [.44, .58
 HAIRS = np.float32([[.07, .07, .08], [.09, .1, .13], [.1, .15, .23], [.14, .22, .36], [.12, .24, .48], [.36, .55, .72]])
 IRISES = np.float32([[.08, .13, .22], [.12, .22, .36], [.22, .36, .38], [.55, .45, .34], [.42, .42, .40]])
 LIPS = np.float32([[.32, .30, .70], [.25, .18, .66], [.42, .36, .78]])
-MASKS = np.float32([[.95, .95, .94], [.95, .95, .94], [.88, .76, .58], [.90, .80, .66], [.72, .82, .62],
-                    [.16, .15, .15], [.42, .40, .38], [.40, .24, .14], [.86, .76, .94], [.55, .68, .8], [.3, .28, .62]])
+MASKS = np.float32([[.95, .95, .94], [.95, .95, .94], [.95, .94, .92], [.92, .80, .58], [.92, .82, .66], [.90, .78, .6],
+                    [.80, .88, .62], [.20, .19, .18], [.62, .36, .18], [.92, .78, .90]])
 GREY = np.float32([.68, .69, .70])
 
 
@@ -140,22 +141,23 @@ def invent(rng, gender, age):
     def worn(start, full):
         return float(np.clip((looks + rng.normal() * 3 - start) / (full - start), 0, 1.15))
 
-    tone, length, wall, cloth = luck(0, len(SKINS) - 1.01), lean(1.7, 1, 0, -9, 9), luck(.45, .85), luck(.1, .7)
+    tone, length, wall, cloth = luck(0, len(SKINS) - 1.01), lean(2.4, 1, 0, -9, 9), luck(.45, .85), luck(.1, .7)
     skin = SKINS[int(tone)] * (1 - tone % 1) + SKINS[int(tone) + 1] * (tone % 1) + rng.normal(size=3) * .008
     rough = worn(28, 60)
     return SimpleNamespace(
-        skin=np.float32(skin + (skin.mean() - skin) * .25 * rough), rough=rough, hair=HAIRS[rng.choice(6, p=[.28, .24, .20, .13, .07, .08])] * luck(.8, 1.25),
+        skin=np.float32(skin + (skin.mean() - skin) * .22 * rough), rough=rough,
+        hair=HAIRS[rng.choice(6, p=[.28, .24, .20, .13, .07, .08])] * luck(.8, 1.25),
         iris=IRISES[rng.choice(5, p=[.4, .25, .15, .12, .08])], wide=luck(.97, 1.08),
         jaw=lean(-1.3, .07, .04, -.16, .26), neck=lean(-1, .11, 1.5, 1.25, 1.8), ears=luck(.85, 1.1),
-        brow=lean(-1.3, .032, .135, .05, .24), brow_y=luck(-.76, -.64), arch=lean(.6, .05, .1, 0, .22),
+        brow=lean(-2, .028, .135, .05, .24), brow_y=luck(-.76, -.64), arch=lean(.6, .05, .1, 0, .22),
         ridge=lean(-1.2, .08, .15, 0, .34), open=lean(.4, .10, 1.05, .8, 1.3), tilt=luck(-.04, .10),
-        lash=lean(1.2, .25, .45, 0, 1), shadow=lean(1.2, .2, -.05, 0, .55), nose=lean(-.5, .08, 1, .82, 1.2),
-        nose_y=luck(-.10, .10), mouth=luck(.74, .92), full=lean(.6, .14, 1, .7, 1.45), lips=lean(1.3, .24, .36, .08, 1),
-        lip_colour=LIPS[rng.integers(3)], stubble=max(0, rng.normal() * .35 + .3) * (1 - gender),
-        length="long" if length > 1.5 else "bob" if length > 0 else "short", reach=luck(0, 1), volume=luck(.2, .55),
+        lash=lean(2, .22, .45, 0, 1), shadow=lean(1.8, .2, .05, 0, .6), nose=lean(-.5, .08, 1, .82, 1.2),
+        nose_y=luck(-.10, .10), mouth=luck(.74, .92), full=lean(.6, .14, 1, .7, 1.45), lips=lean(2, .22, .45, .08, 1),
+        lip_colour=LIPS[rng.integers(3)], stubble=max(0, rng.normal() * .3 + .5) * (1 - gender),
+        length="long" if length > 2.1 else "bob" if length > 0 else "short", reach=luck(0, 1), volume=luck(.2, .55),
         fringe=luck(0, 1) < .3, sweep=luck(-.28, .28), parting=luck(.38, .62), curl=max(0, rng.normal() * .06),
         upward=luck(0, 1) < .45, recede=worn(24, 62) * (luck(.1, .35) if gender else luck(.35, 1.1)),
-        grey=worn(33, 60), lined=worn(26, 60), folds=worn(24, 60), bags=worn(26, 60), sag=worn(30, 62),
+        grey=worn(36, 59), lined=worn(26, 60), folds=worn(24, 60), bags=worn(26, 60), sag=worn(32, 66),
         thin=worn(34, 64), glasses=luck(0, 1) < .22, rim=rng.random(3) * .35, lens=luck(.46, .62),
         backdrop=rng.integers(3), wall=np.float32(wall + rng.normal(size=3) * .04), collar=rng.integers(4),
         cloth=np.float32(np.clip(cloth + rng.normal(size=3) * .10, .03, .92)), stripes=luck(0, 1) < .2,
@@ -188,7 +190,7 @@ def relief(p, rng):
     frown = both((.16, -.85), (.20, -.6), (.14, -.38))
     bags = both((.58, .26), (.95, .52), (1.38, .40)) + both((.70, .44), (1.0, .66), (1.3, .60))
     cheek = both((.50, 1.30), (.82, 1.62), (1.02, 2.1), (1.05, 2.45 + .3 * p.sag))
-    fine = ink(*forehead, *crow, *frown, soft=1.4, width=3) * p.lined + ink(*bags, soft=1.4, width=3) * p.bags
+    fine = ink(*forehead, *crow, *frown, soft=1.5, width=3) * p.lined + ink(*bags, soft=1.5, width=3) * p.bags
     fine += ink(*cheek, soft=2.2, width=3) * p.folds * 1.7
     fine += ink(*both((.92, 2.45), (1.02, 2.75), (.95, 3.1)), soft=1.8, width=2) * p.sag
     return height, np.minimum(fine, 1.6)
@@ -211,12 +213,13 @@ def draw_skin(canvas, p, rng):
         ear = ink(disc(side * 2.20 * p.wide, .42, .28 * p.ears, .60 * p.ears), soft=.8)
         paint(canvas, ear, colour, ((X - side * 1.9) * -.6, 0))
     height, fine = relief(p, rng)
-    height = cv2.GaussianBlur(height, (0, 0), 1.5) - fine * .05
+    height = cv2.GaussianBlur(height, (0, 0), 1.5) - fine * .04
     slope = [np.clip(cv2.Sobel(height, cv2.CV_32F, *d, ksize=3, scale=UNIT / 8), -2, 2) for d in ((1, 0), (0, 1))]
     hollow = np.clip(cv2.stackBlur(height, (41, 41)) - height, -.05, .2)
     blotches = clouds(rng, 60) * (.012 + .03 * p.rough) + clouds(rng, 22) * (.010 + .025 * p.rough)
-    paint(canvas, head, shaded(p.skin, 1 + blotches - hollow * 1.4 - fine * .20), slope)
-    darken(canvas, bell(1.3, 1.15, .55, .45) * .5 + bell(0, 1.35, .3, .25) * .4, (.10, .10, .01))  # flushed cheeks
+    paint(canvas, head, shaded(p.skin, 1 + blotches - hollow * 1.4 - fine * .17), slope)
+    flush = bell(1.3, 1.15, .55, .45) + bell(0, 1.35, .3, .25) * .5
+    darken(canvas, flush * (1.2 - p.rough), (.12, .13, 0))
     darken(canvas, bell(1, .30, .48, .20) * (.06 + .16 * p.bags) + bell(1, -.12, .6, .3) * .12, (.8, 1, 1))
     darken(canvas, bell(1, -.20, .5, .2) * p.shadow, (.35, .6, .5))
     beard = smooth((-2, .9), (-1.3, 1.75), (0, 1.72), (1.3, 1.75), (2, .9), (1.7, 3), (0, 3.9), (-1.7, 3), (-2, .9))
@@ -334,12 +337,12 @@ def draw_surroundings(canvas, p, rng):
         for _ in range(rng.integers(2, 5)):
             left, top, wide = rng.uniform(-6, 5), rng.uniform(-7, 0), rng.uniform(1, 4)
             panel = ink([(left, top), (left + wide, top), (left + wide, 9), (left, 9)], soft=rng.uniform(1, 4))
-            paint(canvas, panel * rng.uniform(.3, .8), rng.uniform(.1, .8) + rng.normal(size=3) * .07)
+            paint(canvas, panel * rng.uniform(.3, .8), rng.uniform(.3, .8) + rng.normal(size=3) * .05)
 
 
 def draw_clothes(canvas, p, rng):
     """Shoulders with a collar: round, V, shirt or turtleneck."""
-    half = np.array([(0, (4.6, 5.9, 5.1, 3.7)[p.collar]), (p.neck + .4, 4.2), (4.0, 4.95), (5.6, 5.9), (9, 9.5)])
+    half = np.array([(0, (4.6, 5.9, 5.1, 4.0)[p.collar]), (p.neck + .4, 4.2), (4.0, 4.95), (5.6, 5.9), (9, 9.5)])
     edge = smooth(*half[:0:-1] * (-1, 1), *half, count=80)
     colour = shaded(p.cloth, 1 + .10 * clouds(rng, 7) + .02 * clouds(rng, 200))
     if p.stripes:
@@ -371,7 +374,7 @@ def portrait(p):
 def put_on_mask(canvas, p, rng, how):
     """The canvas with a mask on: over nose, mouth and chin ("wear"), below the "nose", or below the mouth ("chin")."""
     new = SimpleNamespace(colour=canvas.colour.copy(), slope=[slope.copy() for slope in canvas.slope])
-    top, side, bottom = {"wear": ((.50, .80), (.75, 1.05), (.08, .30)), "nose": ((1.72, 1.92), (1.5, 1.8), (.08, .30)),
+    top, side, bottom = {"wear": ((.52, .80), (.75, 1.05), (.08, .30)), "nose": ((1.85, 2.02), (1.6, 1.9), (.08, .30)),
                          "chin": ((2.75, 3.0), (2.1, 2.5), (.35, .6))}[how]
     top, side, bottom = rng.uniform(*top), rng.uniform(*side), p.chin + rng.uniform(*bottom)
     wide, low, below = 2.02 * p.wide, 1.72 + p.jaw, max(2.45, side + .7)
@@ -404,7 +407,7 @@ def light_up(canvas, rng):
     """The canvas lit by a lamp up front and the room's light: (rows, columns, 3) uint8 BGR."""
     import cv2
 
-    side, above = rng.uniform(-.55, .55), rng.uniform(-.65, -.25)
+    side, above = rng.uniform(-.45, .45), rng.uniform(-.6, -.25)
     room, warmth = rng.uniform(.40, .56), rng.normal(.015, .02)
     across, down = canvas.slope
     facing = np.maximum((1 - across * side - down * above) / np.sqrt(1 + across * across + down * down), 0)
@@ -463,7 +466,7 @@ def cast(people, seed):
     rng, out = np.random.default_rng(seed), []
     while len(out) < people:
         for kind in rng.permutation(6):
-            out.append((int(kind % 2), (int(rng.integers(18, 30)), int(30 + 30 * rng.beta(2, 2)), 60)[kind // 2]))
+            out.append((int(kind % 2), (int(rng.integers(18, 30)), int(30 + 30 * rng.beta(2.5, 2.5)), 60)[kind // 2]))
     return out[:people]
 
 
@@ -476,16 +479,25 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
     several file endings. The folder appears whole or not at all, and takes the place of one drawn before;
     InputError if it holds anything else.
     """
-    import cv2
-    from tqdm import tqdm
-
     folder = Path(folder)
     if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: holds something that wasn't drawn here; choose another folder or move it away")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    try:
+        fill(unfinished, people, eval_people, seed, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def fill(folder, people, eval_people, seed, progress):
+    """Write all of the data set's files into a new folder."""
+    import cv2
+    from tqdm import tqdm
+
     for part in ("train", "eval"):
-        (unfinished / part / "images").mkdir(parents=True)
+        (folder / part / "images").mkdir(parents=True)
     table, answers, landmarks = [], [], []
     everyone = cast(people, [seed, 0]) + cast(eval_people, [seed, 1])
     twin = next((n for n in range(4, people) if everyone[n][1] != everyone[n - 1][1]), None)
@@ -495,7 +507,7 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
         identity = f"{number - (number == twin):06d}" + ("-1" if number % 31 == 9 else "")
         path = f"{identity}_{name}_Drawn_{age}"
         ending = "png" if number % 97 == 5 else "jpeg" if number % 31 == 7 else "jpg"
-        into = unfinished / "train" / "images" / path if training else unfinished / "eval" / "images"
+        into = folder / "train" / "images" / path if training else folder / "eval" / "images"
         into.mkdir(exist_ok=True)
         if training:
             table.append([identity, name, "Drawn", age, path])
@@ -508,7 +520,7 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
                 answers.append([file, answer, identity, mask, name, age])
             quality = [] if file.endswith("png") else [cv2.IMWRITE_JPEG_QUALITY, 80 + number * 7 % 13]
             cv2.imwrite(str(into / file), photo, quality)
-            landmarks.append([(into / file).relative_to(unfinished).as_posix(), *spots.round(1).ravel().tolist()])
+            landmarks.append([(into / file).relative_to(folder).as_posix(), *spots.round(1).ravel().tolist()])
     answers.sort()
     columns = [f"{spot}_{axis}" for spot in ("left_eye", "right_eye", "mouth") for axis in "xy"]
     for file, header, rows, ending in (
@@ -516,11 +528,9 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
             ("eval/info.csv", ["ImageID", "ans"], [[row[0], 0] for row in answers], "\n"),
             ("answers.csv", ["ImageID", "ans", "id", "mask", "gender", "age"], answers, "\n"),
             ("landmarks.csv", ["photo", *columns], landmarks, "\n")):
-        with open(unfinished / file, "w", newline="") as out:
+        with open(folder / file, "w", newline="") as out:
             csv.writer(out, lineterminator=ending).writerows([header, *rows])
-    (unfinished / MARKER).write_text(json.dumps({"people": people, "eval_people": eval_people, "seed": seed}) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    (folder / MARKER).write_text(json.dumps({"people": people, "eval_people": eval_people, "seed": seed}) + "\n")
 
 
 def main():

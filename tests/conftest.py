@@ -1,0 +1,66 @@
+"""What the tests share: a tiny competition of plain photos in milliseconds, and one of drawn people for the chain."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import args  # noqa: E402
+from images import cv2  # noqa: E402  (images sets OpenCV's limits, so it goes first)
+
+STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
+
+
+def write_photo(path, seed, size=(40, 30)):
+    """A small photo of noise, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    cv2.imencode(path.suffix, image)[1].tofile(path)
+
+
+class Competition:
+    """A folder in the competition's layout that a test can bend."""
+
+    def __init__(self, root, people=12, photos=STEMS, answer_for=5):
+        self.root, self.train, self.eval = root, root / "train", root / "eval"
+        self.people = [
+            (f"{n:06d}", ("male", "female")[n % 2], (20, 40, 60)[n // 2 % 3], f"{n:06d}_person") for n in range(people)
+        ]
+        for n, (*_, path) in enumerate(self.people):
+            for k, stem in enumerate(photos):
+                write_photo(self.train / "images" / path / f"{stem}.jpg", n * 100 + k)
+        self.images = [f"answer{n}.jpg" for n in range(answer_for)]
+        for n, name in enumerate(self.images):
+            write_photo(self.eval / "images" / name, 10_000 + n)
+        self.write_table()
+        (self.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in self.images))
+
+    def write_table(self, header="id,gender,race,age,path", newline="\n", encoding="utf-8", rows=None):
+        """Write train.csv; rows: lists of cells, by default those of self.people."""
+        rows = rows or [[i, gender, "Drawn", age, path] for i, gender, age, path in self.people]
+        text = newline.join([header] + [",".join(map(str, row)) for row in rows]) + newline
+        (self.train / "train.csv").write_bytes(text.encode(encoding))
+
+    def settings(self, *overrides):
+        """Settings that point here, with whole photos and the smallest model; overrides: words of a command line."""
+        words = [
+            *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
+            *("--submission", self.root / "submission.csv", "--model.backbone", "test_resnet", "--device", "cpu"),
+            *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
+            *("--train.folds", 2, "--data.workers", 0, "--data.age_boundary", 60),
+        ]
+        return args.read("", argv=[*map(str, words), *map(str, overrides)])
+
+
+@pytest.fixture
+def competition(tmp_path):
+    return Competition(tmp_path)
+
+
+@pytest.fixture
+def make_competition(tmp_path):
+    return lambda **keywords: Competition(tmp_path, **keywords)

@@ -1,0 +1,140 @@
+"""Settings: every one explained, and whoever mistypes one is told which was meant."""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import args
+from files import InputError
+
+SCRIPTS = sorted(
+    path.name for path in ROOT.glob("*.py") if 'if __name__ == "__main__"' in path.read_text() and path.name != "args.py"
+)
+
+
+def complaint(*words):
+    with pytest.raises(InputError) as caught:
+        args.read("", argv=[str(word) for word in words])
+    return str(caught.value)
+
+
+def test_args_json_spells_out_every_default():
+    assert json.loads((ROOT / "args.json").read_text()) == args.as_dict(args.Settings())
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.json")), ids=lambda path: path.name)
+def test_every_recipe_can_be_read(recipe):
+    assert args.read("", argv=["--config", str(recipe)]).run.startswith("runs/")
+
+
+def test_a_setting_is_overridden_by_its_dotted_name():
+    settings = args.read("", argv=["--train.lr", "1e-4", "--train.only_folds", "[0,1]", "--model.pretrained", "true"])
+    assert (settings.train.lr, settings.train.only_folds, settings.model.pretrained) == (1e-4, [0, 1], True)
+
+
+def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path):
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text('{"seed": 1, "train": {"epochs": 3, "lr": 0.5}}')
+    second.write_text('{"train": {"epochs": 4}}')
+    settings = args.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
+    assert (settings.seed, settings.train.epochs, settings.train.lr) == (9, 4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--train.epocks", "3"], "--train.epocks: there is no such setting; did you mean train.epochs?"),
+        (["--epochs", "3"], "did you mean train.epochs?"),
+        (["--train.epoch", "3"], "did you mean train.epochs?"),
+        (["--train.epochs", "many"], "train.epochs"),
+        (["--train.epochs", "0"], "train.epochs"),
+        (["--train.lr", "nan"], "train.lr"),
+        (["--train.optimizer", "adm"], "['adam', 'adamw', 'sgd']"),
+        (["--data.age_boundary", "20"], "data.age_boundary"),
+        (["--data.strict", "perhaps"], "data.strict"),
+        (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
+        (["--data.augment", "report"], "set it to 224"),
+        (["--train.only_folds", "[5]"], "names fold 5, but train.folds is 5"),
+        (["--crop.detectors", "[]"], "crop.detectors is empty"),
+        (["--config", "nowhere.json"], "nowhere.json: no such file"),
+        (["stray"], "stray"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_that_names_the_key(words, expected):
+    line = complaint(*words)
+    assert expected in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"train": {"lrr": 1}}', "train.lrr: there is no such setting; did you mean train.lr?"),
+        ('{"trane": {}}', "did you mean train?"),
+        ('{"seed": 1,}', "can't be read as JSON"),
+        ("[1]", "should be a JSON object"),
+        ('{"seed": "__import__(\'os\')"}', "seed"),
+    ],
+)
+def test_a_bad_settings_file_is_named(tmp_path, content, expected):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    line = complaint("--config", path)
+    assert expected in line and "\n" not in line
+
+
+def test_every_setting_has_its_docstring_in_the_help():
+    text = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT).stdout
+    flat = " ".join(text.split())
+    for group in [args.Settings, *args.GROUPS.values()]:
+        source = Path(args.__file__).read_text().split(f"class {group.__name__}:")[1]
+        for field in dataclasses.fields(group):
+            if field.name not in args.GROUPS:
+                explained = source.split(f"    {field.name}: ")[1].split('"""')[1]
+                assert explained.split()[0] in flat and field.name in flat, f"{group.__name__}.{field.name}"
+                assert " ".join(explained.split())[:40] in flat, f"{group.__name__}.{field.name} is not explained"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_at_once_and_without_torch(script):
+    code = (
+        f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'timm', 'albumentations', 'sklearn', 'cv2', 'onnxruntime'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "--train.epochs" in done.stdout
+    # processor time, since the machine that runs the tests may be busy with something else
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_a_run_refuses_other_settings_and_names_what_changed(competition):
+    args.save(competition.settings())
+    args.save(competition.settings("--data.workers", 1))
+    with pytest.raises(InputError, match=r"train\.lr was 0\.\d+, is 0\.5"):
+        args.save(competition.settings("--train.lr", 0.5))
+
+
+def test_after_training_a_run_remembers_what_it_was_started_with(competition, capsys):
+    args.save(competition.settings("--inference.flip", "true"))
+    run = str(competition.root / "run")
+    later = args.read_for_run("", argv=["--run", run])
+    assert later.data.eval == str(competition.eval) and later.data.crops == "" and later.inference.flip
+    assert "data.eval" in capsys.readouterr().out
+    assert args.read_for_run("", argv=["--run", run, "--data.eval", "elsewhere"]).data.eval == "elsewhere"
+
+
+def test_a_script_ends_with_one_line_and_exit_2():
+    done = subprocess.run([sys.executable, "ensemble.py", "--run", "runs/none"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: runs/none: has no fold0.csv")
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

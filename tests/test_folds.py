@@ -1,0 +1,155 @@
+"""Folds: people stay together, classes stay in proportion, seeds mean something, leaks are refused."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import folds
+from files import InputError, read_csv
+
+REAL_TABLE = {("female", 25): 732, ("female", 45): 817, ("female", 60): 109,
+              ("male", 25): 549, ("male", 45): 410, ("male", 60): 83}  # fmt: skip
+
+
+def real_rows():
+    """Rows of the real table's size and shape: 2,700 people, seven photos each."""
+    people = [(gender == "female", age) for (gender, age), count in REAL_TABLE.items() for _ in range(count)]
+    people = [people[n] for n in np.random.default_rng(0).permutation(len(people))]
+    rows = pd.DataFrame(
+        [(f"{n:06d}", int(gender), age) for n, (gender, age) in enumerate(people) for _ in range(7)],
+        columns=["id", "gender", "age"],
+    )
+    return rows.assign(source="train", twin=np.arange(len(rows)))
+
+
+@pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_class_strays_more_than_8_percent_from_its_share(competition, splitter, seed):
+    settings = competition.settings("--data.splitter", splitter, "--seed", seed, "--train.folds", 5)
+    rows = folds.assign_folds(real_rows(), settings)
+    assert (rows.groupby("id")["fold"].nunique() == 1).all()
+    people = rows.drop_duplicates("id")
+    overall = people.value_counts(["gender", "age"], normalize=True)
+    for _, fold in people.groupby("fold"):
+        share = fold.value_counts(["gender", "age"], normalize=True)
+        assert (abs(share / overall - 1) <= 0.08).all()
+        assert 530 <= len(fold) <= 550
+
+
+@pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
+def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_path):
+    def dealt(seed, hashseed, name):
+        words = ["--data.train", competition.train, "--run", tmp_path / name, "--seed", seed, "--train.only_folds", "[]"]
+        words += ["--data.crops", "", "--train.folds", 2, "--data.splitter", splitter]
+        subprocess.run([sys.executable, "train_kfold.py", *map(str, words)], check=True, capture_output=True, cwd=ROOT,
+                       env=os.environ | {"PYTHONHASHSEED": str(hashseed)})  # fmt: skip
+        return (tmp_path / name / "folds.csv").read_bytes()
+
+    first = dealt(0, 1, "a")
+    assert dealt(0, 2, "b") == first == dealt(0, 77, "c")
+    assert dealt(1, 1, "d") != first
+
+
+def test_the_folds_and_their_command_never_import_torch(competition):
+    code = (
+        "import sys; sys.argv = ['train_kfold.py', '--train.only_folds', '[]', '--data.crops', '', '--data.train', "
+        f"'{competition.train}', '--run', '{competition.root / 'run'}', '--train.folds', '2']\n"
+        "import train_kfold; train_kfold.main(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_a_doubled_id_and_people_with_an_identical_photo_stay_together(competition):
+    rows = real_rows()
+    rows.loc[rows["id"] == "000041", "id"] = "000040"  # one id on two rows, as in the real table
+    rows.loc[rows.index[7 * 100], "twin"] = rows.loc[rows.index[7 * 2000], "twin"]
+    rows = folds.assign_folds(rows, competition.settings("--train.folds", 5))
+    fold = rows.drop_duplicates("id").set_index("id")["fold"]
+    assert (rows[rows["id"] == "000040"]["fold"].nunique(), len(rows[rows["id"] == "000040"])) == (1, 14)
+    assert fold["000100"] == fold["002000"]
+
+
+def test_identical_photos_are_found_whatever_they_are_called(competition):
+    settings = competition.settings()
+    home = competition.train / "images"
+    copy = (home / competition.people[0][3] / "mask1.jpg").read_bytes()
+    (home / competition.people[5][3] / "normal.jpg").write_bytes(copy)
+    rows = folds.prepare(competition.settings("--train.only_folds", "[]"))
+    assert len(rows) - rows["twin"].nunique() == 1
+    fold = rows.drop_duplicates("id").set_index("id")["fold"]
+    assert fold["000000"] == fold["000005"]
+    # same size and same middle, another end: no twins
+    changed = bytearray(copy)
+    changed[-1] ^= 1
+    (home / competition.people[5][3] / "normal.jpg").write_bytes(bytes(changed))
+    fresh, _ = folds.dataset.training_rows(settings)
+    assert len(np.unique(folds.twins(fresh))) == len(fresh)
+
+
+def test_folds_are_made_once_and_then_read(competition):
+    settings = competition.settings()
+    folds.assign_folds(real_rows(), settings)
+    path = competition.root / "run" / "folds.csv"
+    frame = read_csv(path, folds.FOLD_COLUMNS)
+    assert len(frame) == 2700 and frame["id"].is_unique
+    swapped = frame.assign(fold=frame["fold"].map({"0": "1", "1": "0"}))
+    swapped.to_csv(path, index=False)
+    rows = folds.assign_folds(real_rows(), settings).drop_duplicates("id").set_index("id")["fold"]
+    assert (rows[swapped["id"]].to_numpy() == swapped["fold"].astype(int)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(lambda frame: frame[1:], "has no fold there"), (lambda frame: pd.concat([frame, frame[:1]]), "stands there twice"),
+     (lambda frame: frame.assign(fold="4"), "was made for 5 folds")],
+)  # fmt: skip
+def test_folds_that_do_not_fit_the_data_are_refused(competition, change, expected):
+    settings = competition.settings()
+    folds.assign_folds(real_rows(), settings)
+    path = competition.root / "run" / "folds.csv"
+    change(read_csv(path, folds.FOLD_COLUMNS)).to_csv(path, index=False)
+    with pytest.raises(InputError, match=expected):
+        folds.assign_folds(real_rows(), settings)
+
+
+def test_the_gate_names_the_person_or_photo_on_both_sides():
+    rows = folds.pd.DataFrame({"id": ["a", "b", "c"], "twin": [0, 1, 2], "photo": ["a.jpg", "b.jpg", "c.jpg"],
+                               "source": ["train", "extra", "train"]})  # fmt: skip
+    folds.refuse_leaks(rows[:2], rows[2:])
+    with pytest.raises(InputError, match=r"leak: person b .*extra rows"):
+        folds.refuse_leaks(rows[:2], rows[2:].assign(id="b"))
+    with pytest.raises(InputError, match=r"leak: b.jpg \(extra\) .*c.jpg"):
+        folds.refuse_leaks(rows[:2], rows[2:].assign(twin=1))
+
+
+def test_an_extra_photo_that_is_validated_on_stops_training(competition, tmp_path):
+    source = competition.train / "images" / competition.people[0][3] / "normal.jpg"
+    (tmp_path / "aaf").mkdir()
+    (tmp_path / "aaf" / "00001A20.jpg").write_bytes(source.read_bytes())
+    extra = f'[{{"layout": "aaf", "path": "{tmp_path / "aaf"}"}}]'
+    with pytest.raises(InputError, match=r"leak: .*00001A20.jpg \(extra\)"):
+        folds.prepare(competition.settings("--data.extra", extra))
+
+
+def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(competition, tmp_path):
+    folds.prepare(competition.settings())
+    made = competition.root / "run"
+    (made / "pseudo.csv").write_text("ImageID,fold,ans,confidence\nanswer0.jpg,0,3,0.99\nanswer0.jpg,1,4,0.98\n")
+    words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
+    rows = folds.prepare(competition.settings(*words))
+    for k, label in ((0, 3), (1, 4)):
+        training, validation = folds.split(rows, k)
+        assert training[training["source"] == "pseudo"]["label"].tolist() == [label]
+        assert set(validation["source"]) == {"train"} and len(validation) + len(training) == 84 + 1
+    with pytest.raises(InputError, match=r"leak: .* has others"):
+        folds.prepare(competition.settings(*words, "--seed", 5, "--run", tmp_path / "third"))
+
+
+def test_what_each_fold_holds_is_shown(competition, capsys):
+    folds.prepare(competition.settings())
+    assert "people" in capsys.readouterr().out.splitlines()[0]

@@ -1,0 +1,116 @@
+"""Photos as they come, augmentation as promised, and nothing that hangs on the number of workers."""
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import images
+
+
+@pytest.fixture
+def picture():
+    """A smooth colour picture, 48 x 64, that JPEG hardly changes."""
+    y, x = np.mgrid[0:48, 0:64]
+    return np.stack([x * 3, y * 4, 255 - x * 2], -1).astype(np.uint8)
+
+
+def save(path, picture, **options):
+    Image.fromarray(picture).save(path, **options)
+    return path
+
+
+def test_any_kind_of_photo_becomes_8_bit_rgb(tmp_path, picture):
+    image = Image.fromarray(picture)
+    image.save(tmp_path / "rgb.png")
+    image.save(tmp_path / "jpeg.jpg", quality=95)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    image.copy().convert("RGBA").save(tmp_path / "alpha.png")
+    image.save(tmp_path / "한국어 이름.jpg", quality=95)
+    image.save(tmp_path / "really_a.png.jpg", format="PNG")
+    cv2.imwrite(str(tmp_path / "sixteen.png"), picture[..., ::-1].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees to see it so
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    for path in tmp_path.iterdir():
+        found = images.read_photo(path)
+        assert found.shape == (48, 64, 3) and found.dtype == np.uint8, path.name
+        assert abs(found.astype(int) - picture).mean() < 4, path.name
+    image.convert("L").save(tmp_path / "grey.png")
+    assert (np.ptp(images.read_photo(tmp_path / "grey.png"), axis=2) == 0).all()
+
+
+def test_what_is_no_photo_is_said_to_be_none(tmp_path, picture):
+    whole = save(tmp_path / "whole.jpg", picture, quality=95).read_bytes()
+    png = save(tmp_path / "whole.png", picture).read_bytes()
+    bad = {"missing.jpg": None, "empty.jpg": b"", "text.jpg": b"hello", "half.jpg": whole[: len(whole) // 2],
+           "half.png": png[: len(png) // 2]}  # fmt: skip
+    for name, content in bad.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(images.PhotoError):
+            images.read_photo(tmp_path / name)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(images.PhotoError, match="too many pixels"):
+        images.read_photo(tmp_path / "bomb.png")
+
+
+def test_the_report_preset_is_the_reports_list():
+    steps = images.transforms("report", 224, True).transforms
+    assert [type(step).__name__ for step in steps] == ["CenterCrop", "Resize", "RandomBrightnessContrast",
+                                                       "HorizontalFlip", "InvertImg", "CoarseDropout"]  # fmt: skip
+    assert (steps[0].height, steps[0].width, steps[1].height, steps[1].width) == (400, 256, 224, 224)
+    holes = steps[-1]
+    assert holes.num_holes_range == (4, 4) and holes.hole_height_range == (50, 50) == holes.hole_width_range
+    shown = images.transforms("report", 224, False).transforms
+    assert [type(step).__name__ for step in shown] == ["CenterCrop", "Resize"]
+
+
+def test_normalising_on_the_device_equals_albumentations_normalize(picture):
+    mean, std = images.IMAGENET
+    expected = A.Normalize(mean, std)(image=picture)["image"].transpose(2, 0, 1)
+    found = images.normalize(torch.from_numpy(picture[None]), mean, std)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(found[0].numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+def test_every_preset_gives_squares_and_only_training_varies(picture, augment):
+    for training in (False, True):
+        transform = images.transforms(augment, 32, training)
+        found = [transform(image=picture)["image"] for _ in range(20)]
+        assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in found)
+        assert any((image != found[0]).any() for image in found) == (training and augment != "none")
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, augment):
+    files = [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(10)]
+
+    def epoch(workers, number):
+        batches = images.Batches(10, 4, shuffle=True, seed=3)
+        batches.epoch = number
+        return [(indices.tolist(), photos) for indices, photos, _ in
+                images.loader(images.Photos(files, augment, 24, True), batches, workers)]  # fmt: skip
+
+    alone, two = epoch(0, 0), epoch(2, 0)
+    assert [a for a, _ in alone] == [b for b, _ in two]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone, two, strict=True))
+    assert [a for a, _ in epoch(0, 1)] != [a for a, _ in alone]
+
+
+def test_a_resumed_epoch_goes_on_with_the_same_batches():
+    batches = images.Batches(50, 8, shuffle=True, seed=1)
+    whole = list(batches)
+    batches.start = 3
+    assert list(batches) == whole[3:] and len(whole) == len(batches) == 7
+    assert sorted(index for batch in whole for index, _ in batch) == list(range(50))
+
+
+def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
+    files = [save(tmp_path / "good.png", picture), tmp_path / "gone.png"]
+    feed = images.loader(images.Photos(files, "none", 16, False), images.Batches(2, 2), 0)
+    (indices, photos, errors) = next(iter(feed))
+    assert indices.tolist() == [0, 1] and errors[0] == "" and "No such file" in errors[1] and not photos[1].any()

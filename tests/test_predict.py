@@ -1,0 +1,207 @@
+"""From checkpoints to submission.csv: every photo gets its row, votes are counted rightly, mismatches are refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dataset
+import ensemble
+import inference
+import labels
+import model
+import pseudo_label
+from files import InputError
+
+
+def main_of(script, settings, monkeypatch, **flags):
+    """Run a script's main() with these settings."""
+    for name, value in flags.items():
+        setattr(settings, name, value)
+    monkeypatch.setattr(script.args, "read_for_run", lambda *_: settings)
+    script.main()
+
+
+@pytest.fixture
+def trained(competition):
+    """A competition with two folds of random weights, and its settings."""
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        about = {"backbone": "test_resnet", "heads": "multi", "image_size": 32, "augment": "light", "mean": [0.5] * 3,
+                 "std": [0.5] * 3, "crops": {}, "classes": list(labels.CLASSES), "prior": [1 / 18] * 17 + [1 / 18]}
+        about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
+        net = model.build("test_resnet", "multi", False, 32)
+        torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
+        model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
+    return competition, competition.settings()
+
+
+def predictions(competition, fold):
+    return pd.read_csv(competition.root / "run" / f"fold{fold}.csv")
+
+
+def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trained, monkeypatch, capsys):
+    competition, settings = trained
+    names = [competition.images[n] for n in (3, 0, 4, 1, 0)]
+    (competition.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in [*names, "gone.jpg"]))
+    (competition.eval / "images" / names[2]).write_bytes(b"")
+    main_of(inference, settings, monkeypatch)
+    assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().out
+    main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+    submission = pd.read_csv(settings.submission)
+    assert submission.columns.tolist() == ["ImageID", "ans"]
+    assert submission["ImageID"].tolist() == [*names, "gone.jpg"]
+    frame = predictions(competition, 0)
+    assert frame.columns.tolist() == ["ImageID", "ans", *labels.PROBABILITIES]
+    assert frame.loc[2, labels.PROBABILITIES].tolist() == frame.loc[5, labels.PROBABILITIES].tolist()
+    assert frame["p0"][2] == pytest.approx(1.5 / 18, abs=1e-6) and frame["ans"][2] == 0  # the prior
+    assert frame.loc[1].tolist() == frame.loc[4].tolist()  # the same photo twice
+    assert frame["p0"][0] != frame["p0"][1]
+
+
+def test_a_photos_answer_does_not_hang_on_its_batch(trained, monkeypatch):
+    competition, settings = trained
+    main_of(inference, settings, monkeypatch)
+    before = predictions(competition, 1)
+    settings.inference.batch_size = 2
+    main_of(inference, settings, monkeypatch)
+    assert np.allclose(predictions(competition, 1)[labels.PROBABILITIES], before[labels.PROBABILITIES], atol=2e-6)
+
+
+def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
+    import images
+
+    reads, honest = [], images.read_photo
+    monkeypatch.setattr(images, "read_photo", lambda path: reads.append(path) or honest(path))
+    main_of(inference, trained[1], monkeypatch)
+    assert len(reads) == 5
+
+
+def test_a_flip_averages_both_views(trained, monkeypatch):
+    competition, settings = trained
+    main_of(inference, settings, monkeypatch)
+    plain = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    for name in competition.images:
+        path = str(competition.eval / "images" / name)
+        pixels = inference_cv2().imread(path)
+        inference_cv2().imwrite(path.replace(".jpg", ".png"), pixels[:, ::-1])
+    (competition.eval / "info.csv").write_text("ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images))
+    main_of(inference, settings, monkeypatch)
+    mirrored = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    settings.inference.flip = True
+    main_of(inference, settings, monkeypatch)
+    both = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    assert np.allclose(both, (plain + mirrored) / 2, atol=0.01) and not np.allclose(both, mirrored, atol=0.01)
+
+
+def inference_cv2():
+    from images import cv2
+
+    return cv2
+
+
+def test_preparation_comes_from_the_weights_and_other_crops_are_refused(trained, tmp_path):
+    made = {"size": 224, "margin": 0.25, "align": False, "detectors": ["centre"]}
+    inference.refuse_other_crops({}, "")
+    with pytest.raises(InputError, match="trained on face crops, data.crops is empty"):
+        inference.refuse_other_crops(made, "")
+    with pytest.raises(InputError, match="trained on whole photos"):
+        inference.refuse_other_crops({}, "crops")
+    (tmp_path / "crop.json").write_text('{"size": 224, "margin": 0.5, "align": false, "detectors": ["centre"]}')
+    with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
+        inference.refuse_other_crops(made, str(tmp_path))
+
+
+def test_a_run_without_weights_says_so(competition, monkeypatch):
+    with pytest.raises(InputError, match=r"has no fold\*/best.safetensors: train first"):
+        main_of(inference, competition.settings(), monkeypatch)
+
+
+# ------------------------------------------------------------------------------------------------ pseudo labels
+
+
+def table(answers, confidence):
+    """Predictions with these answers, each of this probability."""
+    probabilities = np.full((len(answers), 18), 0.0)
+    for row, (answer, value) in enumerate(zip(answers, confidence, strict=True)):
+        probabilities[row] = (1 - value) / 17
+        probabilities[row, answer] = value
+    return labels.with_answers(pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(answers))]}), probabilities)
+
+
+def test_only_sure_answers_are_kept_and_at_most_so_many_a_class():
+    frame = table([3, 3, 3, 5, 5], [0.99, 0.95, 0.8, 0.5, 0.97])
+    assert pseudo_label.choose(frame, 0.9, 0)["ImageID"].tolist() == ["0.jpg", "4.jpg", "1.jpg"]
+    assert pseudo_label.choose(frame, 0.9, 1)["ImageID"].tolist() == ["0.jpg", "4.jpg"]
+
+
+def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition, monkeypatch):
+    run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
+    run.mkdir()
+    for fold, answers in enumerate(([1, 2], [7, 8])):
+        table(answers, [0.9, 0.9]).to_csv(run / f"fold{fold}.csv", index=False)
+    (run / "unreadable.csv").write_text("ImageID,reason\n1.jpg,empty file\n")
+    main_of(pseudo_label, settings, monkeypatch)
+    frame = pd.read_csv(run / "pseudo.csv")
+    assert frame[["ImageID", "fold", "ans"]].to_numpy().tolist() == [["0.jpg", 0, 1], ["0.jpg", 1, 7]]
+    assert frame.columns.tolist() == [*dataset.PSEUDO_COLUMNS, *labels.PROBABILITIES]
+    settings.pseudo.threshold = 0.95
+    with pytest.raises(InputError, match=r"pseudo.threshold 0\.95: lower it"):
+        main_of(pseudo_label, settings, monkeypatch)
+
+
+# -------------------------------------------------------------------------------------------------------- votes
+
+
+def votes(*members):
+    """(members, 1, 18) probabilities: each member's are {class: probability}."""
+    stack = np.zeros((len(members), 1, 18))
+    for number, probabilities in enumerate(members):
+        for answer, value in probabilities.items():
+            stack[number, 0, answer] = value
+    return stack
+
+
+def test_soft_is_the_mean_and_hard_the_majority():
+    stack = votes({0: 0.51, 4: 0.49}, {0: 0.51, 4: 0.49}, {4: 1.0})
+    assert ensemble.soft_vote(stack).tolist() == [4] and ensemble.hard_vote(stack).tolist() == [0]
+
+
+def test_a_tied_vote_goes_by_attribute_and_then_by_mean_probability():
+    wear_male_young, wear_female_young, wear_female_middle = 0, 3, 4
+    stack = votes({wear_male_young: 1.0}, {wear_female_young: 0.6, 17: 0.4}, {wear_female_middle: 1.0})
+    assert ensemble.hard_vote(stack).tolist() == [wear_female_young]  # female 2 of 3, <30 2 of 3
+    assert ensemble.hard_vote(votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
+
+
+def test_members_that_answer_for_other_photos_are_refused(tmp_path):
+    for run, names in (("a", "01"), ("b", "10"), ("c", "0")):
+        (tmp_path / run).mkdir()
+        frame = table([1] * len(names), [0.9] * len(names)).assign(ImageID=[f"{n}.jpg" for n in names])
+        frame.to_csv(tmp_path / run / "fold0.csv", index=False)
+    ids, found = ensemble.members([tmp_path / "a", tmp_path / "a"])
+    assert list(ids) == ["0.jpg", "1.jpg"]
+    with pytest.raises(InputError, match=r"b/fold0.csv, row 2: is 1.jpg"):
+        ensemble.members([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(InputError, match="has 1 rows, .* has 2"):
+        ensemble.members([tmp_path / "a", tmp_path / "c"])
+    with pytest.raises(InputError, match="has no fold0.csv: run inference.py"):
+        ensemble.members([tmp_path / "d"])
+
+
+def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
+    competition, settings = trained
+    main_of(inference, settings, monkeypatch)
+    (competition.eval / "info.csv").write_text("ImageID\nanswer0.jpg\n")
+    with pytest.raises(InputError, match=r"has other rows \(1\)"):
+        main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+
+
+def test_voting_never_imports_torch():
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    code = "import sys, ensemble, pseudo_label; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

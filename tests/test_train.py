@@ -1,0 +1,168 @@
+"""Training: scored by the true boundary, resumable to the bit, finished folds left alone."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dataset
+import folds
+import labels
+import train
+from files import InputError
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator(monkeypatch, accelerator):
+    """accelerate keeps its state for the process; building it once is what the scripts do too."""
+    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)
+
+
+def weights(run, fold=0):
+    return load_file(run / f"fold{fold}" / "best.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_what_the_contract_names(competition):
+    train.train_folds(competition.settings(), [0, 1])
+    run = competition.root / "run"
+    oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
+    assert list(oof.columns) == [*train.OOF_COLUMNS, *labels.PROBABILITIES]
+    rows, _ = dataset.training_rows(competition.settings())
+    assert sorted(oof["ImageID"]) == sorted(rows["ImageID"])
+    assert oof.set_index("ImageID")["target"].to_dict() == rows.set_index("ImageID")["target"].to_dict()
+    dealt = pd.read_csv(run / "folds.csv", dtype={"id": str}).set_index("id")["fold"]
+    assert (oof["fold"].to_numpy() == dealt[oof["id"]].to_numpy()).all()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1", "folds"} <= metrics.keys()
+    assert metrics["folds"] == [0, 1]
+    assert metrics["f1"] == pytest.approx(labels.scores(oof["target"], oof["ans"])["f1"])
+    assert len(pd.read_csv(run / "fold0" / "log.csv")) == 2
+    assert not (run / "fold0" / "state.pt").exists()
+
+
+def test_scores_use_60_whatever_is_trained_on(competition):
+    rows = [["000000", "male", "x", 58, competition.people[0][3]], ["000001", "male", "x", 59, competition.people[1][3]]]
+    competition.write_table(rows=rows)
+    train.train_folds(competition.settings("--data.age_boundary", 55), [0, 1])
+    oof = pd.read_csv(competition.root / "run" / "oof.csv")
+    assert (oof["target"] % 3 == 1).all()  # 58 and 59 are not yet 60
+
+
+def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(competition):
+    train.train_folds(competition.settings("--train.epochs", 4, "--train.lr", 0.01), [0])
+    run = competition.root / "run"
+    log, oof = pd.read_csv(run / "fold0" / "log.csv"), pd.read_csv(run / "oof.csv")
+    assert labels.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, tmp_path, workers):
+    train.train_folds(competition.settings("--data.augment", "strong"), [0])
+    again = ["--data.augment", "strong", "--run", tmp_path / "again", "--data.workers", workers]
+    train.train_folds(competition.settings(*again), [0])
+    assert same(weights(competition.root / "run"), weights(tmp_path / "again"))
+    train.train_folds(competition.settings(*again, "--run", tmp_path / "other", "--seed", 1), [0])
+    assert not same(weights(tmp_path / "again"), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch, step, optimizer):
+    words = ["--data.augment", "light", "--model.dropout", 0.3, "--train.optimizer", optimizer]
+    train.train_folds(competition.settings(*words), [0])
+    resumed = competition.settings(*words, "--run", tmp_path / "resumed")
+    honest, steps = train.Learner.train_step, []
+
+    def interrupted(self, *batch):
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        steps.append(batch)
+        return honest(self, *batch)
+
+    monkeypatch.setattr(train.Learner, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_folds(resumed, [0])
+    monkeypatch.setattr(train.Learner, "train_step", honest)
+    train.train_folds(resumed, [0])
+    assert same(weights(competition.root / "run"), weights(tmp_path / "resumed"))
+    for name in ("fold0/log.csv", "oof.csv"):
+        assert (competition.root / "run" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+def test_finished_folds_are_left_alone_and_the_others_join_them(competition, capsys):
+    settings = competition.settings()
+    train.train_folds(settings, [0])
+    before = (competition.root / "run" / "fold0" / "best.safetensors").stat().st_mtime_ns
+    assert json.loads((competition.root / "run" / "metrics.json").read_text())["folds"] == [0]
+    train.train_folds(settings, [0, 1])
+    assert "fold 0 is finished" in capsys.readouterr().out
+    assert (competition.root / "run" / "fold0" / "best.safetensors").stat().st_mtime_ns == before
+    assert len(pd.read_csv(competition.root / "run" / "oof.csv")) == 84
+
+
+def test_a_damaged_state_says_what_to_do(competition):
+    (competition.root / "run" / "fold0").mkdir(parents=True)
+    (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"state.pt: can't go on from it .*remove it"):
+        train.train_folds(competition.settings(), [0])
+
+
+def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(train, "fit", lambda rows, validation, settings, fold, _: seen.update({fold: (rows, validation)}))
+    folds.prepare(competition.settings())
+    pseudo = competition.root / "run" / "pseudo.csv"
+    pseudo.write_text("ImageID,fold,ans,confidence\nanswer0.jpg,1,3,0.99\n")
+    train.train_folds(competition.settings("--data.pseudo", pseudo, "--run", tmp_path / "b"), [0, 1])
+    assert [(rows["source"] == "pseudo").sum() for rows, _ in seen.values()] == [0, 1]
+    assert all(set(validation["source"]) == {"train"} for _, validation in seen.values())
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "exponential", "cosine", "onecycle", "step"])
+def test_the_learning_rate_takes_its_course(scheduler):
+    settings = train.args.Train(lr=0.1, epochs=4, scheduler=scheduler, gamma=0.5, step_epochs=2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
+    course = train.make_scheduler(optimizer, settings, 5)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        course.step()
+    expected = {"constant": [0.1] * 4, "exponential": [0.1, 0.05, 0.025, 0.0125], "step": [0.1, 0.1, 0.05, 0.05]}
+    if scheduler in expected:
+        assert rates == pytest.approx(np.repeat(expected[scheduler], 5).tolist())
+    else:
+        assert rates[-1] < 0.01 and max(rates) == pytest.approx(0.1)
+
+
+def test_patience_stops_when_f1_no_longer_rises():
+    log = [{"f1": value} for value in (0.1, 0.3, 0.2, 0.3)]
+    assert train.stalled(log, 2) and not train.stalled(log, 3) and not train.stalled(log, 0)
+
+
+def test_a_photo_that_vanishes_while_training_is_named():
+    with pytest.raises(InputError, match=r"b.jpg: can't be read any more \(empty file\)"):
+        train.refuse_unreadable(["", "empty file"], torch.tensor([0, 1]), ["a.jpg", "b.jpg"])
+
+
+def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch):
+    monkeypatch.undo()
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for words, expected in ((["--device", "cuda"], "sees no GPU"), (["--train.amp", "fp16"], "needs a GPU")):
+        with pytest.raises(InputError, match=expected):
+            train.make_accelerator(competition.settings(*words))
