@@ -121,6 +121,8 @@ class Model:
     """joint = one 18-way output; multi = mask, gender and age apart, their probabilities multiplied"""
     dropout: Smoothing = 0.0
     """dropout before the classifier"""
+    freeze_bn: bool = True
+    """keep batch norm's statistics as the pretrained weights have them: for a few hundred steps on few photos"""
 
 
 @dataclass
@@ -139,13 +141,13 @@ class Loss:
 class Train:
     """Training."""
 
-    epochs: PositiveInt = 6
+    epochs: PositiveInt = 5
     """passes over the training photos"""
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = 16
     """photos a step"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (Nesterov)"""
-    lr: PositiveFloat = 0.0015
+    lr: PositiveFloat = 0.001
     """learning rate; with cosine and onecycle its peak"""
     weight_decay: NonNegativeFloat = 0.01
     """weight decay"""
@@ -275,6 +277,9 @@ def read(doc, flags=None, argv=None):
         name = flag.lstrip("-")
         setattr(settings, name, getattr(values, name))
     settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
+    for key, value in flatten(as_dict(settings)).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            put(settings, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
     return check(settings)
 
 

@@ -59,7 +59,19 @@ def build(backbone, heads, pretrained, image_size, dropout=0.0):
     if isinstance(pretrained, str):
         load_backbone(model, weights_of(pretrained))
     quiet_classifier(model)
+    for part in model.modules():
+        # TensorFlow's momentum, which timm's tf_ models keep, follows new photos ten times slower than torch's: after
+        # a short fit the statistics would still be ImageNet's, and every validation score too low
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
+            part.momentum = max(part.momentum, 0.1)
     return model
+
+
+def freeze_batch_norm(model):
+    """Put batch norm alone into eval mode: its statistics stay, its weights still learn. After each model.train()."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 def quiet_classifier(model):

@@ -114,6 +114,7 @@ class Learner:
         self.scale = [
             net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), images.IMAGENET, strict=True)
         ]
+        self.freeze_bn = chosen.freeze_bn
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
         self.net, self.optimizer = accelerator.prepare(net, make_optimizer(net.parameters(), settings.train))
         self.scheduler = make_scheduler(self.optimizer.optimizer, settings.train, steps)
@@ -192,7 +193,11 @@ class Learner:
         import torch
         from tqdm import tqdm
 
+        import model
+
         self.net.train()
+        if self.freeze_bn:
+            model.freeze_batch_norm(self.net)
         before, waited, start = self.seen, 0.0, time.perf_counter()
         total = torch.zeros((), device=self.device)
         bar = tqdm(

@@ -1,5 +1,6 @@
 """What the tests share: a tiny competition of plain photos in milliseconds, and one of drawn people for the chain."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as files.guarded does for the scripts
 
 import args  # noqa: E402
 from images import cv2  # noqa: E402  (images sets OpenCV's limits, so it goes first)
