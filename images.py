@@ -158,14 +158,22 @@ class Batches:
         self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
 
     def __len__(self):
-        return -(-self.count // self.batch_size)
+        return max(1, (self.count - self.lone) // self.batch_size + (self.count % self.batch_size > self.lone))
+
+    @property
+    def lone(self):
+        """1 if a last training batch would hold a single photo, of which batch norm can learn nothing; it joins the
+        batch before."""
+        return int(self.shuffle and self.count % self.batch_size == 1 < self.count)
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
         seeds = rng.integers(2**31, size=self.count)
         for at in range(self.start * self.batch_size, self.count, self.batch_size):
-            part = slice(at, at + self.batch_size)
+            if self.lone and at == self.count - 1:
+                return
+            part = slice(at, at + self.batch_size + (self.lone and at + self.batch_size == self.count - 1))
             yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
 
 
@@ -183,6 +191,7 @@ def loader(photos, batches, workers):
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=quiet_worker,
+        generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
     )
 
 

@@ -126,7 +126,7 @@ def main():
     if bad.any():
         write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
         print(
-            f"warning: {int(bad.sum())} of {len(rows)} photos can't be read and get the training labels' shares, such as "
+            f"warning: {int(bad.sum())} of {len(rows)} photos can't be read and get the training labels' shares: "
             f"{rows['photo'][bad].iloc[0]}; all of them: {report}"
         )
     elif report.is_file():

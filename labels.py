@@ -118,7 +118,7 @@ def fold_files(run):
 
 
 def read_fold(path):
-    """A fold's predictions as a DataFrame of ImageID, ans (int), p0..p17 (float32); InputError if they can't be right."""
+    """A fold's predictions: DataFrame of ImageID, ans (int), p0..p17 (float32). InputError if they can't be right."""
     frame = read_csv(path, ["ImageID", "ans"], "inference.py writes it", numbers=PROBABILITIES)
     missing = [name for name in PROBABILITIES if name not in frame.columns]
     if missing:

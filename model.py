@@ -1,4 +1,4 @@
-"""Backbones from timm with one joint head or three; where their weights come from; weights on disk with all that they need.
+"""Backbones from timm with one joint head or three; where their weights come from; weights on disk with all they need.
 
 A weights file is safetensors; its metadata holds how the model was built and how its photos were prepared, so that
 inference can't prepare them otherwise.
@@ -59,11 +59,6 @@ def build(backbone, heads, pretrained, image_size, dropout=0.0):
     if isinstance(pretrained, str):
         load_backbone(model, weights_of(pretrained))
     quiet_classifier(model)
-    for part in model.modules():
-        # TensorFlow's momentum, which timm's tf_ models keep, follows new photos ten times slower than torch's: after
-        # a short fit the statistics would still be ImageNet's, and every validation score too low
-        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.momentum is not None:
-            part.momentum = max(part.momentum, 0.1)
     return model
 
 

@@ -8,8 +8,12 @@ Reads photos or crops, writes runs/NAME/fold0/best.safetensors, log.csv, oof.csv
 the same --run adds the other folds.
 """
 
+import contextlib
+import signal
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -199,16 +203,12 @@ class Learner:
         if self.freeze_bn:
             model.freeze_batch_norm(self.net)
         before, waited, start = self.seen, 0.0, time.perf_counter()
-        total = torch.zeros((), device=self.device)
+        total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(
             total=feed.batch_sampler.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None
         )
 
-        def settle():  # .item() waits for the GPU: now and then, not every step
-            self.loss += total.item()
-            total.zero_()
-
-        try:
+        with bar, stopping_between_steps() as stop:
             asked = time.perf_counter()
             for indices, photos, errors in feed:
                 waited += time.perf_counter() - asked
@@ -216,20 +216,15 @@ class Learner:
                 total += self.train_step(indices, photos)
                 self.step, self.seen = self.step + 1, self.seen + len(indices)
                 bar.update(len(indices))
-                if not bar.disable and self.step % 20 == 0:
-                    settle()
-                    bar.set_postfix(loss=f"{self.loss / self.seen:.3f}", F1=f"{max(self.best_f1, 0):.3f}")
-                if time.monotonic() - self.saved > SAVE_MINUTES * 60:
-                    settle()
+                if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
+                    bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", F1=f"{max(self.best_f1, 0):.3f}")
+                if stop.asked or time.monotonic() - self.saved > SAVE_MINUTES * 60:
+                    self.loss = total.item()
                     self.save()
+                if stop.asked:
+                    raise KeyboardInterrupt
                 asked = time.perf_counter()
-            settle()
-        except KeyboardInterrupt:
-            settle()
-            self.save()
-            raise
-        finally:
-            bar.close()
+        self.loss = total.item()
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "photos_per_second": (self.seen - before) / seconds, "waited": waited / seconds}
 
@@ -250,6 +245,29 @@ class Learner:
         return torch.cat(found).cpu()
 
 
+@contextlib.contextmanager
+def stopping_between_steps():
+    """Within the block Ctrl-C only sets `asked` of what this gives; a second one interrupts at once.
+
+    An interrupt in mid-step would leave a model that has taken a step which nobody counted.
+    """
+    stop = SimpleNamespace(asked=False)
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_):
+        stop.asked = True
+        signal.signal(signal.SIGINT, before)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
 def refuse_unreadable(errors, indices, files):
     """Raise InputError if a photo that was readable when training began no longer is."""
     for error, index in zip(errors, indices.tolist(), strict=True):
@@ -261,7 +279,7 @@ def refuse_unreadable(errors, indices, files):
 
 
 def fit(rows, validation, settings, fold, accelerator):
-    """Train on `rows`, choose the epoch of best macro F1 over all of `validation`; leave the result in runs/NAME/fold{k}.
+    """Train on `rows`, choose the epoch of best macro F1 over all of `validation`; the result is in runs/NAME/fold{k}.
 
     rows, validation: rows of folds.py with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row an
     epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same

@@ -14,7 +14,9 @@ import args
 from files import InputError
 
 SCRIPTS = sorted(
-    path.name for path in ROOT.glob("*.py") if 'if __name__ == "__main__"' in path.read_text() and path.name != "args.py"
+    path.name
+    for path in ROOT.glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text() and path.name != "args.py"
 )
 
 
@@ -89,7 +91,9 @@ def test_a_bad_settings_file_is_named(tmp_path, content, expected):
 
 
 def test_every_setting_has_its_docstring_in_the_help():
-    text = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT).stdout
+    text = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
     flat = " ".join(text.split())
     for group in [args.Settings, *args.GROUPS.values()]:
         source = Path(args.__file__).read_text().split(f"class {group.__name__}:")[1]
@@ -135,6 +139,8 @@ def test_after_training_a_run_remembers_what_it_was_started_with(competition, ca
 
 
 def test_a_script_ends_with_one_line_and_exit_2():
-    done = subprocess.run([sys.executable, "ensemble.py", "--run", "runs/none"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "ensemble.py", "--run", "runs/none"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: runs/none: has no fold0.csv")
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

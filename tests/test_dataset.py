@@ -56,8 +56,12 @@ def test_file_endings_vary_and_hidden_files_are_no_photos(competition):
 
 
 def test_the_boundary_of_58_trains_and_the_boundary_of_60_scores(competition):
-    competition.write_table(rows=[["000000", "male", "Drawn", 58, competition.people[0][3]],
-                                  ["000001", "male", "Drawn", 57, competition.people[1][3]]])
+    competition.write_table(
+        rows=[
+            ["000000", "male", "Drawn", 58, competition.people[0][3]],
+            ["000001", "male", "Drawn", 57, competition.people[1][3]],
+        ]
+    )
     rows, _ = dataset.training_rows(competition.settings("--data.age_boundary", 58))
     for person, label, target in (("000000", 2, 1), ("000001", 1, 1)):
         own = rows[rows["id"] == person]
@@ -110,7 +114,9 @@ def test_a_folder_without_photos_a_wrong_name_and_a_doubled_path_are_named(compe
 
 
 def test_without_strict_bad_rows_are_listed_and_the_rest_goes_on(competition):
-    rows = [[i, gender, "x", "old" if n == 3 else age, path] for n, (i, gender, age, path) in enumerate(competition.people)]
+    rows = [
+        [i, gender, "x", "old" if n == 3 else age, path] for n, (i, gender, age, path) in enumerate(competition.people)
+    ]
     competition.write_table(rows=rows)
     kept, problems = dataset.training_rows(competition.settings("--data.strict", "false"))
     assert len(kept) == 11 * 7 and [p["row"] for p in problems.rows] == [5]

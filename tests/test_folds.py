@@ -44,7 +44,16 @@ def test_no_class_strays_more_than_8_percent_from_its_share(competition, splitte
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_path):
     def dealt(seed, hashseed, name):
-        words = ["--data.train", competition.train, "--run", tmp_path / name, "--seed", seed, "--train.only_folds", "[]"]
+        words = [
+            "--data.train",
+            competition.train,
+            "--run",
+            tmp_path / name,
+            "--seed",
+            seed,
+            "--train.only_folds",
+            "[]",
+        ]
         words += ["--data.crops", "", "--train.folds", 2, "--data.splitter", splitter]
         subprocess.run([sys.executable, "train_kfold.py", *map(str, words)], check=True, capture_output=True, cwd=ROOT,
                        env=os.environ | {"PYTHONHASHSEED": str(hashseed)})  # fmt: skip
@@ -105,7 +114,8 @@ def test_folds_are_made_once_and_then_read(competition):
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [(lambda frame: frame[1:], "has no fold there"), (lambda frame: pd.concat([frame, frame[:1]]), "stands there twice"),
+    [(lambda frame: frame[1:], "has no fold there"),
+     (lambda frame: pd.concat([frame, frame[:1]]), "stands there twice"),
      (lambda frame: frame.assign(fold="4"), "was made for 5 folds")],
 )  # fmt: skip
 def test_folds_that_do_not_fit_the_data_are_refused(competition, change, expected):

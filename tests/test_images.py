@@ -109,6 +109,13 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches():
     assert sorted(index for batch in whole for index, _ in batch) == list(range(50))
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1]), (5, [5])])
+def test_no_training_batch_holds_a_single_photo(count, sizes):
+    batches = images.Batches(count, 4, shuffle=True)
+    assert [len(batch) for batch in batches] == sizes and len(batches) == len(sizes)
+    assert sum(len(batch) for batch in images.Batches(count, 4)) == count
+
+
 def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
     files = [save(tmp_path / "good.png", picture), tmp_path / "gone.png"]
     feed = images.loader(images.Photos(files, "none", 16, False), images.Batches(2, 2), 0)

