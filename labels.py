@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import InputError, read_csv
+from files import InputError, read_csv, write_csv, write_json
 
 MASKS = ("wear", "incorrect", "normal")
 GENDERS = ("male", "female")
@@ -16,6 +16,7 @@ HEADS = {"mask": MASKS, "gender": GENDERS, "age": AGES}
 SHAPE = tuple(len(names) for names in HEADS.values())
 CLASSES = tuple(f"{mask} {gender} {age}" for mask in MASKS for gender in GENDERS for age in AGES)
 PROBABILITIES = [f"p{index}" for index in range(len(CLASSES))]
+OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
 TRUE_BOUNDARY = 60  # where the competition's oldest class begins: what is scored, whatever is trained on
 
 
@@ -129,3 +130,33 @@ def read_fold(path):
         line = int(bad.argmax()) + 2
         raise InputError(f"{path}, row {line}: p0..p17 are not probabilities that sum to one")
     return frame.assign(ans=values.argmax(1))
+
+
+def gather(run, folds):
+    """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores."""
+    import pandas as pd
+
+    folders = {k: Path(run) / f"fold{k}" for k in range(folds) if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
+    if not folders:
+        return
+    best, last = (
+        pd.concat(
+            [read_csv(folder / name, OOF_COLUMNS, numbers=PROBABILITIES) for folder in folders.values()],
+            ignore_index=True,
+        )
+        for name in ("oof.csv", "oof_last.csv")
+    )
+    write_csv(Path(run) / "oof.csv", best)
+    target, answer = best["target"].astype(int), best["ans"].astype(int)
+    found = scores(target, answer)
+    low, high = f1_interval(target, answer, best["id"])
+    metrics = {"f1": found.pop("f1"), "f1_low": low, "f1_high": high} | found
+    metrics["f1_last_epoch"] = scores(last["target"].astype(int), last["ans"].astype(int))["f1"]
+    metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())}
+    write_json(Path(run) / "metrics.json", metrics)
+    print(
+        f"{run}: {len(folders)} of {folds} folds, out-of-fold macro F1 {metrics['f1']:.3f} "
+        f"(95 % {low:.3f}-{high:.3f}; {metrics['f1_last_epoch']:.3f} with the last epochs, which nobody chose), "
+        f"accuracy {metrics['accuracy']:.3f}, mask {metrics['mask_f1']:.3f}, gender {metrics['gender_f1']:.3f}, "
+        f"age {metrics['age_f1']:.3f}"
+    )

@@ -2,13 +2,13 @@
 
     python train.py                                            the sample data, two minutes on a laptop
     python train.py --config recipes/people_small.json --data.train DIR --data.crops DIR --run runs/try
-    python train.py --run runs/try                             goes on where that run was stopped
 
-Reads photos or crops, writes runs/NAME/fold0/best.safetensors, log.csv, oof.csv, metrics.json; train_kfold.py with
-the same --run adds the other folds.
+Stopped, the same command goes on where it was. Reads photos or crops, writes runs/NAME/fold0/best.safetensors and
+log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the other folds.
 """
 
 import contextlib
+import importlib.util
 import signal
 import threading
 import time
@@ -20,12 +20,11 @@ import pandas as pd
 
 import args
 import labels
-from files import InputError, guarded, read_csv, read_json, replacing, write_csv, write_json
+from files import InputError, guarded, read_json, replacing, write_csv
 from folds import prepare, split
 
 SAVE_MINUTES = 5  # work that a kill may cost
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "f1", "accuracy", "mask_f1", "gender_f1", "age_f1"]
-OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
 
 
 # --------------------------------------------------------------------------------------------------- the pieces
@@ -49,17 +48,17 @@ def make_accelerator(settings):
     if gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     trackers = None if settings.log == "none" else settings.log
-    try:
-        accelerator = Accelerator(
-            mixed_precision={"off": "no"}.get(precision, precision),
-            cpu=settings.device == "cpu",
-            log_with=trackers,
-            project_dir=settings.run,
-        )
-    except (ImportError, ValueError) as error:
-        raise InputError(f"log {settings.log}: {error}") from None
+    if trackers and importlib.util.find_spec(trackers) is None:  # accelerate would say nothing and log nothing
+        raise InputError(f"log is {trackers}, which is not installed: pip install {trackers}, or --log none")
+    accelerator = Accelerator(
+        mixed_precision={"off": "no"}.get(precision, precision),
+        cpu=settings.device == "cpu",
+        log_with=trackers,
+        project_dir=settings.run,
+    )
     if trackers:
-        accelerator.init_trackers("foldface", args.flatten(args.as_dict(settings)))
+        content = args.flatten(args.as_dict(settings))
+        accelerator.init_trackers("foldface", {key: str(value) for key, value in content.items()})
     return accelerator
 
 
@@ -381,34 +380,6 @@ def finish(folder, validation, fold, learner):
     learner.path.unlink(missing_ok=True)
 
 
-def gather(run, folds):
-    """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores."""
-    folders = {k: Path(run) / f"fold{k}" for k in range(folds) if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
-    if not folders:
-        return
-    best, last = (
-        pd.concat(
-            [read_csv(folder / name, OOF_COLUMNS, numbers=labels.PROBABILITIES) for folder in folders.values()],
-            ignore_index=True,
-        )
-        for name in ("oof.csv", "oof_last.csv")
-    )
-    write_csv(Path(run) / "oof.csv", best)
-    target, answer = best["target"].astype(int), best["ans"].astype(int)
-    scores = labels.scores(target, answer)
-    low, high = labels.f1_interval(target, answer, best["id"])
-    metrics = {"f1": scores.pop("f1"), "f1_low": low, "f1_high": high} | scores
-    metrics["f1_last_epoch"] = labels.scores(last["target"].astype(int), last["ans"].astype(int))["f1"]
-    metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())}
-    write_json(Path(run) / "metrics.json", metrics)
-    print(
-        f"{run}: {len(folders)} of {folds} folds, out-of-fold macro F1 {metrics['f1']:.3f} "
-        f"(95 % {low:.3f}-{high:.3f}; {metrics['f1_last_epoch']:.3f} with the last epochs, which nobody chose), "
-        f"accuracy {metrics['accuracy']:.3f}, mask {metrics['mask_f1']:.3f}, gender {metrics['gender_f1']:.3f}, "
-        f"age {metrics['age_f1']:.3f}"
-    )
-
-
 def train_folds(settings, folds):
     """Train these folds, those that are finished left alone, and put together all that are finished."""
     args.save(settings)
@@ -422,7 +393,7 @@ def train_folds(settings, folds):
             training, validation = split(rows, k)
             fit(training, validation, settings, k, accelerator)
         accelerator.end_training()
-    gather(settings.run, settings.train.folds)
+    labels.gather(settings.run, settings.train.folds)
 
 
 def main():

@@ -42,7 +42,7 @@ def test_a_run_leaves_what_the_contract_names(competition):
     train.train_folds(competition.settings(), [0, 1])
     run = competition.root / "run"
     oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    assert list(oof.columns) == [*train.OOF_COLUMNS, *labels.PROBABILITIES]
+    assert list(oof.columns) == [*labels.OOF_COLUMNS, *labels.PROBABILITIES]
     rows, _ = dataset.training_rows(competition.settings())
     assert sorted(oof["ImageID"]) == sorted(rows["ImageID"])
     assert oof.set_index("ImageID")["target"].to_dict() == rows.set_index("ImageID")["target"].to_dict()
