@@ -290,7 +290,8 @@ def read_for_run(doc, flags=None, argv=None):
     them and this one doesn't. A setting counts as set when it is on the command line or differs from its default.
     """
     settings = read(doc, flags, argv)
-    path = Path(settings.run) / "args.json"
+    first = (getattr(settings, "runs", None) or [settings.run])[0]  # ensemble.py names several
+    path = Path(first) / "args.json"
     if not path.is_file():
         return settings
     then, now, default = (

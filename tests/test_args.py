@@ -136,6 +136,8 @@ def test_after_training_a_run_remembers_what_it_was_started_with(competition, ca
     assert later.data.eval == str(competition.eval) and later.data.crops == "" and later.inference.flip
     assert "data.eval" in capsys.readouterr().out
     assert args.read_for_run("", argv=["--run", run, "--data.eval", "elsewhere"]).data.eval == "elsewhere"
+    flags = {"--runs": {"nargs": "+", "default": []}}
+    assert args.read_for_run("", flags, ["--runs", run, "other"]).data.eval == str(competition.eval)
 
 
 def test_a_script_ends_with_one_line_and_exit_2():
