@@ -64,7 +64,7 @@ class Data:
     corrections: str = ""
     """CSV of label corrections: photo or id, column (mask, gender or age), value"""
     strict: bool = True
-    """true: a bad row or photo stops training with one line; false: it goes to rejected.csv and training goes on"""
+    """true: a bad row of a table stops training with one line; false: it goes to rejected.csv and training goes on"""
     age_boundary: AgeBoundary = 58
     """age from which on a person counts as the oldest class in training; scores always use 60"""
     image_size: ImageSize = 64
