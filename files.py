@@ -46,7 +46,7 @@ def replacing(path, sync=True):
     Raises InputError when the disk is full or the folder can't be written to.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")  # one name: what a kill leaves is overwritten, not collected
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -60,6 +60,31 @@ def replacing(path, sync=True):
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Hold `folder` (made if need be) for this process while the block runs; raise InputError if another one does.
+
+    The lock ends with the process, however that ends. Where file locks are not to be had nothing is held.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing there now: wait for it, or stop it") from None
+        except OSError:  # a network disk without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path, content):

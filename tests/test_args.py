@@ -146,3 +146,9 @@ def test_a_script_ends_with_one_line_and_exit_2():
     )
     assert done.returncode == 2 and done.stderr.startswith("error: runs/none: has no fold0.csv")
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_switch_may_stand_alone():
+    settings = args.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
+    assert settings.inference.flip and settings.crop.retry and not settings.data.strict and settings.seed == 3
+    assert args.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry

@@ -1,15 +1,19 @@
 """Face crops: the right face, cut so that it is whole, every photo accounted for, nothing done twice."""
 
+import random
 import shutil
 
+import bad_photos
+import kills
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Competition
 
+import detect
 import face_crop
 import portrait
-from files import InputError
+from files import InputError, alone
 from images import cv2
 
 
@@ -23,9 +27,13 @@ def drawn():
     return found
 
 
+def look(photo, *detectors):
+    return detect.look([photo], detectors)[0]
+
+
 def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
     for photo, spots in drawn:
-        name, face, count = face_crop.look(photo[..., ::-1], ["retinaface"])
+        name, face, count = look(photo[..., ::-1], "retinaface")
         assert (name, count) == ("retinaface", 1)
         side = max(face[2] - face[0], face[3] - face[1]) * 1.5
         middle = np.array([face[0] + face[2], face[1] + face[3]]) / 2
@@ -35,7 +43,18 @@ def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
 
 
 def test_facenet_sees_the_bare_faces(drawn):
-    assert face_crop.look(drawn[6][0][..., ::-1], ["facenet"])[0] == "facenet"
+    assert look(drawn[6][0][..., ::-1], "facenet")[0] == "facenet"
+
+
+def test_photos_of_several_sizes_go_through_together_as_they_would_alone(drawn):
+    sizes = [(384, 512), (384, 512), (300, 300), (384, 512)]
+    photos = [cv2.resize(drawn[k][0][..., ::-1], size) for k, size in zip((6, 13, 6, 13), sizes, strict=True)]
+    photos.append(np.full((512, 384, 3), 90, np.uint8))
+    for name in ("retinaface", "facenet"):
+        together, alone = detect.look(photos, [name]), [look(photo, name) for photo in photos]
+        assert [found[0] for found in together] == [name] * 4 + [""]
+        for one, other in zip(together[:4], alone[:4], strict=True):
+            assert np.allclose(one[1], other[1], atol=0.01) and one[2] == other[2]
 
 
 def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
@@ -43,7 +62,7 @@ def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
     scene = np.full((512, 640, 3), 120, np.uint8)
     scene[:, 64:448] = photo
     scene[100:356, 448:640] = cv2.resize(drawn[13][0][..., ::-1], (192, 256))
-    _, face, count = face_crop.look(scene, ["retinaface"])
+    _, face, count = look(scene, "retinaface")
     assert count == 2 and face[0] > 64 and face[2] < 448
 
 
@@ -60,9 +79,9 @@ def test_levelled_eyes_are_level(drawn):
     photo = drawn[6][0][..., ::-1]
     matrix = cv2.getRotationMatrix2D((192, 256), 20, 0.8)
     tilted = cv2.warpAffine(photo, matrix, (384, 512), borderMode=cv2.BORDER_REFLECT_101)
-    _, face, _ = face_crop.look(tilted, ["retinaface"])
+    _, face, _ = look(tilted, "retinaface")
     crop = face_crop.cut(tilted, face, 224, 0.4, True)
-    _, level, _ = face_crop.look(crop, ["retinaface"])
+    _, level, _ = look(crop, "retinaface")
     assert abs(level[8] - level[6]) < 0.12 * (level[7] - level[5]) < abs(face[8] - face[6])
 
 
@@ -127,3 +146,101 @@ def test_other_crop_settings_never_share_a_folder(people):
     crop(people)
     with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
         crop(people, "--crop.margin", 0.5)
+
+
+def test_guesses_that_come_before_a_detector_are_refused(people):
+    with pytest.raises(InputError, match="person and centre guess, so they go last"):
+        people.settings("--crop.detectors", "[retinaface,centre,facenet]")
+
+
+def test_retry_with_a_longer_chain_ends_as_if_it_had_been_the_first(people, capsys):
+    crop(people, "--crop.detectors", "[retinaface]")
+    with pytest.raises(InputError, match="detectors was"):
+        crop(people)
+    with pytest.raises(InputError, match="size was 224, is 96"):
+        crop(people, "--crop.retry", "--crop.size", 96)
+    grown = crop(people, "--crop.retry")
+    assert "13 of 16 photos are done already" in capsys.readouterr().out
+    files = contents(people.root / "crops")
+    shutil.rmtree(people.root / "crops")
+    assert crop(people).equals(grown) and contents(people.root / "crops") == files
+
+
+def test_other_photos_keep_their_crops(people, tmp_path):
+    first = crop(people)
+    shutil.copytree(people.train, tmp_path / "others")
+    people.train = tmp_path / "others"
+    crop(people, "--data.eval", tmp_path / "nothing")
+    after = pd.read_csv(people.root / "crops" / "manifest.csv", dtype=str, keep_default_na=False)
+    assert after["photo"].str.startswith(str(people.eval)).sum() == 2  # still there
+    assert not after["photo"].isin(first["photo"][:14]).any()  # their crops' places are taken
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+EXPECTED = {  # what is no photo of a face, and what became of it; all else is found
+    "one.png": ("guessed", "centre"),
+    "strip.png": ("guessed", "centre"),
+    "no_face.png": ("guessed", "centre"),
+    "empty.jpg": ("unreadable: empty file", ""),
+    "truncated.jpg": ("unreadable: truncated", ""),
+    "truncated.png": ("unreadable: truncated", ""),
+    "text.jpg": ("unreadable: not readable as an image", ""),
+    "page.jpg": ("unreadable: not readable as an image", ""),
+    "zeros.jpg": ("unreadable: not readable as an image", ""),
+    "header.jpg": ("unreadable: truncated", ""),
+    "bomb.png": ("unreadable: too many pixels", ""),
+    "folder.jpg": ("unreadable: Is a directory", ""),
+    "missing.jpg": ("unreadable: No such file or directory", ""),
+}
+
+
+def test_what_becomes_of_bad_photos(people, drawn):
+    good = drawn[6][0][..., ::-1]
+    names = bad_photos.write(people.eval / "images", good)
+    crowd = np.full((1200, 1200, 3), 120, np.uint8)
+    for top, left in [(0, 0), (0, 480), (0, 960), (440, 0), (440, 960), (880, 0), (880, 960)]:
+        crowd[top : top + 320, left : left + 240] = cv2.resize(good, (240, 320))
+    crowd[400:920, 405:795] = cv2.resize(good, (390, 520))
+    cv2.imwrite(str(people.eval / "images" / "eight.png"), crowd)
+    cv2.imwrite(str(people.eval / "images" / "no_face.png"), np.full((400, 300, 3), 90, np.uint8))
+    names += ["eight.png", "no_face.png"]
+    (people.eval / "info.csv").write_text("ImageID\n" + "\n".join(names) + "\n", encoding="utf-8")
+    manifest = crop(people).set_index("photo").loc[[f"{people.eval}/images/{name}" for name in names]]
+    became = dict(zip(names, zip(manifest["status"], manifest["detector"], strict=True), strict=True))
+    assert became == {name: EXPECTED.get(name, ("found", "retinaface")) for name in names}
+    assert manifest["faces"].iloc[names.index("eight.png")] == "8"
+    boxes = dict(zip(names, manifest[face_crop.CORNERS].replace("", np.nan).astype(float).to_numpy(), strict=True))
+    assert (abs((boxes["eight.png"][:2] + boxes["eight.png"][2:]) / 2 - [602, 656]) < 20).all()
+    for name in set(names) - set(EXPECTED) - {"eight.png", "huge.jpg"}:
+        assert np.abs(boxes[name] - boxes["plain.jpg"]).max() < 6, name  # upright, and in the photo's own pixels
+        seen = cv2.imread(str(people.root / "crops" / manifest["crop"].iloc[names.index(name)]))
+        plain = cv2.imread(str(people.root / "crops" / manifest["crop"].iloc[names.index("plain.jpg")]))
+        assert np.abs(seen.astype(int).mean(2) - plain.mean(2)).mean() < 12, name
+    sheet = cv2.imread(str(people.root / "crops" / "review.png"))
+    assert sheet.shape[1] == 16 * 160 and len(np.unique(sheet)) > 50
+
+
+def test_the_contact_sheet_starts_with_what_fell_past_the_detectors(people):
+    manifest = crop(people)
+    rows = face_crop.doubtful(manifest, ["retinaface", "person", "centre"])
+    assert rows["status"].tolist()[:3] == ["guessed", "guessed", "unreadable: not readable as an image"]
+    scores = rows["score"].iloc[3:].astype(float).tolist()
+    assert len(scores) == 13 and scores == sorted(scores)
+
+
+def test_killed_and_started_again_it_ends_byte_for_byte_the_same(people, tmp_path):
+    words = ["--data.train", people.train, "--data.eval", people.eval, "--crop.workers", 2]
+    words += ["--crop.detectors", "[retinaface,person,centre]"]
+    home = tmp_path / "kills"
+    ends, files = kills.crop(list(map(str, words)), home, 3, random.Random(1))
+    assert ends >= 1 and files == []
+    assert len(list((home / "whole").rglob("*.jpg"))) == 15
+
+
+def test_two_at_once_in_one_folder_are_refused(people):
+    with alone(people.root / "crops"), pytest.raises(InputError, match="another process is writing there now"):
+        crop(people)
+    crop(people)
