@@ -146,7 +146,10 @@ class Train:
     epochs: PositiveInt = 5
     """passes over the training photos"""
     batch_size: PositiveInt = 16
-    """photos a step"""
+    """photos a step, all processes together"""
+    accumulate: PositiveInt = 1
+    """pieces that a batch is computed in, one after another, to fit into memory; doubled by itself when that
+    runs out"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (Nesterov)"""
     lr: PositiveFloat = 0.001
@@ -239,6 +242,7 @@ FREE = (
     "data.workers",
     "crop.workers",
     "train.only_folds",
+    "train.accumulate",
     "inference.",
     "pseudo.",
     "sample.",
@@ -283,7 +287,7 @@ def read(doc, flags=None, argv=None):
         raise InputError(tidy(str(error))) from None
     settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
     for flag in flags or {}:
-        name = flag.lstrip("-")
+        name = flag.lstrip("-").replace("-", "_")
         setattr(settings, name, getattr(values, name))
     settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
     for key, value in flatten(as_dict(settings)).items():
@@ -331,7 +335,7 @@ def check(settings):
         )
     chain = settings.crop.detectors
     if not chain or len(set(chain)) < len(chain):
-        raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, and none twice")
+        raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
     guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
@@ -354,7 +358,7 @@ def save(settings):
         if changed:
             raise InputError(
                 f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
-                "--run, or remove that folder to begin anew"
+                "--run, or begin this one anew with --overwrite"
             )
     write_json(path, content)
 

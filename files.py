@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of one run, the first alone writes and speaks
+
 
 class InputError(Exception):
     """Something that the person at the keyboard can mend: what, in which file and row, what to do. One line."""
@@ -24,10 +26,14 @@ def guarded(main):
     # OpenMP's threads spin for milliseconds before they sleep; where readers share the cores, as they do on a
     # laptop, that made a training step ten times slower. torch reads this at its import, which comes later.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if not FIRST:
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process is)
     try:
         main()
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        who = "" if FIRST else f"process {os.environ['RANK']}: "
+        print(f"{who}error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
@@ -43,8 +49,12 @@ def replacing(path, sync=True):
 
     A reader sees the old file or the new one, never half of one; a failed write leaves the old one whole. Without
     `sync` that holds for killed processes but not for a machine that loses power: for what is quickly made again.
-    Raises InputError when the disk is full or the folder can't be written to.
+    Raises InputError when the disk is full or the folder can't be written to. In other processes than the first of a
+    run what is written goes nowhere.
     """
+    if not FIRST:
+        yield Path(os.devnull)
+        return
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")  # one name: what a kill leaves is overwritten, not collected
     try:
@@ -54,9 +64,12 @@ def replacing(path, sync=True):
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
+        if not isinstance(cause, OSError):
+            raise
         raise InputError(
-            f"{path}: can't be written ({error.strerror or error}); the file that was there before is untouched"
+            f"{path}: can't be written ({cause.strerror or cause}); the file that was there before is untouched"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -68,6 +81,9 @@ def alone(folder):
 
     The lock ends with the process, however that ends. Where file locks are not to be had nothing is held.
     """
+    if not FIRST:
+        yield
+        return
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
         import fcntl

@@ -151,30 +151,36 @@ class Photos:
 
 
 class Batches:
-    """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order."""
+    """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
-    def __init__(self, count, batch_size, shuffle=False, seed=0):
-        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+    Of `share` (k, n), process k of n is given every n-th photo of each batch, from its k-th on.
+    """
+
+    def __init__(self, count, batch_size, shuffle=False, seed=0, share=(0, 1)):
+        self.count, self.shuffle, self.seed, self.share = count, shuffle, seed, share
         self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
+        ends = [*range(batch_size, count, batch_size), count]
+        if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * share[1]:
+            del ends[-2]  # of a single photo batch norm can learn nothing: so few join the batch before
+        self.spans = list(zip([0, *ends], ends, strict=False))
 
     def __len__(self):
-        return max(1, (self.count - self.lone) // self.batch_size + (self.count % self.batch_size > self.lone))
+        return len(self.spans)
 
-    @property
-    def lone(self):
-        """1 if a last training batch would hold a single photo, of which batch norm can learn nothing; it joins the
-        batch before."""
-        return int(self.shuffle and self.count % self.batch_size == 1 < self.count)
+    def size(self, step):
+        """Photos in a batch of the epoch, all processes together."""
+        start, end = self.spans[step]
+        return end - start
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
-        seeds = rng.integers(2**31, size=self.count)
-        for at in range(self.start * self.batch_size, self.count, self.batch_size):
-            if self.lone and at == self.count - 1:
-                return
-            part = slice(at, at + self.batch_size + (self.lone and at + self.batch_size == self.count - 1))
-            yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+        seeds, (first, every) = rng.integers(2**31, size=self.count), self.share
+        for start, end in self.spans[self.start :]:
+            part = slice(start + first, end, every)
+            keys = list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+            if keys:
+                yield keys
 
 
 def loader(photos, batches, workers):

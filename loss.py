@@ -9,8 +9,8 @@ class SoftCrossEntropy(torch.nn.Module):
     """Cross entropy against smoothed targets, weighted by class.
 
     `targets` (18, 18): row t is the distribution that class t stands for and sums to one; `weights` (18,). With the
-    identity and ones it is torch's cross_entropy; as there, a batch's loss is divided by its weights' sum. With three
-    heads it is the sum of the heads' losses, since their log probabilities add up.
+    identity and ones it is torch's cross_entropy without reduction, so that a batch may be summed up in pieces. With
+    three heads it is the sum of the heads' losses, since their log probabilities add up.
     """
 
     def __init__(self, targets, weights):
@@ -19,10 +19,8 @@ class SoftCrossEntropy(torch.nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, log_probabilities, label):
-        """log_probabilities (n, 18) float32, label (n,) int64 -> scalar float32."""
-        each = -(self.targets[label] * log_probabilities).sum(1)
-        weight = self.weights[label]
-        return (each * weight).sum() / weight.sum()
+        """log_probabilities (n, 18) float32, label (n,) int64 -> (n,) float32."""
+        return -(self.targets[label] * log_probabilities).sum(1) * self.weights[label]
 
 
 def smoothed(name, smoothing):

@@ -12,7 +12,8 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 import labels
 from files import InputError, replacing
@@ -183,7 +184,7 @@ def save(path, model, about):
     """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"about": json.dumps(about)})
+        partial.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
 
 
 def load(path):

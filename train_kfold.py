@@ -15,14 +15,16 @@ from folds import prepare
 
 
 def main():
-    settings = args.read(__doc__)
+    settings = args.read(__doc__, train.FLAGS)
     folds = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     if not list(folds):
+        if settings.overwrite:
+            train.begin_anew(settings.run)
         args.save(settings)
         prepare(settings)
         print(f"dealt: {settings.run}/folds.csv")
         return
-    train.train_folds(settings, folds)
+    train.train_folds(settings, folds, settings.overwrite)
     print(f"next: python inference.py --run {settings.run}")
 
 

@@ -63,7 +63,7 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
         (["--data.augment", "report"], "set it to 224"),
         (["--train.only_folds", "[5]"], "names fold 5, but train.folds is 5"),
-        (["--crop.detectors", "[]"], "crop.detectors is empty"),
+        (["--crop.detectors", "[]"], "crop.detectors is []: name at least one"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
         (["stray"], "stray"),
     ],

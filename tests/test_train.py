@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
+import kills
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 import dataset
 import folds
 import labels
+import learner
 import train
 from files import InputError
 
@@ -143,7 +149,7 @@ def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, t
 def test_the_learning_rate_takes_its_course(scheduler):
     settings = train.args.Train(lr=0.1, epochs=4, scheduler=scheduler, gamma=0.5, step_epochs=2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
-    course = train.make_scheduler(optimizer, settings, 5)
+    course = learner.make_scheduler(optimizer, settings, 5)
     rates = []
     for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -163,7 +169,7 @@ def test_patience_stops_when_f1_no_longer_rises():
 
 def test_a_photo_that_vanishes_while_training_is_named():
     with pytest.raises(InputError, match=r"b.jpg: can't be read any more \(empty file\)"):
-        train.refuse_unreadable(["", "empty file"], torch.tensor([0, 1]), ["a.jpg", "b.jpg"])
+        learner.refuse_unreadable(["", "empty file"], torch.tensor([0, 1]), ["a.jpg", "b.jpg"])
 
 
 def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch):
@@ -173,3 +179,140 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
     for words, expected in ((["--device", "cuda"], "sees no GPU"), (["--train.amp", "fp16"], "needs a GPU")):
         with pytest.raises(InputError, match=expected):
             train.make_accelerator(competition.settings(*words))
+
+
+def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(competition, tmp_path, monkeypatch, capsys):
+    words = ["--model.freeze_bn", "true", "--train.epochs", 1, "--train.optimizer", "sgd"]
+    train.train_folds(competition.settings(*words), [0])
+    build = train.Learner.module.fget
+
+    def crowded(self, *_):
+        net = build(self)
+        forward = net.forward
+
+        def small_memory(photos):
+            if len(photos) > 4 and torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return forward(photos)
+
+        net.forward = small_memory
+
+    monkeypatch.setattr(train.Learner, "load", crowded)
+    again = competition.settings(*words, "--run", tmp_path / "again")
+    train.train_folds(again, [0])
+    assert "a batch is now computed in 4 pieces" in capsys.readouterr().out
+    one, other = weights(competition.root / "run"), weights(tmp_path / "again")
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
+
+
+def test_what_no_halving_helps_is_said(competition, monkeypatch):
+    def full(self, compute, photos, honest=learner.Learner.fitting):
+        def compute(pieces):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+        return honest(self, compute, photos)
+
+    monkeypatch.setattr(learner.Learner, "fitting", full)
+    with pytest.raises(InputError, match=r"out of memory with 16 photos in 8 pieces: start again with --train.accumul"):
+        train.train_folds(competition.settings(), [0])
+
+
+def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
+    train.train_folds(competition.settings(), [0, 1])
+    (competition.root / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"train.epochs was 2, is 1.*--overwrite"):
+        train.train_folds(competition.settings("--train.epochs", 1), [0])
+    train.train_folds(competition.settings("--train.epochs", 1), [0], overwrite=True)
+    run = competition.root / "run"
+    assert json.loads((run / "metrics.json").read_text())["folds"] == [0]
+    assert not (run / "fold1").exists() and (run / "notes.txt").read_text() == "mine"
+    assert len(pd.read_csv(run / "fold0" / "log.csv")) == 1
+
+
+def test_folds_apart_are_the_folds_together(competition, tmp_path):
+    train.train_folds(competition.settings(), [0, 1])
+    for k in (0, 1):
+        train.train_folds(competition.settings("--run", tmp_path / f"machine{k}"), [k])
+    shutil.copytree(tmp_path / "machine1" / "fold1", tmp_path / "machine0" / "fold1")
+    train.train_folds(competition.settings("--run", tmp_path / "machine0"), [0, 1])
+    assert kills.different(competition.root / "run", tmp_path / "machine0", ["fold0/speed.csv", "fold1/speed.csv"]) == [
+        "args.json"  # it names its run
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("order", "the batch: which photos it holds"),
+        ("pixels", "the augmentation: the photos' pixels"),
+        ("layer", "the output of layer layer2.0.conv1"),
+        ("gradient", "the gradient of layer2.0.conv1.weight"),
+    ],
+)
+def test_what_differs_between_two_starts_is_named(competition, monkeypatch, capsys, where, expected):
+    import images
+    import repeat
+
+    noise = iter(range(1, 1_000_000))
+    if where == "order":
+        monkeypatch.setattr(images.Batches, "__init__", unlike(images.Batches.__init__, "seed", noise))
+    elif where == "pixels":
+        honest = images.Photos.__getitem__
+        monkeypatch.setattr(images.Photos, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
+    else:
+        honest = train.Learner.load.__globals__["Learner"].__init__
+
+        def shaky(self, *words):
+            honest(self, *words)
+            weight = dict(self.module.named_modules())["layer2.0.conv1"].weight
+            if where == "gradient":
+                weight.register_hook(lambda gradient: gradient * (1 + 0.001 * next(noise)))
+            else:
+                dict(self.module.named_modules())["layer2.0.conv1"].register_forward_hook(
+                    lambda _, __, out: out * (1 + 0.001 * next(noise))
+                )
+
+        monkeypatch.setattr(learner.Learner, "__init__", shaky)
+    with pytest.raises(SystemExit):
+        repeat.check(competition.settings("--data.augment", "light"), 3)
+    assert f"at step 1 the first thing that differs is {expected}" in capsys.readouterr().out
+
+
+def unlike(honest, keyword, noise):
+    return lambda *words, **keywords: honest(*words, **keywords | {keyword: next(noise)})
+
+
+def test_what_repeats_is_said_to(competition, capsys):
+    import repeat
+
+    repeat.check(competition.settings("--data.augment", "strong", "--model.dropout", 0.2), 7)
+    assert "7 steps, twice: the same to the last bit" in capsys.readouterr().out
+    assert not (competition.root / "run").exists()
+
+
+def test_a_full_disk_leaves_the_last_state_whole(competition):
+    """A limit on the size of files stands in for the disk: the state of test_resnet is about 5 MB."""
+    words = ["--train.epochs", "3", "--train.folds", "2"]
+    settings = competition.settings(*words)
+    config = competition.root / "config.json"
+    config.write_text(json.dumps(train.args.as_dict(settings)))
+    code = (
+        "import resource, sys, train, learner\n"
+        "honest = learner.Learner.save\n"
+        "def save(self):\n"
+        "    if self.epoch == 2:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "    honest(self)\n"
+        "learner.Learner.save = save\n"
+        "train.guarded(train.main)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "state.pt: can't be written" in lines[0] and "Traceback" not in ended.stderr
+    state = torch.load(competition.root / "run" / "fold0" / "state.pt", weights_only=True)
+    assert state["epoch"] == 1
+    train.train_folds(settings, [0])
+    assert len(pd.read_csv(competition.root / "run" / "fold0" / "log.csv")) == 3

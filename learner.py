@@ -1,0 +1,358 @@
+"""A model and all that moves it: accelerator, optimizer, learning rate, one step, one epoch, one look at the others.
+
+Several processes (accelerate launch, torchrun) share each batch: a step is the same step, whatever their number.
+"""
+
+import contextlib
+import gc
+import importlib.util
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import args
+from files import FIRST, InputError, replacing
+
+SAVE_MINUTES = 5  # work that a kill may cost
+AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
+
+
+def make_accelerator(settings):
+    """Hugging Face's Accelerator: device, precision with loss scaling, trackers. fp16 is refused on a CPU."""
+    import torch
+    from accelerate import Accelerator
+
+    gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
+    if settings.device == "cuda" and not gpu:
+        raise InputError(
+            "device is cuda, but torch sees no GPU: install a torch that fits its driver, or --device auto"
+        )
+    precision = settings.train.amp
+    if precision == "auto":  # a V100 (compute capability 7.0) computes bf16 in software only
+        precision = "off" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    if precision == "fp16" and not gpu:
+        raise InputError("train.amp fp16 needs a GPU: use off or bf16 on a CPU")
+    if gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    trackers = None if settings.log == "none" else settings.log
+    if trackers and importlib.util.find_spec(trackers) is None:  # accelerate would say nothing and log nothing
+        raise InputError(f"log is {trackers}, which is not installed: pip install {trackers}, or --log none")
+    accelerator = Accelerator(
+        mixed_precision={"off": "no"}.get(precision, precision),
+        cpu=settings.device == "cpu",
+        log_with=trackers,
+        project_dir=settings.run,
+    )
+    if trackers:
+        content = args.flatten(args.as_dict(settings))
+        accelerator.init_trackers("foldface", {key: str(value) for key, value in content.items()})
+    return accelerator
+
+
+def make_optimizer(parameters, settings):
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum."""
+    import torch
+
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+
+
+def make_scheduler(optimizer, settings, steps):
+    """The learning rate's course, moved on once a step; `steps` make an epoch."""
+    from torch.optim import lr_scheduler
+
+    total = steps * settings.epochs
+    if settings.scheduler == "onecycle":  # Smith & Topin 2018
+        return lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total)
+    if settings.scheduler == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, total)
+    if settings.scheduler == "step":
+        return lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma)
+    gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
+    return lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps))
+
+
+class Learner:
+    """A model and all that moves it: whatever a fit needs to go on in mid-epoch as if it had never stopped.
+
+    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities).
+    """
+
+    KEPT = ("epoch", "step", "loss", "seen", "log", "best_f1", "best", "last", "pieces")
+
+    def __init__(self, settings, label, fold, steps, accelerator):
+        """label: (n,) training labels; steps: batches an epoch."""
+        import timm
+        import torch
+        from accelerate.utils import set_seed
+
+        import images
+        import loss
+        import model
+
+        seed, several = settings.seed * 1009 + fold, accelerator.num_processes > 1
+        set_seed(seed)
+        chosen, size = settings.model, settings.data.image_size
+        net = model.build(chosen.backbone, chosen.heads, chosen.pretrained, size, chosen.dropout)
+        net = net.to(memory_format=torch.channels_last)
+        if several:
+            set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
+            if accelerator.device.type == "cuda" and not chosen.freeze_bn:
+                net = timm.layers.convert_sync_batchnorm(net)
+        self.scale = [
+            net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), images.IMAGENET, strict=True)
+        ]
+        self.freeze_bn = chosen.freeze_bn
+        self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
+        self.net, self.optimizer = accelerator.prepare(net, make_optimizer(net.parameters(), settings.train))
+        self.scheduler = make_scheduler(self.optimizer.optimizer, settings.train, steps)
+        self.criterion = loss.make(settings.loss, label).to(self.device)
+        self.label = torch.tensor(label, dtype=torch.int64)
+        self.epoch, self.step, self.loss, self.seen = 0, 0, 0.0, 0
+        self.log, self.best_f1, self.best, self.last = [], -1.0, None, None
+        self.pieces = settings.train.accumulate
+        self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
+
+    @property
+    def module(self):
+        """The model itself, without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.net)
+
+    def parts(self):
+        """What has a state_dict."""
+        parts = {"model": self.module, "optimizer": self.optimizer.optimizer, "scheduler": self.scheduler}
+        return parts | ({"scaler": self.accelerator.scaler} if self.accelerator.scaler else {})
+
+    def save(self):
+        """Write everything to state.pt, atomically. All processes call it, the first one writes."""
+        import torch
+        from accelerate.utils import gather_object
+
+        states = gather_object([random_states()])
+        if FIRST:
+            content = {name: part.state_dict() for name, part in self.parts().items()}
+            content |= {name: getattr(self, name) for name in self.KEPT}
+            with replacing(self.path) as partial, open(partial, "wb") as file:
+                torch.save(content | {"random": states}, file)
+        self.saved = time.monotonic()
+
+    def load(self):
+        """Go back to what was saved, if anything was. Raises InputError if the file is damaged."""
+        import torch
+
+        if not self.path.is_file():
+            return
+        try:
+            content = torch.load(self.path, "cpu", weights_only=True)
+            for name, part in self.parts().items():
+                part.load_state_dict(content[name])
+            for name in self.KEPT:
+                setattr(self, name, content[name])
+            if len(content["random"]) == self.accelerator.num_processes:
+                set_random_states(content["random"][self.accelerator.process_index])
+        except Exception as error:  # a damaged file fails in many ways, all with one way out
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"{self.path}: can't go on from it ({first}); remove it to train this fold anew") from None
+        self.pieces = max(self.pieces, self.settings.accumulate)
+        if not FIRST:
+            self.loss = 0.0  # it is a sum over the processes, and the first one carries it
+        print(f"{self.path.parent}: going on at epoch {self.epoch + 1}, step {self.step + 1}")
+
+    def train_step(self, indices, photos, whole):
+        """One update. indices (b,) int64 into the labels, photos (b, h, w, 3) uint8: this process's share of a batch
+        of `whole` photos. Returns the share's summed loss, on the device.
+
+        Nothing here waits for the GPU.
+        """
+        import torch
+
+        import images
+        import model
+
+        def compute(pieces):
+            total, shares = 0.0, list(zip(indices.tensor_split(pieces), photos.tensor_split(pieces), strict=True))
+            for k, (index, photo) in enumerate(shares, start=1):
+                waits = self.accelerator.no_sync(self.net) if k < len(shares) else contextlib.nullcontext()
+                with waits:  # processes exchange gradients once, at the last piece
+                    inputs = images.normalize(photo.to(self.device, non_blocking=True), *self.scale)
+                    answer = model.log_probabilities(self.net(inputs))
+                    each = self.criterion(answer, self.label[index].to(self.device, non_blocking=True))
+                    loss = each.sum() / whole
+                    self.accelerator.backward(loss * self.accelerator.num_processes)  # they are averaged
+                total = total + loss.detach() * whole
+            return total
+
+        total = self.fitting(compute, len(indices))
+        if self.settings.clip_grad:
+            self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip_grad)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        return torch.as_tensor(total)
+
+    def fitting(self, compute, photos):
+        """compute(pieces), with twice as many pieces each time that memory ran out: the step stays the same step.
+
+        Raises InputError where that can't help: a photo or two at a time is too much, or several processes would
+        have to do it at once.
+        """
+        import torch
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        while True:
+            try:
+                return compute(self.pieces)
+            except (RuntimeError, MemoryError) as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self.accelerator.num_processes > 1 or 4 * self.pieces > photos:
+                    raise InputError(
+                        f"out of memory with {photos} photos in {self.pieces} pieces: start again with "
+                        f"--train.accumulate {2 * self.pieces}, or with a smaller --data.image_size"
+                    ) from None
+            self.optimizer.zero_grad()
+            self.pieces *= 2
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"out of memory: a batch is now computed in {self.pieces} pieces; steps stay as they are", flush=True)
+
+    def train_epoch(self, feed, title):
+        """The rest of the epoch. feed: a loader of images.py. Returns {"seconds", "photos_per_second", "waited"},
+        the last a share of the seconds. On Ctrl-C, and every few minutes, everything is saved.
+        """
+        import torch
+        from tqdm import tqdm
+
+        import model
+
+        self.net.train()
+        if self.freeze_bn:
+            model.freeze_batch_norm(self.net)
+        batches, before, waited, start = feed.batch_sampler, self.seen, 0.0, time.perf_counter()
+        total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
+        bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
+
+        with bar, stopping_between_steps() as stop:
+            asked = time.perf_counter()
+            for indices, photos, errors in feed:
+                waited += time.perf_counter() - asked
+                refuse_unreadable(errors, indices, feed.dataset.files)
+                whole = batches.size(self.step)
+                total += self.train_step(indices, photos, whole)
+                self.step, self.seen = self.step + 1, self.seen + whole
+                bar.update(whole)
+                if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
+                    bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", F1=f"{max(self.best_f1, 0):.3f}")
+                stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > SAVE_MINUTES * 60)
+                if stopping or due:
+                    self.loss = self.summed(total)
+                    self.save()
+                if stopping:
+                    raise KeyboardInterrupt
+                asked = time.perf_counter()
+        self.loss = self.summed(total)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "photos_per_second": (self.seen - before) / seconds, "waited": waited / seconds}
+
+    def agreed(self, *wishes):
+        """What this process wishes, or, of several, what any of them does; those ask each other now and then only."""
+        import torch
+
+        if self.accelerator.num_processes == 1:
+            return wishes
+        if self.step % AGREE_STEPS:
+            return [False] * len(wishes)
+        counts = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.float32, device=self.device), "sum")
+        return [count > 0 for count in counts.tolist()]
+
+    def summed(self, total):
+        """A sum over this process's shares -> over all processes', a float."""
+        return self.accelerator.reduce(total.clone(), "sum").item()
+
+    def predict(self, feed):
+        """Probabilities of all photos of a loader, in its order: (n, 18) float32 on the CPU, on every process."""
+        import torch
+        from accelerate.utils import gather_object
+
+        import images
+        import model
+
+        net = self.module.eval()
+        shares = []
+        with torch.inference_mode(), self.accelerator.autocast():
+            for indices, photos, errors in feed:
+                refuse_unreadable(errors, indices, feed.dataset.files)
+
+                def compute(pieces, photos=photos):
+                    inputs = (
+                        images.normalize(part.to(self.device, non_blocking=True), *self.scale)
+                        for part in photos.tensor_split(min(pieces, len(photos)))
+                    )
+                    return torch.cat([model.log_probabilities(net(part)).exp() for part in inputs])
+
+                shares.append((indices, self.fitting(compute, len(indices)).float().cpu()))
+        if self.accelerator.num_processes > 1:
+            shares = gather_object(shares)
+        order = torch.cat([indices for indices, _ in shares]).argsort()
+        return torch.cat([found for _, found in shares])[order]
+
+
+def random_states():
+    """The state of every source of random numbers of this process, as what torch.load(weights_only=True) takes."""
+    import torch
+
+    numpy = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+
+
+def set_random_states(states):
+    """Back to what random_states() gave."""
+    import torch
+
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    inner = states["numpy"]["state"]
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.array(inner["key"], np.uint32)}})
+    random.setstate(states["python"])
+
+
+@contextlib.contextmanager
+def stopping_between_steps():
+    """Within the block Ctrl-C only sets `asked` of what this gives; a second one interrupts at once.
+
+    An interrupt in mid-step would leave a model that has taken a step which nobody counted.
+    """
+    stop = SimpleNamespace(asked=False)
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_):
+        stop.asked = True
+        signal.signal(signal.SIGINT, before)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def refuse_unreadable(errors, indices, files):
+    """Raise InputError if a photo that was readable when training began no longer is."""
+    for error, index in zip(errors, indices.tolist(), strict=True):
+        if error:
+            raise InputError(f"{files[index]}: can't be read any more ({error}); start again to leave it out")

@@ -1,0 +1,62 @@
+"""Does training give the same twice? Takes steps twice from the same seed and names the first thing that differs."""
+
+import hashlib
+import sys
+import tempfile
+from dataclasses import replace
+
+import images
+from folds import prepare, split
+from learner import Learner, make_accelerator
+
+
+def check(settings, steps):
+    """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = replace(settings, run=folder)
+        rows, _ = split(prepare(settings), 0)
+        accelerator = make_accelerator(settings)
+        first, second = (trace(rows, settings, steps, accelerator) for _ in range(2))
+    for (step, what, digest), (_, _, other) in zip(first, second, strict=True):
+        if digest != other:
+            print(f"not the same: at step {step} the first thing that differs is {what}")
+            sys.exit(1)
+    print(f"{min(steps, first[-1][0])} steps, twice: the same to the last bit ({len(first)} things compared)")
+
+
+def trace(rows, settings, steps, accelerator):
+    """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
+    seen, step = [], 0
+
+    def note(what, tensor):
+        seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
+
+    batches = images.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
+    photos = images.Photos(rows["file"], settings.data.augment, settings.data.image_size, True)
+    feed = images.loader(photos, batches, settings.data.workers)
+    epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
+    settings = replace(settings, train=replace(settings.train, epochs=epochs))
+    learner = Learner(settings, rows["label"].to_numpy(), 0, len(batches), accelerator)
+    for name, weight in learner.module.named_parameters():
+        note(f"the initial {name}", weight)
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: note(f"the gradient of {name}", w.grad))
+    for name, layer in learner.module.named_modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
+    learner.net.train()
+    if learner.freeze_bn:
+        import model
+
+        model.freeze_batch_norm(learner.net)
+    while step < steps:
+        batches.epoch += 1
+        for indices, batch, _ in feed:
+            step += 1
+            note("the batch: which photos it holds", indices)
+            note("the augmentation: the photos' pixels", batch)
+            note("the loss", learner.train_step(indices, batch, len(indices)))
+            for name, weight in learner.module.named_parameters():
+                note(f"the optimizer's update of {name}", weight)
+            if step == steps:
+                break
+    return seen
