@@ -7,6 +7,7 @@ Stopped, the same command goes on where it was. Reads photos or crops, writes ru
 log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the other folds.
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -153,6 +154,8 @@ def begin_anew(run):
 def train_folds(settings, folds, overwrite=False):
     """Train these folds, those that are finished left alone, and put together all that are finished."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
+        print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
     accelerator = make_accelerator(settings) if several else None
     if FIRST:
         if overwrite:
@@ -162,7 +165,8 @@ def train_folds(settings, folds, overwrite=False):
         accelerator.wait_for_everyone()
         if not (Path(settings.run) / "args.json").is_file():
             raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
-    rows = prepare(settings)
+    with accelerator.main_process_first() if several else contextlib.nullcontext():
+        rows = prepare(settings)  # the others read the folds.csv that the first has made
     todo = [k for k in folds if not (Path(settings.run) / f"fold{k}" / "oof.csv").is_file()]
     for k in sorted(set(folds) - set(todo)):
         print(f"fold {k} is finished")

@@ -121,3 +121,17 @@ def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
     feed = images.loader(images.Photos(files, "none", 16, False), images.Batches(2, 2), 0)
     (indices, photos, errors) = next(iter(feed))
     assert indices.tolist() == [0, 1] and errors[0] == "" and "No such file" in errors[1] and not photos[1].any()
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 31, 33, 35, 48])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_each_batch_and_no_photo_is_left_or_doubled(count, processes):
+    if count < 2 * processes > 2:
+        return  # refused before it comes to this
+    whole = list(images.Batches(count, 16, True, 5))
+    shares = [list(images.Batches(count, 16, True, 5, (k, processes))) for k in range(processes)]
+    steps = len(images.Batches(count, 16, True, 5, (0, processes)))
+    assert all(len(share) == steps for share in shares)  # else one would wait for the others forever
+    together = sorted(key for share in shares for batch in share for key in batch)
+    assert together == sorted(key for keys in whole for key in keys)
+    assert {index for index, _ in together} == set(range(count))

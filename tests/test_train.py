@@ -246,7 +246,7 @@ def test_folds_apart_are_the_folds_together(competition, tmp_path):
         ("order", "the batch: which photos it holds"),
         ("pixels", "the augmentation: the photos' pixels"),
         ("layer", "the output of layer layer2.0.conv1"),
-        ("gradient", "the gradient of layer2.0.conv1.weight"),
+        ("gradient", "the gradient of conv1.0.weight"),
     ],
 )
 def test_what_differs_between_two_starts_is_named(competition, monkeypatch, capsys, where, expected):
@@ -260,17 +260,15 @@ def test_what_differs_between_two_starts_is_named(competition, monkeypatch, caps
         honest = images.Photos.__getitem__
         monkeypatch.setattr(images.Photos, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
     else:
-        honest = train.Learner.load.__globals__["Learner"].__init__
+        honest = learner.Learner.__init__
 
         def shaky(self, *words):
             honest(self, *words)
-            weight = dict(self.module.named_modules())["layer2.0.conv1"].weight
-            if where == "gradient":
-                weight.register_hook(lambda gradient: gradient * (1 + 0.001 * next(noise)))
+            layers = dict(self.module.named_modules())
+            if where == "gradient":  # of a layer outside of the residual branches, whose first gradients are zero
+                layers["conv1.0"].weight.register_hook(lambda gradient: gradient * (1 + 0.001 * next(noise)))
             else:
-                dict(self.module.named_modules())["layer2.0.conv1"].register_forward_hook(
-                    lambda _, __, out: out * (1 + 0.001 * next(noise))
-                )
+                layers["layer2.0.conv1"].register_forward_hook(lambda _, __, out: out * (1 + 0.001 * next(noise)))
 
         monkeypatch.setattr(learner.Learner, "__init__", shaky)
     with pytest.raises(SystemExit):
@@ -316,3 +314,25 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
     assert state["epoch"] == 1
     train.train_folds(settings, [0])
     assert len(pd.read_csv(competition.root / "run" / "fold0" / "log.csv")) == 3
+
+
+def test_two_processes_do_what_one_does(competition, tmp_path):
+    words = ["--model.freeze_bn", "true", "--train.optimizer", "sgd", "--train.batch_size", 11, "--train.folds", 3]
+    train.train_folds(competition.settings(*words), [0, 1])
+    settings = competition.settings(*words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(train.args.as_dict(settings)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    ended = subprocess.run(
+        [*launch, ROOT / "train_kfold.py", "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("fold 1 epoch 2/2") == 1  # one speaks
+    one, two = (pd.read_csv(path / "oof.csv") for path in (competition.root / "run", tmp_path / "two"))
+    assert one["ImageID"].equals(two["ImageID"])  # each photo scored once
+    assert np.allclose(one[labels.PROBABILITIES], two[labels.PROBABILITIES], atol=1e-3)
+    first, second = weights(competition.root / "run"), weights(tmp_path / "two")
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-4) for name in first)
+    logs = [pd.read_csv(path / "fold0" / "log.csv") for path in (competition.root / "run", tmp_path / "two")]
+    assert np.allclose(logs[0]["train_loss"], logs[1]["train_loss"], atol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "two").rglob(".*")) == []
