@@ -63,6 +63,8 @@ class Data:
     """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
     corrections: str = ""
     """CSV of label corrections: photo or id, column (mask, gender or age), value"""
+    roots: List[str] = field(default_factory=list)
+    """folders that photos may lie in beside the tables' own: other absolute paths and links out are refused"""
     strict: bool = True
     """true: a bad row of a table stops training with one line; false: it goes to rejected.csv and training goes on"""
     age_boundary: AgeBoundary = 58

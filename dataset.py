@@ -42,10 +42,11 @@ class Problems:
     """What is wrong with the data, in the order in which it was met: file, row, reason."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.photos = [], 0
 
-    def add(self, file, row, reason):
-        """file: the table or photo; row: its line there (1 is the header), or None."""
+    def add(self, file, row, reason, photos=1):
+        """file: the table or photo; row: its line there (1 is the header), or None; photos: how many it stood for."""
+        self.photos += photos
         self.rows.append({"file": str(file), "row": row, "reason": reason})
 
     def stop_if_strict(self, strict):
@@ -60,8 +61,9 @@ class Problems:
             )
 
 
-def read_competition(folder, problems):
+def read_competition(folder, problems, allowed=()):
     """train.csv and images/<path>/<seven photos> of the mask competition -> rows."""
+    fence = Fence(Path(folder) / "images", allowed)
     table = Path(folder) / "train.csv"
     frame = read_csv(table, TRAIN_COLUMNS, "data.train should be the folder that holds train.csv")
     found, seen = [], set()
@@ -71,33 +73,40 @@ def read_competition(folder, problems):
             reason = f"gender is '{row.gender}', should be male or female"
         elif not row.id:
             reason = "id is empty"
-        elif leaves(row.path):
-            reason = f"path '{row.path}' leaves the folder images/"
+        elif not row.path:
+            reason = "path is empty"
+        elif astray := fence.refuses(row.path):
+            reason = f"path '{row.path}' {astray}"
         elif row.path in seen:
             reason = f"path '{row.path}' stands on an earlier row already"
         if reason:
-            problems.add(table, line, reason)
+            problems.add(table, line, reason, len(STEMS))
             continue
         seen.add(row.path)
         home = Path(folder) / "images" / row.path
         names = sorted(os.listdir(home)) if home.is_dir() else None
         photos = [name for name in names or [] if not name.startswith(".")]
         if not photos:
-            problems.add(table, line, f"the folder {home} " + ("doesn't exist" if names is None else "holds no photo"))
+            what = "doesn't exist" if names is None else "holds no photo"
+            problems.add(table, line, f"the folder {home} {what}", len(STEMS))
         for name in photos:
             mask = STEMS.get(os.path.splitext(name)[0].lower())
             if mask is None:
                 problems.add(home / name, None, f"is named none of {', '.join(STEMS)}")
+            elif astray := fence.refuses(f"{row.path}/{name}"):
+                problems.add(home / name, None, astray)
             else:
-                found.append((f"{row.path}/{name}", f"{home}/{name}", row.id, labels.MASKS.index(mask), gender, age))
+                found.append(
+                    (f"{row.path}/{name}", os.path.join(home, name), row.id, labels.MASKS.index(mask), gender, age)
+                )
     return pd.DataFrame(found, columns=["ImageID", "photo", "id", "mask", "gender", "age"])
 
 
-def read_aaf(folder, problems):
+def read_aaf(folder, problems, allowed=()):
     """All-Age-Faces (Cheng et al. 2019): 00000A02.jpg is serial 0 at two years of age; nobody wears a mask."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; layout aaf wants the folder of All-Age-Faces")
-    found = []
+    found, fence = [], Fence(folder, allowed)
     for home, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(n for n in names if not n.startswith(".")):
@@ -105,6 +114,9 @@ def read_aaf(folder, problems):
             if match is None:
                 if name.lower().endswith((".jpg", ".jpeg", ".png")):
                     problems.add(Path(home) / name, None, "is not named like All-Age-Faces' 00000A02.jpg")
+                continue
+            if reason := fence.refuses(os.path.relpath(Path(home) / name, folder)):
+                problems.add(Path(home) / name, None, reason)
                 continue
             gender = labels.GENDERS.index("female" if int(match[1]) <= AAF_LAST_FEMALE else "male")
             path = Path(home) / name
@@ -121,10 +133,10 @@ def read_aaf(folder, problems):
     return pd.DataFrame(found, columns=["ImageID", "photo", "id", "mask", "gender", "age"])
 
 
-def read_table(table, problems):
+def read_table(table, problems, allowed=()):
     """A CSV with photo,id,mask,gender,age; photos lie below the CSV's own folder."""
     frame, root = read_csv(table, TABLE_COLUMNS, "layout table wants a CSV file"), Path(table).parent
-    found, seen = [], set()
+    found, seen, fence = [], set(), Fence(root, allowed)
     for line, row in enumerate(frame.itertuples(index=False), start=2):
         gender, age, reason = parse_gender(row.gender), *parse_age(row.age)
         if row.mask not in labels.MASKS:
@@ -133,8 +145,10 @@ def read_table(table, problems):
             reason = f"gender is '{row.gender}', should be male or female"
         elif not row.id:
             reason = "id is empty"
-        elif leaves(row.photo):
-            reason = f"photo '{row.photo}' leaves the folder {root}"
+        elif not row.photo:
+            reason = "photo is empty"
+        elif astray := fence.refuses(row.photo):
+            reason = f"photo '{row.photo}' {astray}"
         elif row.photo in seen:
             reason = f"photo '{row.photo}' stands on an earlier row already"
         elif not (root / row.photo).is_file():
@@ -167,10 +181,27 @@ def parse_age(text):
     return int(age), ""
 
 
-def leaves(path):
-    """Would this path from a table lead out of the folder it is relative to?"""
-    path = str(path).replace("\\", "/")
-    return not path or path.startswith("/") or ":" in path.split("/")[0] or ".." in path.split("/")
+class Fence:
+    """What a table may name: photos below its own folder, links followed, or below a folder that data.roots allows."""
+
+    def __init__(self, root, allowed):
+        self.root, self.homes = str(root), {}
+        self.roots = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, *allowed))
+
+    def refuses(self, path):
+        """Why a path from a table, relative to the root, is refused; "" if it isn't."""
+        if ".." in path.replace("\\", "/").split("/"):
+            return f"leaves the folder {self.root}"
+        whole = os.path.join(self.root, path)
+        home, name = os.path.split(whole)
+        if home not in self.homes:  # a folder's links are followed once, not once a photo
+            self.homes[home] = os.path.realpath(home)
+        real = os.path.realpath(whole) if os.path.islink(whole) else os.path.join(self.homes[home], name)
+        if os.path.join(real, "").startswith(self.roots):
+            return ""
+        return f"leaves the folder {self.root}" + (
+            "; data.roots can allow where it lies" if os.path.exists(whole) else ""
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- the rows
@@ -182,18 +213,18 @@ def training_rows(settings):
     Raises InputError for a bad row if data.strict, and where too few rows are left.
     """
     data, problems = settings.data, Problems()
-    parts = [LAYOUTS[data.layout](data.train, problems).assign(source="train")]
-    parts += [LAYOUTS[extra.layout](extra.path, problems).assign(source="extra") for extra in data.extra]
+    parts = [LAYOUTS[data.layout](data.train, problems, data.roots).assign(source="train")]
+    parts += [LAYOUTS[extra.layout](extra.path, problems, data.roots).assign(source="extra") for extra in data.extra]
     problems.stop_if_strict(data.strict)
     rows = pd.concat(parts, ignore_index=True)
     if data.corrections:
         rows = correct(rows, data.corrections)
-    rows["label"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"], data.age_boundary))
-    rows["target"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"]))
     if not (rows["source"] == "train").any():
         raise InputError(
             f"{data.train}: no photo to train on is left" + (f": {problems.rows[0]['reason']}" if problems.rows else "")
         )
+    rows["label"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"], data.age_boundary))
+    rows["target"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"]))
     if data.pseudo:
         rows = pd.concat([rows, pseudo_rows(settings)], ignore_index=True)
     return rows, problems
@@ -265,16 +296,17 @@ def eval_rows(settings):
     folder = Path(settings.data.eval)
     table = folder / "info.csv"
     frame = read_csv(table, ["ImageID"], "data.eval should be the folder that holds info.csv")
+    fence = Fence(folder / "images", settings.data.roots)
     for line, name in enumerate(frame["ImageID"], start=2):
-        if leaves(name):
-            raise InputError(f"{table}, row {line}: ImageID '{name}' is empty or leaves the folder images/")
+        if reason := fence.refuses(name) if name else "is empty":
+            raise InputError(f"{table}, row {line}: ImageID '{name}' {reason}")
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
     return pd.DataFrame(
         {
             "source": "eval",
             "ImageID": frame["ImageID"],
-            "photo": [f"{folder}/images/{name}" for name in frame["ImageID"]],
+            "photo": [os.path.join(folder, "images", name) for name in frame["ImageID"]],
         }
     )
 
@@ -328,12 +360,11 @@ def drop_unreadable(rows, settings, problems):
                 list(tqdm(pool.map(reason, rows["file"]), "checking photos", len(rows), unit="photo", disable=None)),
                 dtype=object,
             )
-    bad = reasons != ""
+    bad, everything = reasons != "", len(rows) + problems.photos
     for photo, why in zip(rows["photo"][bad], reasons[bad], strict=True):
         problems.add(photo, None, f"can't be read: {why}")
     if bad.any():
         print(f"left out: {int(bad.sum())} photos that can't be read, such as {rows['photo'][bad].iloc[0]}")
-    everything = len(rows) + sum("can't be read" not in problem["reason"] for problem in problems.rows)
     if (~bad).sum() < ENOUGH * everything:
         first = problems.rows[0]
         raise InputError(

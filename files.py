@@ -152,7 +152,7 @@ def read_csv(path, columns, remedy="", numbers=()):
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8 CSV") from None
     except (pd.errors.ParserError, ValueError, OSError) as error:
-        raise InputError(f"{path}: can't be read as CSV ({error})") from None
+        raise InputError(f"{path}: can't be read as CSV ({' '.join(str(error).split())})") from None
     frame.columns = [str(name).strip() for name in frame.columns]
     missing = [name for name in columns if name not in frame.columns]
     if missing:

@@ -93,7 +93,7 @@ def test_an_age_that_is_a_number_in_disguise_is_read(competition, age):
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("../train/images/000000_person", "leaves the folder"), ("/etc", "leaves the folder"), ("", "leaves the folder"),
+    [("../train/images/000000_person", "leaves the folder"), ("/etc", "leaves the folder"), ("", "path is empty"),
      ("nobody", "doesn't exist")],
 )  # fmt: skip
 def test_a_path_that_leads_astray_is_refused(competition, path, expected):

@@ -1,0 +1,238 @@
+"""What strangers' data holds, and what becomes of each: it works, or it is one line, or it is listed and left out."""
+
+import os
+
+import bad_photos
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_photo
+from test_predict import main_of
+
+import dataset
+import ensemble
+import folds
+import inference
+import train
+from files import InputError
+
+PEOPLE = 24  # one of them is less than 5 % of the rows
+GOOD = np.random.default_rng(1).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def people(make_competition):
+    return make_competition(people=PEOPLE)
+
+
+def rows_of(people, **cells):
+    """The table's rows, some cells of the first person replaced."""
+    rows = [dict(zip(("id", "gender", "race", "age", "path"), (*row[:2], "x", *row[2:]), strict=True))
+            for row in people.people]  # fmt: skip
+    rows[0] |= cells
+    return [list(row.values()) for row in rows]
+
+
+def cell(**cells):
+    return lambda people: people.write_table(rows=rows_of(people, **cells))
+
+
+def table(**keywords):
+    return lambda people: people.write_table(rows=rows_of(people), **keywords)
+
+
+def text(change):
+    """Change the table's text."""
+
+    def bend(people):
+        path = people.train / "train.csv"
+        path.write_bytes(change(path.read_bytes()))
+
+    return bend
+
+
+def home(people):
+    return people.train / "images" / people.people[0][3]
+
+
+def linked(target):
+    """The first photo is a link to elsewhere."""
+
+    def bend(people):
+        write_photo(people.root / "elsewhere" / "secret.jpg", 5)
+        (home(people) / "mask1.jpg").unlink()
+        (home(people) / "mask1.jpg").symlink_to(people.root / target)
+
+    return bend
+
+
+def linked_folder(people):
+    home(people).rename(people.root / "elsewhere")
+    home(people).symlink_to(people.root / "elsewhere")
+
+
+def allowed(people):
+    linked_folder(people)
+    return ["--data.roots", f"[{people.root / 'elsewhere'}]"]
+
+
+def emptied(people):
+    for photo in home(people).iterdir():
+        photo.unlink()
+
+
+def five_photos(people):
+    for stem in ("mask4", "normal"):
+        (home(people) / f"{stem}.jpg").unlink()
+
+
+ALL = PEOPLE * 7
+TABLES = [  # what it is, how it is made, rows that are trained on or the line, rows that are left without strict
+    ("as it should be", lambda people: None, ALL, ALL),
+    ("CRLF", table(newline="\r\n"), ALL, ALL),
+    ("byte-order mark", table(encoding="utf-8-sig"), ALL, ALL),
+    ("blank lines at the end", text(lambda data: data + b"\n\n"), ALL, ALL),
+    ("no newline at the end", text(lambda data: data.rstrip()), ALL, ALL),
+    ("spaces around cells", text(lambda data: data.replace(b",", b" , ")), ALL, ALL),
+    ("quoted cells", text(lambda data: data.replace(b"Drawn", b'"Drawn"')), ALL, ALL),
+    ("columns in another order", lambda people: people.write_table(
+        "path,age,id,gender", rows=[[p, age, i, g] for i, g, age, p in people.people]), ALL, ALL),
+    ("UTF-16, as Excel's Unicode text", text(lambda data: data.decode().encode("utf-16")), "is not UTF-8", None),
+    ("Latin-1 letters", text(lambda data: data.replace(b"Drawn", "Müller".encode("latin-1"))), "is not UTF-8", None),
+    ("semicolons", text(lambda data: data.replace(b",", b";")), "has no column id, gender, age, path", None),
+    ("a column missing", table(header="id,sex,race,age,path"), "has no column gender", None),
+    ("0 bytes", text(lambda data: b""), "is empty", None),
+    ("a header alone", text(lambda data: data.splitlines()[0] + b"\n"), "no photo to train on is left", None),
+    ("a row with a cell too many", text(lambda data: data + b"1,male,x,3,y,z,\n"), "can't be read as CSV", None),
+    ("no table", lambda people: (people.train / "train.csv").unlink(), "train.csv: no such file", None),
+    ("a folder named train.csv", lambda people: ((people.train / "train.csv").unlink(),
+        (people.train / "train.csv").mkdir()), "is a folder", None),
+    ("age 29.0", cell(age="29.0"), ALL, ALL),
+    ("age sixty", cell(age="sixty"), "row 2: age is 'sixty'", ALL - 7),
+    ("age -1", cell(age="-1"), "row 2: age is '-1'", ALL - 7),
+    ("age 1e9", cell(age="1e9"), "row 2: age is '1e9'", ALL - 7),
+    ("age inf", cell(age="inf"), "row 2: age is 'inf'", ALL - 7),
+    ("age NaN", cell(age="NaN"), "row 2: age is 'NaN'", ALL - 7),
+    ("no age", cell(age=""), "row 2: age is ''", ALL - 7),
+    ("gender MALE", cell(gender="MALE"), ALL, ALL),
+    ("gender unknown", cell(gender="diverse"), "row 2: gender is 'diverse'", ALL - 7),
+    ("no id", cell(id=""), "row 2: id is empty", ALL - 7),
+    ("the same id twice, two ages", cell(id="000001", age=70), ALL, ALL),
+    ("the same folder twice", cell(path="000001_person"), "row 3: path '000001_person' stands on an earlier", ALL - 7),
+    ("path ../", cell(path="../images/000000_person"), "row 2: path '../images/000000_person' leaves", ALL - 7),
+    ("path with a backslash", cell(path="..\\000000_person"), "leaves the folder", ALL - 7),
+    ("path absolute", cell(path="/etc"), "row 2: path '/etc' leaves the folder", ALL - 7),
+    ("path not there", cell(path="nobody"), "doesn't exist", ALL - 7),
+    ("a folder that is a link out", linked_folder, "row 2: path '000000_person' leaves the folder", ALL - 7),
+    ("the same, allowed", allowed, ALL, ALL),
+    ("a photo that is a link out", linked("elsewhere/secret.jpg"), "mask1.jpg: leaves the folder", ALL - 1),
+    ("a photo that is a link to a sibling", linked("train/images/000001_person/mask1.jpg"), ALL, ALL),
+    ("a folder without photos", emptied, "row 2: the folder", ALL - 7),
+    ("a person with five photos", five_photos, ALL - 2, ALL - 2),
+    ("a photo of another name", lambda people: write_photo(home(people) / "mask9.jpg", 3), "is named none of", ALL),
+    ("a copy, mask1 (1).jpg", lambda people: write_photo(home(people) / "mask1 (1).jpg", 3), "is named none of", ALL),
+    ("mask1 as .jpg and .png", lambda people: write_photo(home(people) / "mask1.png", 3), ALL + 1, ALL + 1),
+    ("MASK2.JPG", lambda people: (home(people) / "mask2.jpg").rename(home(people) / "MASK2.JPG"), ALL, ALL),
+    ("hidden files", lambda people: (home(people) / "._mask1.jpg").write_bytes(b"x"), ALL, ALL),
+    ("two people with one photo", lambda people: (home(people) / "normal.jpg").write_bytes(
+        (people.train / "images" / "000001_person" / "normal.jpg").read_bytes()), ALL, ALL),
+]  # fmt: skip
+
+
+def outcome(people, *words):
+    """Rows that would be trained on, or the line that stops it."""
+    try:
+        return len(folds.prepare(people.settings(*words)))
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("bend", "strict", "lenient"), [row[1:] for row in TABLES], ids=[row[0] for row in TABLES])
+def test_tables(people, bend, strict, lenient):
+    words = bend(people)
+    words = words if isinstance(words, list) else []
+    found = outcome(people, *words)
+    if isinstance(strict, int):
+        assert found == strict
+    else:
+        assert isinstance(found, str) and strict in found and "\n" not in found and str(people.root) in found
+    found = outcome(people, *words, "--data.strict", "false", "--run", people.root / "lenient")
+    if lenient is None:
+        assert isinstance(found, str) and strict in found
+    else:
+        assert found == lenient
+        assert (people.root / "lenient" / "rejected.csv").is_file() == (not isinstance(strict, int))
+
+
+REASONS = {  # of what is no photo; all else is trained on
+    "empty.jpg": "empty file",
+    "truncated.jpg": "truncated",
+    "truncated.png": "truncated",
+    "text.jpg": "not readable as an image",
+    "page.jpg": "not readable as an image",
+    "zeros.jpg": "not readable as an image",
+    "header.jpg": "truncated",
+    "bomb.png": "too many pixels",
+    "folder.jpg": "Is a directory",
+}
+PHOTOS = [name for name in bad_photos.BY_KIND if name not in ("huge.jpg", "missing.jpg")]
+
+
+@pytest.mark.parametrize("name", PHOTOS, ids=[bad_photos.BY_KIND[name][0] for name in PHOTOS])
+def test_training_photos(people, name):
+    (home(people) / "mask1.jpg").unlink()
+    bad_photos.write(people.root / "made", GOOD, [name])
+    (people.root / "made" / name).rename(home(people) / f"mask1{os.path.splitext(name)[1]}")
+    assert outcome(people) == ALL - (name in REASONS)
+    rejected = people.root / "run" / "rejected.csv"
+    assert rejected.is_file() == (name in REASONS)
+    if name in REASONS:
+        row = pd.read_csv(rejected).iloc[0]
+        assert "000000_person/mask1" in row["file"] and REASONS[name] in row["reason"]
+
+
+def test_photos_to_answer_for(people, monkeypatch):
+    settings = people.settings("--train.epochs", 1)
+    train.train_folds(settings, [0])
+    names = bad_photos.write(people.eval / "images", GOOD)
+    info = "﻿ImageID,ans\r\n" + "".join(f"{name},0\r\n" for name in [*names, names[0]])
+    (people.eval / "info.csv").write_text(info, encoding="utf-8")
+    main_of(inference, settings, monkeypatch)
+    unreadable = pd.read_csv(people.root / "run" / "unreadable.csv").set_index("ImageID")["reason"].to_dict()
+    assert unreadable == REASONS | {"missing.jpg": "No such file or directory"}
+    main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+    answer = pd.read_csv(people.root / "submission.csv")
+    assert answer["ImageID"].tolist() == [*names, names[0]] and answer["ans"].between(0, 17).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("ImageID\n../train/train.csv\n", "row 2: ImageID '../train/train.csv' leaves the folder"),
+        ("ImageID\n/etc/passwd\n", "row 2: ImageID '/etc/passwd' leaves the folder"),
+        ("ImageID\nanswer0.jpg\n\"\"\n", "row 3: ImageID '' is empty"),
+        ("ImageID\nlink.jpg\n", "row 2: ImageID 'link.jpg' leaves the folder"),
+        ("Image,ans\nanswer0.jpg,0\n", "has no column ImageID; it has Image, ans"),
+        ("ImageID,ans\n", "has no rows"),
+        ("", "is empty"),
+    ],
+)  # fmt: skip
+def test_tables_to_answer_for(people, content, expected):
+    (people.eval / "images" / "link.jpg").symlink_to("/etc/passwd")
+    (people.eval / "info.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        dataset.eval_rows(people.settings())
+    assert expected in str(caught.value) and "info.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_on_too_little_of_its_rows_stops(people):
+    for _, _, _, path in people.people[:2]:
+        for photo in (people.train / "images" / path).iterdir():
+            photo.write_bytes(b"")
+    assert "only 154 of 168 rows can be trained on, less than 95%" in outcome(people)
+    rows = rows_of(people)
+    for row in rows[:2]:
+        row[3] = "old"
+    people.write_table(rows=rows)
+    found = outcome(people, "--data.strict", "false", "--run", people.root / "lenient")
+    assert "only 154 of 168 rows" in str(found)
