@@ -211,6 +211,8 @@ class Settings:
     """file that ensemble.py writes"""
     log: Literal["none", "tensorboard", "wandb"] = "none"
     """where training also sends its scalars (nothing is sent anywhere unless asked)"""
+    save_minutes: NonNegativeFloat = 5.0
+    """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
     data: Data = field(default_factory=Data)
     crop: Crop = field(default_factory=Crop)
     sample: Sample = field(default_factory=Sample)
@@ -240,6 +242,7 @@ FREE = (
     "device",
     "submission",
     "log",
+    "save_minutes",
     "data.eval",
     "data.workers",
     "crop.workers",

@@ -8,7 +8,11 @@ from the settings. A photo that can't be read gets the training labels' shares a
 row in runs/NAME/unreadable.csv.
 """
 
+import hashlib
+import math
 import os
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ import pandas as pd
 import args
 import dataset
 import labels
-from files import InputError, guarded, read_json, write_csv
+from files import InputError, alone, guarded, read_json, replacing, write_csv
 
 PREPARATION = ("image_size", "augment", "mean", "std", "crops", "classes")
 
@@ -75,10 +79,57 @@ def refuse_other_crops(trained, crops):
             )
 
 
-def predict(nets, abouts, files, settings):
+class Progress:
+    """Predictions so far, kept in a file, so that a stopped run goes on. `done` photos of `found` and `reasons` count.
+
+    found: {fold: (n, 18) float32}; reasons: (n,) str, why a photo could not be read, "" = it could.
+    """
+
+    def __init__(self, path, key, folds, count, classes, minutes):
+        """path: the file, or None to keep nothing; key: what the predictions hang on, as one string."""
+        self.path, self.key, self.seconds, self.saved, self.done = path, key, 60 * minutes, time.monotonic(), 0
+        self.found = {fold: np.empty((count, classes), np.float32) for fold in folds}
+        self.reasons = np.full(count, "", dtype=object)
+        if path and path.is_file():
+            self.go_on()
+
+    def go_on(self):
+        """Take over what the file holds, if it belongs to the same photos and weights."""
+        try:
+            with np.load(self.path, allow_pickle=False) as kept:
+                if str(kept["key"]) != self.key:
+                    return
+                done = int(kept["done"])
+                self.reasons[:done] = kept["reasons"]
+                for fold, found in self.found.items():
+                    found[:done] = kept[f"fold{fold}"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged: nothing is lost but time
+            return
+        self.done = done
+        print(f"going on at photo {done + 1}")
+
+    def save(self):
+        """Write the file now and then."""
+        if self.path is None or time.monotonic() - self.saved < self.seconds:
+            return
+        parts = {f"fold{fold}": found[: self.done] for fold, found in self.found.items()}
+        with replacing(self.path) as partial, open(partial, "wb") as file:
+            np.savez(file, key=self.key, done=self.done, reasons=self.reasons[: self.done].astype(str), **parts)
+        self.saved = time.monotonic()
+
+
+def key_of(paths, files, settings):
+    """What predictions hang on, as one string: the weights' bytes, the photos, and the settings that change them."""
+    said = [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
+    said += [settings.inference.batch_size, settings.inference.flip, settings.train.amp, settings.device, *files]
+    return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
+
+
+def predict(nets, abouts, files, settings, kept=None, key=""):
     """Probabilities of all photos by all folds, each photo decoded once.
 
-    files: (n,) paths, "" where there is nothing to read. Returns ({fold: (n, 18) float32}, (n,) reasons, "" = read).
+    files: (n,) paths, "" where there is nothing to read. kept: a file to keep progress in, which belongs to `key`.
+    Returns ({fold: (n, 18) float32}, (n,) reasons, "" = read).
     """
     import torch
     from tqdm import tqdm
@@ -92,13 +143,15 @@ def predict(nets, abouts, files, settings):
     precision = torch.autocast("cuda", torch.float16, enabled=gpu and settings.train.amp != "off")
     nets = {fold: net.to(device) for fold, net in nets.items()}
     photos = images.Photos(files, about["augment"], about["image_size"], False)
-    feed = images.loader(photos, images.Batches(len(files), settings.inference.batch_size), settings.data.workers)
-    found = {fold: np.empty((len(files), len(about["classes"])), np.float32) for fold in nets}
-    reasons = np.full(len(files), "", dtype=object)
+    batches = images.Batches(len(files), settings.inference.batch_size)
+    progress = Progress(kept, key, nets, len(files), len(about["classes"]), settings.save_minutes)
+    found, reasons = progress.found, progress.reasons
+    batches.start = math.ceil(progress.done / settings.inference.batch_size)
+    feed = images.loader(photos, batches, settings.data.workers)
     with (
         torch.inference_mode(),
         precision,
-        tqdm(total=len(files), desc="predicting", unit="photo", disable=None) as bar,
+        tqdm(total=len(files), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
     ):
         for indices, batch, errors in feed:
             inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
@@ -107,6 +160,8 @@ def predict(nets, abouts, files, settings):
                 mean = sum(model.log_probabilities(net(view)).exp() for view in views) / len(views)
                 found[fold][indices.numpy()] = mean.cpu().numpy()
             reasons[indices.numpy()] = errors
+            progress.done += len(indices)
+            progress.save()
             bar.update(len(indices))
     for fold in found:
         found[fold][reasons != ""] = abouts[fold]["prior"]
@@ -120,7 +175,9 @@ def main():
     nets, abouts = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
     rows = dataset.with_files(rows, settings.data.crops)
-    found, reasons = predict(nets, abouts, rows["file"].to_numpy(str), settings)
+    files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
+    with alone(settings.run):
+        found, reasons = predict(nets, abouts, files, settings, kept, key_of(paths, files, settings))
     bad = reasons != ""
     report = Path(settings.run) / "unreadable.csv"
     if bad.any():
@@ -133,6 +190,7 @@ def main():
         os.remove(report)
     for fold, probabilities in found.items():
         write_csv(Path(settings.run) / f"fold{fold}.csv", labels.with_answers(rows[["ImageID"]], probabilities))
+    kept.unlink(missing_ok=True)
     print(
         f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "
         f"next: python ensemble.py --soft --runs {settings.run}"

@@ -18,7 +18,6 @@ import numpy as np
 import args
 from files import FIRST, InputError, replacing
 
-SAVE_MINUTES = 5  # work that a kill may cost
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
 
 
@@ -109,7 +108,7 @@ class Learner:
         self.scale = [
             net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), images.IMAGENET, strict=True)
         ]
-        self.freeze_bn = chosen.freeze_bn
+        self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
         self.net, self.optimizer = accelerator.prepare(net, make_optimizer(net.parameters(), settings.train))
         self.scheduler = make_scheduler(self.optimizer.optimizer, settings.train, steps)
@@ -252,7 +251,7 @@ class Learner:
                 bar.update(whole)
                 if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
                     bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", F1=f"{max(self.best_f1, 0):.3f}")
-                stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > SAVE_MINUTES * 60)
+                stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > self.save_seconds)
                 if stopping or due:
                     self.loss = self.summed(total)
                     self.save()

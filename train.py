@@ -141,7 +141,8 @@ def finish(folder, validation, fold, learner):
     learner.path.unlink(missing_ok=True)
 
 
-WRITTEN = ("args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv", "fold*")
+WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
+WRITTEN += ["inference.npz", "fold*"]
 
 
 def begin_anew(run):
@@ -169,6 +170,8 @@ def train_folds(settings, folds, overwrite=False):
         rows = prepare(settings)  # the others read the folds.csv that the first has made
     todo = [k for k in folds if not (Path(settings.run) / f"fold{k}" / "oof.csv").is_file()]
     for k in sorted(set(folds) - set(todo)):
+        if FIRST:
+            (Path(settings.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # of a kill in the very last moment
         print(f"fold {k} is finished")
     if todo:
         accelerator = accelerator or make_accelerator(settings)

@@ -3,6 +3,8 @@ undisturbed run leaves, byte for byte.
 
     python tests/kills.py crop --count 20                                         on the sample data
     python tests/kills.py crop --count 20 --data.train DIR --data.eval DIR        on yours
+    python tests/kills.py train --count 20 --train.folds 3                        mid-epoch too
+    python tests/kills.py answer --count 20                                       inference, pseudo labels, ensemble
 
 Everything after --count goes to the scripts. Exit 1 and the names of the files if anything differs.
 """
@@ -60,13 +62,9 @@ def run_killed(script, words, count, seconds, rng, ended):
 
 
 def different(one, other, ignored=()):
-    """Names of files that are not the same in both folders."""
-
-    def files(folder):
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - set(ignored)
-
-    both = files(one) | files(other)
-    return sorted(name for name in both if not same(one / name, other / name))
+    """Files that are not the same in both folders; ignored: names of files that may differ."""
+    names = {path.relative_to(folder) for folder in (one, other) for path in folder.rglob("*") if path.is_file()}
+    return sorted(str(name) for name in names if name.name not in ignored and not same(one / name, other / name))
 
 
 def same(one, other):
@@ -80,20 +78,52 @@ def crop(words, home, count, rng):
     return compared("face_crop.py", [*words, "--data.crops", killed], count, seconds, rng, whole, killed)
 
 
-def compared(script, words, count, seconds, rng, whole, killed):
-    """Kill a script that fills the folder `killed`, compare it with `whole` at each end, and begin anew."""
+def train(words, home, count, rng):
+    """train_kfold.py, its state saved every second, so that kills find it in mid-epoch."""
+    whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
+    seconds, _ = run("train_kfold.py", [*words, "--run", whole])
+    return compared("train_kfold.py", [*words, "--run", killed], count, seconds, rng, whole, killed)
+
+
+def answer(words, home, count, rng):
+    """inference.py, then pseudo_label.py, then ensemble.py, on one trained run; a third of the kills each."""
+    whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
+    run("train_kfold.py", [*words, "--run", whole, "--train.epochs", "1"])
+    ends, files = 0, []
+    for script, more in (
+        ("inference.py", []),
+        ("pseudo_label.py", ["--pseudo.threshold", "0"]),
+        ("ensemble.py", ["--soft"]),
+    ):
+        shutil.copytree(whole, killed)
+        seconds, _ = run(script, [*words, *more, "--run", whole, "--submission", whole / "submission.csv"])
+        before = [path.relative_to(killed) for path in killed.rglob("*")]
+        again = [*words, *more, "--run", killed, "--submission", killed / "submission.csv"]
+        some, found = compared(script, again, -(-count // 3), seconds, rng, whole, killed, before)
+        shutil.rmtree(killed)
+        ends, files = ends + some, files + found
+    return ends, files
+
+
+def compared(script, words, count, seconds, rng, whole, killed, before=()):
+    """Kill a script that fills the folder `killed`; at each end compare it with `whole`, and begin anew.
+
+    before: what was in the folder to begin with, and stays. Returns (number of ends, files that differed).
+    """
     ends, files = [], []
 
     def ended():
         ends.append(len(files))
-        files.extend(different(whole, killed))
-        shutil.rmtree(killed)
+        files.extend(different(whole, killed, ["args.json", "speed.csv"]))
+        for path in sorted(killed.rglob("*"), reverse=True):
+            if path.relative_to(killed) not in before:
+                path.rmdir() if path.is_dir() else path.unlink()
 
     run_killed(script, words, count, seconds, rng, ended)
     return len(ends), files
 
 
-WHAT = {"crop": crop}
+WHAT = {"crop": crop, "train": train, "answer": answer}
 
 
 def main():
