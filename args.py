@@ -256,13 +256,8 @@ FREE = (
 DEFAULT_CONFIG = "args.json"
 
 
-def read(doc, flags=None, argv=None):
-    """The settings of this start: defaults < files named by --config < command line.
-
-    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
-    Returns Settings, with the values of `flags` as attributes of the same names. Raises InputError in one line that
-    names the key and, for a near miss, the key that was meant.
-    """
+def make_parser(doc, flags):
+    """The jsonargparse parser of all settings and of a script's own flags."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"python {Path(sys.argv[0]).name}", description=doc, exit_on_error=False, formatter_class=HelpFormatter
@@ -272,10 +267,20 @@ def read(doc, flags=None, argv=None):
         action="config",
         help=f"JSON file of settings (default: {DEFAULT_CONFIG}); may be given several times",
     )
-    for flag, keywords in (flags or {}).items():
+    for flag, keywords in flags.items():
         parser.add_argument(flag, **keywords)
     parser.add_class_arguments(Settings)
+    return parser
 
+
+def read(doc, flags=None, argv=None):
+    """The settings of this start: defaults < files named by --config < command line.
+
+    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
+    Returns Settings, with the values of `flags` as attributes of the same names. Raises InputError in one line that
+    names the key and, for a near miss, the key that was meant.
+    """
+    parser = make_parser(doc, flags or {})
     argv = sys.argv[1:] if argv is None else list(argv)
     configs, rest = split_configs(with_true(argv))
     known = [action.dest for action in parser._actions]
@@ -322,6 +327,10 @@ def read_for_run(doc, flags=None, argv=None):
             if key in ("data.train", "data.eval", "data.crops"):
                 print(f"{key}: {value} (from {path})")
             put(settings, key, value)
+    try:
+        make_parser("", {}).parse_object(as_dict(settings))
+    except ArgumentError as error:
+        raise InputError(f"{path}: {tidy(str(error))}") from None
     return check(settings)
 
 

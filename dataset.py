@@ -323,6 +323,9 @@ def with_files(rows, crops):
     key = [os.path.abspath(photo) for photo in manifest["photo"]]
     crop = dict(zip(key, manifest["crop"], strict=True))
     sha1 = dict(zip(key, manifest["sha1"], strict=True))
+    for line, name in enumerate(manifest["crop"], start=2):
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"{path}, row {line}: crop '{name}' leaves the folder {crops}")
     wanted = [os.path.abspath(photo) for photo in rows["photo"]]
     missing = [photo for photo in wanted if photo not in crop]
     if missing:

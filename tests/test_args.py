@@ -152,3 +152,13 @@ def test_a_switch_may_stand_alone():
     settings = args.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
     assert settings.inference.flip and settings.crop.retry and not settings.data.strict and settings.seed == 3
     assert args.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
+
+
+def test_a_runs_own_settings_are_checked_too(tmp_path):
+    run = tmp_path / "run"
+    args.save(args.read("", argv=["--run", str(run), "--inference.batch_size", "3"]))
+    assert args.read_for_run("", argv=["--run", str(run)]).inference.batch_size == 3
+    text = (run / "args.json").read_text().replace('"batch_size": 3', '"batch_size": "__import__(1)"')
+    (run / "args.json").write_text(text)
+    with pytest.raises(InputError, match=r"run/args.json: .*inference.batch_size"):
+        args.read_for_run("", argv=["--run", str(run)])

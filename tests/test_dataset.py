@@ -208,3 +208,12 @@ def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
         dataset.drop_unreadable(rows, settings, dataset.Problems())
+
+
+def test_a_crop_outside_of_the_crops_folder_is_refused(competition, tmp_path):
+    rows, _ = dataset.training_rows(competition.settings())
+    (tmp_path / "crops").mkdir()
+    lines = [",".join(dataset.MANIFEST_COLUMNS), f"{rows['photo'].iloc[0]},../../secret.jpg,found,,,,,,,1,"]
+    (tmp_path / "crops" / "manifest.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"row 2: crop '../../secret.jpg' leaves the folder"):
+        dataset.with_files(rows, str(tmp_path / "crops"))
