@@ -421,7 +421,7 @@ def split_configs(argv):
 def with_true(argv):
     """The words of a command line, with `true` after a yes-or-no setting that stands alone: --inference.flip."""
     words = []
-    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, after in zip(argv, [*argv[1:], "--"], strict=False):
         words.append(word)
         if after.startswith("--") and word.removeprefix("--") in SWITCHES:
             words.append("true")
