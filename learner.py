@@ -6,6 +6,7 @@ Several processes (accelerate launch, torchrun) share each batch: a step is the 
 import contextlib
 import gc
 import importlib.util
+import os
 import random
 import signal
 import threading
@@ -38,12 +39,13 @@ def make_accelerator(settings):
         raise InputError("train.amp fp16 needs a GPU: use off or bf16 on a CPU")
     if gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     trackers = None if settings.log == "none" else settings.log
     if trackers and importlib.util.find_spec(trackers) is None:  # accelerate would say nothing and log nothing
         raise InputError(f"log is {trackers}, which is not installed: pip install {trackers}, or --log none")
     accelerator = Accelerator(
         mixed_precision={"off": "no"}.get(precision, precision),
-        cpu=settings.device == "cpu",
+        cpu=settings.device == "cpu" or (several and not gpu),  # else accelerate takes each process for a single one
         log_with=trackers,
         project_dir=settings.run,
     )

@@ -318,7 +318,9 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
 def test_two_processes_do_what_one_does(competition, tmp_path):
     words = ["--model.freeze_bn", "true", "--train.optimizer", "sgd", "--train.batch_size", 11, "--train.folds", 3]
     train.train_folds(competition.settings(*words), [0, 1])
-    settings = competition.settings(*words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]")
+    settings = competition.settings(
+        *words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]", "--device", "auto"
+    )
     config = tmp_path / "config.json"
     config.write_text(json.dumps(train.args.as_dict(settings)))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
