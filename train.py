@@ -142,11 +142,13 @@ def finish(folder, validation, fold, learner):
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
-WRITTEN += ["inference.npz", "fold*"]
+WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 
 
 def begin_anew(run):
     """Remove what training and all that follows it wrote into a run's folder, and nothing else that lies there."""
+    if not (Path(run) / "args.json").is_file():
+        return  # no run of ours
     for pattern in WRITTEN:
         for path in Path(run).glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -227,6 +227,9 @@ def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
     run = competition.root / "run"
     assert json.loads((run / "metrics.json").read_text())["folds"] == [0]
     assert not (run / "fold1").exists() and (run / "notes.txt").read_text() == "mine"
+    (competition.root / "fold0").mkdir()
+    train.begin_anew(competition.root)  # no run
+    assert (competition.root / "fold0").is_dir() and (competition.root / "train").is_dir()
     assert len(pd.read_csv(run / "fold0" / "log.csv")) == 1
 
 
