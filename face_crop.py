@@ -259,7 +259,8 @@ def crop_plan(todo, folder, crop):
         kept = [rows[photo] for photo in todo["photo"] if photo in rows] + others
         write_csv(manifest, pd.DataFrame(kept, columns=MANIFEST_COLUMNS))
 
-    if parts or any(row["status"] == "missed" for row in rows.values()):
+    guessing = any(name not in detect.DETECTORS for name in crop.detectors)
+    if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
         forget_review(folder)
         chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
         workers = min(crop.workers or os.cpu_count(), len(chunks) or 1)

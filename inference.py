@@ -119,8 +119,10 @@ class Progress:
 
 
 def key_of(paths, files, settings):
-    """What predictions hang on, as one string: the weights' bytes, the photos, and the settings that change them."""
-    said = [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
+    """What predictions hang on, as one string: the weights' bytes, the photos' names, sizes and times, the settings."""
+    stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
+    said = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+    said += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
     said += [settings.inference.batch_size, settings.inference.flip, settings.train.amp, settings.device, *files]
     return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
 

@@ -36,6 +36,19 @@ BY_KIND = {  # file name: (what it is, does the photo still show the good photo'
     "missing.jpg": ("not there", False),
 }
 
+UNREADABLE = {  # why read_photo refuses what is no photo; all else it reads
+    "empty.jpg": "empty file",
+    "truncated.jpg": "truncated",
+    "truncated.png": "truncated",
+    "text.jpg": "not readable as an image",
+    "page.jpg": "not readable as an image",
+    "zeros.jpg": "not readable as an image",
+    "header.jpg": "truncated",
+    "bomb.png": "too many pixels",
+    "folder.jpg": "Is a directory",
+    "missing.jpg": "No such file or directory",
+}
+
 
 def write(folder, photo, kinds=tuple(BY_KIND)):
     """Write these kinds of photo into `folder`; photo: (h, w, 3) uint8 RGB. Returns the file names."""

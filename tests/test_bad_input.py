@@ -164,17 +164,7 @@ def test_tables(people, bend, strict, lenient):
         assert (people.root / "lenient" / "rejected.csv").is_file() == (not isinstance(strict, int))
 
 
-REASONS = {  # of what is no photo; all else is trained on
-    "empty.jpg": "empty file",
-    "truncated.jpg": "truncated",
-    "truncated.png": "truncated",
-    "text.jpg": "not readable as an image",
-    "page.jpg": "not readable as an image",
-    "zeros.jpg": "not readable as an image",
-    "header.jpg": "truncated",
-    "bomb.png": "too many pixels",
-    "folder.jpg": "Is a directory",
-}
+REASONS = {name: reason for name, reason in bad_photos.UNREADABLE.items() if name != "missing.jpg"}
 PHOTOS = [name for name in bad_photos.BY_KIND if name not in ("huge.jpg", "missing.jpg")]
 
 
@@ -199,7 +189,7 @@ def test_photos_to_answer_for(people, monkeypatch):
     (people.eval / "info.csv").write_text(info, encoding="utf-8")
     main_of(inference, settings, monkeypatch)
     unreadable = pd.read_csv(people.root / "run" / "unreadable.csv").set_index("ImageID")["reason"].to_dict()
-    assert unreadable == REASONS | {"missing.jpg": "No such file or directory"}
+    assert unreadable == bad_photos.UNREADABLE
     main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
     answer = pd.read_csv(people.root / "submission.csv")
     assert answer["ImageID"].tolist() == [*names, names[0]] and answer["ans"].between(0, 17).all()

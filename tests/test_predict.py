@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import write_photo
 
 import dataset
 import ensemble
@@ -218,3 +219,20 @@ def test_voting_never_imports_torch():
 
     code = "import sys, ensemble, pseudo_label; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_path, capsys):
+    competition, settings = trained
+    settings.inference.batch_size, settings.save_minutes = 2, 0.0
+    files = np.array([str(competition.eval / "images" / name) for name in competition.images])
+    paths = inference.checkpoints(settings.run)
+    key = inference.key_of(paths, files, settings)
+    nets, abouts = inference.load_folds(paths)
+    whole, _ = inference.predict(nets, abouts, files, settings)
+    kept = tmp_path / "kept.npz"
+    inference.predict(nets, abouts, files[:4], settings, kept, key)  # as a kill after two batches leaves it
+    again, _ = inference.predict(nets, abouts, files, settings, kept, key)
+    assert "going on at photo 5" in capsys.readouterr().out
+    assert all((whole[fold] == again[fold]).all() for fold in whole)
+    write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
+    assert inference.key_of(paths, files, settings) != key
