@@ -32,6 +32,7 @@ AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)
 Folds = restricted_number_type("Folds", int, (">=", 2))
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
 Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
+PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
 
 
 @dataclass
@@ -73,6 +74,14 @@ class Data:
     """side in pixels of the square that the model sees"""
     augment: Literal["none", "light", "report", "strong"] = "light"
     """how training photos are varied; report is the second-place team's list, made for image_size 224"""
+    erasing: ClosedUnitInterval = 0.0
+    """probability of random erasing, after all else that data.augment does"""
+    age_gap: NonNegativeInt = 0
+    """years on each side of 30 and of data.age_boundary whose photos are not trained on (they are validated on)"""
+    masks: List[Literal["wear", "incorrect", "normal"]] = field(default_factory=lambda: ["wear", "incorrect", "normal"])
+    """kinds of photos to train and validate on: [normal] makes a first stage on bare faces"""
+    pseudo_soft: bool = False
+    """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
     """which library deals people into folds"""
     workers: Optional[NonNegativeInt] = None
@@ -123,8 +132,15 @@ class Model:
     installed Python package carries"""
     heads: Literal["joint", "multi"] = "multi"
     """joint = one 18-way output; multi = mask, gender and age apart, their probabilities multiplied"""
+    age: Literal["classes", "distribution", "ordinal", "regression"] = "classes"
+    """what the age head of heads = multi learns: the three classes, or years: a distribution over them, one
+    threshold a year, or a mean and its uncertainty"""
+    start: str = ""
+    """run whose fold k's weights fold k starts from, its folder or the name of a run beside this one: a first stage"""
     dropout: Smoothing = 0.0
     """dropout before the classifier"""
+    drop_path: Smoothing = 0.0
+    """stochastic depth: share of residual branches left out"""
     freeze_bn: bool = True
     """keep batch norm's statistics as the pretrained weights have them: for a few hundred steps on few photos"""
 
@@ -133,12 +149,21 @@ class Model:
 class Loss:
     """What is minimised."""
 
-    name: Literal["cross_entropy", "neighbour"] = "cross_entropy"
-    """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only"""
+    name: Literal["cross_entropy", "neighbour", "focal", "f1"] = "cross_entropy"
+    """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only;
+    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last loss.span photos"""
     smoothing: Smoothing = 0.0
     """share of the target's weight that smoothing takes from the true class"""
-    class_weights: bool = False
-    """weigh a class by the inverse of how often it occurs"""
+    balance: Literal["none", "inverse", "effective"] = "none"
+    """weigh a class by the inverse of how often it occurs, or of its effective number of photos (milder)"""
+    weights: List[NonNegativeFloat] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    """weight of each head of heads = multi: mask, gender, age"""
+    gamma: NonNegativeFloat = 2.0
+    """how much less focal counts what is answered well"""
+    span: PositiveInt = 2048
+    """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
+    age_sigma: PositiveFloat = 3.0
+    """years; width of the target of model.age = distribution"""
 
 
 @dataclass
@@ -156,6 +181,12 @@ class Train:
     """sgd has momentum 0.9 (Nesterov)"""
     lr: PositiveFloat = 0.001
     """learning rate; with cosine and onecycle its peak"""
+    backbone_lr: Optional[PositiveFloat] = None
+    """learning rate of all but the classifier; null = train.lr"""
+    layer_decay: PositiveUnit = 1.0
+    """factor of the learning rate from each layer to the one before it"""
+    freeze_epochs: NonNegativeInt = 0
+    """epochs at the start in which the classifier alone learns"""
     weight_decay: NonNegativeFloat = 0.01
     """weight decay"""
     scheduler: Literal["constant", "exponential", "cosine", "onecycle", "step"] = "onecycle"
@@ -165,8 +196,24 @@ class Train:
     """factor of exponential and step"""
     step_epochs: PositiveInt = 10
     """epochs between two drops of step"""
+    warmup_epochs: NonNegativeInt = 0
+    """epochs in which the learning rate rises to train.lr first (onecycle has a rise of its own)"""
     clip_grad: NonNegativeFloat = 5.0
     """largest gradient norm; 0 = no limit"""
+    sampler: Literal["all", "balanced"] = "all"
+    """all: each photo once an epoch; balanced: as many draws, every class as likely, and in it every person"""
+    mixup: NonNegativeFloat = 0.0
+    """alpha of mixup; 0 = none"""
+    cutmix: NonNegativeFloat = 0.0
+    """alpha of CutMix; 0 = none; with mixup too, each batch takes one of the two"""
+    average: Literal["none", "swa", "ema"] = "none"
+    """answer by averaged weights: swa, one average of each epoch's end from swa_start on; ema, of every step"""
+    swa_start: NonNegativeInt = 3
+    """epochs before swa begins to average"""
+    swa_lr: PositiveFloat = 0.0005
+    """learning rate once swa averages"""
+    ema_decay: PositiveUnit = 0.999
+    """share of the average that ema keeps at each step, once it is long enough"""
     patience: NonNegativeInt = 0
     """stop when macro F1 has not risen for so many epochs; 0 = never"""
     folds: Folds = 5
@@ -185,16 +232,18 @@ class Inference:
     """photos a step"""
     flip: bool = False
     """average over the photo and its mirror image"""
+    crops: bool = False
+    """average over the photo and its four corners too, enlarged by a seventh"""
 
 
 @dataclass
 class Pseudo:
     """Pseudo labels."""
 
-    threshold: ClosedUnitInterval = 0.9
-    """least probability of the answer"""
-    max_per_class: NonNegativeInt = 0
-    """most rows a class and fold, the surest first; 0 = no cap"""
+    threshold: Union[ClosedUnitInterval, List[ClosedUnitInterval]] = 0.9
+    """least probability of the answer; a list gives each class its own"""
+    max_per_class: Union[NonNegativeInt, List[NonNegativeInt]] = 0
+    """most rows a class and fold, the surest first, 0 = no cap; a list gives each class its own"""
 
 
 @dataclass

@@ -8,6 +8,7 @@ A row is a photo. Columns of the rows that all scripts share:
     id       the person, a string
     mask, gender, age    class index, class index, years (-1 where unknown)
     label    class 0..17 to train on, by data.age_boundary
+    gap      true where the age is too near to a boundary to be trained on (data.age_gap)
     target   class 0..17 to be scored on, by the real boundary of 60
     fold     of a pseudo row, the fold that alone trains it; folds.py gives the others theirs
 
@@ -225,6 +226,8 @@ def training_rows(settings):
         )
     rows["label"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"], data.age_boundary))
     rows["target"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"]))
+    near = [rows["age"].between(bound - data.age_gap, bound + data.age_gap - 1) for bound in (30, data.age_boundary)]
+    rows["gap"] = near[0] | near[1]
     if data.pseudo:
         rows = pd.concat([rows, pseudo_rows(settings)], ignore_index=True)
     return rows, problems
@@ -263,7 +266,7 @@ def correct(rows, path):
 def pseudo_rows(settings):
     """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone."""
     path = settings.data.pseudo
-    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it")
+    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=labels.PROBABILITIES)
     photos = eval_rows(settings).drop_duplicates("ImageID").set_index("ImageID")["photo"]
     unknown = ~frame["ImageID"].isin(photos.index)
     if unknown.any():
@@ -275,7 +278,7 @@ def pseudo_rows(settings):
     bad = ~answers.isin(range(len(labels.CLASSES))) | ~folds.isin(range(settings.train.folds))
     if bad.any():
         raise InputError(f"{path}, row {int(np.argmax(bad)) + 2}: fold or ans is no number in its range")
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
             "ImageID": frame["ImageID"],
             "photo": photos.loc[frame["ImageID"]].to_numpy(),
@@ -286,9 +289,16 @@ def pseudo_rows(settings):
             "source": "pseudo",
             "label": answers.astype(int),
             "target": -1,
+            "gap": False,
             "fold": folds.astype(int),
         }
     )
+    if not settings.data.pseudo_soft:
+        return found
+    wrong = [name for name in labels.PROBABILITIES if name not in frame]
+    if wrong or not np.isfinite(frame[labels.PROBABILITIES].to_numpy()).all():
+        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0..p17: run pseudo_label.py again")
+    return pd.concat([found, frame[labels.PROBABILITIES]], axis=1)
 
 
 def eval_rows(settings):

@@ -141,10 +141,14 @@ def assign_folds(rows, settings):
 
 
 def split(rows, fold):
-    """(rows to train on, rows to validate on) of a fold; extra rows train every fold, pseudo rows their own alone."""
+    """(rows to train on, rows to validate on) of a fold; extra rows train every fold, pseudo rows their own alone.
+
+    Ages near a boundary (data.age_gap) are left out of training, never of validation.
+    """
     mine = rows["fold"] == fold
     source = rows["source"]
     training = ((source == "train") & ~mine) | (source == "extra") | ((source == "pseudo") & mine)
+    training &= ~rows["gap"]
     return rows[training].reset_index(drop=True), rows[(source == "train") & mine].reset_index(drop=True)
 
 
@@ -182,6 +186,64 @@ def refuse_other_folds(settings):
             f"leak: {settings.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
             f"labels have seen people that are validated on: copy {theirs} to {ours} in a new --run"
         )
+    refuse_other_models(settings.data.pseudo)
+
+
+def refuse_other_models(path):
+    """Raise InputError where a pseudo label for fold k is not what fold k's own model answered: the others have seen
+    the people whom fold k validates on. Nothing is said of folds whose predictions don't lie beside the labels."""
+    rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=labels.PROBABILITIES)
+    for fold, mine in rows.groupby("fold"):
+        beside = Path(path).with_name(f"fold{fold}.csv")
+        if not beside.is_file() or labels.PROBABILITIES[0] not in rows:
+            print(f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}")
+            continue
+        frame = labels.read_fold(beside).drop_duplicates("ImageID").set_index("ImageID")
+        known = frame.reindex(mine["ImageID"])[labels.PROBABILITIES].to_numpy()
+        other = ~(abs(known - mine[labels.PROBABILITIES].to_numpy()) < 2e-6).all(1)
+        if other.any():
+            row = mine[other].iloc[0]
+            raise InputError(
+                f"leak: {path}, row {row.name + 2}: {row['ImageID']} is to train fold {fold}, but that is not what "
+                f"{beside} says of it ({int(other.sum())} such rows): another model made it, which has seen the "
+                f"people that fold {fold} validates on; run pseudo_label.py again"
+            )
+
+
+def start_run(settings):
+    """The folder of the run that model.start names: a path, or a run beside this one."""
+    start = Path(settings.model.start)
+    return start if len(start.parts) > 1 else Path(settings.run).parent / start
+
+
+def refuse_seen_weights(rows, settings):
+    """Raise InputError where a fold would start from weights that were trained on people whom it validates on.
+
+    A run's fold k has seen all people of its folds.csv but those of fold k.
+    """
+    start, pretrained = settings.model.start, settings.model.pretrained
+    if start:
+        home = start_run(settings)
+        given = {k: home / f"fold{k}" for k in range(settings.train.folds)}
+    elif isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
+        home = Path(pretrained).parent.parent
+        given = dict.fromkeys(range(settings.train.folds), Path(pretrained).parent)
+    else:
+        return
+    if not (home / "folds.csv").is_file():
+        if start:
+            raise InputError(f"model.start {start}: {home} is no run of ours, it has no folds.csv")
+        return
+    theirs = read_csv(home / "folds.csv", FOLD_COLUMNS)
+    wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
+    for k in wanted:
+        seen = set(theirs["id"][theirs["fold"] != given[k].name.removeprefix("fold")])
+        both = seen & set(split(rows, k)[1]["id"])
+        if both:
+            raise InputError(
+                f"leak: fold {k} would start from {given[k]}, which was trained on person {min(both)} and "
+                f"{len(both) - 1} more whom fold {k} validates on: each fold may start from its own (--model.start)"
+            )
 
 
 def fold_table(rows, folds):
@@ -213,6 +275,9 @@ def prepare(settings):
     rows["twin"] = twins(rows)
     rows = assign_folds(rows, settings)
     refuse_other_folds(settings)
+    refuse_seen_weights(rows, settings)
+    masks = [labels.MASKS.index(name) for name in settings.data.masks]
+    rows = rows[np.isin(labels.decode(rows["label"])["mask"], masks)]
     for k in range(settings.train.folds):
         refuse_leaks(*split(rows, k))
     if settings.train.only_folds != []:

@@ -60,11 +60,12 @@ def is_photo(name):
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
-def transforms(augment, size, training):
+def transforms(augment, size, training, erasing=0.0):
     """The albumentations pipeline of a preset: (h, w, 3) uint8 -> (size, size, 3) uint8.
 
-    Without `training`, its geometry alone: what a model is shown when it answers. Normalize is the pipeline's last
-    step too, but is computed on the device (`normalize`), to the same numbers.
+    Without `training`, its geometry alone: what a model is shown when it answers. erasing: probability of random
+    erasing (Zhong et al. 2020) at the end. Normalize is the pipeline's last step too, but is computed on the device
+    (`normalize`), to the same numbers.
     """
     import albumentations as A
 
@@ -111,6 +112,8 @@ def transforms(augment, size, training):
         ]
     else:
         steps, varied = [resize], []
+    if erasing:
+        varied = [*varied, A.Erasing(fill="random_uniform", p=erasing)]
     return A.Compose(steps + varied if training else steps)
 
 
@@ -132,11 +135,11 @@ class Photos:
     nor the place where a run was interrupted changes what is drawn.
     """
 
-    def __init__(self, files, augment, size, training):
+    def __init__(self, files, augment, size, training, erasing=0.0):
         """files: (n,) paths; the rest as in `transforms`."""
         self.files = np.asarray(files, dtype=str)
         self.size, self.training = size, training
-        self.transform = transforms(augment, size, training)
+        self.transform = transforms(augment, size, training, erasing)
 
     def __getitem__(self, key):
         """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
@@ -153,11 +156,12 @@ class Photos:
 class Batches:
     """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
-    Of `share` (k, n), process k of n is given every n-th photo of each batch, from its k-th on.
+    With `chance` (count,), an epoch is as many draws with replacement, each photo with its chance. Of `share` (k, n),
+    process k of n is given every n-th photo of each batch, from its k-th on.
     """
 
-    def __init__(self, count, batch_size, shuffle=False, seed=0, share=(0, 1)):
-        self.count, self.shuffle, self.seed, self.share = count, shuffle, seed, share
+    def __init__(self, count, batch_size, shuffle=False, seed=0, share=(0, 1), chance=None):
+        self.count, self.shuffle, self.seed, self.share, self.chance = count, shuffle, seed, share, chance
         self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
         ends = [*range(batch_size, count, batch_size), count]
         if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * share[1]:
@@ -175,6 +179,8 @@ class Batches:
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        if self.chance is not None:
+            order = rng.choice(self.count, self.count, p=self.chance)
         seeds, (first, every) = rng.integers(2**31, size=self.count), self.share
         for start, end in self.spans[self.start :]:
             part = slice(start + first, end, every)

@@ -23,7 +23,7 @@ import dataset
 import labels
 from files import InputError, alone, guarded, read_json, replacing, write_csv
 
-PREPARATION = ("image_size", "augment", "mean", "std", "crops", "classes")
+PREPARATION = ("image_size", "augment", "mean", "std", "crops", "classes", "heads", "age", "age_boundary")
 
 
 def checkpoints(run):
@@ -39,14 +39,14 @@ def checkpoints(run):
 
 
 def load_folds(paths):
-    """({fold: model}, what their files say of themselves); raises InputError if folds prepare photos differently."""
+    """({fold: model}, {fold: what its file says of itself}, how outputs are read); InputError if folds differ."""
     import torch
 
     import model
 
     nets, abouts = {}, {}
     for fold, path in paths.items():
-        net, abouts[fold] = model.load(path)
+        net, heads, abouts[fold] = model.load(path)
         nets[fold] = net.to(memory_format=torch.channels_last)
     first, about = next(iter(abouts.items()))
     for fold, other in abouts.items():
@@ -56,7 +56,7 @@ def load_folds(paths):
                 f"{paths[fold]} and {paths[first]} were trained with different {', '.join(different)}: "
                 "they are not folds of one run"
             )
-    return nets, abouts
+    return nets, abouts, heads
 
 
 def refuse_other_crops(trained, crops):
@@ -82,13 +82,13 @@ def refuse_other_crops(trained, crops):
 class Progress:
     """Predictions so far, kept in a file, so that a stopped run goes on. `done` photos of `found` and `reasons` count.
 
-    found: {fold: (n, 18) float32}; reasons: (n,) str, why a photo could not be read, "" = it could.
+    found: {fold: (n, width) float32}; reasons: (n,) str, why a photo could not be read, "" = it could.
     """
 
-    def __init__(self, path, key, folds, count, classes, minutes):
+    def __init__(self, path, key, folds, count, width, minutes):
         """path: the file, or None to keep nothing; key: what the predictions hang on, as one string."""
         self.path, self.key, self.seconds, self.saved, self.done = path, key, 60 * minutes, time.monotonic(), 0
-        self.found = {fold: np.empty((count, classes), np.float32) for fold in folds}
+        self.found = {fold: np.empty((count, width), np.float32) for fold in folds}
         self.reasons = np.full(count, "", dtype=object)
         if path and path.is_file():
             self.go_on()
@@ -123,21 +123,33 @@ def key_of(paths, files, settings):
     stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
     said = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
     said += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
-    said += [settings.inference.batch_size, settings.inference.flip, settings.train.amp, settings.device, *files]
+    said += [settings.inference, settings.train.amp, settings.device, *files]
     return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
 
 
-def predict(nets, abouts, files, settings, kept=None, key=""):
-    """Probabilities of all photos by all folds, each photo decoded once.
+def views_of(inputs, settings):
+    """The views of photos (n, 3, h, w) that answers are averaged over: themselves, four enlarged corners, mirrored."""
+    from torch.nn.functional import interpolate
+
+    views, size = [inputs], inputs.shape[-1]
+    if settings.crops:
+        part = round(size * 7 / 8)
+        corners = [(y, x) for y in (0, size - part) for x in (0, size - part)]
+        cut = [inputs[:, :, y : y + part, x : x + part] for y, x in corners]
+        views += [interpolate(view, (size, size), mode="bilinear", antialias=True) for view in cut]
+    return views + [view.flip(3) for view in views] if settings.flip else views
+
+
+def predict(nets, abouts, heads, files, settings, kept=None, key=""):
+    """Answers of all folds for all photos, each photo decoded once.
 
     files: (n,) paths, "" where there is nothing to read. kept: a file to keep progress in, which belongs to `key`.
-    Returns ({fold: (n, 18) float32}, (n,) reasons, "" = read).
+    Returns ({fold: (n, width) float32}, as heads.Heads.answers, and (n,) reasons, "" = read).
     """
     import torch
     from tqdm import tqdm
 
     import images
-    import model
 
     about = next(iter(abouts.values()))
     gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
@@ -146,7 +158,7 @@ def predict(nets, abouts, files, settings, kept=None, key=""):
     nets = {fold: net.to(device) for fold, net in nets.items()}
     photos = images.Photos(files, about["augment"], about["image_size"], False)
     batches = images.Batches(len(files), settings.inference.batch_size)
-    progress = Progress(kept, key, nets, len(files), len(about["classes"]), settings.save_minutes)
+    progress = Progress(kept, key, nets, len(files), heads.width, settings.save_minutes)
     found, reasons = progress.found, progress.reasons
     batches.start = math.ceil(progress.done / settings.inference.batch_size)
     feed = images.loader(photos, batches, settings.data.workers)
@@ -157,9 +169,9 @@ def predict(nets, abouts, files, settings, kept=None, key=""):
     ):
         for indices, batch, errors in feed:
             inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
-            views = [inputs, inputs.flip(3)] if settings.inference.flip else [inputs]
+            views = views_of(inputs, settings.inference)
             for fold, net in nets.items():
-                mean = sum(model.log_probabilities(net(view)).exp() for view in views) / len(views)
+                mean = sum(heads.answers(net(view)) for view in views) / len(views)
                 found[fold][indices.numpy()] = mean.cpu().numpy()
             reasons[indices.numpy()] = errors
             progress.done += len(indices)
@@ -174,12 +186,12 @@ def main():
     settings = args.read_for_run(__doc__)
     paths = checkpoints(settings.run)
     rows = dataset.eval_rows(settings)
-    nets, abouts = load_folds(paths)
+    nets, abouts, heads = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
     rows = dataset.with_files(rows, settings.data.crops)
     files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
     with alone(settings.run):
-        found, reasons = predict(nets, abouts, files, settings, kept, key_of(paths, files, settings))
+        found, reasons = predict(nets, abouts, heads, files, settings, kept, key_of(paths, files, settings))
     bad = reasons != ""
     report = Path(settings.run) / "unreadable.csv"
     if bad.any():
@@ -190,8 +202,10 @@ def main():
         )
     elif report.is_file():
         os.remove(report)
-    for fold, probabilities in found.items():
-        write_csv(Path(settings.run) / f"fold{fold}.csv", labels.with_answers(rows[["ImageID"]], probabilities))
+    for fold, answers in found.items():
+        if heads.in_years:
+            write_csv(Path(settings.run) / f"fold{fold}_age.csv", labels.with_ages(rows[["ImageID"]], answers))
+        write_csv(Path(settings.run) / f"fold{fold}.csv", labels.with_answers(rows[["ImageID"]], answers))
     kept.unlink(missing_ok=True)
     print(
         f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "

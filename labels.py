@@ -17,6 +17,9 @@ SHAPE = tuple(len(names) for names in HEADS.values())
 CLASSES = tuple(f"{mask} {gender} {age}" for mask in MASKS for gender in GENDERS for age in AGES)
 PROBABILITIES = [f"p{index}" for index in range(len(CLASSES))]
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
+YEARS = 101  # ages 0..100
+BOUNDARIES = (30, 55, 56, 57, 58, 59, 60)
+AGE_COLUMNS = ["years", *(f"from{bound}" for bound in BOUNDARIES)]  # expected age; probability of that age or more
 TRUE_BOUNDARY = 60  # where the competition's oldest class begins: what is scored, whatever is trained on
 
 
@@ -62,28 +65,38 @@ def scores(target, answer):
     return {name: float(value) for name, value in result.items()}
 
 
-def f1_interval(target, answer, people, samples=1000, level=0.95, seed=0):
-    """Interval of macro F1 when people are drawn anew with replacement (bootstrap; Efron 1979).
+def f1_draws(target, answers, people, samples=1000, seed=0):
+    """Macro F1 of several answers when people are drawn anew with replacement (bootstrap; Efron 1979).
 
-    Photos of one person err together, so people are drawn, not photos. target, answer: (n,) int in 0..17;
-    people: (n,) ids. Returns (low, high).
+    Photos of one person err together, so people are drawn, not photos; all answers are scored on the same draws, so
+    that their differences may be taken. target: (n,) int in 0..17; answers: list of (n,); people: (n,) ids.
+    Returns (len(answers), samples).
     """
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-    n, k = person.max() + 1, len(CLASSES)
+    n, k, target = person.max() + 1, len(CLASSES), np.asarray(target)
     # a person's confusion matrix is all that a draw needs: macro F1 follows from sums of them
-    hits = np.zeros((n, k))
-    told, true = np.zeros((n, k)), np.zeros((n, k))
+    true = np.zeros((n, k))
     np.add.at(true, (person, target), 1)
-    np.add.at(told, (person, answer), 1)
-    right = np.asarray(target) == np.asarray(answer)
-    np.add.at(hits, (person[right], np.asarray(target)[right]), 1)
-    rng, values = np.random.default_rng(seed), []
-    for _ in range(samples):
+    sums = []
+    for answer in answers:
+        told, hits, right = np.zeros((n, k)), np.zeros((n, k)), target == np.asarray(answer)
+        np.add.at(told, (person, answer), 1)
+        np.add.at(hits, (person[right], target[right]), 1)
+        sums.append((hits, true + told))
+    rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
+    for draw in range(samples):
         times = np.bincount(rng.integers(n, size=n), minlength=n)
-        both = times @ (true + told)
-        seen = both > 0
-        values.append(float((2 * (times @ hits)[seen] / both[seen]).mean()))
-    return tuple(float(v) for v in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+        for row, (hits, either) in enumerate(sums):
+            both = times @ either
+            seen = both > 0
+            values[row, draw] = (2 * (times @ hits)[seen] / both[seen]).mean()
+    return values
+
+
+def f1_interval(target, answer, people, samples=1000, level=0.95, seed=0):
+    """Interval (low, high) of macro F1 over f1_draws. target, answer: (n,) int in 0..17; people: (n,) ids."""
+    draws = f1_draws(target, [answer], people, samples, seed)[0]
+    return tuple(float(v) for v in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
 
 
 def spread(columns):
@@ -102,12 +115,20 @@ def spread(columns):
 
 
 def with_answers(frame, probabilities):
-    """Append ans and p0..p17 to a DataFrame. probabilities: (n, 18) in 0..1; ans is the largest of those written."""
+    """Append ans and p0..p17 to a DataFrame. probabilities: (n, 18 or more) in 0..1; ans is the largest."""
     import pandas as pd
 
-    probabilities = np.round(np.asarray(probabilities, dtype=np.float64), 6)
+    probabilities = np.round(np.asarray(probabilities, dtype=np.float64)[:, : len(CLASSES)], 6)
     frame = frame.reset_index(drop=True).assign(ans=probabilities.argmax(1))
     return pd.concat([frame, pd.DataFrame(probabilities, columns=PROBABILITIES)], axis=1)
+
+
+def with_ages(frame, answers):
+    """Append AGE_COLUMNS to a DataFrame. answers: (n, 18 + 8), as heads.Heads gives them of an age in years."""
+    import pandas as pd
+
+    ages = pd.DataFrame(np.asarray(answers)[:, len(CLASSES) :], columns=AGE_COLUMNS)
+    return pd.concat([frame.reset_index(drop=True), ages], axis=1)
 
 
 def fold_files(run):
@@ -147,6 +168,10 @@ def gather(run, folds):
         for name in ("oof.csv", "oof_last.csv")
     )
     write_csv(Path(run) / "oof.csv", best)
+    ages = [folder / "oof_age.csv" for folder in folders.values()]
+    if ages[0].is_file():
+        frames = [read_csv(path, ["ImageID", *AGE_COLUMNS], numbers=AGE_COLUMNS) for path in ages]
+        write_csv(Path(run) / "oof_age.csv", pd.concat(frames, ignore_index=True))
     target, answer = best["target"].astype(int), best["ans"].astype(int)
     found = scores(target, answer)
     low, high = f1_interval(target, answer, best["id"])

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 import args
 from files import FIRST, InputError, replacing
+from folds import start_run
 
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
 
@@ -55,6 +57,26 @@ def make_accelerator(settings):
     return accelerator
 
 
+def parameter_groups(net, settings):
+    """Parameters with their learning rates: the backbone may have its own, and each layer less than the one above."""
+    from timm.optim import param_groups_layer_decay
+
+    backbone = settings.backbone_lr or settings.lr
+    if settings.layer_decay < 1:
+        found = param_groups_layer_decay(net, settings.weight_decay, layer_decay=settings.layer_decay)
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in found]
+        for group, scale in zip(groups, (group["lr_scale"] for group in found), strict=True):
+            group["lr"] = settings.lr if scale == 1 else backbone * scale  # the classifier's scale alone is 1
+        return groups
+    if backbone == settings.lr:
+        return list(net.parameters())
+    head = {id(value) for value in net.get_classifier().parameters()}
+    return [
+        {"params": [value for value in net.parameters() if id(value) not in head], "lr": backbone},
+        {"params": [value for value in net.parameters() if id(value) in head], "lr": settings.lr},
+    ]
+
+
 def make_optimizer(parameters, settings):
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum."""
     import torch
@@ -66,18 +88,45 @@ def make_optimizer(parameters, settings):
 
 
 def make_scheduler(optimizer, settings, steps):
-    """The learning rate's course, moved on once a step; `steps` make an epoch."""
+    """The learning rates' course, moved on once a step; `steps` make an epoch.
+
+    It may have a rise before it (warmup_epochs) and, once weights are averaged, SWA's constant rate after it.
+    """
     from torch.optim import lr_scheduler
 
-    total = steps * settings.epochs
+    warm, total = settings.warmup_epochs * steps, settings.epochs * steps
+    end = min(settings.swa_start * steps, total) if settings.average == "swa" else total
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parts, starts = [], []
+    if warm:
+        parts.append(lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm))
+        starts.append(warm)
     if settings.scheduler == "onecycle":  # Smith & Topin 2018
-        return lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total)
-    if settings.scheduler == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, total)
-    if settings.scheduler == "step":
-        return lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma)
-    gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
-    return lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps))
+        parts.append(lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(end - warm, 1)))
+    elif settings.scheduler == "cosine":
+        parts.append(lr_scheduler.CosineAnnealingLR(optimizer, max(end - warm, 1)))
+    elif settings.scheduler == "step":
+        parts.append(lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma))
+    else:
+        gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
+        parts.append(lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps)))
+    if end < total:
+        parts.append(lr_scheduler.LambdaLR(optimizer, [lambda _, rate=r: settings.swa_lr / rate for r in rates]))
+        starts.append(end)
+    return parts[0] if len(parts) == 1 else lr_scheduler.SequentialLR(optimizer, parts, starts)
+
+
+def make_average(net, settings):
+    """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average."""
+    if settings.average == "swa":
+        from torch.optim.swa_utils import AveragedModel
+
+        return AveragedModel(net)
+    if settings.average == "ema":
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(net, settings.ema_decay, use_warmup=True)
+    return None
 
 
 class Learner:
@@ -86,14 +135,15 @@ class Learner:
     Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities).
     """
 
-    KEPT = ("epoch", "step", "loss", "seen", "log", "best_f1", "best", "last", "pieces")
+    KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_f1", "best", "last", "pieces", "spent", "speed")
 
-    def __init__(self, settings, label, fold, steps, accelerator):
-        """label: (n,) training labels; steps: batches an epoch."""
+    def __init__(self, settings, rows, fold, steps, accelerator):
+        """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch."""
         import timm
         import torch
         from accelerate.utils import set_seed
 
+        import heads
         import images
         import loss
         import model
@@ -101,7 +151,13 @@ class Learner:
         seed, several = settings.seed * 1009 + fold, accelerator.num_processes > 1
         set_seed(seed)
         chosen, size = settings.model, settings.data.image_size
-        net = model.build(chosen.backbone, chosen.heads, chosen.pretrained, size, chosen.dropout)
+        self.heads = heads.Heads(chosen.heads, chosen.age, settings.data.age_boundary)
+        pretrained, weights = chosen.pretrained, start_of(settings, fold)
+        if weights:
+            pretrained = False
+        net = model.build(chosen.backbone, self.heads.size, pretrained, size, chosen.dropout, chosen.drop_path)
+        if weights:
+            model.load_backbone(net, model.weights_of(str(weights)))
         net = net.to(memory_format=torch.channels_last)
         if several:
             set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
@@ -112,12 +168,17 @@ class Learner:
         ]
         self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
-        self.net, self.optimizer = accelerator.prepare(net, make_optimizer(net.parameters(), settings.train))
+        self.average = make_average(net.to(self.device), settings.train)
+        parameters = parameter_groups(net, settings.train)
+        self.net, self.optimizer = accelerator.prepare(net, make_optimizer(parameters, settings.train))
         self.scheduler = make_scheduler(self.optimizer.optimizer, settings.train, steps)
-        self.criterion = loss.make(settings.loss, label).to(self.device)
-        self.label = torch.tensor(label, dtype=torch.int64)
-        self.epoch, self.step, self.loss, self.seen = 0, 0, 0.0, 0
+        self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
+        self.targets = loss.Targets(rows, settings.loss)
+        mixed = settings.train.mixup, settings.train.cutmix
+        self.mixup = timm.data.Mixup(*mixed, label_smoothing=0.0) if any(mixed) else None
+        self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
         self.log, self.best_f1, self.best, self.last = [], -1.0, None, None
+        self.spent, self.speed = 0.0, []
         self.pieces = settings.train.accumulate
         self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
 
@@ -126,10 +187,18 @@ class Learner:
         """The model itself, without what accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.net)
 
+    @property
+    def answering(self):
+        """The model that answers: the average, where there is one already."""
+        begun = self.average is not None and getattr(self.average, "n_averaged", 1) > 0
+        return self.average.module if begun else self.module
+
     def parts(self):
         """What has a state_dict."""
         parts = {"model": self.module, "optimizer": self.optimizer.optimizer, "scheduler": self.scheduler}
-        return parts | ({"scaler": self.accelerator.scaler} if self.accelerator.scaler else {})
+        parts |= {"criterion": self.criterion}
+        others = {"scaler": self.accelerator.scaler, "average": self.average}
+        return parts | {name: part for name, part in others.items() if part is not None}
 
     def save(self):
         """Write everything to state.pt, atomically. All processes call it, the first one writes."""
@@ -175,29 +244,90 @@ class Learner:
         import torch
 
         import images
-        import model
+
+        inputs = images.normalize(photos.to(self.device, non_blocking=True), *self.scale)
+        first = self.targets.of(indices, self.device)
+        second, share = self.mix(inputs, first)
 
         def compute(pieces):
-            total, shares = 0.0, list(zip(indices.tensor_split(pieces), photos.tensor_split(pieces), strict=True))
-            for k, (index, photo) in enumerate(shares, start=1):
-                waits = self.accelerator.no_sync(self.net) if k < len(shares) else contextlib.nullcontext()
+            total, said = 0.0, []
+            for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(pieces), start=1):
+                waits = self.accelerator.no_sync(self.net) if k < pieces else contextlib.nullcontext()
                 with waits:  # processes exchange gradients once, at the last piece
-                    inputs = images.normalize(photo.to(self.device, non_blocking=True), *self.scale)
-                    answer = model.log_probabilities(self.net(inputs))
-                    each = self.criterion(answer, self.label[index].to(self.device, non_blocking=True))
+                    outputs = self.net(inputs[part] if pieces > 1 else inputs)
+                    each = self.criterion(outputs, *(target[part] for target in first))
+                    if second:
+                        other = self.criterion(outputs, *(target[part] for target in second))
+                        each = share[part] * each + (1 - share[part]) * other
                     loss = each.sum() / whole
                     self.accelerator.backward(loss * self.accelerator.num_processes)  # they are averaged
                 total = total + loss.detach() * whole
-            return total
+                said.append(outputs.detach())
+            return total, torch.cat(said)
 
-        total = self.fitting(compute, len(indices))
+        total, outputs = self.fitting(compute, len(indices))
+        if self.frozen:
+            head = {id(value) for value in self.module.get_classifier().parameters()}
+            for value in self.module.parameters():
+                value.grad = value.grad if id(value) in head else None  # without one the optimizer passes it over
         if self.settings.clip_grad:
             self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip_grad)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
             self.scheduler.step()
         self.optimizer.zero_grad()
+        self.steps += 1
+        if self.settings.average == "ema":
+            self.average.update(self.module, self.steps)
+        if self.criterion.name == "f1":
+            classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
+            told = self.heads.log_probabilities(outputs).exp()
+            self.criterion.f1.update(*self.accelerator.gather((told, classes)))
         return torch.as_tensor(total)
+
+    @property
+    def frozen(self):
+        """Does the classifier alone learn in this epoch?"""
+        return self.epoch < self.settings.freeze_epochs
+
+    def mix(self, inputs, targets):
+        """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, in place, by timm.
+
+        Returns (targets of the photos that were mixed in, (b,) the share of the photos themselves), or (None, None).
+        For CutMix the share is the area that was really left, so that targets are mixed as the pixels are.
+        """
+        import torch
+
+        if self.mixup is None or len(inputs) < 2:
+            return None, None
+        even = len(inputs) // 2 * 2  # timm pairs the first with the last; an odd one out stays as it is
+        self.mixup.num_classes = even
+        _, mixed = self.mixup(inputs[:even], torch.arange(even, device=inputs.device))
+        share = torch.ones(len(inputs), device=inputs.device)
+        share[:even] = mixed.diagonal()
+        order = torch.arange(len(inputs), device=inputs.device)
+        order[:even] = order[:even].flip(0)
+        return [target[order] for target in targets], share
+
+    def average_epoch(self, feed):
+        """Take an epoch's end into SWA's average, and put its batch norm right with the training photos.
+
+        (EMA averages the statistics too, at every step: they are never far behind its weights.)
+        """
+        import images
+        import model
+
+        if self.settings.average != "swa" or self.epoch < self.settings.swa_start:
+            return
+        self.average.update_parameters(self.module)
+        if self.freeze_bn:
+            return
+        inputs = (images.normalize(photos.to(self.device), *self.scale) for _, photos, _ in feed)
+        with self.accelerator.autocast():
+            model.refresh_batch_norm(self.average.module, inputs)
+        for name, value in self.average.module.named_buffers():
+            if name.endswith(("running_mean", "running_var")) and self.accelerator.num_processes > 1:
+                value.copy_(self.accelerator.reduce(value, "mean"))
 
     def fitting(self, compute, photos):
         """compute(pieces), with twice as many pieces each time that memory ran out: the step stays the same step.
@@ -238,7 +368,13 @@ class Learner:
         self.net.train()
         if self.freeze_bn:
             model.freeze_batch_norm(self.net)
-        batches, before, waited, start = feed.batch_sampler, self.seen, 0.0, time.perf_counter()
+        if self.frozen:
+            self.net.eval()
+            self.module.get_classifier().train()
+        if self.accelerator.num_processes == 1:  # saves the backward pass; DDP would miss the gradients
+            self.module.requires_grad_(not self.frozen)
+            self.module.get_classifier().requires_grad_(True)
+        batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
@@ -256,13 +392,15 @@ class Learner:
                 stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > self.save_seconds)
                 if stopping or due:
                     self.loss = self.summed(total)
+                    self.spent, start = self.spent + time.perf_counter() - start, time.perf_counter()
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
                 asked = time.perf_counter()
         self.loss = self.summed(total)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "photos_per_second": (self.seen - before) / seconds, "waited": waited / seconds}
+        seconds = self.spent + time.perf_counter() - start
+        self.spent, rate = 0.0, self.seen / seconds
+        return {"seconds": seconds, "photos_per_second": rate, "waited": waited / seconds, "memory_gb": peak_memory()}
 
     def agreed(self, *wishes):
         """What this process wishes, or, of several, what any of them does; those ask each other now and then only."""
@@ -280,14 +418,13 @@ class Learner:
         return self.accelerator.reduce(total.clone(), "sum").item()
 
     def predict(self, feed):
-        """Probabilities of all photos of a loader, in its order: (n, 18) float32 on the CPU, on every process."""
+        """heads.Heads.answers of all photos of a loader, in its order: (n, width) float32, on every process's CPU."""
         import torch
         from accelerate.utils import gather_object
 
         import images
-        import model
 
-        net = self.module.eval()
+        net = self.answering.eval()
         shares = []
         with torch.inference_mode(), self.accelerator.autocast():
             for indices, photos, errors in feed:
@@ -298,13 +435,37 @@ class Learner:
                         images.normalize(part.to(self.device, non_blocking=True), *self.scale)
                         for part in photos.tensor_split(min(pieces, len(photos)))
                     )
-                    return torch.cat([model.log_probabilities(net(part)).exp() for part in inputs])
+                    return torch.cat([self.heads.answers(net(part)) for part in inputs])
 
                 shares.append((indices, self.fitting(compute, len(indices)).float().cpu()))
         if self.accelerator.num_processes > 1:
             shares = gather_object(shares)
         order = torch.cat([indices for indices, _ in shares]).argsort()
         return torch.cat([found for _, found in shares])[order]
+
+
+def start_of(settings, fold):
+    """The weights of another run that this fold starts from (model.start), or None. Raises InputError without them."""
+    if not settings.model.start:
+        return None
+    home = start_run(settings)
+    path = home / f"fold{fold}" / "best.safetensors"
+    if not path.is_file():
+        raise InputError(f"model.start {settings.model.start}: there is no {path}: train that run first")
+    return path
+
+
+def peak_memory():
+    """The most memory that this process has held, in GB: of the GPU where there is one, else of the machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def random_states():

