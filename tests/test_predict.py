@@ -17,7 +17,8 @@ from files import InputError
 
 def main_of(script, settings, monkeypatch, **flags):
     """Run a script's main() with these settings."""
-    for name, value in flags.items():
+    defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
+    for name, value in (defaults | flags).items():
         setattr(settings, name, value)
     monkeypatch.setattr(script.args, "read_for_run", lambda *_: settings)
     script.main()
@@ -31,6 +32,8 @@ def trained(competition):
         about = {
             "backbone": "test_resnet",
             "heads": "multi",
+            "age": "classes",
+            "age_boundary": 58,
             "image_size": 32,
             "augment": "light",
             "mean": [0.5] * 3,
@@ -40,7 +43,7 @@ def trained(competition):
             "prior": [1 / 18] * 17 + [1 / 18],
         }
         about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
-        net = model.build("test_resnet", "multi", False, 32)
+        net = model.build("test_resnet", 8, False, 32)
         torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
         model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
     return competition, competition.settings()
@@ -59,7 +62,7 @@ def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trai
     (competition.eval / "images" / names[2]).write_bytes(b"")
     main_of(inference, settings, monkeypatch)
     assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().out
-    main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+    main_of(ensemble, settings, monkeypatch, soft=True)
     submission = pd.read_csv(settings.submission)
     assert submission.columns.tolist() == ["ImageID", "ans"]
     assert submission["ImageID"].tolist() == [*names, "gone.jpg"]
@@ -208,7 +211,7 @@ def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
     main_of(inference, settings, monkeypatch)
     (competition.eval / "info.csv").write_text("ImageID\nanswer0.jpg\n")
     with pytest.raises(InputError, match=r"has other rows \(1\)"):
-        main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+        main_of(ensemble, settings, monkeypatch, soft=True)
 
 
 def test_voting_never_imports_torch():
@@ -227,11 +230,11 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
     paths = inference.checkpoints(settings.run)
     key = inference.key_of(paths, files, settings)
-    nets, abouts = inference.load_folds(paths)
-    whole, _ = inference.predict(nets, abouts, files, settings)
+    nets, abouts, heads = inference.load_folds(paths)
+    whole, _ = inference.predict(nets, abouts, heads, files, settings)
     kept = tmp_path / "kept.npz"
-    inference.predict(nets, abouts, files[:4], settings, kept, key)  # as a kill after two batches leaves it
-    again, _ = inference.predict(nets, abouts, files, settings, kept, key)
+    inference.predict(nets, abouts, heads, files[:4], settings, kept, key)  # as a kill after two batches leaves it
+    again, _ = inference.predict(nets, abouts, heads, files, settings, kept, key)
     assert "going on at photo 5" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))

@@ -1,0 +1,56 @@
+"""One model out of all folds of a run: the mean of their weights (model soup; Wortsman et al. 2022).
+
+    python soup.py --run runs/a                     -> runs/a-soup, a run with one fold
+    python inference.py --run runs/a-soup && python ensemble.py --soft --runs runs/a runs/a-soup
+
+It answers at the price of one model. Every person was trained on by most of the folds, so nothing out of fold can be
+said of it: there is no oof.csv, and searched weights leave it out. Folds that began from different weights (recipes
+that start from random ones) don't mix. Batch norm's statistics are computed anew from the training photos.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+import args
+import dataset
+from files import InputError, guarded, write_json
+
+
+def mixed(nets):
+    """The first of the models, with the mean of all their floating-point weights."""
+    import torch
+
+    tables = [net.state_dict() for net in nets]
+    for name, value in tables[0].items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([table[name].float() for table in tables]).mean(0))
+    return nets[0]
+
+
+def main():
+    settings = args.read_for_run(__doc__)
+
+    import images
+    import inference
+    import model
+
+    nets, abouts, _ = inference.load_folds(inference.checkpoints(settings.run))
+    if len(nets) < 2:
+        raise InputError(f"{settings.run}: has one fold; a soup needs two")
+    net, about = mixed(list(nets.values())), next(iter(abouts.values()))
+    if not settings.model.freeze_bn:
+        rows, _ = dataset.training_rows(settings.without_pseudo())
+        rows = dataset.drop_unreadable(dataset.with_files(rows, settings.data.crops), settings, dataset.Problems())
+        photos = images.Photos(rows["file"], about["augment"], about["image_size"], False)
+        batches = images.Batches(len(rows), settings.inference.batch_size)
+        feed = tqdm(images.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
+        model.refresh_batch_norm(net, (images.normalize(part, about["mean"], about["std"]) for _, part, _ in feed))
+    home = Path(f"{settings.run}-soup")
+    write_json(home / "args.json", args.as_dict(settings) | {"run": str(home)})
+    model.save(home / "fold0" / "best.safetensors", net, about)
+    print(f"{len(nets)} folds mixed: {home}; next: python inference.py --run {home}")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,181 @@
+"""Weights and decisions: fitted to some people, scored on others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_predict import main_of
+
+import blend
+import ensemble
+import labels
+from files import InputError
+
+
+def people(n=120, seed=0):
+    """Targets (7 n,), ids and folds of drawn people: all photos of a person are of one gender and age class."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(n), 7)
+    mask = np.tile([0, 0, 0, 0, 0, 1, 2], n)
+    target = labels.encode(mask, rng.integers(2, size=n)[person], rng.choice(3, n, p=[0.45, 0.45, 0.1])[person])
+    return target, person.astype(str), person % 5
+
+
+def guesses(target, strength, seed):
+    """Probabilities (n, 18) that know the target as much as `strength` says."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(target), 18)) + strength * np.eye(18)[target]
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def test_macro_f1_is_the_one_that_is_printed():
+    target, _, _ = people()
+    answer = guesses(target, 1.0, 1).argmax(1)
+    assert blend.macro_f1(target, answer) == pytest.approx(labels.scores(target, answer)["f1"])
+
+
+def test_hill_climbing_finds_who_is_good_and_never_does_worse_than_the_best():
+    target, _, _ = people()
+    stack = np.stack([guesses(target, strength, k) for k, strength in enumerate((0.2, 2.5, 2.5))])
+    weights = blend.climb(stack, target)
+    assert weights.sum() == pytest.approx(1) and weights[0] < weights[1:].min()
+    best = max(blend.macro_f1(target, member.argmax(1)) for member in stack)
+    assert blend.macro_f1(target, np.tensordot(weights, stack, 1).argmax(1)) >= best
+
+
+def test_the_boundary_that_the_answers_need_is_found():
+    target, _, _ = people()
+    p = guesses(target, 3.0, 1)
+    old = target % 3 == 2
+    ages = np.zeros((1, len(target), len(labels.AGE_COLUMNS)))
+    for k, bound in enumerate(labels.BOUNDARIES, start=1):
+        ages[0, :, k] = np.where(old, 0.9 if bound <= 56 else 0.2, np.where(target % 3 == 1, 0.9 * (bound == 30), 0.05))
+    scores_at = {bound: blend.at_boundary(p[None], ages, bound)[0] for bound in labels.BOUNDARIES[1:]}
+    assert blend.choose_boundary(scores_at, target) == 56  # 55 is as good: 56 is nearer to 58
+    assert np.allclose(scores_at[56].sum(1), 1)
+
+
+def test_a_bias_mends_answers_that_never_say_old():
+    target, _, _ = people(400)
+    p = guesses(target, 2.5, 1)
+    p[:, 2::3] *= 0.3
+    bias = blend.choose_bias(p, target)
+    assert bias["age", 2] > 0.5
+    better = (np.log(p) + blend.spread_bias(bias)).argmax(1)
+    assert blend.macro_f1(target, better) > blend.macro_f1(target, p.argmax(1))
+
+
+def test_all_photos_of_a_person_are_in_one_part_even_with_a_single_fold():
+    _, person, fold = people()
+    assert (blend.parts_of(person, fold) == fold).all()
+    parts = blend.parts_of(person, np.zeros(len(person)))
+    assert len(np.unique(parts)) == 5 and all(len(set(parts[person == p])) == 1 for p in person)
+
+
+# -------------------------------------------------------------------------------------- the first way to cheat
+
+
+def test_weights_scored_on_the_rows_they_were_fitted_to_are_caught():
+    """Twenty members of pure noise: fitted and scored on the same rows they seem to gain; nested they gain nothing."""
+    target, person, fold = people(60)
+    stack = np.stack([guesses(target, 0.0, k) for k in range(20)])
+    plain = blend.macro_f1(target, stack.mean(0).argmax(1))
+
+    def fit(rows):
+        weights = blend.climb(stack[:, rows], target[rows])
+        return lambda others: np.tensordot(weights, stack[:, others], 1).argmax(1)
+
+    cheating = blend.macro_f1(target, fit(np.ones(len(target), bool))(np.ones(len(target), bool)))
+    honest = blend.macro_f1(target, blend.nested(fit, target, blend.parts_of(person, fold)))
+    assert cheating > plain + 0.03
+    assert honest < plain + 0.015
+
+
+def test_a_choice_never_sees_the_rows_that_it_answers():
+    target, person, fold = people(50)
+    seen = []
+
+    def fit(rows):
+        seen.append(set(person[rows]))
+        return lambda others: (seen[-1].isdisjoint(person[others]) or pytest.fail("fitted to them")) and target[others]
+
+    assert (blend.nested(fit, target, fold) == target).all() and len(seen) == 5
+
+
+# --------------------------------------------------------------------------------------------------- the script
+
+
+def write_run(home, name, target, person, fold, strength, seed, ages=False, answer_for=("a.jpg", "b.jpg")):
+    run = home / name
+    run.mkdir(parents=True)
+    frame = pd.DataFrame({"ImageID": [f"{p}/{k}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
+    labels.with_answers(frame.assign(target=target), guesses(target, strength, seed)).to_csv(
+        run / "oof.csv", index=False
+    )
+    for k in range(2):
+        found = guesses(np.zeros(len(answer_for), int), 3.0, k)
+        labels.with_answers(pd.DataFrame({"ImageID": answer_for}), found).to_csv(run / f"fold{k}.csv", index=False)
+    if ages:
+        for path, ids in (
+            ("oof_age", frame["ImageID"]),
+            ("fold0_age", answer_for),
+            ("fold1_age", answer_for),
+        ):
+            values = np.tile([40.0, 0.6, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05], (len(ids), 1))
+            pd.DataFrame(values, columns=labels.AGE_COLUMNS).assign(ImageID=list(ids)).to_csv(
+                run / f"{path}.csv", index=False
+            )
+    return str(run)
+
+
+@pytest.fixture
+def runs(competition):
+    target, person, fold = people()
+    (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
+    homes = [
+        write_run(competition.root, name, target, person, fold, strength, seed, ages=True)
+        for seed, (name, strength) in enumerate({"good": 3.0, "fair": 2.0, "noise": 0.0}.items())
+    ]
+    return competition, homes
+
+
+@pytest.mark.parametrize("vote", ["soft", "hard", "rank"])
+def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brings_is_said(
+    runs, monkeypatch, capsys, vote
+):
+    competition, homes = runs
+    settings = competition.settings()
+    main_of(ensemble, settings, monkeypatch, runs=homes, weights="search", **{vote: True})
+    out = capsys.readouterr().out
+    assert all(f"with {home} in it" in out for home in homes)
+    assert f"plain {vote} vote of 3 runs" in out and "searched weights, on people not searched on" in out
+    if vote == "soft":
+        assert "weights: " in out
+        found = dict(pair.rsplit(" ", 1) for pair in out.split("weights: ")[1].splitlines()[0].split(", "))
+        assert float(found[homes[0]]) > 0.4 > 0.3 > float(found[homes[2]])
+    if vote != "rank":  # two photos have no ranks to speak of
+        assert pd.read_csv(settings.submission)["ans"].tolist() == [0, 0]
+
+
+def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, monkeypatch, capsys):
+    competition, homes = runs
+    settings = competition.settings()
+    main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["bias"])
+    out = capsys.readouterr().out
+    assert "decided bias, on people not decided on" in out
+    assert ("log bias" in out) != ("the plain answer is not beaten: it stays" in out)
+    main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["boundary"])
+    assert "decided boundary" in capsys.readouterr().out
+    (competition.root / "good" / "oof_age.csv").unlink()
+    with pytest.raises(InputError, match="have no age in years"):
+        main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["boundary"])
+
+
+def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):
+    competition, homes = runs
+    target, person, fold = people(60)
+    other = write_run(competition.root, "other", target, person, fold, 1.0, 9)
+    with pytest.raises(InputError, match="has other photos than"):
+        main_of(ensemble, competition.settings(), monkeypatch, runs=[homes[0], other], weights="search")
+    (competition.root / "good" / "oof.csv").unlink()
+    with pytest.raises(InputError, match=r"good/oof.csv: no such file"):
+        main_of(ensemble, competition.settings(), monkeypatch, runs=homes, weights="search")
