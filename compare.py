@@ -1,0 +1,175 @@
+"""Recipes side by side: same folds, same seeds, and what luck could explain.
+
+    python compare.py recipes/people_small.json recipes/focal.json recipes/mixup.json --config recipes/people_small.json
+    python compare.py recipes/*.json --config recipes/people_small.json --train.folds 2 --run runs/compare
+
+Each recipe is laid over --config and the command line's settings and trained by train_kfold.py as RUN/<recipe's name>.
+What is finished is not done again; a stopped start goes on. Writes RUN/compare.md and RUN/compare.png: out-of-fold
+macro F1 with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import args
+import labels
+from files import InputError, guarded, read_csv, read_json, replacing
+
+SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
+
+
+def train(recipes, home, words):
+    """Train all recipes in their order, so that one may start from an earlier one's weights (model.start)."""
+    for number, (name, recipe) in enumerate(recipes.items(), start=1):
+        print(f"--- {number} of {len(recipes)}: {name}", flush=True)
+        command = [sys.executable, str(Path(__file__).with_name("train_kfold.py"))]
+        command += [*words, "--config", str(recipe), "--run", str(home / name)]
+        code = subprocess.run(command).returncode
+        if code:
+            raise InputError(f"{recipe}: its training ended with exit {code}, see above; the same command goes on")
+
+
+class Result:
+    """What a finished run says: answers beside targets, scores, costs. Raises InputError where something is missing."""
+
+    def __init__(self, home, name):
+        self.name, folder = name, home / name
+        self.metrics = read_json(folder / "metrics.json", "train it first")
+        frame = read_csv(folder / "oof.csv", labels.OOF_COLUMNS).sort_values("ImageID", ignore_index=True)
+        self.frame = frame.astype({"target": int, "ans": int})
+        self.folds = read_csv(folder / "folds.csv", ["id", "fold"]).sort_values("id", ignore_index=True)
+        paths = [folder / f"fold{k}" / "speed.csv" for k in self.metrics["folds"]]
+        speed = pd.concat([read_csv(path, SPEED, numbers=SPEED) for path in paths])
+        self.minutes = (speed["seconds"].sum() + speed["other_seconds"].sum()) / 60
+        self.rate, self.memory = speed["photos_per_second"].median(), speed["memory_gb"].max()
+
+
+def refuse_others(results):
+    """Raise InputError unless all recipes were dealt the same folds: else they are scored by other models' people."""
+    first = results[0]
+    for other in results[1:]:
+        if not other.folds.equals(first.folds):
+            raise InputError(
+                f"{other.name} has other folds than {first.name}: a recipe must not change data.train, train.folds, "
+                "data.splitter or seed"
+            )
+
+
+def differences(results):
+    """Macro F1 of results on bootstrap draws of the same people: (values (r, draws), names of those that took part).
+
+    A recipe that is scored on other photos (a first stage on bare faces) takes no part.
+    """
+    first = max(results, key=lambda result: len(result.frame)).frame
+    same = [result for result in results if result.frame["ImageID"].equals(first["ImageID"])]
+    answers = [result.frame["ans"].to_numpy() for result in same]
+    return labels.f1_draws(first["target"].to_numpy(), answers, first["id"]), [result.name for result in same]
+
+
+def table(results, values, names):
+    """The Markdown page: a table of the recipes, best first, and one of the pairs."""
+    ordered = sorted(results, key=lambda result: -result.metrics["f1"])
+    lines = ["| recipe | macro F1 | mask | gender | age | to the first | minutes | photos/s | GB |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    base = results[0].name
+    for result in ordered:
+        m, gain = result.metrics, ""
+        if result.name in names and base in names and result.name != base:
+            gain = said(
+                values[names.index(result.name)] - values[names.index(base)], m["f1"] - results[0].metrics["f1"]
+            )
+        photos = "" if result.name in names else f" (on {m['photos']} photos)"
+        lines.append(
+            f"| {result.name}{photos} | {m['f1']:.3f} ({m['f1_low']:.3f}-{m['f1_high']:.3f}) | {m['mask_f1']:.3f} | "
+            f"{m['gender_f1']:.3f} | {m['age_f1']:.3f} | {gain} | {result.minutes:.1f} | {result.rate:.0f} | "
+            f"{result.memory:.1f} |"
+        )
+    lines += ["", f"Differences of macro F1 to {base}, with 95 % intervals from drawing the same people anew for both;"]
+    lines += ["~ = the interval holds 0: luck with these people could explain it.", ""]
+    order = [result.name for result in ordered if result.name in names]
+    lines += ["Each pair, row minus column, where luck with these people can't explain it (~ elsewhere):", ""]
+    lines += ["| | " + " | ".join(str(k + 1) for k in range(len(order))) + " |", "|---|" + "---|" * len(order)]
+    for row, name in enumerate(order, start=1):
+        cells = []
+        for other in order:
+            apart = values[names.index(name)] - values[names.index(other)]
+            low, high = np.quantile(apart, [0.025, 0.975])
+            cells.append("" if other == name else "~" if low <= 0 <= high else f"{apart.mean():+.3f}")
+        lines.append(f"| {row} {name} | " + " | ".join(cells) + " |")
+    pairs = len(order) * (len(order) - 1) // 2
+    lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would be marked if no recipe differed from another."]
+    return "\n".join(lines) + "\n"
+
+
+def said(draws, value):
+    """A difference with its interval, and ~ where it holds 0."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" + (" ~" if low <= 0 <= high else "")
+
+
+def picture(results, values, names, path):
+    """Macro F1 of each recipe with its interval, and its difference to the first with its own, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ordered = sorted((result for result in results if result.name in names), key=lambda result: result.metrics["f1"])
+    at = np.arange(len(ordered))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * len(ordered)), sharey=True)
+    for k, result in enumerate(ordered):
+        m = result.metrics
+        left.plot([m["f1_low"], m["f1_high"]], [k, k], color="0.6", lw=2)
+        left.plot(m["f1"], k, "o", color="black")
+        draws = values[names.index(result.name)] - values[names.index(results[0].name)]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        colour = "0.6" if low <= 0 <= high else "tab:green" if low > 0 else "tab:red"
+        right.plot([low, high], [k, k], color=colour, lw=2)
+        right.plot(m["f1"] - results[0].metrics["f1"], k, "o", color=colour)
+    left.set(yticks=at, yticklabels=[result.name for result in ordered], xlabel="out-of-fold macro F1, 95 %")
+    right.set(xlabel=f"difference to {results[0].name}, 95 %; grey: luck could explain it")
+    right.axvline(0, color="0.8", zorder=0)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="0.93")
+    figure.tight_layout()
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def recipes_and_words(argv):
+    """A command line -> ({name: path} of the recipes, all other words): recipes are the words before the first flag."""
+    count = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
+    found = {Path(word).stem: Path(word) for word in argv[:count]}
+    if len(found) < count:
+        raise InputError("two recipes have one name: each needs its own folder")
+    for path in found.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such recipe; recipes come first, then --config and other settings")
+    return found, argv[count:]
+
+
+def main():
+    recipes, words = recipes_and_words(sys.argv[1:])
+    settings = args.read(__doc__, argv=words)  # refuses what train_kfold.py would refuse, before anything is trained
+    if not recipes:
+        raise InputError("name the recipes to compare: python compare.py recipes/a.json recipes/b.json")
+    home = Path(settings.run if "run" in settings.given else "runs/compare")
+    train(recipes, home, words)
+    results = [Result(home, name) for name in recipes]
+    refuse_others(results)
+    values, names = differences(results)
+    page = table(results, values, names)
+    with replacing(home / "compare.md") as partial:
+        partial.write_text(page, encoding="utf-8")
+    picture(results, values, names, home / "compare.png")
+    print(page + f"{home}/compare.md, {home}/compare.png")
+
+
+if __name__ == "__main__":
+    guarded(main)
