@@ -185,6 +185,9 @@ class Train:
     """learning rate of all but the classifier; null = train.lr"""
     layer_decay: PositiveUnit = 1.0
     """factor of the learning rate from each layer to the one before it"""
+    freeze_layers: NonNegativeInt = 0
+    """lowest layers that stay as the pretrained weights have them, the stem being the first (a block of EfficientNet
+    or a stage of ResNet is one): what they learned of edges and textures holds for faces, and steps are faster"""
     freeze_epochs: NonNegativeInt = 0
     """epochs at the start in which the classifier alone learns"""
     weight_decay: NonNegativeFloat = 0.01
@@ -214,6 +217,9 @@ class Train:
     """learning rate once swa averages"""
     ema_decay: PositiveUnit = 0.999
     """share of the average that ema keeps at each step, once it is long enough"""
+    keep: Literal["best", "last"] = "best"
+    """which epoch's weights answer: the one of best macro F1 over the whole validation set, or the last, which nobody
+    chose: with few people to validate on and a rate that ends near 0 the best is often an early stroke of luck"""
     patience: NonNegativeInt = 0
     """stop when macro F1 has not risen for so many epochs; 0 = never"""
     folds: Folds = 5

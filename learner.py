@@ -159,6 +159,9 @@ class Learner:
         if weights:
             model.load_backbone(net, model.weights_of(str(weights)))
         net = net.to(memory_format=torch.channels_last)
+        self.lowest = model.lowest_layers(net, settings.train.freeze_layers)
+        for layer in self.lowest:
+            layer.requires_grad_(False)
         if several:
             set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
             if accelerator.device.type == "cuda" and not chosen.freeze_bn:
@@ -371,9 +374,11 @@ class Learner:
         if self.frozen:
             self.net.eval()
             self.module.get_classifier().train()
-        if self.accelerator.num_processes == 1:  # saves the backward pass; DDP would miss the gradients
+        if self.settings.freeze_epochs and self.accelerator.num_processes == 1:  # DDP would miss the gradients
             self.module.requires_grad_(not self.frozen)
             self.module.get_classifier().requires_grad_(True)
+        for layer in self.lowest:
+            layer.eval().requires_grad_(False)
         batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)

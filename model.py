@@ -57,6 +57,18 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0)
     return model
 
 
+def lowest_layers(model, count):
+    """The modules of the `count` lowest layers as timm groups them, stem first. InputError if there are fewer."""
+    if not count:
+        return []
+    groups = model.group_matcher(coarse=True) if hasattr(model, "group_matcher") else {}
+    layers = timm.models.group_modules(model, groups) if groups else {}
+    if count >= len(layers):
+        raise InputError(f"train.freeze_layers {count}: this backbone has {max(len(layers) - 1, 0)} layers to freeze")
+    names = {name for layer in sorted(layers)[:count] for name in layers[layer]}
+    return [module for name, module in model.named_modules() if name in names]
+
+
 def freeze_batch_norm(model):
     """Put batch norm alone into eval mode: its statistics stay, its weights still learn. After each model.train()."""
     for part in model.modules():

@@ -65,7 +65,7 @@ def fit(rows, validation, settings, fold, accelerator):
         row = judge(learner, validation["target"].to_numpy())
         learner.log.append(row)
         learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
-        if row["f1"] > learner.best_f1:
+        if row["f1"] > learner.best_f1 or train.keep == "last":
             learner.best_f1, learner.best = row["f1"], learner.last
             if FIRST:
                 model.save(folder / "best.safetensors", learner.answering, about | row)

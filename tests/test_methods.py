@@ -259,6 +259,21 @@ def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_p
     assert len(log) == 2
 
 
+def test_the_lowest_layers_stay_as_they_were_statistics_included(competition, tmp_path):
+    start = model.build("test_resnet", 8, False, 32)
+    model.save(tmp_path / "start.safetensors", start, {})
+    words = ["--model.pretrained", tmp_path / "start.safetensors", "--model.freeze_bn", "false"]
+    after = load_file(fit(competition, *words, "--train.freeze_layers", 2) / "fold0" / "best.safetensors")
+    same = {name for name, value in start.state_dict().items() if torch.equal(value, after[name])}
+    low = ("conv1.", "bn1.", "layer1.")
+    assert {name for name in after if name.startswith(low)} <= same
+    assert not any(name.startswith(("layer2.", "layer4.")) and name.endswith("weight") for name in same)
+    with pytest.raises(InputError, match="this backbone has 5 layers to freeze"):
+        model.lowest_layers(start, 6)
+    with pytest.raises(InputError, match="0 layers"):
+        model.lowest_layers(model.build("alexnet", 8, False, 64), 1)
+
+
 def test_backbone_and_layers_have_their_own_learning_rates():
     net = model.build("test_resnet", 8, False, 32)
     settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)

@@ -81,6 +81,15 @@ def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(com
     assert labels.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
 
 
+def test_the_last_epoch_can_be_kept_whatever_its_score(competition):
+    words = ["--train.epochs", 4, "--train.lr", 0.01]
+    train.train_folds(competition.settings(*words, "--train.keep", "last"), [0])
+    run = competition.root / "run"
+    log, metrics = pd.read_csv(run / "fold0" / "log.csv"), json.loads((run / "metrics.json").read_text())
+    assert log["f1"].max() > log["f1"].iloc[-1]  # else this test says nothing
+    assert metrics["f1"] == metrics["f1_last_epoch"] == pytest.approx(log["f1"].iloc[-1], abs=1e-5)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, tmp_path, workers):
     train.train_folds(competition.settings("--data.augment", "strong"), [0])
