@@ -248,10 +248,14 @@ def main():
             "run inference.py again with the same data.eval"
         )
     columns = {}
-    if choosing or all((Path(run) / "oof.csv").is_file() for run in runs):
+    try:
         known = Known(runs)
         columns["training"] = known.target
         plain = introduce(known, runs, vote)
+    except InputError as error:
+        if choosing:
+            raise
+        print(f"what the vote is worth can't be said: {error}")
     if not choosing:
         answer = VOTES[vote](np.stack(list(found.values())))
     else:

@@ -247,13 +247,14 @@ class Learner:
         import torch
 
         import images
+        import loss
 
         inputs = images.normalize(photos.to(self.device, non_blocking=True), *self.scale)
         first = self.targets.of(indices, self.device)
         second, share = self.mix(inputs, first)
 
         def compute(pieces):
-            total, said = 0.0, []
+            total, said, pieces = 0.0, [], min(pieces, len(inputs))
             for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(pieces), start=1):
                 waits = self.accelerator.no_sync(self.net) if k < pieces else contextlib.nullcontext()
                 with waits:  # processes exchange gradients once, at the last piece
@@ -262,9 +263,9 @@ class Learner:
                     if second:
                         other = self.criterion(outputs, *(target[part] for target in second))
                         each = share[part] * each + (1 - share[part]) * other
-                    loss = each.sum() / whole
-                    self.accelerator.backward(loss * self.accelerator.num_processes)  # they are averaged
-                total = total + loss.detach() * whole
+                    value = each.sum() / whole
+                    self.accelerator.backward(value * self.accelerator.num_processes)  # they are averaged
+                total = total + value.detach() * whole
                 said.append(outputs.detach())
             return total, torch.cat(said)
 
@@ -284,8 +285,8 @@ class Learner:
             self.average.update(self.module, self.steps)
         if self.criterion.name == "f1":
             classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
-            told = self.heads.log_probabilities(outputs).exp()
-            self.criterion.f1.update(*self.accelerator.gather((told, classes)))
+            sums = loss.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
+            self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), whole)
         return torch.as_tensor(total)
 
     @property

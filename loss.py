@@ -141,9 +141,13 @@ class SoftF1(torch.nn.Module):
         return -(probabilities * slope * held).sum(1) * self.span / held.sum()
 
     @torch.no_grad()
-    def update(self, probabilities, classes):
-        """Move the span on by the photos of a step, all processes' together: (n, 18) each."""
-        keep = max(0.0, 1 - len(classes) / self.span)
-        sums = classes.sum(0), probabilities.sum(0), (classes * probabilities).sum(0)
+    def update(self, sums, photos):
+        """Move the span on by a step's f1_sums (3, 18) over so many photos, all processes' together."""
+        keep = max(0.0, 1 - photos / self.span)
         for total, new in zip((self.true, self.told, self.both), sums, strict=True):
             total.mul_(keep).add_(new)
+
+
+def f1_sums(probabilities, classes):
+    """(n, 18) each -> how much of each class is true, told, and both: (3, 18)."""
+    return torch.stack([classes.sum(0), probabilities.sum(0), (classes * probabilities).sum(0)])

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 
 import folds
+import labels
+import pseudo_label
 from files import InputError, read_csv
 
 REAL_TABLE = {("female", 25): 732, ("female", 45): 817, ("female", 60): 109,
@@ -158,6 +160,29 @@ def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(c
         assert set(validation["source"]) == {"train"} and len(validation) + len(training) == 84 + 1
     with pytest.raises(InputError, match=r"leak: .* has others"):
         folds.prepare(competition.settings(*words, "--seed", 5, "--run", tmp_path / "third"))
+
+
+def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path, monkeypatch):
+    """The second way to cheat: fold 0 is trained on what fold 1's model, which was trained on fold 0's people, says."""
+    folds.prepare(competition.settings())
+    made, names = competition.root / "run", competition.images
+    rng = np.random.default_rng(0)
+    for fold in (0, 1):
+        probabilities = rng.dirichlet(np.full(18, 0.1), len(names))
+        labels.with_answers(pd.DataFrame({"ImageID": names}), probabilities).to_csv(
+            made / f"fold{fold}.csv", index=False
+        )
+    monkeypatch.setattr(pseudo_label.args, "read_for_run", lambda *_: settings)
+    settings = competition.settings("--pseudo.threshold", 0)
+    settings.answers = ""
+    pseudo_label.main()
+    words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
+    rows = folds.prepare(competition.settings(*words))
+    assert (rows["source"] == "pseudo").sum() == 2 * len(names)
+    frame = read_csv(made / "pseudo.csv", ["fold"])
+    frame.assign(fold=1 - frame["fold"].astype(int)).to_csv(made / "pseudo.csv", index=False)
+    with pytest.raises(InputError, match=r"leak: .*pseudo.csv, row \d+: .* is to train fold \d, but that is not what"):
+        folds.prepare(competition.settings(*words))
 
 
 def test_what_each_fold_holds_is_shown(competition, capsys):

@@ -1,10 +1,13 @@
 """From checkpoints to submission.csv: every photo gets its row, votes are counted rightly, mismatches are refused."""
 
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import write_photo
+from safetensors.torch import load_file
 
 import dataset
 import ensemble
@@ -12,7 +15,9 @@ import inference
 import labels
 import model
 import pseudo_label
+import soup
 from files import InputError
+from heads import Heads
 
 
 def main_of(script, settings, monkeypatch, **flags):
@@ -111,6 +116,56 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
     assert np.allclose(both, (plain + mirrored) / 2, atol=0.01) and not np.allclose(both, mirrored, atol=0.01)
 
 
+def test_four_enlarged_corners_may_join_the_views():
+    settings = types.SimpleNamespace(crops=True, flip=True)
+    photos = torch.arange(32.0).repeat(2, 3, 32, 1)  # brighter to the right
+    views = inference.views_of(photos, settings)
+    assert len(views) == 10 and all(view.shape == photos.shape for view in views) and torch.equal(views[0], photos)
+    left, right = views[1].mean(), views[2].mean()
+    assert left == pytest.approx(13.5, abs=0.2) and right == pytest.approx(17.5, abs=0.2)
+    assert torch.equal(views[5], photos.flip(3))
+    assert len(inference.views_of(photos, types.SimpleNamespace(crops=False, flip=False))) == 1
+
+
+def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
+    competition, settings = trained
+    main_of(soup, settings, monkeypatch)
+    home = competition.root / "run-soup"
+    one, two, mean = (
+        load_file(path / "best.safetensors")
+        for path in (competition.root / "run" / "fold0", competition.root / "run" / "fold1", home / "fold0")
+    )
+    assert torch.allclose(mean["conv1.0.weight"], (one["conv1.0.weight"] + two["conv1.0.weight"]) / 2)
+    assert torch.equal(mean["bn1.running_mean"], one["bn1.running_mean"])  # freeze_bn: they were never moved
+    settings.model.freeze_bn = False
+    main_of(soup, settings, monkeypatch)
+    assert not torch.equal(load_file(home / "fold0" / "best.safetensors")["bn1.running_mean"], one["bn1.running_mean"])
+    main_of(inference, competition.settings("--run", home, "--data.workers", 0), monkeypatch)
+    assert len(pd.read_csv(home / "fold0.csv")) == 5
+    (competition.root / "run" / "fold1" / "best.safetensors").unlink()
+    with pytest.raises(InputError, match="has one fold; a soup needs two"):
+        main_of(soup, settings, monkeypatch)
+
+
+def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
+    competition, settings = trained
+    for fold in (0, 1):
+        path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
+        _, _, about = model.load(path)
+        reader = Heads("multi", "distribution", 58)
+        about |= {"age": "distribution", "prior": about["prior"] + [40.0] + [0.5] * 7}
+        model.save(path, model.build("test_resnet", reader.size, False, 32), about)
+    (competition.eval / "images" / competition.images[1]).write_bytes(b"")
+    main_of(inference, settings, monkeypatch)
+    ages = pd.read_csv(competition.root / "run" / "fold1_age.csv")
+    assert ages.columns.tolist() == ["ImageID", *labels.AGE_COLUMNS]
+    assert ages.loc[1, labels.AGE_COLUMNS].tolist() == [40.0] + [0.5] * 7
+    found = predictions(competition, 1)[labels.PROBABILITIES].to_numpy().reshape(5, 6, 3).sum(1)
+    assert np.allclose(found[[0, 2, 3, 4], 2], ages["from58"].to_numpy()[[0, 2, 3, 4]], atol=1e-5)
+    main_of(ensemble, settings, monkeypatch, soft=True)
+    assert len(pd.read_csv(settings.submission)) == 5
+
+
 def inference_cv2():
     from images import cv2
 
@@ -150,6 +205,26 @@ def test_only_sure_answers_are_kept_and_at_most_so_many_a_class():
     frame = table([3, 3, 3, 5, 5], [0.99, 0.95, 0.8, 0.5, 0.97])
     assert pseudo_label.choose(frame, 0.9, 0)["ImageID"].tolist() == ["0.jpg", "4.jpg", "1.jpg"]
     assert pseudo_label.choose(frame, 0.9, 1)["ImageID"].tolist() == ["0.jpg", "4.jpg"]
+
+
+def test_threshold_and_cap_may_be_one_a_class():
+    frame = table([3, 3, 3, 5, 5], [0.99, 0.95, 0.8, 0.5, 0.97])
+    least, most = [0.9] * 18, [0] * 18
+    least[5], most[3] = 0.4, 1
+    assert pseudo_label.choose(frame, least, most)["ImageID"].tolist() == ["0.jpg", "4.jpg", "3.jpg"]
+
+
+def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, monkeypatch, capsys):
+    run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
+    run.mkdir()
+    table([1, 2, 1], [0.9, 0.9, 0.9]).to_csv(run / "fold0.csv", index=False)
+    (competition.root / "answers.csv").write_text("ImageID,ans\n0.jpg,1\n1.jpg,2\n2.jpg,3\n")
+    main_of(pseudo_label, settings, monkeypatch, answers=str(competition.root / "answers.csv"))
+    out = capsys.readouterr().out
+    assert "66.7% of 3" in out and "50.0% of 2" in out
+    settings.pseudo.threshold = [0.5, 0.5]
+    with pytest.raises(InputError, match="lists 2 numbers"):
+        main_of(pseudo_label, settings, monkeypatch)
 
 
 def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition, monkeypatch):
