@@ -1,4 +1,4 @@
-"""A model and all that moves it: accelerator, optimizer, learning rate, one step, one epoch, one look at the others.
+"""A model and all that moves it: accelerator, one step, one epoch, one look at the others, its state on disk.
 
 Several processes (accelerate launch, torchrun) share each batch: a step is the same step, whatever their number.
 """
@@ -7,17 +7,13 @@ import contextlib
 import gc
 import importlib.util
 import os
-import random
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 
 import args
+import optim
+import resume
 from files import FIRST, InputError, replacing
 from folds import start_run
 
@@ -55,78 +51,6 @@ def make_accelerator(settings):
         content = args.flatten(args.as_dict(settings))
         accelerator.init_trackers("foldface", {key: str(value) for key, value in content.items()})
     return accelerator
-
-
-def parameter_groups(net, settings):
-    """Parameters with their learning rates: the backbone may have its own, and each layer less than the one above."""
-    from timm.optim import param_groups_layer_decay
-
-    backbone = settings.backbone_lr or settings.lr
-    if settings.layer_decay < 1:
-        found = param_groups_layer_decay(net, settings.weight_decay, layer_decay=settings.layer_decay)
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in found]
-        for group, scale in zip(groups, (group["lr_scale"] for group in found), strict=True):
-            group["lr"] = settings.lr if scale == 1 else backbone * scale  # the classifier's scale alone is 1
-        return groups
-    if backbone == settings.lr:
-        return list(net.parameters())
-    head = {id(value) for value in net.get_classifier().parameters()}
-    return [
-        {"params": [value for value in net.parameters() if id(value) not in head], "lr": backbone},
-        {"params": [value for value in net.parameters() if id(value) in head], "lr": settings.lr},
-    ]
-
-
-def make_optimizer(parameters, settings):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum."""
-    import torch
-
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
-
-
-def make_scheduler(optimizer, settings, steps):
-    """The learning rates' course, moved on once a step; `steps` make an epoch.
-
-    It may have a rise before it (warmup_epochs) and, once weights are averaged, SWA's constant rate after it.
-    """
-    from torch.optim import lr_scheduler
-
-    warm, total = settings.warmup_epochs * steps, settings.epochs * steps
-    end = min(settings.swa_start * steps, total) if settings.average == "swa" else total
-    rates = [group["lr"] for group in optimizer.param_groups]
-    parts, starts = [], []
-    if warm:
-        parts.append(lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm))
-        starts.append(warm)
-    if settings.scheduler == "onecycle":  # Smith & Topin 2018
-        parts.append(lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(end - warm, 1)))
-    elif settings.scheduler == "cosine":
-        parts.append(lr_scheduler.CosineAnnealingLR(optimizer, max(end - warm, 1)))
-    elif settings.scheduler == "step":
-        parts.append(lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma))
-    else:
-        gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
-        parts.append(lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps)))
-    if end < total:
-        parts.append(lr_scheduler.LambdaLR(optimizer, [lambda _, rate=r: settings.swa_lr / rate for r in rates]))
-        starts.append(end)
-    return parts[0] if len(parts) == 1 else lr_scheduler.SequentialLR(optimizer, parts, starts)
-
-
-def make_average(net, settings):
-    """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average."""
-    if settings.average == "swa":
-        from torch.optim.swa_utils import AveragedModel
-
-        return AveragedModel(net)
-    if settings.average == "ema":
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(net, settings.ema_decay, use_warmup=True)
-    return None
 
 
 class Learner:
@@ -171,10 +95,10 @@ class Learner:
         ]
         self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
-        self.average = make_average(net.to(self.device), settings.train)
-        parameters = parameter_groups(net, settings.train)
-        self.net, self.optimizer = accelerator.prepare(net, make_optimizer(parameters, settings.train))
-        self.scheduler = make_scheduler(self.optimizer.optimizer, settings.train, steps)
+        self.average = optim.make_average(net.to(self.device), settings.train)
+        parameters = optim.parameter_groups(net, settings.train)
+        self.net, self.optimizer = accelerator.prepare(net, optim.make_optimizer(parameters, settings.train))
+        self.scheduler = optim.make_scheduler(self.optimizer.optimizer, settings.train, steps)
         self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
         self.targets = loss.Targets(rows, settings.loss)
         mixed = settings.train.mixup, settings.train.cutmix
@@ -208,7 +132,7 @@ class Learner:
         import torch
         from accelerate.utils import gather_object
 
-        states = gather_object([random_states()])
+        states = gather_object([resume.random_states()])
         if FIRST:
             content = {name: part.state_dict() for name, part in self.parts().items()}
             content |= {name: getattr(self, name) for name in self.KEPT}
@@ -229,7 +153,7 @@ class Learner:
             for name in self.KEPT:
                 setattr(self, name, content[name])
             if len(content["random"]) == self.accelerator.num_processes:
-                set_random_states(content["random"][self.accelerator.process_index])
+                resume.set_random_states(content["random"][self.accelerator.process_index])
         except Exception as error:  # a damaged file fails in many ways, all with one way out
             first = str(error).strip().splitlines()[0]
             raise InputError(f"{self.path}: can't go on from it ({first}); remove it to train this fold anew") from None
@@ -384,7 +308,7 @@ class Learner:
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
-        with bar, stopping_between_steps() as stop:
+        with bar, resume.stopping_between_steps() as stop:
             asked = time.perf_counter()
             for indices, photos, errors in feed:
                 waited += time.perf_counter() - asked
@@ -472,51 +396,6 @@ def peak_memory():
     except ImportError:  # Windows
         return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-
-
-def random_states():
-    """The state of every source of random numbers of this process, as what torch.load(weights_only=True) takes."""
-    import torch
-
-    numpy = np.random.get_state(legacy=False)
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
-
-
-def set_random_states(states):
-    """Back to what random_states() gave."""
-    import torch
-
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    inner = states["numpy"]["state"]
-    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.array(inner["key"], np.uint32)}})
-    random.setstate(states["python"])
-
-
-@contextlib.contextmanager
-def stopping_between_steps():
-    """Within the block Ctrl-C only sets `asked` of what this gives; a second one interrupts at once.
-
-    An interrupt in mid-step would leave a model that has taken a step which nobody counted.
-    """
-    stop = SimpleNamespace(asked=False)
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_):
-        stop.asked = True
-        signal.signal(signal.SIGINT, before)
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread:
-        signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
 
 
 def refuse_unreadable(errors, indices, files):

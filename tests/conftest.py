@@ -66,3 +66,18 @@ def competition(tmp_path):
 @pytest.fixture
 def make_competition(tmp_path):
     return lambda **keywords: Competition(tmp_path, **keywords)
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def one_accelerator(monkeypatch, accelerator):
+    """accelerate keeps its state for the process; building it once is what the scripts do too."""
+    import train
+
+    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)

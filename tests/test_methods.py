@@ -14,27 +14,16 @@ import folds
 import heads
 import images
 import labels
-import learner
 import loss
 import model
+import optim
 import train
 from files import InputError, read_csv
 from heads import Heads
 from learner import Learner
 
+pytestmark = pytest.mark.usefixtures("one_accelerator")
 IN_YEARS = ["distribution", "ordinal", "regression"]
-
-
-@pytest.fixture(scope="module")
-def accelerator():
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True)
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator(monkeypatch, accelerator):
-    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)
 
 
 # -------------------------------------------------------------------------------------------------------- heads
@@ -277,11 +266,11 @@ def test_the_lowest_layers_stay_as_they_were_statistics_included(competition, tm
 def test_backbone_and_layers_have_their_own_learning_rates():
     net = model.build("test_resnet", 8, False, 32)
     settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)
-    backbone, head = learner.parameter_groups(net, settings)
+    backbone, head = optim.parameter_groups(net, settings)
     assert (backbone["lr"], head["lr"]) == (1e-5, 6e-4)
     assert {id(p) for p in head["params"]} == {id(p) for p in net.get_classifier().parameters()}
     settings.layer_decay = 0.5
-    rates = {id(p): g["lr"] for g in learner.parameter_groups(net, settings) for p in g["params"]}
+    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, settings) for p in g["params"]}
     assert len(rates) == len(list(net.parameters()))
     assert rates[id(net.get_classifier().weight)] == 6e-4
     assert rates[id(net.conv1[0].weight)] < rates[id(net.layer4[0].conv1.weight)] <= 1e-5
@@ -323,7 +312,7 @@ def test_swa_keeps_its_rate_and_warm_up_rises():
         lr=0.1, epochs=5, scheduler="cosine", warmup_epochs=1, average="swa", swa_start=3, swa_lr=0.02
     )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
-    course, rates = learner.make_scheduler(optimizer, settings, 10), []
+    course, rates = optim.make_scheduler(optimizer, settings, 10), []
     for _ in range(50):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

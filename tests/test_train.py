@@ -21,21 +21,11 @@ import folds
 import labels
 import learner
 import model
+import optim
 import train
 from files import InputError
 
-
-@pytest.fixture(scope="module")
-def accelerator():
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True)
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator(monkeypatch, accelerator):
-    """accelerate keeps its state for the process; building it once is what the scripts do too."""
-    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)
+pytestmark = pytest.mark.usefixtures("one_accelerator")
 
 
 def weights(run, fold=0):
@@ -161,7 +151,7 @@ def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, t
 def test_the_learning_rate_takes_its_course(scheduler):
     settings = train.args.Train(lr=0.1, epochs=4, scheduler=scheduler, gamma=0.5, step_epochs=2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
-    course = learner.make_scheduler(optimizer, settings, 5)
+    course = optim.make_scheduler(optimizer, settings, 5)
     rates = []
     for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
