@@ -397,6 +397,16 @@ def check(settings):
             f"data.augment report cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
             "set it to 224 or choose light or strong"
         )
+    if len(settings.loss.weights) != 3:
+        raise InputError(f"loss.weights is {settings.loss.weights}: give three, for mask, gender and age")
+    if settings.model.heads == "joint" and settings.model.age != "classes":
+        raise InputError(f"model.age {settings.model.age} needs an age head of its own: model.heads multi")
+    if not data.masks:
+        raise InputError("data.masks is empty: name at least one of wear, incorrect, normal")
+    if train.average == "swa" and train.swa_start >= train.epochs:
+        raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
+    if train.warmup_epochs >= train.epochs:
+        raise InputError(f"train.warmup_epochs {train.warmup_epochs}: of {train.epochs} epochs none is left to train")
     wrong = [k for k in train.only_folds or [] if k >= train.folds]
     if wrong:
         raise InputError(

@@ -162,3 +162,18 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
     (run / "args.json").write_text(text)
     with pytest.raises(InputError, match=r"run/args.json: .*inference.batch_size"):
         args.read_for_run("", argv=["--run", str(run)])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--loss.weights", "[1,2]"], "give three"),
+        (["--model.heads", "joint", "--model.age", "ordinal"], "needs an age head of its own"),
+        (["--data.masks", "[]"], "name at least one"),
+        (["--train.average", "swa", "--train.epochs", "3"], "none is left to average"),
+        (["--train.warmup_epochs", "5", "--train.epochs", "5"], "none is left to train"),
+    ],
+)
+def test_methods_that_do_not_go_together_are_refused(words, expected):
+    with pytest.raises(InputError, match=expected):
+        args.read("", argv=words)
