@@ -83,13 +83,13 @@ class Learner:
         if weights:
             model.load_backbone(net, model.weights_of(str(weights)))
         net = net.to(memory_format=torch.channels_last)
-        self.lowest = model.lowest_layers(net, settings.train.freeze_layers)
-        for layer in self.lowest:
-            layer.requires_grad_(False)
         if several:
             set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
             if accelerator.device.type == "cuda" and not chosen.freeze_bn:
                 net = timm.layers.convert_sync_batchnorm(net)
+        self.lowest = model.lowest_layers(net, settings.train.freeze_layers)
+        for layer in self.lowest:
+            layer.requires_grad_(False)
         self.scale = [
             net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), images.IMAGENET, strict=True)
         ]
