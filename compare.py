@@ -75,13 +75,12 @@ def table(results, values, names):
     ordered = sorted(results, key=lambda result: -result.metrics["f1"])
     lines = ["| recipe | macro F1 | mask | gender | age | to the first | minutes | photos/s | GB |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
-    base = results[0].name
+    base = names[0]
+    f1 = {result.name: result.metrics["f1"] for result in results}
     for result in ordered:
         m, gain = result.metrics, ""
-        if result.name in names and base in names and result.name != base:
-            gain = said(
-                values[names.index(result.name)] - values[names.index(base)], m["f1"] - results[0].metrics["f1"]
-            )
+        if result.name in names and result.name != base:
+            gain = said(values[names.index(result.name)] - values[0], f1[result.name] - f1[base])
         photos = "" if result.name in names else f" (on {m['photos']} photos)"
         lines.append(
             f"| {result.name}{photos} | {m['f1']:.3f} ({m['f1_low']:.3f}-{m['f1_high']:.3f}) | {m['mask_f1']:.3f} | "
@@ -98,7 +97,7 @@ def table(results, values, names):
         for other in order:
             apart = values[names.index(name)] - values[names.index(other)]
             low, high = np.quantile(apart, [0.025, 0.975])
-            cells.append("" if other == name else "~" if low <= 0 <= high else f"{apart.mean():+.3f}")
+            cells.append("" if other == name else "~" if low <= 0 <= high else f"{f1[name] - f1[other]:+.3f}")
         lines.append(f"| {row} {name} | " + " | ".join(cells) + " |")
     pairs = len(order) * (len(order) - 1) // 2
     lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would be marked if no recipe differed from another."]
@@ -119,19 +118,19 @@ def picture(results, values, names, path):
     from matplotlib import pyplot
 
     ordered = sorted((result for result in results if result.name in names), key=lambda result: result.metrics["f1"])
-    at = np.arange(len(ordered))
+    at, base = np.arange(len(ordered)), next(result for result in results if result.name == names[0])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * len(ordered)), sharey=True)
     for k, result in enumerate(ordered):
         m = result.metrics
         left.plot([m["f1_low"], m["f1_high"]], [k, k], color="0.6", lw=2)
         left.plot(m["f1"], k, "o", color="black")
-        draws = values[names.index(result.name)] - values[names.index(results[0].name)]
+        draws = values[names.index(result.name)] - values[0]
         low, high = np.quantile(draws, [0.025, 0.975])
         colour = "0.6" if low <= 0 <= high else "tab:green" if low > 0 else "tab:red"
         right.plot([low, high], [k, k], color=colour, lw=2)
-        right.plot(m["f1"] - results[0].metrics["f1"], k, "o", color=colour)
+        right.plot(m["f1"] - base.metrics["f1"], k, "o", color=colour)
     left.set(yticks=at, yticklabels=[result.name for result in ordered], xlabel="out-of-fold macro F1, 95 %")
-    right.set(xlabel=f"difference to {results[0].name}, 95 %; grey: luck could explain it")
+    right.set(xlabel=f"difference to {base.name}, 95 %; grey: luck could explain it")
     right.axvline(0, color="0.8", zorder=0)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

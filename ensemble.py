@@ -115,7 +115,9 @@ class Known:
         if bar is not None:
             gain = blend.macro_f1(self.target, answer) - blend.macro_f1(self.target, bar)
             low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-            line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + ("; luck could explain it" if low < 0 < high else "")
+            line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
+                "; luck could explain it" if low <= 0 <= high else ""
+            )
         print(line)
         return gain is not None and gain > 0
 
@@ -144,7 +146,7 @@ def introduce(known, runs, vote):
 
 
 def search_weights(known, runs, vote, bar):
-    """Weights (m,) by hill climbing if they beat the plain vote on people that they were not fitted to, else equal."""
+    """Weights (m,) by hill climbing if they beat the plain vote on people that they were not fitted to, else None."""
     stack = blend.votes(known.probabilities, vote)
 
     def fit(rows):
@@ -154,14 +156,14 @@ def search_weights(known, runs, vote, bar):
     better = known.tell(blend.nested(fit, known.target, known.part), "searched weights, on people not searched on", bar)
     if not better:
         print("the plain vote is not beaten: it stays")
-        return np.full(len(runs), 1 / len(runs))
+        return None
     weights = blend.climb(stack, known.target)
     print("weights: " + ", ".join(f"{run} {weight:.2f}" for run, weight in zip(runs, weights, strict=True)))
     return weights
 
 
 def decide(known, what, weights, bar):
-    """What `what` asks for, as a function (m, n, 18), (m, n, 8) -> (n, 18) scores; the plain mean if that is better."""
+    """What `what` asks for, as a function (m, n, 18), (m, n, 8) -> (n, 18) scores; None if the bar is not beaten."""
 
     def mean(probabilities, ages, boundary=None):
         each = probabilities if boundary is None else blend.at_boundary(probabilities, ages, boundary)
@@ -188,7 +190,7 @@ def decide(known, what, weights, bar):
     title = f"decided {' and '.join(what)}, on people not decided on"
     if not known.tell(blend.nested(fit, known.target, known.part), title, bar):
         print("the plain answer is not beaten: it stays")
-        return mean
+        return None
     boundary, bias = choose(np.ones(len(known.target), bool))
     if boundary:
         print(f"the oldest class begins at {boundary}")
@@ -256,17 +258,19 @@ def main():
         if choosing:
             raise
         print(f"what the vote is worth can't be said: {error}")
-    if not choosing:
+    weights = search_weights(known, runs, vote, plain) if settings.weights == "search" else None
+    decision, equal = None, np.full(len(runs), 1 / len(runs))
+    if settings.decide:
+        shares = equal if weights is None else weights
+        bar = np.tensordot(shares, known.probabilities, 1).argmax(1)
+        decision = decide(known, settings.decide, shares, bar)
+    probabilities, ages = by_run(runs, found, ids)
+    if decision:
+        answer = decision(probabilities, ages).argmax(1)
+    elif weights is not None:
+        answer = np.tensordot(weights, blend.votes(probabilities, vote), 1).argmax(1)
+    else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](np.stack(list(found.values())))
-    else:
-        equal = np.full(len(runs), 1 / len(runs))
-        weights = search_weights(known, runs, vote, plain) if settings.weights == "search" else equal
-        probabilities, ages = by_run(runs, found, ids)
-        if settings.decide:
-            bar = np.tensordot(weights, known.probabilities, 1).argmax(1)
-            answer = decide(known, settings.decide, weights, bar)(probabilities, ages).argmax(1)
-        else:
-            answer = np.tensordot(weights, blend.votes(probabilities, vote), 1).argmax(1)
     write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": answer}))
     print(labels.spread(columns | {"answers": answer}))
     print(

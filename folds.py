@@ -194,7 +194,7 @@ def refuse_other_models(path):
     the people whom fold k validates on. Nothing is said of folds whose predictions don't lie beside the labels."""
     rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=labels.PROBABILITIES)
     for fold, mine in rows.groupby("fold"):
-        beside = Path(path).with_name(f"fold{fold}.csv")
+        beside = Path(path).with_name(f"fold{int(float(fold))}.csv")
         if not beside.is_file() or labels.PROBABILITIES[0] not in rows:
             print(f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}")
             continue

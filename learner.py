@@ -252,7 +252,8 @@ class Learner:
             return
         inputs = (images.normalize(photos.to(self.device), *self.scale) for _, photos, _ in feed)
         with self.accelerator.autocast():
-            model.refresh_batch_norm(self.average.module, inputs)
+            kept = model.lowest_layers(self.average.module, self.settings.freeze_layers)
+            model.refresh_batch_norm(self.average.module, inputs, kept)
         for name, value in self.average.module.named_buffers():
             if name.endswith(("running_mean", "running_var")) and self.accelerator.num_processes > 1:
                 value.copy_(self.accelerator.reduce(value, "mean"))

@@ -76,13 +76,26 @@ def freeze_batch_norm(model):
             part.eval()
 
 
-def refresh_batch_norm(model, inputs):
+def refresh_batch_norm(model, inputs, kept=()):
     """Compute batch norm's statistics anew from inputs (an iterable of (b, 3, h, w)): averaged weights make other
-    activations than those that any of the averaged models has seen. A model without batch norm stays as it is."""
-    from torch.optim.swa_utils import update_bn
-
+    activations than those that any of the averaged models has seen. The modules `kept` keep theirs, as frozen layers
+    did in training (torch's update_bn would change them too). A model without batch norm stays as it is."""
+    held = {id(part) for module in kept for part in module.modules()}
+    layers = [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    layers = [part for part in layers if id(part) not in held]
+    if not layers:
+        return
+    momenta, _ = [part.momentum for part in layers], model.eval()
+    for part in layers:
+        part.reset_running_stats()
+        part.momentum = None  # the plain mean over all batches
+        part.train()
     with torch.no_grad():
-        update_bn(inputs, model)
+        for batch in inputs:
+            model(batch)
+    for part, momentum in zip(layers, momenta, strict=True):
+        part.momentum = momentum
+    model.eval()
 
 
 def quiet_classifier(model):

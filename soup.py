@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import args
 import dataset
-from files import InputError, guarded, write_json
+from files import InputError, guarded, read_csv, write_csv, write_json
 
 
 def mixed(nets):
@@ -45,9 +45,13 @@ def main():
         photos = images.Photos(rows["file"], about["augment"], about["image_size"], False)
         batches = images.Batches(len(rows), settings.inference.batch_size)
         feed = tqdm(images.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
-        model.refresh_batch_norm(net, (images.normalize(part, about["mean"], about["std"]) for _, part, _ in feed))
+        inputs = (images.normalize(part, about["mean"], about["std"]) for _, part, _ in feed)
+        model.refresh_batch_norm(net, inputs, model.lowest_layers(net, settings.train.freeze_layers))
     home = Path(f"{settings.run}-soup")
     write_json(home / "args.json", args.as_dict(settings) | {"run": str(home)})
+    people = Path(settings.run) / "folds.csv"
+    if people.is_file():  # all were trained on: no fold may start from a soup of its own people
+        write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
     model.save(home / "fold0" / "best.safetensors", net, about)
     print(f"{len(nets)} folds mixed: {home}; next: python inference.py --run {home}")
 

@@ -179,3 +179,13 @@ def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):
     (competition.root / "good" / "oof.csv").unlink()
     with pytest.raises(InputError, match=r"good/oof.csv: no such file"):
         main_of(ensemble, competition.settings(), monkeypatch, runs=homes, weights="search")
+
+
+def test_where_nothing_chosen_is_better_the_answers_are_the_plain_votes(runs, monkeypatch):
+    competition, homes = runs
+    settings = competition.settings()
+    main_of(ensemble, settings, monkeypatch, runs=homes, hard=True)
+    plain = pd.read_csv(settings.submission)
+    monkeypatch.setattr(ensemble.Known, "tell", lambda *_: False)
+    main_of(ensemble, settings, monkeypatch, runs=homes, weights="search", hard=True)
+    assert pd.read_csv(settings.submission).equals(plain)

@@ -66,6 +66,8 @@ def test_a_stage_on_fewer_photos_stands_in_the_table_but_is_compared_with_nobody
     values, names = compare.differences(results)
     assert names == ["all"]
     assert "part (on 70 photos)" in compare.table(results, values, names)
+    compare.picture(results[::-1], values, names, tmp_path / "compare.png")  # the stage comes first
+    assert "Differences of macro F1 to all" in compare.table(results[::-1], values, names)
 
 
 def test_recipes_come_first_and_must_exist(tmp_path):

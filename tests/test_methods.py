@@ -263,6 +263,14 @@ def test_the_lowest_layers_stay_as_they_were_statistics_included(competition, tm
         model.lowest_layers(model.build("alexnet", 8, False, 64), 1)
 
 
+def test_new_statistics_leave_those_of_frozen_layers_alone():
+    net = model.build("test_resnet", 8, False, 32)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    model.refresh_batch_norm(net, [torch.randn(8, 3, 32, 32)], model.lowest_layers(net, 2))
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and not any(name.startswith(("conv1", "bn1", "layer1")) for name in moved)
+
+
 def test_backbone_and_layers_have_their_own_learning_rates():
     net = model.build("test_resnet", 8, False, 32)
     settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)

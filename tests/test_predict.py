@@ -129,12 +129,14 @@ def test_four_enlarged_corners_may_join_the_views():
 
 def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
     competition, settings = trained
+    (competition.root / "run" / "folds.csv").write_text("id,fold\n000000,0\n000001,1\n")
     main_of(soup, settings, monkeypatch)
     home = competition.root / "run-soup"
     one, two, mean = (
         load_file(path / "best.safetensors")
         for path in (competition.root / "run" / "fold0", competition.root / "run" / "fold1", home / "fold0")
     )
+    assert set(pd.read_csv(home / "folds.csv")["fold"]) == {-1}  # it has seen everyone
     assert torch.allclose(mean["conv1.0.weight"], (one["conv1.0.weight"] + two["conv1.0.weight"]) / 2)
     assert torch.equal(mean["bn1.running_mean"], one["bn1.running_mean"])  # freeze_bn: they were never moved
     settings.model.freeze_bn = False
