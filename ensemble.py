@@ -1,7 +1,7 @@
-"""Probabilities of all folds, of one run or several -> submission.csv. Needs no torch.
+"""Probabilities, or numbers, of all folds, of one run or several -> submission.csv. Needs no torch.
 
-    python ensemble.py --soft                       mean of the probabilities
-    python ensemble.py --hard                       majority of the answers; --rank: mean of the ranks
+    python ensemble.py --soft                       mean of the probabilities, or of the numbers
+    python ensemble.py --hard                       majority of the answers, or median; --rank: mean of the ranks
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for macro F1
@@ -16,22 +16,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import args
 import blend
 import dataset
-import labels
-from files import InputError, guarded, read_csv, write_csv
+from files import InputError, guarded, read_csv, read_json, write_csv
 
 
-def members(runs):
-    """The predictions of all folds of all runs: (ImageIDs (n,), {name: (n, 18) float32}).
+def members(task, runs):
+    """The predictions of all folds of all runs: (ImageIDs (n,), {name: (n, k) or, of numbers, (n,) float32}).
 
     Raises InputError unless all answer for the same photos in the same order.
     """
     ids, found = None, {}
     for run in runs:
-        for path in labels.fold_files(run).values():
-            frame = labels.read_fold(path)
+        for path in answers.fold_files(run).values():
+            frame = answers.read_fold(task, path)
             if ids is None:
                 ids, first = frame["ImageID"].to_numpy(), path
             if len(frame) != len(ids):
@@ -45,32 +45,50 @@ def members(runs):
                     f"{path}, row {row + 2}: is {frame['ImageID'].iloc[row]}, {first} has {ids[row]} there: "
                     "run inference.py on the same info.csv for all"
                 )
-            found[str(path)] = frame[labels.PROBABILITIES].to_numpy()
+            found[str(path)] = told(task, frame)
     return ids, found
 
 
-def soft_vote(probabilities):
-    """The class of the largest mean probability. probabilities: (members, n, 18) -> (n,) int."""
-    return np.mean(probabilities, axis=0).argmax(1)
+def told(task, frame):
+    """What a table of predictions votes with: its probabilities (n, k), or its numbers (n,)."""
+    return frame["ans" if task.numeric else task.probabilities].to_numpy()
 
 
-def rank_vote(probabilities):
-    """The class of the highest mean rank among the photos. (members, n, 18) -> (n,) int."""
-    return blend.votes(np.asarray(probabilities), "rank").mean(0).argmax(1)
+def refuse_other_tasks(task, runs):
+    """Raise InputError where a run answers another task than the first."""
+    for run in runs[1:]:
+        path = Path(run) / "args.json"
+        heads = read_json(path, "train it again")["task"]["heads"] if path.is_file() else None
+        if heads is not None and [head["name"] for head in heads] != [head.name for head in task.heads]:
+            raise InputError(f"{run}: predicts {', '.join(h['name'] for h in heads)}, which is not {runs[0]}'s task")
 
 
-def hard_vote(probabilities):
-    """The class that most members answer. (members, n, 18) -> (n,) int.
+# A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers.
+
+
+def soft_vote(task, members):
+    """The class of the largest mean probability, or the mean number."""
+    return blend.answer_of(np.mean(members, axis=0))
+
+
+def rank_vote(task, members):
+    """The class of the highest mean rank among the photos."""
+    return blend.answer_of(blend.votes(np.asarray(members), "rank").mean(0))
+
+
+def hard_vote(task, members):
+    """The class that most members answer, or the median number.
 
     Of classes with equally many votes the one whose mask, gender and age have most votes of their own wins; if that
     is a tie too, the one of the larger mean probability.
     """
-    classes = len(labels.CLASSES)
-    answers = np.argmax(probabilities, axis=2)
-    votes = (answers[:, :, None] == np.arange(classes)).sum(0)
-    part, own = labels.decode(np.arange(classes)), labels.decode(answers)
-    agreement = sum((own[head][:, :, None] == part[head]).sum(0) for head in labels.HEADS)
-    mean = np.mean(probabilities, axis=0)
+    if task.numeric:
+        return np.median(members, axis=0)
+    each = np.argmax(members, axis=2)
+    votes = (each[:, :, None] == np.arange(task.size)).sum(0)
+    part, own = task.decode(np.arange(task.size)), task.decode(each)
+    agreement = sum((own[head][:, :, None] == part[head]).sum(0) for head in part)
+    mean = np.mean(members, axis=0)
     # each key decides only where those before it are equal: votes, then attributes, then probability below one
     return (votes * 1e6 + agreement * 1e3 + mean).argmax(1)
 
@@ -84,107 +102,119 @@ VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
 class Known:
     """The out-of-fold predictions of several runs for the same photos.
 
-    target (n,), people (n,), part (n,) for blend.nested, probabilities (m, n, 18), ages (m, n, 8) or None.
+    target (n,), people (n,), part (n,) for blend.nested, told (m, n, k) or (m, n), numbers (m, n, columns) or None.
     """
 
-    def __init__(self, runs):
+    def __init__(self, task, runs):
         """Raises InputError where a run has none, or has them for other photos or with other true classes."""
         found = []
         for run in runs:
             path = Path(run) / "oof.csv"
-            frame = read_csv(path, labels.OOF_COLUMNS, "train first", numbers=labels.PROBABILITIES)
+            frame = answers.read_oof(task, path)
             frame = frame.set_index("ImageID", drop=False)
             if found and (set(frame.index) != set(found[0].index) or len(frame) != len(found[0])):
                 raise InputError(f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data")
             found.append(frame.loc[found[0].index] if found else frame)
             if (found[-1]["target"] != found[0]["target"]).any():
                 raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
-        first = found[0]
-        self.target, self.people = first["target"].to_numpy(int), first["id"].to_numpy(str)
+        first, self.task = found[0], task
+        self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
-        self.probabilities = np.stack([frame[labels.PROBABILITIES].to_numpy(float) for frame in found])
-        self.ages = read_ages([Path(run) / "oof_age.csv" for run in runs], first.index)
+        self.told = np.stack([told(task, frame).astype(float) for frame in found])
+        self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first.index)
 
     def tell(self, answer, title, bar=None):
-        """Print the macro F1 of answers (n,) with its interval, and its difference to a bar's; returns whether it is
+        """Print the score of answers (n,) with its interval, and its difference to a bar's; returns whether it is
         better than the bar."""
-        draws = labels.f1_draws(self.target, [answer] if bar is None else [answer, bar], self.people)
+        task = self.task
+        draws = task.draws(self.target, [answer] if bar is None else [answer, bar], self.people)
         low, high = np.quantile(draws[0], [0.025, 0.975])
-        line = f"{title}: out-of-fold macro F1 {blend.macro_f1(self.target, answer):.4f} ({low:.3f}-{high:.3f})"
+        value = task.value(self.target, answer)
+        line = f"{title}: out-of-fold {task.title} {value:.4f} ({low:.3f}-{high:.3f})"
         gain = None
         if bar is not None:
-            gain = blend.macro_f1(self.target, answer) - blend.macro_f1(self.target, bar)
+            gain = value - task.value(self.target, bar)
             low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
             line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
                 "; luck could explain it" if low <= 0 <= high else ""
             )
         print(line)
-        return gain is not None and gain > 0
+        return gain is not None and task.sign * gain > 0
 
 
-def read_ages(paths, ids):
-    """labels.AGE_COLUMNS of several runs or folds, (m, n, 8), in the order of ids; None if any of them has none."""
+def read_numbers(task, paths, ids):
+    """What stands behind a cut head, task.number.columns beside the predictions of several runs or folds:
+    (m, n, columns) in the order of ids; None if any of them has none."""
+    if task.number is None or task.numeric:
+        return None
+    columns = task.number.columns
+    paths = [path.with_name(f"{path.stem}_{task.number.name}.csv") for path in paths]
     if not all(path.is_file() for path in paths):
         return None
-    frames = [read_csv(path, ["ImageID", *labels.AGE_COLUMNS], numbers=labels.AGE_COLUMNS) for path in paths]
+    frames = [read_csv(path, ["ImageID", *columns], numbers=columns) for path in paths]
     if any(len(frame) != len(ids) or set(frame["ImageID"]) != set(ids) for frame in frames):
         raise InputError(f"{paths[0]}: has other photos than the predictions beside it: run the same command again")
     first = [frame.drop_duplicates("ImageID").set_index("ImageID") for frame in frames]
-    return np.stack([frame.loc[ids, labels.AGE_COLUMNS].to_numpy(float) for frame in first])
+    return np.stack([frame.loc[ids, columns].to_numpy(float) for frame in first])
 
 
 def introduce(known, runs, vote):
     """Print each run's own score, and what the vote of all loses without it. Returns the vote's answers (n,)."""
-    everyone = VOTES[vote](known.probabilities)
+    everyone = VOTES[vote](known.task, known.told)
     if len(runs) > 1:
         for k, run in enumerate(runs):
-            known.tell(known.probabilities[k].argmax(1), str(run))
+            known.tell(blend.answer_of(known.told[k]), str(run))
         for k, run in enumerate(runs):
-            known.tell(everyone, f"  with {run} in it", VOTES[vote](np.delete(known.probabilities, k, 0)))
+            known.tell(everyone, f"  with {run} in it", VOTES[vote](known.task, np.delete(known.told, k, 0)))
     known.tell(everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]))
     return everyone
 
 
 def search_weights(known, runs, vote, bar):
     """Weights (m,) by hill climbing if they beat the plain vote on people that they were not fitted to, else None."""
-    stack = blend.votes(known.probabilities, vote)
+    stack = blend.votes(known.told, vote)
 
     def fit(rows):
-        weights = blend.climb(stack[:, rows], known.target[rows])
-        return lambda others: np.tensordot(weights, stack[:, others], 1).argmax(1)
+        weights = blend.climb(known.task, stack[:, rows], known.target[rows])
+        return lambda others: blend.answer_of(np.tensordot(weights, stack[:, others], 1))
 
     better = known.tell(blend.nested(fit, known.target, known.part), "searched weights, on people not searched on", bar)
     if not better:
         print("the plain vote is not beaten: it stays")
         return None
-    weights = blend.climb(stack, known.target)
+    weights = blend.climb(known.task, stack, known.target)
     print("weights: " + ", ".join(f"{run} {weight:.2f}" for run, weight in zip(runs, weights, strict=True)))
     return weights
 
 
-def decide(known, what, weights, bar):
-    """What `what` asks for, as a function (m, n, 18), (m, n, 8) -> (n, 18) scores; None if the bar is not beaten."""
+def decide(known, what, weights, bar, usual):
+    """What `what` asks for, as a function (m, n, k), (m, n, columns) -> (n, k) scores; None if the bar is not beaten.
 
-    def mean(probabilities, ages, boundary=None):
-        each = probabilities if boundary is None else blend.at_boundary(probabilities, ages, boundary)
+    usual: the boundary that wins a tie.
+    """
+    task, head = known.task, known.task.number
+
+    def mean(probabilities, numbers, boundary=None):
+        each = probabilities if boundary is None else blend.at_boundary(task, probabilities, numbers, boundary)
         return np.tensordot(weights, each, 1)
 
-    if "boundary" in what and known.ages is None:
+    if "boundary" in what and known.numbers is None:
         raise InputError("--decide boundary: the runs have no age in years: train with --model.age distribution")
-    bounds = labels.BOUNDARIES[1:] if "boundary" in what else [None]
-    scores_at = {bound: mean(known.probabilities, known.ages, bound) for bound in bounds}
+    bounds = head.steps[len(head.bounds) - 1 :] if "boundary" in what else [None]
+    scores_at = {bound: mean(known.told, known.numbers, bound) for bound in bounds}
 
     def choose(rows):
         target = known.target[rows]
         boundary = None
         if "boundary" in what:
-            boundary = blend.choose_boundary({bound: found[rows] for bound, found in scores_at.items()}, target)
-        bias = blend.choose_bias(scores_at[boundary][rows], target) if "bias" in what else {}
+            at = {bound: found[rows] for bound, found in scores_at.items()}
+            boundary = blend.choose_boundary(task, at, target, usual)
+        bias = blend.choose_bias(task, scores_at[boundary][rows], target) if "bias" in what else {}
         return boundary, bias
 
     def fit(rows):
         boundary, bias = choose(rows)
-        factor = np.exp(blend.spread_bias(bias))
+        factor = np.exp(blend.spread_bias(task, bias))
         return lambda others: (scores_at[boundary][others] * factor).argmax(1)
 
     title = f"decided {' and '.join(what)}, on people not decided on"
@@ -193,25 +223,26 @@ def decide(known, what, weights, bar):
         return None
     boundary, bias = choose(np.ones(len(known.target), bool))
     if boundary:
-        print(f"the oldest class begins at {boundary}")
-    said = [f"{head} {labels.HEADS[head][k]} {size:+.1f}" for (head, k), size in bias.items() if size]
+        print(f"the last class of {head.name} begins at {boundary:g}")
+    said = [f"{name} {task.head(name).classes[k]} {size:+.1f}" for (name, k), size in bias.items() if size]
     if said:
         print(f"log bias: {', '.join(said)}")
-    return lambda probabilities, ages: np.exp(blend.spread_bias(bias)) * mean(probabilities, ages, boundary)
+    return lambda told, numbers: np.exp(blend.spread_bias(task, bias)) * mean(told, numbers, boundary)
 
 
 # ------------------------------------------------------------------------------------------------------ the answers
 
 
-def by_run(runs, found, ids):
-    """Means over each run's folds: probabilities (m, n, 18) and ages (m, n, 8), None where a run has no years."""
-    probabilities, ages = [], []
+def by_run(task, runs, found, ids):
+    """Means over each run's folds: (m, n, k) or (m, n), and what stands behind them (m, n, columns), None where a run
+    has no numbers."""
+    told, numbers = [], []
     for run in runs:
-        paths = list(labels.fold_files(run).values())
-        probabilities.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
-        years = read_ages([path.with_name(f"{path.stem}_age.csv") for path in paths], ids)
-        ages.append(None if years is None else years.mean(0))
-    return np.stack(probabilities), None if any(age is None for age in ages) else np.stack(ages)
+        paths = list(answers.fold_files(run).values())
+        told.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
+        behind = read_numbers(task, paths, ids)
+        numbers.append(None if behind is None else behind.mean(0))
+    return np.stack(told), None if any(behind is None for behind in numbers) else np.stack(numbers)
 
 
 FLAGS = {
@@ -238,20 +269,26 @@ def main():
     chosen = [name for name in VOTES if getattr(settings, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
-    vote, runs = chosen[0] if chosen else "soft", settings.runs or [settings.run]
+    vote, runs, task = chosen[0] if chosen else "soft", settings.runs or [settings.run], settings.predicted
     choosing = settings.weights == "search" or settings.decide
     if settings.decide and vote != "soft":
         raise InputError("--decide chooses on mean probabilities: leave --hard and --rank out")
-    ids, found = members(runs)
-    wanted = dataset.eval_rows(settings)["ImageID"].to_numpy()
+    if task.numeric and (settings.decide or vote == "rank"):
+        raise InputError(
+            "--decide and --rank are about classes; the answer is a number: --soft (mean) or --hard (median)"
+        )
+    refuse_other_tasks(task, runs)
+    ids, found = members(task, runs)
+    rows = dataset.eval_rows(settings)
+    wanted = rows["ImageID"].to_numpy()
     if len(wanted) != len(ids) or (wanted != ids).any():
         raise InputError(
-            f"{settings.data.eval}/info.csv has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
+            f"{settings.data.eval} has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
             "run inference.py again with the same data.eval"
         )
     columns = {}
     try:
-        known = Known(runs)
+        known = Known(task, runs)
         columns["training"] = known.target
         plain = introduce(known, runs, vote)
     except InputError as error:
@@ -262,21 +299,33 @@ def main():
     decision, equal = None, np.full(len(runs), 1 / len(runs))
     if settings.decide:
         shares = equal if weights is None else weights
-        bar = np.tensordot(shares, known.probabilities, 1).argmax(1)
-        decision = decide(known, settings.decide, shares, bar)
-    probabilities, ages = by_run(runs, found, ids)
+        bar = np.tensordot(shares, known.told, 1).argmax(1)
+        decision = decide(known, settings.decide, shares, bar, settings.data.age_boundary)
+    told, numbers = by_run(task, runs, found, ids)
     if decision:
-        answer = decision(probabilities, ages).argmax(1)
+        answer = decision(told, numbers).argmax(1)
     elif weights is not None:
-        answer = np.tensordot(weights, blend.votes(probabilities, vote), 1).argmax(1)
+        answer = blend.answer_of(np.tensordot(weights, blend.votes(told, vote), 1))
     else:  # nothing was chosen, or nothing chosen was better
-        answer = VOTES[vote](np.stack(list(found.values())))
-    write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": answer}))
-    print(labels.spread(columns | {"answers": answer}))
+        answer = VOTES[vote](task, np.stack(list(found.values())))
+    write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
+    print(task.spread(columns | {"answers": answer}))
+    tell_true(task, rows, answer)
+    names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
-        f"{ {'hard': 'majority', 'soft': 'mean', 'rank': 'mean rank'}[vote] } of {len(found)} members from {len(runs)} "
-        f"runs, {len(ids)} answers: {settings.submission}"
+        f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
+        f"{settings.submission}"
     )
+
+
+def tell_true(task, rows, answer):
+    """Print the scores where the folders of data.eval say what is true."""
+    if "target" not in rows or not (rows["target"] >= 0).any():
+        return
+    known = (rows["target"] >= 0).to_numpy()
+    frame = rows[known].assign(ans=answer[known], id=rows["ImageID"][known])
+    first, *others = answers.said(task, answers.measured(task, frame))
+    print(f"{int(known.sum())} photos whose folders name their class: {first}), {', '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 Adds to the rows of dataset.py:
 
     twin     number that byte-identical photos share
-    fold     the fold that validates the row (train), that alone trains it (pseudo), or -1 (extra)
+    near     number that photos share which look nearly the same (data.duplicates)
+    fold     the fold that validates the row (train), that alone trains it (pseudo), -1 (extra, and rows that a given
+             split only trains) or -2 (test: put aside)
 
 Nothing here imports torch.
 """
@@ -16,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import dataset
-import labels
 from files import InputError, read_csv, write_csv
 
 FOLD_COLUMNS = ["id", "fold"]
+ALWAYS, ASIDE = -1, -2  # folds of rows that every fold trains, and of the test set
 
 
 def twins(rows):
@@ -58,15 +61,35 @@ def twins(rows):
 
 
 def groups(rows):
-    """Number the rows so that all photos of a person, and of people with an identical photo, share a number."""
+    """Number the rows so that all photos of a person, and of people with an identical (or, if there is a column near,
+    nearly identical) photo, share a number."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     person = pd.factorize(rows["id"])[0]
-    twin = pd.factorize(rows["twin"])[0] + person.max() + 1
-    size = int(twin.max()) + 1
-    links = coo_array((np.ones(len(rows), np.int8), (person, twin)), shape=(size, size))
+    size, ends = person.max() + 1, []
+    for name in [name for name in ("twin", "near") if name in rows]:
+        ends.append(pd.factorize(rows[name])[0] + size)
+        size = int(ends[-1].max()) + 1
+    starts, ends = np.tile(person, len(ends)), np.concatenate(ends)
+    links = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(size, size))
     return connected_components(links, directed=False)[1][person]
+
+
+def strata(rows, group):
+    """What groups are dealt evenly by, a row a group: DataFrame of group and stratum, sorted by group.
+
+    The stratum is the answer that most of a group's photos have (of equally many the first), so that of people with
+    seven photos each gender and age decide; of a number, in which tenth of all groups it lies.
+    """
+    targets = pd.DataFrame({"group": group, "stratum": rows["target"].to_numpy()})
+    if rows["target"].dtype.kind == "f":
+        people = targets.groupby("group", as_index=False)["stratum"].median()
+        rank = people["stratum"].rank(method="first", pct=True).to_numpy()
+        return people.assign(stratum=np.minimum((rank * 10).astype(int), 9))
+    count = targets.groupby(["group", "stratum"], sort=False).size().reset_index(name="photos")
+    most = count.sort_values("photos", ascending=False, kind="stable").drop_duplicates("group")
+    return most[["group", "stratum"]].sort_values("group", ignore_index=True)
 
 
 def deal(people, folds, splitter, seed):
@@ -112,16 +135,7 @@ def assign_folds(rows, settings):
     rows["fold"] = rows["fold"].fillna(-1).astype(int)
     if not path.is_file():
         own = rows[train].assign(group=groups(rows[train]))
-        people = own.drop_duplicates("group")
-        stratum = people["gender"] * len(labels.AGES) + labels.age_class(people["age"])
-        people = people.assign(stratum=stratum)[["group", "stratum"]].sort_values("group", ignore_index=True)
-        if len(people) < settings.train.folds:
-            raise InputError(
-                f"{settings.data.train}: {len(people)} people can't be dealt into train.folds = "
-                f"{settings.train.folds} folds"
-            )
-        dealt = deal(people, settings.train.folds, settings.data.splitter, settings.seed)
-        own["fold"] = dealt[own["group"]]
+        own["fold"] = given_split(own, settings) if (own["split"] != "").any() else dealt(own, settings)
         write_csv(path, own[["id", "fold"]].drop_duplicates("id"))
     frame = read_csv(path, FOLD_COLUMNS)
     if frame["id"].duplicated().any():
@@ -137,7 +151,54 @@ def assign_folds(rows, settings):
     if fold.max() >= settings.train.folds:
         raise InputError(f"{path}: was made for {int(fold.max()) + 1} folds, train.folds is {settings.train.folds}")
     rows.loc[train, "fold"] = fold.astype(int)
+    rows.loc[train & (rows["fold"] == ASIDE), "source"] = "test"
     return rows
+
+
+def dealt(rows, settings):
+    """The fold of each row (n,), its group dealt at random and evenly, after data.test_share of the groups went aside.
+
+    Raises InputError where there are fewer groups than folds.
+    """
+    people, data, folds = strata(rows, rows["group"]), settings.data, settings.train.folds
+    people["fold"] = ASIDE
+    rest = np.ones(len(people), bool)
+    if data.test_share:
+        parts = max(2, round(1 / data.test_share))
+        if len(people) >= parts:
+            rest = deal(people, parts, data.splitter, settings.seed) != 0
+    if rest.sum() < folds:
+        raise InputError(f"{data.train}: {rest.sum()} people can't be dealt into train.folds = {folds} folds")
+    people.loc[rest, "fold"] = deal(people[rest].reset_index(drop=True), folds, data.splitter, settings.seed)
+    return rows["group"].map(people.set_index("group")["fold"])
+
+
+def given_split(rows, settings):
+    """The fold of each row (n,) of data that comes as train, valid and test: valid is fold 0, there is no other.
+
+    A group that lies in two of them is given to the first of test, valid, train that has it, and that is said.
+    Without valid one of train.folds parts of train is dealt for it.
+    """
+    order = rows["split"].map({"test": 0, "valid": 1, "train": 2})
+    first = order.groupby(rows["group"]).transform("min")
+    moved = int((first < order).sum())
+    if moved:
+        print(f"{settings.data.train}: {moved} photos lie on two sides of its split (they or near copies); they go to "
+              "the side that is scored")  # fmt: skip
+    fold = first.map({0: ASIDE, 1: 0, 2: ALWAYS})
+    if not (fold == 0).any():
+        rest = rows[fold == ALWAYS]
+        people = strata(rest, rest["group"])
+        people["fold"] = deal(
+            people.reset_index(drop=True), settings.train.folds, settings.data.splitter, settings.seed
+        )
+        fold[rest.index] = rest["group"].map(people.set_index("group")["fold"]).astype(int)
+    return fold
+
+
+def folds_of(rows):
+    """The folds that have something to validate on, sorted."""
+    return sorted(rows["fold"][(rows["source"] == "train") & (rows["fold"] >= 0)].unique().tolist())
 
 
 def split(rows, fold):
@@ -153,7 +214,8 @@ def split(rows, fold):
 
 
 def refuse_leaks(training, validation):
-    """The gate: raise InputError if a person, or a byte-identical photo, is on both sides of a split."""
+    """The gate: raise InputError if a person, or a byte-identical (or, if there is a column near, a nearly identical)
+    photo, is on both sides of a split."""
     both = set(training["id"]) & set(validation["id"])
     if both:
         person = min(both)
@@ -162,14 +224,15 @@ def refuse_leaks(training, validation):
             f"leak: person {person} is validated on and also trained on ({sources} rows); "
             f"{len(both)} such people: take them out of one side"
         )
-    seen = training["twin"].isin(validation["twin"])
-    if seen.any():
-        row = training[seen].iloc[0]
-        twin = validation[validation["twin"] == row["twin"]].iloc[0]
-        raise InputError(
-            f"leak: {row['photo']} ({row['source']}) is trained on and, byte for byte, the photo "
-            f"{twin['photo']} that is validated on; {int(seen.sum())} such photos: take them out of one side"
-        )
+    for name, how in (("twin", "byte for byte"), ("near", "nearly")):
+        seen = training[name].isin(validation[name]) if name in training else np.zeros(len(training), bool)
+        if seen.any():
+            row = training[seen].iloc[0]
+            twin = validation[validation[name] == row[name]].iloc[0]
+            raise InputError(
+                f"leak: {row['photo']} ({row['source']}) is trained on and, {how}, the photo "
+                f"{twin['photo']} that is validated on; {int(seen.sum())} such photos: take them out of one side"
+            )
 
 
 def refuse_other_folds(settings):
@@ -186,21 +249,22 @@ def refuse_other_folds(settings):
             f"leak: {settings.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
             f"labels have seen people that are validated on: copy {theirs} to {ours} in a new --run"
         )
-    refuse_other_models(settings.data.pseudo)
+    refuse_other_models(settings.predicted, settings.data.pseudo)
 
 
-def refuse_other_models(path):
+def refuse_other_models(task, path):
     """Raise InputError where a pseudo label for fold k is not what fold k's own model answered: the others have seen
     the people whom fold k validates on. Nothing is said of folds whose predictions don't lie beside the labels."""
-    rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=labels.PROBABILITIES)
+    columns = ["ans"] if task.numeric else task.probabilities
+    rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=columns)
     for fold, mine in rows.groupby("fold"):
         beside = Path(path).with_name(f"fold{int(float(fold))}.csv")
-        if not beside.is_file() or labels.PROBABILITIES[0] not in rows:
+        if not beside.is_file() or columns[0] not in rows:
             print(f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}")
             continue
-        frame = labels.read_fold(beside).drop_duplicates("ImageID").set_index("ImageID")
-        known = frame.reindex(mine["ImageID"])[labels.PROBABILITIES].to_numpy()
-        other = ~(abs(known - mine[labels.PROBABILITIES].to_numpy()) < 2e-6).all(1)
+        frame = answers.read_fold(task, beside).drop_duplicates("ImageID").set_index("ImageID")
+        known = frame.reindex(mine["ImageID"])[columns].to_numpy()
+        other = ~(abs(known - mine[columns].to_numpy()) < 2e-6 * (1 + abs(known))).all(1)
         if other.any():
             row = mine[other].iloc[0]
             raise InputError(
@@ -237,7 +301,7 @@ def refuse_seen_weights(rows, settings):
     theirs = read_csv(home / "folds.csv", FOLD_COLUMNS)
     wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     for k in wanted:
-        seen = set(theirs["id"][theirs["fold"] != given[k].name.removeprefix("fold")])
+        seen = set(theirs["id"][~theirs["fold"].isin([given[k].name.removeprefix("fold"), str(ASIDE)])])
         both = seen & set(split(rows, k)[1]["id"])
         if both:
             raise InputError(
@@ -246,16 +310,21 @@ def refuse_seen_weights(rows, settings):
             )
 
 
-def fold_table(rows, folds):
-    """What each fold holds, as lines of text: photos, people, and people of each gender and age class."""
-    people = rows[rows["source"] == "train"].drop_duplicates("id")
-    stratum = people["gender"] * len(labels.AGES) + labels.age_class(people["age"])
-    names = [f"{gender[0]} {age}" for gender in labels.GENDERS for age in labels.AGES]
-    lines = ["fold  photos  people  " + "".join(f"{name:>8}" for name in names)]
-    for k in range(folds):
-        counts = np.bincount(stratum[people["fold"] == k], minlength=len(names))
-        photos = int(((rows["source"] == "train") & (rows["fold"] == k)).sum())
-        lines.append(f"{k:4}{photos:8}{int(counts.sum()):8}  " + "".join(f"{count:8}" for count in counts))
+def fold_table(task, rows, folds):
+    """What each fold holds, as lines of text: photos, people, and people of each stratum (see `strata`)."""
+    own = rows[rows["source"].isin(("train", "test"))]
+    people = strata(own, pd.factorize(own["id"])[0])
+    people["fold"] = own["fold"].groupby(pd.factorize(own["id"])[0]).first()
+    columns = [*folds, *(k for k in (ALWAYS, ASIDE) if (own["fold"] == k).any())]
+    titles = [{ALWAYS: "train", ASIDE: "test"}.get(k, f"fold {k}") for k in columns]
+    photos, counts = own["fold"].value_counts(), people["fold"].value_counts()
+    lines = [f"{'':26}" + "".join(f"{title:>8}" for title in titles)]
+    for name, count in (("photos", photos), ("people, or groups", counts)):
+        lines.append(f"{name:26}" + "".join(f"{count.get(k, 0):8}" for k in columns))
+    for stratum, mine in people.groupby("stratum"):
+        name = f"tenth {stratum + 1}" if task.numeric else task.classes[stratum]
+        count = mine["fold"].value_counts()
+        lines.append(f"  {name[:24]:24}" + "".join(f"{count.get(k, 0):8}" for k in columns))
     for source in ("extra", "pseudo"):
         count = int((rows["source"] == source).sum())
         if count:
@@ -271,20 +340,22 @@ def prepare(settings):
     Writes folds.csv, and rejected.csv if anything was left out.
     """
     rows, problems = dataset.training_rows(settings)
+    task = settings.predicted
     rows = dataset.with_files(rows, settings.data.crops)
     rows["twin"] = twins(rows)
     rows = assign_folds(rows, settings)
     refuse_other_folds(settings)
     refuse_seen_weights(rows, settings)
-    masks = [labels.MASKS.index(name) for name in settings.data.masks]
-    rows = rows[np.isin(labels.decode(rows["label"])["mask"], masks)]
-    for k in range(settings.train.folds):
-        refuse_leaks(*split(rows, k))
+    rows = dataset.only(rows, task, settings.data.only)
+    folds, aside = folds_of(rows), rows[rows["source"] == "test"]
+    for k in folds:
+        training, validation = split(rows, k)
+        refuse_leaks(training, pd.concat([validation, aside]))
     if settings.train.only_folds != []:
         rows = dataset.drop_unreadable(rows, settings, problems)
     if problems.rows:
         path = Path(settings.run) / "rejected.csv"
         write_csv(path, pd.DataFrame(problems.rows).astype({"row": "Int64"}))
         print(f"{len(problems.rows)} rows or photos are left out: see {path}")
-    print(fold_table(rows, settings.train.folds))
+    print(fold_table(task, rows, folds))
     return rows

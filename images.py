@@ -46,6 +46,20 @@ def read_photo(path):
     return image
 
 
+def cut_box(image, box):
+    """The part of a photo (h, w, 3) within a box x1, y1, x2, y2 in pixels; all of it if the box is None or NaN.
+
+    Raises PhotoError if nothing of the box lies in the photo.
+    """
+    if box is None or np.isnan(box[0]):
+        return image
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = np.clip(np.round(box), 0, [width, height] * 2).astype(int)
+    if x2 <= x1 or y2 <= y1:
+        raise PhotoError("its box lies outside of it")
+    return image[y1:y2, x1:x2]
+
+
 def looks_truncated(data):
     """Does a JPEG or PNG lack its end marker? OpenCV would fill the missing part with grey and say nothing."""
     head, tail = data[:4].tobytes(), data[-4096:].tobytes()
@@ -60,16 +74,31 @@ def is_photo(name):
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
-def transforms(augment, size, training, erasing=0.0):
+def squared(fit, size):
+    """The steps that make a photo square: stretched, padded with black (its whole is seen, in its proportions), or its
+    middle cut out."""
+    import albumentations as A
+
+    if fit == "pad":
+        return [
+            A.LongestMaxSize(size, interpolation=cv2.INTER_AREA),
+            A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=0),
+        ]
+    if fit == "crop":
+        return [A.SmallestMaxSize(size, interpolation=cv2.INTER_AREA), A.CenterCrop(size, size)]
+    return [A.Resize(size, size, interpolation=cv2.INTER_AREA)]
+
+
+def transforms(augment, size, training, erasing=0.0, fit="stretch"):
     """The albumentations pipeline of a preset: (h, w, 3) uint8 -> (size, size, 3) uint8.
 
     Without `training`, its geometry alone: what a model is shown when it answers. erasing: probability of random
-    erasing (Zhong et al. 2020) at the end. Normalize is the pipeline's last step too, but is computed on the device
-    (`normalize`), to the same numbers.
+    erasing (Zhong et al. 2020) at the end. fit: see `squared`. Normalize is the pipeline's last step too, but is
+    computed on the device (`normalize`), to the same numbers.
     """
     import albumentations as A
 
-    resize = A.Resize(size, size, interpolation=cv2.INTER_AREA)
+    steps = squared(fit, size)
     if augment == "report":  # the second-place team's list, in its order and with albumentations' defaults
         steps = [A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)]
         varied = [
@@ -79,7 +108,6 @@ def transforms(augment, size, training, erasing=0.0):
             A.CoarseDropout(num_holes_range=(4, 4), hole_height_range=(50, 50), hole_width_range=(50, 50)),
         ]
     elif augment == "light":
-        steps = [resize]
         varied = [
             A.HorizontalFlip(),
             A.Affine(
@@ -92,7 +120,6 @@ def transforms(augment, size, training, erasing=0.0):
             A.RandomBrightnessContrast(0.2, 0.2),
         ]
     elif augment == "strong":
-        steps = [resize]
         varied = [
             A.HorizontalFlip(),
             A.Affine(
@@ -110,8 +137,22 @@ def transforms(augment, size, training, erasing=0.0):
             ),
             A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
         ]
+    elif augment == "shapes":  # the trash report's: no colours, and of each kind one change at a time
+        varied = [
+            A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.75),
+            A.OneOf(
+                [
+                    A.Affine(rotate=(-45, 45), scale=(0.8, 1.2), translate_percent=(-0.08, 0.08), p=1),
+                    A.Perspective(p=1),
+                    A.GridDistortion(p=1),
+                    A.OpticalDistortion(p=1),
+                ],
+                p=0.6,
+            ),
+            A.OneOf([A.MotionBlur((3, 5), p=1), A.MedianBlur(3, p=1), A.GaussianBlur((3, 5), p=1)], p=0.2),
+        ]
     else:
-        steps, varied = [resize], []
+        varied = []
     if erasing:
         varied = [*varied, A.Erasing(fill="random_uniform", p=erasing)]
     return A.Compose(steps + varied if training else steps)
@@ -135,17 +176,19 @@ class Photos:
     nor the place where a run was interrupted changes what is drawn.
     """
 
-    def __init__(self, files, augment, size, training, erasing=0.0):
-        """files: (n,) paths; the rest as in `transforms`."""
-        self.files = np.asarray(files, dtype=str)
+    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch"):
+        """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
+        whole photo); the rest as in `transforms`."""
+        self.files = rows["file"].to_numpy(str)
+        self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size, self.training = size, training
-        self.transform = transforms(augment, size, training, erasing)
+        self.transform = transforms(augment, size, training, erasing, fit)
 
     def __getitem__(self, key):
         """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
         index, seed = key
         try:
-            image = read_photo(self.files[index])
+            image = cut_box(read_photo(self.files[index]), None if self.boxes is None else self.boxes[index])
         except PhotoError as error:
             return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
         if self.training:

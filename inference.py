@@ -1,7 +1,8 @@
-"""Checkpoints -> probabilities for every photo of data.eval, in the order of info.csv.
+"""Checkpoints -> probabilities for every photo of data.eval, in the order of info.csv, or of a folder's paths.
 
     python inference.py --run runs/sample
     python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
+    python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which then are scored too
 
 Writes runs/NAME/fold{k}.csv for each fold that was trained. How photos are prepared is read from the weights, not
 from the settings. A photo that can't be read gets the training labels' shares as its probabilities, a warning, and a
@@ -18,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import args
 import dataset
-import labels
 from files import InputError, alone, guarded, read_json, replacing, write_csv
 
-PREPARATION = ("image_size", "augment", "mean", "std", "crops", "classes", "heads", "age", "age_boundary")
+PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary")
 
 
 def checkpoints(run):
@@ -140,10 +141,11 @@ def views_of(inputs, settings):
     return views + [view.flip(3) for view in views] if settings.flip else views
 
 
-def predict(nets, abouts, heads, files, settings, kept=None, key=""):
+def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     """Answers of all folds for all photos, each photo decoded once.
 
-    files: (n,) paths, "" where there is nothing to read. kept: a file to keep progress in, which belongs to `key`.
+    rows: DataFrame of file ("" where there is nothing to read) and, of boxes, x1..y2. kept: a file to keep progress
+    in, which belongs to `key`.
     Returns ({fold: (n, width) float32}, as heads.Heads.answers, and (n,) reasons, "" = read).
     """
     import torch
@@ -156,16 +158,16 @@ def predict(nets, abouts, heads, files, settings, kept=None, key=""):
     device = torch.device("cuda" if gpu else "cpu")
     precision = torch.autocast("cuda", torch.float16, enabled=gpu and settings.train.amp != "off")
     nets = {fold: net.to(device) for fold, net in nets.items()}
-    photos = images.Photos(files, about["augment"], about["image_size"], False)
-    batches = images.Batches(len(files), settings.inference.batch_size)
-    progress = Progress(kept, key, nets, len(files), heads.width, settings.save_minutes)
+    photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+    batches = images.Batches(len(rows), settings.inference.batch_size)
+    progress = Progress(kept, key, nets, len(rows), heads.width, settings.save_minutes)
     found, reasons = progress.found, progress.reasons
     batches.start = math.ceil(progress.done / settings.inference.batch_size)
     feed = images.loader(photos, batches, settings.data.workers)
     with (
         torch.inference_mode(),
         precision,
-        tqdm(total=len(files), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
+        tqdm(total=len(rows), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
     ):
         for indices, batch, errors in feed:
             inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
@@ -191,7 +193,7 @@ def main():
     rows = dataset.with_files(rows, settings.data.crops)
     files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
     with alone(settings.run):
-        found, reasons = predict(nets, abouts, heads, files, settings, kept, key_of(paths, files, settings))
+        found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings))
     bad = reasons != ""
     report = Path(settings.run) / "unreadable.csv"
     if bad.any():
@@ -202,10 +204,12 @@ def main():
         )
     elif report.is_file():
         os.remove(report)
-    for fold, answers in found.items():
-        if heads.in_years:
-            write_csv(Path(settings.run) / f"fold{fold}_age.csv", labels.with_ages(rows[["ImageID"]], answers))
-        write_csv(Path(settings.run) / f"fold{fold}.csv", labels.with_answers(rows[["ImageID"]], answers))
+    task, names = heads.task, rows[["ImageID"]]
+    for fold, told in found.items():
+        if heads.in_numbers:
+            path = Path(settings.run) / f"fold{fold}_{task.number.name}.csv"
+            write_csv(path, answers.with_numbers(task, names, told))
+        write_csv(Path(settings.run) / f"fold{fold}.csv", answers.with_answers(task, names, told))
     kept.unlink(missing_ok=True)
     print(
         f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "

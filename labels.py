@@ -1,187 +1,366 @@
-"""What is predicted: three attributes, their classes, the 18 answers made of them; how answers are written and scored.
+"""What is predicted: a task's heads, the answer that they make together, and its score.
 
-An answer is mask * 6 + gender * 3 + age. Nothing here needs torch.
+The mask task is one description, MASK_TASK; another is written in the settings (task.heads), such as
+
+    {"heads": [{"name": "kind"}], "score": "accuracy"}                              classes as the data has them
+    {"heads": [{"name": "age", "range": [0, 116], "unit": "years"}], "score": "mae"}      a number
+
+Nothing here needs torch.
 """
 
-from pathlib import Path
+import itertools
 
 import numpy as np
 
-from files import InputError, read_csv, write_csv, write_json
+from files import InputError
 
-MASKS = ("wear", "incorrect", "normal")
-GENDERS = ("male", "female")
-AGES = ("<30", "30-59", ">=60")
-HEADS = {"mask": MASKS, "gender": GENDERS, "age": AGES}
-SHAPE = tuple(len(names) for names in HEADS.values())
-CLASSES = tuple(f"{mask} {gender} {age}" for mask in MASKS for gender in GENDERS for age in AGES)
-PROBABILITIES = [f"p{index}" for index in range(len(CLASSES))]
-OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
-YEARS = 101  # ages 0..100
-BOUNDARIES = (30, 55, 56, 57, 58, 59, 60)
-AGE_COLUMNS = ["years", *(f"from{bound}" for bound in BOUNDARIES)]  # expected age; probability of that age or more
-TRUE_BOUNDARY = 60  # where the competition's oldest class begins: what is scored, whatever is trained on
-
-
-def age_class(age, boundary=TRUE_BOUNDARY):
-    """Class of an age: 0 below 30, 1 below `boundary`, else 2. age: years, any shape -> int64, same shape."""
-    age = np.asarray(age)
-    return (age >= 30).astype(np.int64) + (age >= boundary)
-
-
-def encode(mask, gender, age):
-    """The answer 0..17 of three class indices; arrays broadcast."""
-    return np.ravel_multi_index((mask, gender, age), SHAPE)
+MASK_TASK = {
+    "heads": [
+        {"name": "mask", "classes": ["wear", "incorrect", "normal"]},
+        {"name": "gender", "classes": ["male", "female"]},
+        {
+            "name": "age",
+            "classes": ["<30", "30-59", ">=60"],
+            "bounds": [30, 60],
+            "range": [0, 100],
+            "limits": [0, 120],
+            "unit": "years",
+        },
+    ]
+}
+ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
+POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
+TITLES = {"f1": "macro F1", "accuracy": "accuracy", "mae": "MAE", "within": "within"}
 
 
-def decode(answer):
-    """The class indices {"mask": ..., "gender": ..., "age": ...} of answers 0..17; arrays keep their shape."""
-    return dict(zip(HEADS, np.unravel_index(np.asarray(answer), SHAPE), strict=True))
+class Head:
+    """One thing that is predicted of a photo.
 
-
-def age_neighbours():
-    """Which classes differ by one age class alone: (18, 18) bool, symmetric, same mask and same gender."""
-    index = np.arange(len(CLASSES))
-    part = decode(index)
-    same = (part["mask"][:, None] == part["mask"]) & (part["gender"][:, None] == part["gender"])
-    return same & (abs(part["age"][:, None] - part["age"]) == 1)
-
-
-def scores(target, answer):
-    """Macro F1 over the 18 classes, accuracy, and macro F1 of each attribute.
-
-    target, answer: (n,) int in 0..17. Returns {"f1", "accuracy", "mask_f1", "gender_f1", "age_f1"}, floats in 0..1.
-    As in scikit-learn, a class that is in neither the truth nor the answers doesn't count.
+    kind: "named" (classes by their names), "cut" (a number cut into classes at `bounds`) or "number".
+    bounds: where the next class begins, as answers are scored; trained: the same as they are trained on.
     """
-    from sklearn.metrics import accuracy_score, f1_score
 
-    truth, told = decode(target), decode(answer)
-    result = {
-        "f1": f1_score(target, answer, average="macro", zero_division=0),
-        "accuracy": accuracy_score(target, answer),
-    }
-    for head in HEADS:
-        result[f"{head}_f1"] = f1_score(truth[head], told[head], average="macro", zero_division=0)
-    return {name: float(value) for name, value in result.items()}
+    def __init__(self, name, classes=(), column="", bounds=(), range=(), limits=(), unit=""):
+        self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
+        self.bounds = self.trained = tuple(bounds)
+        self.kind = "cut" if bounds else "number" if range else "named"
+        if self.kind == "cut" and not classes:
+            self.classes = cut_names(self.bounds)
+        if range:
+            self.low, self.high = map(float, range)
+            self.limits = tuple(limits or range)
+
+    def parse(self, text):
+        """A table's cell -> (class index or number, ""), or (None, what is wrong). "" is no value.
+
+        A named head without classes yet takes any name, and gives it back.
+        """
+        if self.kind == "named":
+            if not self.classes:
+                return (text, "") if text else (None, f"{self.column} is empty")
+            known = {name.lower(): index for index, name in enumerate(self.classes)}
+            index = self.classes.index(text) if text in self.classes else known.get(text.lower())
+            return index, "" if index is not None else f"{self.column} is '{text}', should be {one_of(self.classes)}"
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        least, most = self.limits
+        if not least <= value <= most:
+            return None, f"{self.column} is '{text}', should be a number from {least:g} to {most:g}"
+        return min(max(value, self.low), self.high), ""
+
+    def class_of(self, values, bounds=None):
+        """Class indices of numbers, of any shape: int64. bounds: the head's own unless others are given."""
+        return np.searchsorted(self.bounds if bounds is None else bounds, np.asarray(values, float), side="right")
+
+    @property
+    def grid(self):
+        """The points at which a distribution over the range is learned: (POINTS,) float64."""
+        return np.linspace(self.low, self.high, POINTS)
+
+    @property
+    def steps(self):
+        """The bounds that an answer may be read at: all but the last as they are, the last also up to five lower."""
+        last = [self.bounds[-1] - back for back in (5, 4, 3, 2, 1, 0)]
+        floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
+        return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
+
+    @property
+    def columns(self):
+        """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
+        return [self.unit or "mean", *(f"from{bound:g}" for bound in self.steps)]
 
 
-def f1_draws(target, answers, people, samples=1000, seed=0):
-    """Macro F1 of several answers when people are drawn anew with replacement (bootstrap; Efron 1979).
+def one_of(names, most=8):
+    """ "one of a, b, c", in words that fit a line."""
+    names = list(names)
+    more = f" (and {len(names) - most} more)" if len(names) > most else ""
+    return ("one of " if len(names) > 2 else "") + (" or " if len(names) == 2 else ", ").join(names[:most]) + more
 
-    Photos of one person err together, so people are drawn, not photos; all answers are scored on the same draws, so
-    that their differences may be taken. target: (n,) int in 0..17; answers: list of (n,); people: (n,) ids.
-    Returns (len(answers), samples).
+
+def cut_names(bounds):
+    """Names of the classes between bounds: <30, 30-59, >=60."""
+    names = [f"<{bounds[0]:g}"]
+    names += [f"{low:g}-{high - 1:g}" for low, high in itertools.pairwise(bounds)]
+    return (*names, f">={bounds[-1]:g}")
+
+
+class Task:
+    """The heads of a task, and how they make its answer.
+
+    The answer is one class (of several heads: of the product of their classes, the last changing fastest), or one
+    number. Heads outside of the answer are trained beside it and not scored.
+
+        heads, number                all heads; the one that learns from numbers, or None
+        answered, shape              heads that make the answer; how many classes each has, () if it is a number
+        classes, probabilities       names of the answer's classes; their columns p0, p1, ... in our CSVs
+        score, sign                  what tells better from worse; -1 where less is better
     """
-    _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-    n, k, target = person.max() + 1, len(CLASSES), np.asarray(target)
-    # a person's confusion matrix is all that a draw needs: macro F1 follows from sums of them
-    true = np.zeros((n, k))
-    np.add.at(true, (person, target), 1)
-    sums = []
-    for answer in answers:
-        told, hits, right = np.zeros((n, k)), np.zeros((n, k)), target == np.asarray(answer)
+
+    def __init__(self, heads, answer=(), answer_as="index", score="f1", within=5.0, age_boundary=None):
+        """heads: dicts of Head's fields; the rest as in args.Task. age_boundary: where the last class of a head cut
+        from ages begins in training. Raises InputError where they don't go together."""
+        self.heads = [Head(**head) for head in heads]
+        names = [head.name for head in self.heads]
+        numeric = [head for head in self.heads if head.kind != "named"]
+        refuse_bad_heads(self.heads, numeric)
+        self.number = numeric[0] if numeric else None
+        unknown = [name for name in answer if name not in names]
+        if unknown:
+            raise InputError(f"task.answer names {unknown[0]}, which is no head; there are {', '.join(names)}")
+        self.answered = [head for head in self.heads if head.name in (answer or names)]
+        self.numeric = any(head.kind == "number" for head in self.answered)
+        if self.numeric and len(self.answered) > 1:
+            raise InputError(
+                f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
+                'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
+            )
+        if (score in ("mae", "within")) != self.numeric:
+            what = "a number: choose mae or within" if self.numeric else "a class: choose f1 or accuracy"
+            raise InputError(f"task.score {score}: the answer is {what}")
+        self.score, self.sign, self.within = score, -1 if score == "mae" else 1, within
+        self.answer_as, self.title = answer_as, TITLES[score]
+        if score == "within":
+            self.title = f"share within {within:g} {self.answered[0].unit}".strip()
+        head = self.number
+        if head and head.kind == "cut" and head.column == "age" and age_boundary:
+            if len(head.bounds) > 1 and age_boundary <= head.bounds[-2]:
+                raise InputError(
+                    f"data.age_boundary {age_boundary}: head {head.name} has a class that begins at "
+                    f"{head.bounds[-2]:g}; the last one should begin later ({head.bounds[-1]:g} as it is scored)"
+                )
+            head.trained = (*head.bounds[:-1], age_boundary)
+        self.settle()
+
+    def settle(self):
+        """Work out the answer's classes from those of its heads."""
+        self.shape = () if self.numeric else tuple(len(head.classes) for head in self.answered)
+        index = np.arange(int(np.prod(self.shape)) if self.shape else 0)
+        parts = np.unravel_index(index, self.shape) if len(index) else []
+        named = [[head.classes[k] for k in part] for head, part in zip(self.answered, parts, strict=bool(parts))]
+        self.classes = tuple(" ".join(names) for names in zip(*named, strict=True))
+        self.size = len(self.classes)
+        self.probabilities = [f"p{k}" for k in index]
+
+    @property
+    def settled(self):
+        """Are the classes of all heads known?"""
+        return all(head.classes or head.kind == "number" for head in self.heads)
+
+    def head(self, name):
+        """The head of this name."""
+        return next(head for head in self.heads if head.name == name)
+
+    def parse(self, row):
+        """A table's row, {column: text} -> ({head: class index or number}, ""), or (None, what is wrong).
+
+        Raises KeyError for a column that isn't there.
+        """
+        found = {}
+        for head in self.heads:
+            found[head.name], reason = head.parse(row[head.column])
+            if reason:
+                return None, reason
+        return found, ""
+
+    def answer_of(self, rows, trained=False):
+        """The answer of rows that have a column a head: (n,) class 0.. or number, -1 where a class is unknown.
+
+        trained: by the bounds that training uses instead of those that scores use.
+        """
+        if self.numeric:
+            return rows[self.answered[0].name].to_numpy(float)
+        parts = []
+        for head in self.answered:
+            values = rows[head.name].to_numpy()
+            parts.append(head.class_of(values, head.trained if trained else None) if head.kind == "cut" else values)
+        return self.encode(*parts)
+
+    def encode(self, *parts):
+        """The answer's class of the class indices of its heads; arrays broadcast."""
+        return np.ravel_multi_index(tuple(np.asarray(part, np.int64) for part in parts), self.shape)
+
+    def decode(self, answer):
+        """{head: class indices} of answers 0..; arrays keep their shape."""
+        found = np.unravel_index(np.asarray(answer), self.shape)
+        return {head.name: part for head, part in zip(self.answered, found, strict=True)}
+
+    def neighbours(self):
+        """Which classes differ by one class of a head cut from numbers, and in nothing else: (k, k) bool, symmetric."""
+        part, near = self.decode(np.arange(self.size)), np.zeros((self.size, self.size), bool)
+        apart = {name: abs(index[:, None] - index) for name, index in part.items()}
+        for head in self.answered:
+            if head.kind == "cut":
+                same = [apart[other.name] == 0 for other in self.answered if other is not head]
+                near |= np.all([apart[head.name] == 1, *same], 0)
+        return near
+
+    def written(self, answer):
+        """Answers as submission.csv has them: class indices, or names, or numbers."""
+        if self.numeric or self.answer_as == "index":
+            return np.asarray(answer)
+        return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
+
+    def read(self, cells):
+        """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer."""
+        known = {name: index for index, name in enumerate(self.classes)} if self.answer_as == "name" else {}
+        found = []
+        for cell in cells:
+            try:
+                found.append(known[cell] if cell in known else float(cell))
+            except ValueError:
+                found.append(float("nan"))
+        return np.array(found, float)
+
+    # ----------------------------------------------------------------------------------------------- scores
+
+    def scores(self, target, answer):
+        """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer;
+        mean absolute error ("mae") and the share within task.within ("within") of numbers.
+
+        target, answer: (n,). As in scikit-learn, a class in neither the truth nor the answers doesn't count.
+        """
+        from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+
+        if self.numeric:
+            near = np.abs(np.asarray(target) - np.asarray(answer)) <= self.within
+            return {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
+        result = {
+            "f1": f1_score(target, answer, average="macro", zero_division=0),
+            "accuracy": accuracy_score(target, answer),
+        }
+        if len(self.answered) > 1:
+            truth, told = self.decode(target), self.decode(answer)
+            for name in truth:
+                result[f"{name}_f1"] = f1_score(truth[name], told[name], average="macro", zero_division=0)
+        return {name: float(value) for name, value in result.items()}
+
+    @property
+    def score_names(self):
+        """The names of `scores`."""
+        if self.numeric:
+            return ["mae", "within"]
+        return ["f1", "accuracy"] + [f"{head.name}_f1" for head in self.answered] * (len(self.answered) > 1)
+
+    def value(self, target, answer):
+        """The task's score alone, in a fraction of the time that `scores` takes."""
+        target, answer = np.asarray(target), np.asarray(answer)
+        if self.score != "f1":
+            return float(self.each(target, answer).mean())
+        true, told = np.bincount(target, minlength=self.size), np.bincount(answer, minlength=self.size)
+        both = np.bincount(target[target == answer], minlength=self.size)
+        seen = true + told > 0
+        return float((2 * both[seen] / (true + told)[seen]).mean())
+
+    def each(self, target, answer, score=None):
+        """What each photo adds to a score that is a mean over photos: (n,) float."""
+        if (score or self.score) == "accuracy":
+            return (target == answer).astype(float)
+        apart = np.abs(target - answer)
+        return apart if (score or self.score) == "mae" else (apart <= self.within).astype(float)
+
+    def draws(self, target, answers, people, samples=1000, seed=0, score=None):
+        """The score of several answers when people are drawn anew with replacement (bootstrap; Efron 1979).
+
+        Photos of one person err together, so people are drawn, not photos; all answers are scored on the same draws,
+        so that their differences may be taken. target (n,); answers: list of (n,); people: (n,) ids; score: another
+        than the task's own. Returns (len(answers), samples).
+        """
+        _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
+        n, target, score = person.max() + 1, np.asarray(target), score or self.score
+        rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
+        sums = [self.sums(target, np.asarray(answer), person, n, score) for answer in answers]
+        for draw in range(samples):
+            times = np.bincount(rng.integers(n, size=n), minlength=n)
+            for row, (above, below) in enumerate(sums):
+                whole = times @ below
+                seen = whole > 0
+                values[row, draw] = ((times @ above)[seen] / whole[seen]).mean()
+        return values
+
+    def sums(self, target, answer, person, n, score):
+        """Per person what a draw needs, since scores follow from sums of it: numerators and denominators, (n, k)."""
+        if score != "f1":
+            photos = np.bincount(person, minlength=n)
+            return np.bincount(person, self.each(target, answer, score), n)[:, None], photos[:, None]
+        true, told, hits = (np.zeros((n, self.size)) for _ in range(3))
+        right = target == answer
+        np.add.at(true, (person, target), 1)
         np.add.at(told, (person, answer), 1)
         np.add.at(hits, (person[right], target[right]), 1)
-        sums.append((hits, true + told))
-    rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
-    for draw in range(samples):
-        times = np.bincount(rng.integers(n, size=n), minlength=n)
-        for row, (hits, either) in enumerate(sums):
-            both = times @ either
-            seen = both > 0
-            values[row, draw] = (2 * (times @ hits)[seen] / both[seen]).mean()
-    return values
+        return 2 * hits, true + told
+
+    def interval(self, target, answer, people, samples=1000, level=0.95, seed=0, score=None):
+        """Interval (low, high) of the score over `draws`. target, answer: (n,); people: (n,) ids."""
+        draws = self.draws(target, [answer], people, samples, seed, score)[0]
+        return tuple(float(v) for v in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+
+    def spread(self, columns):
+        """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.
+
+        columns: {title: (n,)}.
+        """
+        titles = "".join(f"{title:>12}" for title in columns)
+        if self.numeric:
+            lines = [f"{self.answered[0].unit or 'quantile':24}" + titles]
+            for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+                cells = (f"{np.quantile(values, share):>12.1f}" for values in columns.values())
+                lines.append(f"{share:<24.0%}" + "".join(cells))
+            return "\n".join(lines)
+        lines = [f"{'class':24}" + titles]
+        shares = [np.bincount(np.asarray(v), minlength=self.size) / max(len(v), 1) for v in columns.values()]
+        for index, name in enumerate(self.classes):
+            lines.append(f"{index:2} {name:21}" + "".join(f"{share[index]:>12.1%}" for share in shares))
+        return "\n".join(lines)
 
 
-def f1_interval(target, answer, people, samples=1000, level=0.95, seed=0):
-    """Interval (low, high) of macro F1 over f1_draws. target, answer: (n,) int in 0..17; people: (n,) ids."""
-    draws = f1_draws(target, [answer], people, samples, seed)[0]
-    return tuple(float(v) for v in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
-
-
-def spread(columns):
-    """How answers are spread over the classes, beside one another, as lines of text. columns: {title: (n,) int}."""
-    share = {
-        title: np.bincount(np.asarray(values), minlength=len(CLASSES)) / max(len(values), 1)
-        for title, values in columns.items()
-    }
-    lines = [f"{'class':24}" + "".join(f"{title:>12}" for title in share)]
-    for index, name in enumerate(CLASSES):
-        lines.append(f"{index:2} {name:21}" + "".join(f"{values[index]:>12.1%}" for values in share.values()))
-    return "\n".join(lines)
-
-
-# -------------------------------------------------------------------------------------- predictions as CSV files
-
-
-def with_answers(frame, probabilities):
-    """Append ans and p0..p17 to a DataFrame. probabilities: (n, 18 or more) in 0..1; ans is the largest."""
-    import pandas as pd
-
-    probabilities = np.round(np.asarray(probabilities, dtype=np.float64)[:, : len(CLASSES)], 6)
-    frame = frame.reset_index(drop=True).assign(ans=probabilities.argmax(1))
-    return pd.concat([frame, pd.DataFrame(probabilities, columns=PROBABILITIES)], axis=1)
-
-
-def with_ages(frame, answers):
-    """Append AGE_COLUMNS to a DataFrame. answers: (n, 18 + 8), as heads.Heads gives them of an age in years."""
-    import pandas as pd
-
-    ages = pd.DataFrame(np.asarray(answers)[:, len(CLASSES) :], columns=AGE_COLUMNS)
-    return pd.concat([frame.reset_index(drop=True), ages], axis=1)
-
-
-def fold_files(run):
-    """{fold: path} of the predictions of a run, runs/NAME/fold{k}.csv; raises InputError if there are none."""
-    found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}
-    if not found:
-        raise InputError(f"{run}: has no fold0.csv: run inference.py --run {run} first")
-    return dict(sorted(found.items()))
-
-
-def read_fold(path):
-    """A fold's predictions: DataFrame of ImageID, ans (int), p0..p17 (float32). InputError if they can't be right."""
-    frame = read_csv(path, ["ImageID", "ans"], "inference.py writes it", numbers=PROBABILITIES)
-    missing = [name for name in PROBABILITIES if name not in frame.columns]
-    if missing:
-        raise InputError(f"{path}: has no column {missing[0]}")
-    values = frame[PROBABILITIES].to_numpy()
-    bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01))
-    if bad.any():
-        line = int(bad.argmax()) + 2
-        raise InputError(f"{path}, row {line}: p0..p17 are not probabilities that sum to one")
-    return frame.assign(ans=values.argmax(1))
-
-
-def gather(run, folds):
-    """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores."""
-    import pandas as pd
-
-    folders = {k: Path(run) / f"fold{k}" for k in range(folds) if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
-    if not folders:
-        return
-    best, last = (
-        pd.concat(
-            [read_csv(folder / name, OOF_COLUMNS, numbers=PROBABILITIES) for folder in folders.values()],
-            ignore_index=True,
+def refuse_bad_heads(heads, numeric):
+    """Raise InputError for heads that can't be."""
+    names = [head.name for head in heads]
+    if not heads:
+        raise InputError('task.heads is empty: name at least one, such as {"name": "class"}')
+    for head in heads:
+        if names.count(head.name) > 1 or not head.name.isidentifier() or head.name in ROW_COLUMNS:
+            why = "stands there twice" if names.count(head.name) > 1 else "can't be a head's name"
+            raise InputError(
+                f"task.heads: {head.name!r} {why}: call it otherwise; the table's column can be given as "
+                f'"column": "{head.column}"'
+            )
+        if head.kind == "cut" and (list(head.bounds) != sorted(set(head.bounds)) or not hasattr(head, "low")):
+            raise InputError(f"task.heads: {head.name} needs bounds that rise, and the range of its numbers")
+        if head.kind == "cut" and len(head.classes) != len(head.bounds) + 1:
+            raise InputError(
+                f"task.heads: {head.name} has {len(head.bounds)} bounds, which make {len(head.bounds) + 1} classes, "
+                f"and names {len(head.classes)}"
+            )
+        if head.kind != "named" and not (head.low < head.high and all(head.low < b <= head.high for b in head.bounds)):
+            raise InputError(f"task.heads: {head.name}: its range should rise, and its bounds lie within")
+        if len(head.classes) == 1:
+            raise InputError(f"task.heads: {head.name} has one class: there is nothing to tell apart")
+        if len(set(head.classes)) < len(head.classes):
+            raise InputError(f"task.heads: {head.name} names a class twice")
+    if len(numeric) > 1:
+        raise InputError(
+            f"task.heads: {numeric[0].name} and {numeric[1].name} both come from numbers: one such head a task"
         )
-        for name in ("oof.csv", "oof_last.csv")
-    )
-    write_csv(Path(run) / "oof.csv", best)
-    ages = [folder / "oof_age.csv" for folder in folders.values()]
-    if ages[0].is_file():
-        frames = [read_csv(path, ["ImageID", *AGE_COLUMNS], numbers=AGE_COLUMNS) for path in ages]
-        write_csv(Path(run) / "oof_age.csv", pd.concat(frames, ignore_index=True))
-    target, answer = best["target"].astype(int), best["ans"].astype(int)
-    found = scores(target, answer)
-    low, high = f1_interval(target, answer, best["id"])
-    metrics = {"f1": found.pop("f1"), "f1_low": low, "f1_high": high} | found
-    metrics["f1_last_epoch"] = scores(last["target"].astype(int), last["ans"].astype(int))["f1"]
-    metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())}
-    write_json(Path(run) / "metrics.json", metrics)
-    print(
-        f"{run}: {len(folders)} of {folds} folds, out-of-fold macro F1 {metrics['f1']:.3f} "
-        f"(95 % {low:.3f}-{high:.3f}; {metrics['f1_last_epoch']:.3f} with the last epochs, which nobody chose), "
-        f"accuracy {metrics['accuracy']:.3f}, mask {metrics['mask_f1']:.3f}, gender {metrics['gender_f1']:.3f}, "
-        f"age {metrics['age_f1']:.3f}"
-    )

@@ -59,7 +59,7 @@ class Learner:
     Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities).
     """
 
-    KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_f1", "best", "last", "pieces", "spent", "speed")
+    KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
 
     def __init__(self, settings, rows, fold, steps, accelerator):
         """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch."""
@@ -74,8 +74,8 @@ class Learner:
 
         seed, several = settings.seed * 1009 + fold, accelerator.num_processes > 1
         set_seed(seed)
-        chosen, size = settings.model, settings.data.image_size
-        self.heads = heads.Heads(chosen.heads, chosen.age, settings.data.age_boundary)
+        chosen, size, self.task = settings.model, settings.data.image_size, settings.predicted
+        self.heads = heads.Heads(self.task, chosen.heads, chosen.age)
         pretrained, weights = chosen.pretrained, start_of(settings, fold)
         if weights:
             pretrained = False
@@ -100,11 +100,11 @@ class Learner:
         self.net, self.optimizer = accelerator.prepare(net, optim.make_optimizer(parameters, settings.train))
         self.scheduler = optim.make_scheduler(self.optimizer.optimizer, settings.train, steps)
         self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
-        self.targets = loss.Targets(rows, settings.loss)
+        self.targets = loss.Targets(self.task, rows, settings.loss)
         mixed = settings.train.mixup, settings.train.cutmix
         self.mixup = timm.data.Mixup(*mixed, label_smoothing=0.0) if any(mixed) else None
         self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
-        self.log, self.best_f1, self.best, self.last = [], -1.0, None, None
+        self.log, self.best_score, self.best, self.last = [], None, None, None
         self.spent, self.speed = 0.0, []
         self.pieces = settings.train.accumulate
         self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
@@ -319,7 +319,8 @@ class Learner:
                 self.step, self.seen = self.step + 1, self.seen + whole
                 bar.update(whole)
                 if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
-                    bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", F1=f"{max(self.best_f1, 0):.3f}")
+                    best = {} if self.best_score is None else {self.task.score: f"{self.best_score:.3f}"}
+                    bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", **best)
                 stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > self.save_seconds)
                 if stopping or due:
                     self.loss = self.summed(total)

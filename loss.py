@@ -1,32 +1,31 @@
-"""What training minimises: a loss a photo, of distributions over classes and of years."""
+"""What training minimises: a loss a photo, of distributions over classes and of numbers."""
 
 import torch
 
-import labels
 from heads import OLDER
 
 
-def smoothed(name, smoothing):
-    """The (18, 18) float32 targets of a loss: row t is the distribution that class t stands for.
+def smoothed(task, name, smoothing):
+    """The (k, k) float32 targets of a loss for the task's k classes: row t is the distribution that class t stands for.
 
     `smoothing` is spread over all classes (Szegedy et al. 2016); for neighbour over the neighbouring age classes of
     the same mask and gender only, the second-place team's idea: 30-59 has two, <30 and >=60 have one.
     """
-    eye = torch.eye(len(labels.CLASSES))
+    eye = torch.eye(task.size)
     if name == "neighbour":
-        near = torch.from_numpy(labels.age_neighbours()).float()
+        near = torch.from_numpy(task.neighbours()).float()
         other = near / near.sum(1, keepdim=True)
     else:
-        other = torch.full_like(eye, 1 / len(labels.CLASSES))
+        other = torch.full_like(eye, 1 / max(task.size, 1))
     return (1 - smoothing) * eye + smoothing * other
 
 
-def class_weights(balance, label):
-    """Weights of the 18 classes by how often they occur among labels (n,): (18,) float32, 1 on average over photos.
+def class_weights(size, balance, label):
+    """Weights of `size` classes by how often they occur among labels (n,): (size,) float32, 1 on average over photos.
 
     inverse: 1 / count; effective: 1 / effective number, (1 - b) / (1 - b^count) with b = 0.999 (Cui et al. 2019).
     """
-    counts = torch.bincount(torch.as_tensor(label).clone(), minlength=len(labels.CLASSES)).double()
+    counts = torch.bincount(torch.as_tensor(label).clone(), minlength=size).double()
     if balance == "none":
         return torch.ones(len(counts))
     rarity = 1 / counts if balance == "inverse" else (1 - 0.999) / (1 - 0.999**counts)
@@ -37,56 +36,88 @@ def class_weights(balance, label):
 class Targets:
     """What each training photo should be answered with, as tensors to index.
 
-    classes (n, 18) float32, each row a distribution; years (n,) float32, -1 = unknown; weight (n,) float32.
+    classes (n, k) float32, each row a distribution over the answer's classes; number (n,) float32, NaN = unknown;
+    weight (n,) float32; beside (n, heads) int64, the class of each head that is not in the answer, -1 = unknown.
     """
 
-    def __init__(self, rows, settings):
-        """rows: DataFrame of label (int), age (years), and p0..p17 where a pseudo label is soft, else NaN."""
-        label = torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
-        self.classes = smoothed(settings.name, settings.smoothing)[label]
-        if labels.PROBABILITIES[0] in rows:
-            soft = torch.tensor(rows[labels.PROBABILITIES].to_numpy("float32"))
-            known = ~soft.isnan().any(1)
-            self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
-        self.years = torch.tensor(rows["age"].to_numpy("float32"))
-        self.weight = self.classes @ class_weights(settings.balance, label)
+    def __init__(self, task, rows, settings):
+        """rows: DataFrame of label, a column a head, and p0, p1, ... where a pseudo label is soft, else NaN."""
+        self.weight, self.number = torch.ones(len(rows)), torch.full((len(rows),), float("nan"))
+        self.classes = torch.empty(len(rows), 0)
+        if not task.numeric:
+            label = torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
+            self.classes = smoothed(task, settings.name, settings.smoothing)[label]
+            if task.probabilities[0] in rows:
+                soft = torch.tensor(rows[task.probabilities].to_numpy("float32"))
+                known = ~soft.isnan().any(1)
+                self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
+            self.weight = self.classes @ class_weights(task.size, settings.balance, label)
+        if task.number:
+            self.number = torch.tensor(rows[task.number.name].to_numpy("float32"))
+        beside = [head for head in task.heads if head.kind == "named" and head not in task.answered]
+        columns = [torch.tensor(rows[head.name].to_numpy("int64")) for head in beside]
+        self.beside = torch.stack(columns, 1) if columns else torch.empty(len(rows), 0, dtype=torch.int64)
 
     def of(self, index, device):
         """Those of the photos index (b,), on a device."""
-        return [part[index].to(device, non_blocking=True) for part in (self.classes, self.years, self.weight)]
+        parts = (self.classes, self.number, self.weight, self.beside)
+        return [part[index].to(device, non_blocking=True) for part in parts]
 
 
 class Loss(torch.nn.Module):
     """The loss of a model's outputs, photo by photo, so that a batch may be summed up in pieces.
 
-    Heads' losses are added, each with its weight. Years have a loss of their own beside that of the classes which
-    follow from them; where the years are unknown (pseudo labels) the classes stand alone.
+    Heads' losses are added, each with its weight. Numbers have a loss of their own beside that of the classes which
+    follow from them; where the number is unknown (pseudo labels) the classes stand alone.
     """
 
     def __init__(self, heads, settings, label):
         """heads: heads.Heads; settings: args.Loss; label: (n,) training labels."""
         super().__init__()
-        self.heads, self.name, self.weights, self.sigma = heads, settings.name, settings.weights, settings.age_sigma
+        self.heads, self.task, self.name, self.sigma = heads, heads.task, settings.name, settings.age_sigma
+        self.weights = settings.weights or [1.0] * len(self.task.heads)
         self.gamma = settings.gamma if settings.name == "focal" else 0.0
         if settings.name == "f1":
-            self.f1 = SoftF1(label, settings.span)
+            self.f1 = SoftF1(self.task.size, label, settings.span)
 
-    def forward(self, outputs, classes, years, weight):
-        """outputs (n, size); classes (n, 18), years (n,), weight (n,) of Targets -> (n,) float32."""
+    def forward(self, outputs, classes, number, weight, beside):
+        """outputs (n, size); classes (n, k), number (n,), weight (n,), beside (n, heads) of Targets -> (n,) float32."""
         parts = self.heads.parts(outputs)
         if self.heads.kind == "joint":
             total = self.compare(parts[0], classes)
         else:
-            shaped, total = classes.unflatten(1, labels.SHAPE), 0.0
-            for k, part in enumerate(parts):
-                others = [axis + 1 for axis in range(len(parts)) if axis != k]
-                each = self.compare(part, shaped.sum(others))
-                if self.heads.in_years and k == 2:
-                    each = each + torch.where(years >= 0, self.of_years(outputs, years.clamp(min=0)), 0.0)
-                total = total + self.weights[k] * each
+            total = self.of_heads(parts, outputs, classes, number, beside)
         if self.name == "f1":
             total = total + self.f1(self.heads.log_probabilities(outputs).exp(), classes)
         return total * weight
+
+    def of_heads(self, parts, outputs, classes, number, beside):
+        """The weighted sum (n,) of the heads' losses. parts: log probabilities of each, from outputs."""
+        shaped, total = classes.unflatten(1, self.task.shape) if self.task.shape else None, 0.0
+        axis = column = 0
+        for place, (head, part) in enumerate(zip(self.task.heads, parts, strict=True)):
+            each = 0.0
+            if head in self.task.answered and part is not None:
+                others = [k + 1 for k in range(len(self.task.shape)) if k != axis]
+                each = self.compare(part, shaped.sum(others) if others else shaped)
+                axis += 1
+            elif head.kind == "named":
+                target = beside[:, column]
+                known = torch.nn.functional.one_hot(target.clamp(min=0), part.shape[1]) * (target >= 0)[:, None]
+                each, column = self.compare(part, known.float()), column + 1
+            elif part is not None:
+                each = self.of_cut(part, head, number)
+            if place == self.heads.place:
+                known = ~number.isnan()
+                each = each + torch.where(known, self.of_number(outputs, number.nan_to_num(head.low)), 0.0)
+            total = total + self.weights[place] * each
+        return total
+
+    def of_cut(self, part, head, number):
+        """The loss (n,) of a cut head beside the answer: of its classes, nothing where the number is unknown."""
+        bounds = torch.tensor(head.trained, dtype=torch.float32, device=number.device)
+        target = torch.bucketize(number.nan_to_num(head.low), bounds, right=True)
+        return self.compare(part, torch.nn.functional.one_hot(target, part.shape[1]).float()) * ~number.isnan()
 
     def compare(self, log_probabilities, target):
         """Cross entropy (n,) of distributions (n, k); focal (Lin et al. 2017) counts what is sure less."""
@@ -95,21 +126,23 @@ class Loss(torch.nn.Module):
             each = each * (1 - log_probabilities.exp()) ** self.gamma
         return -each.sum(1)
 
-    def of_years(self, outputs, years):
-        """The loss (n,) of an age in years (n,), by what the head learns."""
-        raw = self.heads.split(outputs)[2]
-        grid = torch.arange(labels.YEARS, dtype=torch.float32, device=years.device)
-        if self.heads.age == "distribution":  # a normal distribution around the true age, over the years that exist
-            target = (-((grid - years[:, None]) ** 2) / (2 * self.sigma**2)).softmax(1)
-            return -(target * self.heads.log_years(raw)).sum(1)
-        if self.heads.age == "ordinal":  # threshold k is a question for those alone who are above k - 1
-            k = grid[:-1]
-            above = (years[:, None] > k).float()
-            asked = years[:, None] > k - 1
+    def of_number(self, outputs, number):
+        """The loss (n,) of numbers (n,), by what the head learns; in units of its range's hundredth where it counts
+        how far off a number is."""
+        raw, grid = self.heads.split(outputs)[self.heads.place], self.heads.points(number.device)
+        learned = self.heads.learned
+        if learned == "sigmoid":
+            return (number - self.heads.scaled(raw)).abs() * 100 / self.heads.range
+        if learned == "distribution":  # a normal distribution around the true number, over the range
+            target = (-((grid - number[:, None]) ** 2) / (2 * self.sigma**2)).softmax(1)
+            return -(target * self.heads.log_grid(raw)).sum(1)
+        if learned == "ordinal":  # threshold k is a question for those alone who are above k - 1
+            above = (number[:, None] > grid[:-1]).float()
+            asked = number[:, None] > grid[:-1] - self.heads.range / (len(grid) - 1)
             each = torch.nn.functional.binary_cross_entropy_with_logits(raw + OLDER, above, reduction="none")
             return (each * asked).sum(1)
         mean, width = self.heads.laplace(raw)
-        return ((years[:, None] - mean).abs() / width + (2 * width).log())[:, 0]
+        return ((number[:, None] - mean).abs() / width + (2 * width).log())[:, 0]
 
 
 class SoftF1(torch.nn.Module):
@@ -121,9 +154,9 @@ class SoftF1(torch.nn.Module):
     is left out. Probabilities, not answers, are summed: argmax has no gradient.
     """
 
-    def __init__(self, label, span):
+    def __init__(self, size, label, span):
         super().__init__()
-        share = torch.bincount(torch.tensor(label), minlength=len(labels.CLASSES)) / len(label)
+        share = torch.bincount(torch.tensor(label), minlength=size) / len(label)
         self.span = span
         self.register_buffer("true", share * span)
         self.register_buffer("told", share * span)
@@ -135,19 +168,19 @@ class SoftF1(torch.nn.Module):
         return (2 * self.both[held] / (self.true + self.told)[held]).mean()
 
     def forward(self, probabilities, classes):
-        """probabilities, classes (n, 18) -> (n,): minus what they move the span's macro F1 by, times the span."""
+        """probabilities, classes (n, k) -> (n,): minus what they move the span's macro F1 by, times the span."""
         held, size = self.true > 0, (self.true + self.told).clamp(min=1e-6)
         slope = (2 * classes * size - 2 * self.both) / size**2
         return -(probabilities * slope * held).sum(1) * self.span / held.sum()
 
     @torch.no_grad()
     def update(self, sums, photos):
-        """Move the span on by a step's f1_sums (3, 18) over so many photos, all processes' together."""
+        """Move the span on by a step's f1_sums (3, k) over so many photos, all processes' together."""
         keep = max(0.0, 1 - photos / self.span)
         for total, new in zip((self.true, self.told, self.both), sums, strict=True):
             total.mul_(keep).add_(new)
 
 
 def f1_sums(probabilities, classes):
-    """(n, 18) each -> how much of each class is true, told, and both: (3, 18)."""
+    """(n, k) each -> how much of each class is true, told, and both: (3, k)."""
     return torch.stack([classes.sum(0), probabilities.sum(0), (classes * probabilities).sum(0)])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import labels
 from files import InputError, replacing
 from heads import Heads
 
@@ -237,7 +238,8 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        heads = Heads(about["heads"], about["age"], about["age_boundary"])
+        task = labels.Task(**about["task"], age_boundary=about["age_boundary"])
+        heads = Heads(task, about["heads"], about["age"])
         model = build(about["backbone"], heads.size, False, about["image_size"])
         model.load_state_dict(load_file(path))
     except InputError:

@@ -439,6 +439,6 @@ def photos(p, seed):
     canvas = portrait(p)
     for number, stem in enumerate(STEMS):
         rng = np.random.default_rng([*seed, number])
-        mask = {"normal": 2, "incorrect_mask": 1}.get(stem, 0)  # an index into labels.MASKS
+        mask = {"normal": 2, "incorrect_mask": 1}.get(stem, 0)  # an index into labels.MASK_TASK's
         how = ("wear", ("nose", "chin")[rng.integers(2)])[mask % 2]
         yield stem, mask, *shoot(canvas if mask == 2 else put_on_mask(canvas, p, rng, how), rng)

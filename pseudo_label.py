@@ -14,39 +14,50 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import args
 import dataset
-import labels
 from files import InputError, guarded, read_csv, write_csv
 
 
-def choose(frame, threshold, most):
-    """The rows of one fold's predictions to believe: DataFrame of ImageID, ans, confidence, p0..p17, surest first.
+def choose(task, frame, threshold, most):
+    """The rows of one fold's predictions to believe: DataFrame of ImageID, ans, confidence, p0.., surest first.
 
-    frame: a fold's CSV. threshold: least probability of the answer. most: rows a class at most, 0 = no cap. Both: a
-    number, or a list of one a class.
+    frame: a fold's CSV. threshold: least probability of the answer, or of a number's being near enough. most: rows a
+    class at most, 0 = no cap. Both: a number, or a list of one a class.
     """
-    least, caps = (np.broadcast_to(value, len(labels.CLASSES)) for value in (threshold, most))
-    confidence, answer = frame[labels.PROBABILITIES].max(axis=1).astype(float), frame["ans"].to_numpy()
-    kept = frame.assign(confidence=confidence)[confidence >= least[answer]].drop_duplicates("ImageID")
+    kept = frame.drop_duplicates("ImageID")
+    if task.numeric:
+        kept = kept[kept["confidence"].astype(float) >= threshold]
+    else:
+        least = np.broadcast_to(threshold, task.size)
+        confidence = kept[task.probabilities].max(axis=1).astype(float)
+        kept = kept.assign(confidence=confidence)[confidence >= least[kept["ans"].to_numpy()]]
     kept = kept.sort_values(["confidence", "ImageID"], ascending=[False, True], kind="stable")
-    cap = caps[kept["ans"]]
-    kept = kept[(kept.groupby("ans").cumcount() < cap) | (cap == 0)]
-    return kept[["ImageID", "ans", "confidence", *labels.PROBABILITIES]]
+    if task.numeric:
+        kept = kept[: most or None]
+    else:
+        cap = np.broadcast_to(most, task.size)[kept["ans"]]
+        kept = kept[(kept.groupby("ans").cumcount() < cap) | (cap == 0)]
+    return kept[["ImageID", "ans", "confidence", *task.probabilities]]
 
 
-def tell_right(rows, path):
+def tell_right(task, rows, path):
     """Print what share of the rows is right by a CSV of ImageID, ans: only for scoring, nothing is chosen by it."""
     truth = read_csv(path, ["ImageID", "ans"]).drop_duplicates("ImageID").set_index("ImageID")["ans"]
     known = rows[rows["ImageID"].isin(truth.index)]
-    right = known["ans"].to_numpy() == pd.to_numeric(truth.loc[known["ImageID"]], errors="coerce").to_numpy()
     if not len(known):
         raise InputError(f"{path}: names none of the photos")
+    answer, true = known["ans"].to_numpy(), task.read(truth.loc[known["ImageID"]])
+    if task.numeric:
+        scores = task.scores(true, answer)
+        print(f"{len(known)} by {path}: " + ", ".join(f"{answers.title(task, k)} {v:.3f}" for k, v in scores.items()))
+        return
+    right = answer == true
     print(f"right by {path}: {right.mean():.1%} of {len(known)}")
-    for k, name in enumerate(labels.CLASSES):
-        chosen = known["ans"].to_numpy() == k
-        if chosen.any():
-            print(f"  {name:22} {right[chosen].mean():6.1%} of {chosen.sum()}")
+    for k, name in enumerate(task.classes):
+        if (answer == k).any():
+            print(f"  {name:22} {right[answer == k].mean():6.1%} of {(answer == k).sum()}")
 
 
 FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID, ans): say how many are right"}}
@@ -54,28 +65,35 @@ FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID,
 
 def main():
     settings = args.read_for_run(__doc__, FLAGS)
+    task = settings.predicted
     for key in ("threshold", "max_per_class"):
         value = getattr(settings.pseudo, key)
-        if isinstance(value, list) and len(value) != len(labels.CLASSES):
-            raise InputError(f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of the 18 classes")
+        if isinstance(value, list) and len(value) != task.size:
+            raise InputError(
+                f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of {task.size} classes"
+            )
     run, parts, everything = Path(settings.run), [], 0
     unreadable = run / "unreadable.csv"
     skip = set(read_csv(unreadable, ["ImageID"])["ImageID"]) if unreadable.is_file() else set()
-    for fold, path in labels.fold_files(run).items():
-        frame = labels.read_fold(path)
-        chosen = choose(frame[~frame["ImageID"].isin(skip)], settings.pseudo.threshold, settings.pseudo.max_per_class)
+    for fold, path in answers.fold_files(run).items():
+        frame = answers.read_fold(task, path)
+        if task.numeric and frame["confidence"].isna().all():
+            raise InputError(f"{path}: a sigmoid doesn't say how sure it is: train with --model.age distribution")
+        believed = frame[~frame["ImageID"].isin(skip)]
+        chosen = choose(task, believed, settings.pseudo.threshold, settings.pseudo.max_per_class)
         parts.append(chosen.assign(fold=fold))
         everything += len(frame)
-        counts = np.bincount(chosen["ans"], minlength=len(labels.CLASSES))
-        print(f"fold {fold}: {len(chosen)} of {len(frame)} photos, by class {' '.join(map(str, counts))}")
-    rows = pd.concat(parts, ignore_index=True)[["ImageID", *dataset.PSEUDO_COLUMNS[1:], *labels.PROBABILITIES]]
+        counts = [] if task.numeric else np.bincount(chosen["ans"], minlength=task.size)
+        by_class = "" if task.numeric else f", by class {' '.join(map(str, counts))}"
+        print(f"fold {fold}: {len(chosen)} of {len(frame)} photos{by_class}")
+    rows = pd.concat(parts, ignore_index=True)[["ImageID", *dataset.PSEUDO_COLUMNS[1:], *task.probabilities]]
     if rows.empty:
         raise InputError(
             f"{run}: no prediction reaches pseudo.threshold {settings.pseudo.threshold}: lower it, or train better"
         )
     write_csv(run / "pseudo.csv", rows)
     if settings.answers:
-        tell_right(rows, settings.answers)
+        tell_right(task, rows, settings.answers)
     print(
         f"{len(rows)} of {everything} predictions kept: {run}/pseudo.csv; "
         f"next: python train_kfold.py --data.pseudo {run}/pseudo.csv --run {run}-2"

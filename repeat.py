@@ -32,7 +32,8 @@ def trace(rows, settings, steps, accelerator):
         seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
 
     batches = images.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
-    photos = images.Photos(rows["file"], settings.data.augment, settings.data.image_size, True, settings.data.erasing)
+    data = settings.data
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit)
     feed = images.loader(photos, batches, settings.data.workers)
     epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     settings = replace(settings, train=replace(settings.train, epochs=epochs))

@@ -61,12 +61,12 @@ def fill(folder, people, eval_people, seed, progress):
 
     for part in ("train", "eval"):
         (folder / part / "images").mkdir(parents=True)
-    table, answers, landmarks = [], [], []
+    table, answers, landmarks, task = [], [], [], labels.Task(**labels.MASK_TASK)
     everyone = cast(people, [seed, 0]) + cast(eval_people, [seed, 1])
     twin = next((n for n in range(4, people) if everyone[n][1] != everyone[n - 1][1]), None)
     bar = tqdm(everyone, "drawing people", unit="person", disable=None if progress else True)
     for number, (gender, age) in enumerate(bar):
-        training, name = number < people, labels.GENDERS[gender]
+        training, name = number < people, task.head("gender").classes[gender]
         identity = f"{number - (number == twin):06d}" + ("-1" if number % 31 == 9 else "")
         path = f"{identity}_{name}_Drawn_{age}"
         ending = "png" if number % 97 == 5 else "jpeg" if number % 31 == 7 else "jpg"
@@ -79,7 +79,7 @@ def fill(folder, people, eval_people, seed, progress):
             file = f"{stem}.{ending}"
             if not training:
                 file = hashlib.sha1(f"{seed}/{number}/{stem}".encode()).hexdigest() + ".jpg"
-                answer = int(labels.encode(mask, gender, labels.age_class(age)))
+                answer = int(task.encode(mask, gender, task.head("age").class_of(age)))
                 answers.append([file, answer, identity, mask, name, age])
             quality = [] if file.endswith("png") else [cv2.IMWRITE_JPEG_QUALITY, 80 + number * 7 % 13]
             cv2.imwrite(str(into / file), photo, quality)

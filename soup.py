@@ -42,7 +42,7 @@ def main():
     if not settings.model.freeze_bn:
         rows, _ = dataset.training_rows(settings.without_pseudo())
         rows = dataset.drop_unreadable(dataset.with_files(rows, settings.data.crops), settings, dataset.Problems())
-        photos = images.Photos(rows["file"], about["augment"], about["image_size"], False)
+        photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
         batches = images.Batches(len(rows), settings.inference.batch_size)
         feed = tqdm(images.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
         inputs = (images.normalize(part, about["mean"], about["std"]) for _, part, _ in feed)

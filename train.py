@@ -8,6 +8,7 @@ log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the o
 """
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -16,20 +17,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import answers
 import args
-import labels
-from files import FIRST, InputError, alone, guarded, read_json, write_csv
-from folds import prepare, split
+import dataset
+from files import FIRST, InputError, alone, guarded, read_json, replacing, write_csv
+from folds import folds_of, prepare, split
 from learner import Learner, make_accelerator
 
-LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "f1", "accuracy", "mask_f1", "gender_f1", "age_f1"]
+LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task
 
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
 def fit(rows, validation, settings, fold, accelerator):
-    """Train on `rows`, choose the epoch of best macro F1 over all of `validation`; the result is in runs/NAME/fold{k}.
+    """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
 
     rows, validation: rows of folds.py with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row an
     epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
@@ -45,17 +47,18 @@ def fit(rows, validation, settings, fold, accelerator):
     chance = balanced(rows) if train.sampler == "balanced" else None
     seed = settings.seed * 1009 + fold
     batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
-    photos = images.Photos(rows["file"], data.augment, data.image_size, True, data.erasing)
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit)
     feed = images.loader(photos, batches, data.workers)
     check = images.loader(
-        images.Photos(validation["file"], data.augment, data.image_size, False),
+        images.Photos(validation, data.augment, data.image_size, False, fit=data.fit),
         images.Batches(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )
     learner = Learner(settings, rows, fold, len(batches), accelerator)
     learner.load()
+    task = learner.task
     about = describe(settings, fold, learner, rows[rows["source"] == "train"])
-    while learner.epoch < train.epochs and not stalled(learner.log, train.patience):
+    while learner.epoch < train.epochs and not stalled(learner.log, train.patience, learner.task):
         batches.epoch, batches.start = learner.epoch, learner.step
         speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}/{train.epochs}")
         began, batches.start = time.perf_counter(), 0
@@ -65,14 +68,15 @@ def fit(rows, validation, settings, fold, accelerator):
         row = judge(learner, validation["target"].to_numpy())
         learner.log.append(row)
         learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
-        if row["f1"] > learner.best_f1 or train.keep == "last":
-            learner.best_f1, learner.best = row["f1"], learner.last
+        value, best = row[task.score], learner.best_score
+        if best is None or task.sign * value > task.sign * best or train.keep == "last":
+            learner.best_score, learner.best = value, learner.last
             if FIRST:
                 model.save(folder / "best.safetensors", learner.answering, about | row)
-        write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=LOG_COLUMNS))
+        write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=[*LOG_COLUMNS, *task.score_names]))
         learner.save()
         accelerator.log({f"fold{fold}/{name}": value for name, value in row.items()}, step=learner.epoch)
-        tell(fold, train.epochs, row, speed)
+        tell(task, fold, train.epochs, row, speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(folder, validation, fold, learner)
@@ -95,18 +99,25 @@ def balanced(rows):
 
 def describe(settings, fold, learner, rows):
     """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
-    photo is answered with: the labels' shares and, of an age in years, what the training ages come to."""
-    prior = np.bincount(rows["target"], minlength=len(labels.CLASSES)) / len(rows)
-    if learner.heads.in_years:
-        ages = rows["age"].to_numpy()
-        prior = [*prior, ages.mean(), *((ages >= bound).mean() for bound in labels.BOUNDARIES)]
+    photo is answered with: the labels' shares and, of an age in years, what the training ages come to; of a number the
+    median."""
+    task = learner.task
+    if task.numeric:
+        prior = [float(rows["target"].median()), np.nan]
+    else:
+        prior = np.bincount(rows["target"], minlength=task.size) / len(rows)
+    if learner.heads.in_numbers:
+        known = rows[task.number.name].to_numpy()
+        prior = [*prior, known.mean(), *((known >= bound).mean() for bound in task.number.steps)]
     return {
         "backbone": settings.model.backbone,
         "heads": settings.model.heads,
         "age": settings.model.age,
         "age_boundary": settings.data.age_boundary,
-        "classes": list(labels.CLASSES),
+        "task": dataclasses.asdict(settings.task),
+        "classes": list(task.classes),
         "image_size": settings.data.image_size,
+        "fit": settings.data.fit,
         "augment": settings.data.augment,
         "mean": list(learner.scale[0]),
         "std": list(learner.scale[1]),
@@ -117,36 +128,42 @@ def describe(settings, fold, learner, rows):
 
 
 def judge(learner, target):
-    """The row of log.csv of an epoch: losses, and scores of its validation probabilities against true targets."""
-    probabilities = learner.last.numpy()[:, : len(labels.CLASSES)]
-    chosen = np.maximum(probabilities[np.arange(len(target)), target], 1e-7)
+    """The row of log.csv of an epoch: losses, and scores of its validation answers against true targets (n,)."""
+    task, found = learner.task, learner.last.numpy()
+    if task.numeric:
+        answer = found[:, 0]
+        loss = np.abs(answer - target).mean()
+    else:
+        answer = found[:, : task.size].argmax(1)
+        loss = -np.log(np.maximum(found[np.arange(len(target)), target], 1e-7)).mean()
     return {
         "epoch": learner.epoch + 1,
         "lr": learner.optimizer.param_groups[0]["lr"],
         "train_loss": learner.loss / learner.seen,
-        "val_loss": float(-np.log(chosen).mean()),
-        **labels.scores(target, probabilities.argmax(1)),
+        "val_loss": float(loss),
+        **task.scores(target, answer),
     }
 
 
-def tell(fold, epochs, row, speed):
+def tell(task, fold, epochs, row, speed):
     """Print an epoch in one line, and what to do if the model waited for photos."""
     wait = (
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
     )
+    names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
+    said = "  ".join(f"{answers.title(task, name).replace('macro ', '')} {row[name]:.3f}" for name in names)
     print(
-        f"fold {fold} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  F1 {row['f1']:.3f}  "
-        f"mask {row['mask_f1']:.3f}  gender {row['gender_f1']:.3f}  age {row['age_f1']:.3f}  "
+        f"fold {fold} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  {said}  "
         f"{speed['photos_per_second']:.0f} photos/s{wait}",
         flush=True,
     )
 
 
-def stalled(log, patience):
-    """Has macro F1 not risen for `patience` epochs? log: rows of log.csv."""
+def stalled(log, patience, task):
+    """Has the score not improved for `patience` epochs? log: rows of log.csv."""
     if not patience or len(log) <= patience:
         return False
-    values = [row["f1"] for row in log]
+    values = [task.sign * row[task.score] for row in log]
     return max(values[-patience:]) <= max(values[:-patience])
 
 
@@ -156,16 +173,64 @@ def stalled(log, patience):
 def finish(folder, validation, fold, learner):
     """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
     frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
-    write_csv(folder / "oof_last.csv", labels.with_answers(frame, learner.last.numpy()))
-    if learner.heads.in_years:
-        write_csv(folder / "oof_age.csv", labels.with_ages(frame[["ImageID"]], learner.best.numpy()))
-    write_csv(folder / "oof.csv", labels.with_answers(frame, learner.best.numpy()))
+    task, best = learner.task, learner.best.numpy()
+    write_csv(folder / "oof_last.csv", answers.with_answers(task, frame, learner.last.numpy()))
+    if learner.heads.in_numbers:
+        name = f"oof_{task.number.name}.csv"
+        write_csv(folder / name, answers.with_numbers(task, frame[["ImageID"]], best))
+    write_csv(folder / "oof.csv", answers.with_answers(task, frame, best))
     learner.path.unlink(missing_ok=True)
+
+
+def answer_test(settings, rows):
+    """The finished folds' mean answers for the test set that was put aside: writes test.csv, returns its scores.
+
+    {} where there is no test set. Nothing was chosen by it, so its scores are what other photos may expect.
+    """
+    aside = rows[rows["source"] == "test"].reset_index(drop=True)
+    if not len(aside):
+        return {}
+    import inference
+
+    task = settings.predicted
+    paths = inference.checkpoints(settings.run)
+    paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
+    found, _ = inference.predict(*inference.load_folds(paths), aside, settings)
+    frame = aside[["ImageID", "id", "target"]]
+    frame = answers.with_answers(task, frame, np.mean(list(found.values()), 0))
+    write_csv(Path(settings.run) / "test.csv", frame)
+    return {"test": answers.measured(task, frame) | {"photos": len(frame)}}
+
+
+def draw_history(run):
+    """Draw the losses of all folds' epochs, and the score that tells epochs apart, to runs/NAME/history.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logs = {path.parent.name: pd.read_csv(path) for path in sorted(Path(run).glob("fold*/log.csv"))}
+    if not logs:
+        return
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2))
+    for name, log in logs.items():
+        score = log.columns[len(LOG_COLUMNS)]
+        for ax, column in zip(axes, ("train_loss", "val_loss", score), strict=True):
+            ax.plot(log["epoch"], log[column], marker="o", markersize=3, label=name)
+    for ax, title in zip(axes, ("training loss", "validation loss", score), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.93")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    with replacing(Path(run) / "history.png") as partial:
+        figure.savefig(partial, format="png", dpi=100)
+    pyplot.close(figure)
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
-WRITTEN += ["oof_age.csv", "fold[0-9]_age.csv", "fold[0-9][0-9]_age.csv"]
+WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
 
 
 def begin_anew(run):
@@ -186,6 +251,7 @@ def train_folds(settings, folds, overwrite=False):
     if FIRST:
         if overwrite:
             begin_anew(settings.run)
+        dataset.settle(settings)
         args.save(settings)
     if several:
         accelerator.wait_for_everyone()
@@ -193,6 +259,9 @@ def train_folds(settings, folds, overwrite=False):
             raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
     with accelerator.main_process_first() if several else contextlib.nullcontext():
         rows = prepare(settings)  # the others read the folds.csv that the first has made
+    if (rows["split"] == "valid").any():
+        print(f"{settings.data.train} brings its own validation set: it is fold 0, and there is no other")
+    folds = [k for k in folds if k in folds_of(rows)]
     todo = [k for k in folds if not (Path(settings.run) / f"fold{k}" / "oof.csv").is_file()]
     for k in sorted(set(folds) - set(todo)):
         if FIRST:
@@ -206,7 +275,8 @@ def train_folds(settings, folds, overwrite=False):
                 fit(training, validation, settings, k, accelerator)
         accelerator.end_training()
     if FIRST:
-        labels.gather(settings.run, settings.train.folds)
+        answers.gather(settings.predicted, settings.run, len(folds_of(rows)), answer_test(settings, rows))
+        draw_history(settings.run)
 
 
 FLAGS = {

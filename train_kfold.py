@@ -9,6 +9,7 @@ Finished folds are skipped, a stopped one goes on where it was. Writes runs/NAME
 """
 
 import args
+import dataset
 import train
 from files import guarded
 from folds import prepare
@@ -20,6 +21,7 @@ def main():
     if not list(folds):
         if settings.overwrite:
             train.begin_anew(settings.run)
+        dataset.settle(settings)
         args.save(settings)
         prepare(settings)
         print(f"dealt: {settings.run}/folds.csv")

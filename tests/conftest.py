@@ -12,8 +12,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as files.guarded does for the scripts
 
 import args  # noqa: E402
+import labels  # noqa: E402
 from images import cv2  # noqa: E402  (images sets OpenCV's limits, so it goes first)
 
+MASK = labels.Task(**labels.MASK_TASK)
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import MASK
 from test_predict import main_of
 
+import answers
 import blend
 import ensemble
-import labels
 from files import InputError
 
 
@@ -16,7 +17,7 @@ def people(n=120, seed=0):
     rng = np.random.default_rng(seed)
     person = np.repeat(np.arange(n), 7)
     mask = np.tile([0, 0, 0, 0, 0, 1, 2], n)
-    target = labels.encode(mask, rng.integers(2, size=n)[person], rng.choice(3, n, p=[0.45, 0.45, 0.1])[person])
+    target = MASK.encode(mask, rng.integers(2, size=n)[person], rng.choice(3, n, p=[0.45, 0.45, 0.1])[person])
     return target, person.astype(str), person % 5
 
 
@@ -27,30 +28,30 @@ def guesses(target, strength, seed):
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def test_macro_f1_is_the_one_that_is_printed():
+def test_the_score_that_is_climbed_is_the_one_that_is_printed():
     target, _, _ = people()
     answer = guesses(target, 1.0, 1).argmax(1)
-    assert blend.macro_f1(target, answer) == pytest.approx(labels.scores(target, answer)["f1"])
+    assert MASK.value(target, answer) == pytest.approx(MASK.scores(target, answer)["f1"])
 
 
 def test_hill_climbing_finds_who_is_good_and_never_does_worse_than_the_best():
     target, _, _ = people()
     stack = np.stack([guesses(target, strength, k) for k, strength in enumerate((0.2, 2.5, 2.5))])
-    weights = blend.climb(stack, target)
+    weights = blend.climb(MASK, stack, target)
     assert weights.sum() == pytest.approx(1) and weights[0] < weights[1:].min()
-    best = max(blend.macro_f1(target, member.argmax(1)) for member in stack)
-    assert blend.macro_f1(target, np.tensordot(weights, stack, 1).argmax(1)) >= best
+    best = max(MASK.value(target, member.argmax(1)) for member in stack)
+    assert MASK.value(target, np.tensordot(weights, stack, 1).argmax(1)) >= best
 
 
 def test_the_boundary_that_the_answers_need_is_found():
     target, _, _ = people()
     p = guesses(target, 3.0, 1)
     old = target % 3 == 2
-    ages = np.zeros((1, len(target), len(labels.AGE_COLUMNS)))
-    for k, bound in enumerate(labels.BOUNDARIES, start=1):
+    ages = np.zeros((1, len(target), len(MASK.number.columns)))
+    for k, bound in enumerate(MASK.number.steps, start=1):
         ages[0, :, k] = np.where(old, 0.9 if bound <= 56 else 0.2, np.where(target % 3 == 1, 0.9 * (bound == 30), 0.05))
-    scores_at = {bound: blend.at_boundary(p[None], ages, bound)[0] for bound in labels.BOUNDARIES[1:]}
-    assert blend.choose_boundary(scores_at, target) == 56  # 55 is as good: 56 is nearer to 58
+    scores_at = {bound: blend.at_boundary(MASK, p[None], ages, bound)[0] for bound in MASK.number.steps[1:]}
+    assert blend.choose_boundary(MASK, scores_at, target, 58) == 56  # 55 is as good: 56 is nearer to 58
     assert np.allclose(scores_at[56].sum(1), 1)
 
 
@@ -58,10 +59,10 @@ def test_a_bias_mends_answers_that_never_say_old():
     target, _, _ = people(400)
     p = guesses(target, 2.5, 1)
     p[:, 2::3] *= 0.3
-    bias = blend.choose_bias(p, target)
+    bias = blend.choose_bias(MASK, p, target)
     assert bias["age", 2] > 0.5
-    better = (np.log(p) + blend.spread_bias(bias)).argmax(1)
-    assert blend.macro_f1(target, better) > blend.macro_f1(target, p.argmax(1))
+    better = (np.log(p) + blend.spread_bias(MASK, bias)).argmax(1)
+    assert MASK.value(target, better) > MASK.value(target, p.argmax(1))
 
 
 def test_all_photos_of_a_person_are_in_one_part_even_with_a_single_fold():
@@ -78,14 +79,14 @@ def test_weights_scored_on_the_rows_they_were_fitted_to_are_caught():
     """Twenty members of pure noise: fitted and scored on the same rows they seem to gain; nested they gain nothing."""
     target, person, fold = people(60)
     stack = np.stack([guesses(target, 0.0, k) for k in range(20)])
-    plain = blend.macro_f1(target, stack.mean(0).argmax(1))
+    plain = MASK.value(target, stack.mean(0).argmax(1))
 
     def fit(rows):
-        weights = blend.climb(stack[:, rows], target[rows])
+        weights = blend.climb(MASK, stack[:, rows], target[rows])
         return lambda others: np.tensordot(weights, stack[:, others], 1).argmax(1)
 
-    cheating = blend.macro_f1(target, fit(np.ones(len(target), bool))(np.ones(len(target), bool)))
-    honest = blend.macro_f1(target, blend.nested(fit, target, blend.parts_of(person, fold)))
+    cheating = MASK.value(target, fit(np.ones(len(target), bool))(np.ones(len(target), bool)))
+    honest = MASK.value(target, blend.nested(fit, target, blend.parts_of(person, fold)))
     assert cheating > plain + 0.03
     assert honest < plain + 0.015
 
@@ -108,12 +109,14 @@ def write_run(home, name, target, person, fold, strength, seed, ages=False, answ
     run = home / name
     run.mkdir(parents=True)
     frame = pd.DataFrame({"ImageID": [f"{p}/{k}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
-    labels.with_answers(frame.assign(target=target), guesses(target, strength, seed)).to_csv(
+    answers.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed)).to_csv(
         run / "oof.csv", index=False
     )
     for k in range(2):
         found = guesses(np.zeros(len(answer_for), int), 3.0, k)
-        labels.with_answers(pd.DataFrame({"ImageID": answer_for}), found).to_csv(run / f"fold{k}.csv", index=False)
+        answers.with_answers(MASK, pd.DataFrame({"ImageID": answer_for}), found).to_csv(
+            run / f"fold{k}.csv", index=False
+        )
     if ages:
         for path, ids in (
             ("oof_age", frame["ImageID"]),
@@ -121,7 +124,7 @@ def write_run(home, name, target, person, fold, strength, seed, ages=False, answ
             ("fold1_age", answer_for),
         ):
             values = np.tile([40.0, 0.6, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05], (len(ids), 1))
-            pd.DataFrame(values, columns=labels.AGE_COLUMNS).assign(ImageID=list(ids)).to_csv(
+            pd.DataFrame(values, columns=MASK.number.columns).assign(ImageID=list(ids)).to_csv(
                 run / f"{path}.csv", index=False
             )
     return str(run)

@@ -7,9 +7,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT
-
-import labels
+from conftest import MASK, ROOT
 
 pytestmark = pytest.mark.chain
 
@@ -59,7 +57,7 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
     oof = pd.read_csv(folder / "runs/b/oof.csv")
     assert len(oof) == 12 * 7 and not oof["ImageID"].duplicated().any()  # pseudo rows are nowhere in it
     answers = pd.read_csv(folder / "data/answers.csv")
-    labels.scores(answers.set_index("ImageID")["ans"][submission["ImageID"]], submission["ans"])
+    MASK.scores(answers.set_index("ImageID")["ans"][submission["ImageID"]], submission["ans"])
     run("ensemble.py", "--hard")
     assert "dealt: " in run("train_kfold.py", "--train.only_folds", "[]")
     assert "fold 0 is finished" in run("train.py")

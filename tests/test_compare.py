@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import MASK, ROOT
 from test_blend import guesses, people
 
+import answers
+import args
 import compare
-import labels
 from files import InputError
 
 
@@ -24,11 +25,12 @@ def write_result(home, name, strength, seed=0, photos=None):
         speed = {"seconds": [60.0], "photos_per_second": [50.0], "waited": [0.0], "memory_gb": [1.5]}
         pd.DataFrame(speed | {"other_seconds": [12.0]}).to_csv(folder / f"fold{k}" / "speed.csv", index=False)
     frame = pd.DataFrame({"ImageID": [f"{k}.jpg" for k in range(len(target))], "id": person, "fold": fold})
-    table = labels.with_answers(frame.assign(target=target), guesses(target, strength, seed))[:photos]
+    table = answers.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed))[:photos]
     table.to_csv(folder / "oof.csv", index=False)
     frame.drop_duplicates("id")[["id", "fold"]].to_csv(folder / "folds.csv", index=False)
-    low, high = labels.f1_interval(table["target"], table["ans"], table["id"])
-    metrics = labels.scores(table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
+    (folder / "args.json").write_text(json.dumps(args.as_dict(args.Settings())))
+    low, high = MASK.interval(table["target"], table["ans"], table["id"])
+    metrics = MASK.scores(table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"folds": [0, 1, 2, 3, 4], "photos": len(table)}))
     return compare.Result(home, name)
 

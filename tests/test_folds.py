@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import MASK, ROOT
 
+import answers
 import folds
-import labels
 import pseudo_label
 from files import InputError, read_csv
 
@@ -26,7 +26,8 @@ def real_rows():
         [(f"{n:06d}", int(gender), age) for n, (gender, age) in enumerate(people) for _ in range(7)],
         columns=["id", "gender", "age"],
     )
-    return rows.assign(source="train", twin=np.arange(len(rows)))
+    target = MASK.encode(0, rows["gender"], MASK.number.class_of(rows["age"]))
+    return rows.assign(source="train", split="", target=target, twin=np.arange(len(rows)))
 
 
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
@@ -169,7 +170,7 @@ def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_
     rng = np.random.default_rng(0)
     for fold in (0, 1):
         probabilities = rng.dirichlet(np.full(18, 0.1), len(names))
-        labels.with_answers(pd.DataFrame({"ImageID": names}), probabilities).to_csv(
+        answers.with_answers(MASK, pd.DataFrame({"ImageID": names}), probabilities).to_csv(
             made / f"fold{fold}.csv", index=False
         )
     monkeypatch.setattr(pseudo_label.args, "read_for_run", lambda *_: settings)
@@ -187,4 +188,7 @@ def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_
 
 def test_what_each_fold_holds_is_shown(competition, capsys):
     folds.prepare(competition.settings())
-    assert "people" in capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["fold", "0", "fold", "1"]
+    assert lines[1].split() == ["photos", "42", "42"] and lines[2].split()[-2:] == ["6", "6"]
+    assert any(line.split() == ["wear", "female", "30-59", "1", "1"] for line in lines)

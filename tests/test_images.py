@@ -3,6 +3,7 @@
 import albumentations as A
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -87,13 +88,13 @@ def test_every_preset_gives_squares_and_only_training_varies(picture, augment):
 
 @pytest.mark.parametrize("augment", ["light", "strong"])
 def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, augment):
-    files = [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(10)]
+    rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(10)]})
 
     def epoch(workers, number):
         batches = images.Batches(10, 4, shuffle=True, seed=3)
         batches.epoch = number
         return [(indices.tolist(), photos) for indices, photos, _ in
-                images.loader(images.Photos(files, augment, 24, True), batches, workers)]  # fmt: skip
+                images.loader(images.Photos(rows, augment, 24, True), batches, workers)]  # fmt: skip
 
     alone, two = epoch(0, 0), epoch(2, 0)
     assert [a for a, _ in alone] == [b for b, _ in two]
@@ -117,8 +118,8 @@ def test_no_training_batch_holds_a_single_photo(count, sizes):
 
 
 def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
-    files = [save(tmp_path / "good.png", picture), tmp_path / "gone.png"]
-    feed = images.loader(images.Photos(files, "none", 16, False), images.Batches(2, 2), 0)
+    rows = pd.DataFrame({"file": [save(tmp_path / "good.png", picture), tmp_path / "gone.png"]})
+    feed = images.loader(images.Photos(rows, "none", 16, False), images.Batches(2, 2), 0)
     (indices, photos, errors) = next(iter(feed))
     assert indices.tolist() == [0, 1] and errors[0] == "" and "No such file" in errors[1] and not photos[1].any()
 

@@ -2,29 +2,32 @@
 
 import numpy as np
 import pytest
+from conftest import MASK
 from sklearn.metrics import f1_score
 
+import answers
 import labels
 from files import InputError
 
 
 def test_an_answer_is_mask_times_six_plus_gender_times_three_plus_age():
     answers = np.arange(18)
-    part = labels.decode(answers)
+    part = MASK.decode(answers)
     assert (part["mask"] * 6 + part["gender"] * 3 + part["age"] == answers).all()
-    assert (labels.encode(part["mask"], part["gender"], part["age"]) == answers).all()
-    assert labels.CLASSES[10] == "incorrect female 30-59"
+    assert (MASK.encode(part["mask"], part["gender"], part["age"]) == answers).all()
+    assert MASK.classes[10] == "incorrect female 30-59"
 
 
 def test_the_boundary_moves_the_oldest_class_alone():
-    assert labels.age_class([29, 30, 57, 58, 59, 60]).tolist() == [0, 1, 1, 1, 1, 2]
-    assert labels.age_class([29, 30, 57, 58, 59, 60], 58).tolist() == [0, 1, 1, 2, 2, 2]
+    head = labels.Task(**labels.MASK_TASK, age_boundary=58).number
+    assert head.class_of([29, 30, 57, 58, 59, 60]).tolist() == [0, 1, 1, 1, 1, 2]
+    assert head.class_of([29, 30, 57, 58, 59, 60], head.trained).tolist() == [0, 1, 1, 2, 2, 2]
 
 
 def test_scores_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=500), rng.integers(18, size=500)
-    result = labels.scores(target, answer)
+    result = MASK.scores(target, answer)
     assert result["f1"] == pytest.approx(f1_score(target, answer, average="macro"))
     assert result["age_f1"] == pytest.approx(f1_score(target % 3, answer % 3, average="macro"))
 
@@ -34,9 +37,9 @@ def test_the_interval_holds_the_score_and_is_wide_when_people_are_few():
     people = np.repeat(np.arange(300), 7)
     target = np.repeat(rng.integers(18, size=300), 7)
     answer = np.where(np.repeat(rng.random(300) < 0.6, 7), target, rng.integers(18, size=2100))
-    low, high = labels.f1_interval(target, answer, people)
-    assert low < labels.scores(target, answer)["f1"] < high
-    alone = labels.f1_interval(target, answer, np.arange(2100))  # as if photos of a person didn't err together
+    low, high = MASK.interval(target, answer, people)
+    assert low < MASK.scores(target, answer)["f1"] < high
+    alone = MASK.interval(target, answer, np.arange(2100))  # as if photos of a person didn't err together
     assert high - low > 1.5 * (alone[1] - alone[0])
 
 
@@ -47,16 +50,16 @@ def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path
 
     probabilities = np.full((2, 18), 1 / 18)
     probabilities[1, 5] += 1e-9  # below what is written: the answer must not hang on it
-    write_csv(tmp_path / "fold0.csv", labels.with_answers(pd.DataFrame({"ImageID": ["a", "b"]}), probabilities))
+    write_csv(tmp_path / "fold0.csv", answers.with_answers(MASK, pd.DataFrame({"ImageID": ["a", "b"]}), probabilities))
     frame = pd.read_csv(tmp_path / "fold0.csv")
-    assert (frame[labels.PROBABILITIES].to_numpy().argmax(1) == frame["ans"]).all()
-    assert labels.read_fold(tmp_path / "fold0.csv")["ans"].tolist() == frame["ans"].tolist()
+    assert (frame[MASK.probabilities].to_numpy().argmax(1) == frame["ans"]).all()
+    assert answers.read_fold(MASK, tmp_path / "fold0.csv")["ans"].tolist() == frame["ans"].tolist()
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "-1", "7"])
 def test_probabilities_that_can_not_be_are_refused_with_their_row(tmp_path, cell):
-    header = ",".join(["ImageID", "ans", *labels.PROBABILITIES])
+    header = ",".join(["ImageID", "ans", *MASK.probabilities])
     good = ",".join(["a", "0", "1", *["0"] * 17])
     (tmp_path / "fold0.csv").write_text(f"{header}\n{good}\n{good.replace('a,0,1', f'b,0,{cell}')}\n")
     with pytest.raises(InputError, match="row 3"):
-        labels.read_fold(tmp_path / "fold0.csv")
+        answers.read_fold(MASK, tmp_path / "fold0.csv")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import MASK, ROOT
 from safetensors.torch import load_file
 
 import args
@@ -23,6 +23,7 @@ from heads import Heads
 from learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
+MASK_58 = labels.Task(**labels.MASK_TASK, age_boundary=58)
 IN_YEARS = ["distribution", "ordinal", "regression"]
 
 
@@ -31,25 +32,25 @@ IN_YEARS = ["distribution", "ordinal", "regression"]
 
 def test_three_heads_multiply_to_the_18_classes():
     outputs = torch.randn(4, 8)
-    probabilities = Heads("multi").log_probabilities(outputs).exp()
+    probabilities = Heads(MASK, "multi").log_probabilities(outputs).exp()
     assert torch.allclose(probabilities.sum(1), torch.ones(4))
     mask, gender, age = (part.softmax(1) for part in outputs.split([3, 2, 3], 1))
-    answer = labels.encode(1, 0, 2)
+    answer = MASK.encode(1, 0, 2)
     assert torch.allclose(probabilities[:, answer], mask[:, 1] * gender[:, 0] * age[:, 2])
 
 
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
-    reader = Heads("multi", age, 58)
+    reader = Heads(MASK_58, "multi", age)
     outputs = torch.randn(6, reader.size)
-    years = reader.log_years(reader.split(outputs)[2]).exp()
+    years = reader.log_grid(reader.split(outputs)[2]).exp()
     assert years.shape == (6, 101) and torch.allclose(years.sum(1), torch.ones(6), atol=1e-4)
     found = reader.answers(outputs)
     assert found.shape == (6, reader.width)
     by_age = found[:, :18].reshape(6, 6, 3).sum(1)
     expected = torch.stack([years[:, :30].sum(1), years[:, 30:58].sum(1), years[:, 58:].sum(1)], 1)
     assert torch.allclose(by_age, expected, atol=1e-4)
-    columns = dict(zip(labels.AGE_COLUMNS, found[:, 18:].T, strict=True))
+    columns = dict(zip(MASK.number.columns, found[:, 18:].T, strict=True))
     assert torch.allclose(columns["from58"], expected[:, 2], atol=1e-4)
     assert torch.allclose(columns["years"], years @ torch.arange(101.0), atol=1e-2)
 
@@ -57,7 +58,7 @@ def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_can_be_learned(age):
     torch.manual_seed(0)
-    reader, true = Heads("multi", age, 58), torch.tensor([20.0, 35.0, 57.0, 60.0])
+    reader, true = Heads(MASK_58, "multi", age), torch.tensor([20.0, 35.0, 57.0, 60.0])
     criterion, targets = make_loss(reader, label=[0, 1, 1, 2]), make_targets([0, 1, 1, 2], ages=true.numpy())
     outputs = torch.zeros(4, reader.size, requires_grad=True)
     optimizer = torch.optim.Adam([outputs], 0.05)
@@ -74,12 +75,12 @@ def test_an_age_in_years_can_be_learned(age):
 
 
 def make_loss(reader=None, label=(0,), **settings):
-    return loss.Loss(reader or Heads("joint"), args.Loss(**settings), torch.as_tensor(label).numpy())
+    return loss.Loss(reader or Heads(MASK, "joint"), args.Loss(**settings), torch.as_tensor(label).numpy())
 
 
 def make_targets(label, ages=None, **settings):
-    rows = pd.DataFrame({"label": torch.as_tensor(label).numpy(), "age": -1 if ages is None else ages})
-    return loss.Targets(rows, args.Loss(**settings))
+    rows = pd.DataFrame({"label": torch.as_tensor(label).numpy(), "age": np.nan if ages is None else ages})
+    return loss.Targets(MASK, rows, args.Loss(**settings))
 
 
 def values(logits, label, reader=None, **settings):
@@ -97,7 +98,7 @@ def test_without_smoothing_it_is_cross_entropy(name):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_with_three_heads_it_is_the_cross_entropy_of_their_product(smoothing):
-    reader, outputs, label = Heads("multi"), torch.randn(50, 8), torch.randint(18, (50,))
+    reader, outputs, label = Heads(MASK, "multi"), torch.randn(50, 8), torch.randint(18, (50,))
     expected = torch.nn.functional.cross_entropy(
         reader.log_probabilities(outputs), label, reduction="none", label_smoothing=smoothing
     )
@@ -115,9 +116,9 @@ def test_smoothing_over_all_classes_is_torchs():
 
 
 def test_neighbour_smoothing_reaches_neighbouring_ages_only_and_sums_to_one():
-    targets = loss.smoothed("neighbour", 0.2)
+    targets = loss.smoothed(MASK, "neighbour", 0.2)
     assert torch.allclose(targets.sum(1), torch.ones(18))
-    young, middle, old = (labels.encode(1, 0, age) for age in range(3))
+    young, middle, old = (MASK.encode(1, 0, age) for age in range(3))
     assert targets[young].nonzero().flatten().tolist() == [young, middle]
     assert targets[young, middle] == pytest.approx(0.2)
     assert targets[middle].nonzero().flatten().tolist() == [young, middle, old]
@@ -129,11 +130,11 @@ def test_inverse_weights_are_those_of_scikit_learn_and_effective_ones_are_milder
     from sklearn.utils.class_weight import compute_class_weight
 
     label = np.array([0] * 5 + [3] * 20 + [17] * 2)
-    weights = loss.class_weights("inverse", label)
+    weights = loss.class_weights(18, "inverse", label)
     expected = compute_class_weight("balanced", classes=np.array([0, 3, 17]), y=label)
     assert np.allclose(weights[[0, 3, 17]].numpy(), expected)
     many = np.array([0] * 50 + [3] * 5000)
-    inverse, effective = (loss.class_weights(name, many) for name in ("inverse", "effective"))
+    inverse, effective = (loss.class_weights(18, name, many) for name in ("inverse", "effective"))
     assert 1 < effective[0] / effective[3] < inverse[0] / inverse[3]
     assert effective[0] / effective[3] == pytest.approx((1 - 0.999**5000) / (1 - 0.999**50), rel=1e-3)  # Cui et al.
     logits, target = torch.randn(27, 18), torch.from_numpy(label)
@@ -153,7 +154,7 @@ def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
     label = torch.randint(17, (400,))  # class 17 is in no photo: it doesn't count
     classes = torch.nn.functional.one_hot(label, 18).float()
     probabilities = (2 * classes + torch.randn(400, 18)).softmax(1)
-    span = loss.SoftF1(label.numpy(), 400)
+    span = loss.SoftF1(18, label.numpy(), 400)
     for _ in range(40):
         span.update(loss.f1_sums(probabilities, classes), 400)
     two, both = (probabilities + classes).sum(0)[:17], (probabilities * classes).sum(0)[:17]
@@ -172,8 +173,8 @@ def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
 def test_soft_pseudo_labels_are_trained_on_as_they_are():
     soft = np.full((2, 18), np.nan)
     soft[1] = np.linspace(0, 1, 18) / np.linspace(0, 1, 18).sum()
-    rows = pd.DataFrame({"label": [3, 17], "age": -1}).join(pd.DataFrame(soft, columns=labels.PROBABILITIES))
-    targets = loss.Targets(rows, args.Loss(smoothing=0.1))
+    rows = pd.DataFrame({"label": [3, 17], "age": np.nan}).join(pd.DataFrame(soft, columns=MASK.probabilities))
+    targets = loss.Targets(MASK, rows, args.Loss(smoothing=0.1))
     assert targets.classes[0].argmax() == 3 and targets.classes[0, 0] == pytest.approx(0.1 / 18)
     assert np.allclose(targets.classes[1].numpy(), soft[1], atol=1e-6)
 
@@ -228,7 +229,7 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole / "oof.csv").read_bytes() == (tmp_path / "resumed" / "oof.csv").read_bytes()
     if "--model.age" in words:
-        ages = read_csv(whole / "oof_age.csv", ["ImageID", *labels.AGE_COLUMNS])
+        ages = read_csv(whole / "oof_age.csv", ["ImageID", *MASK.number.columns])
         assert ages["ImageID"].tolist() == read_csv(whole / "oof.csv", ["ImageID"])["ImageID"].tolist()
 
 
@@ -287,7 +288,7 @@ def test_backbone_and_layers_have_their_own_learning_rates():
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
     words = ["--train.average", "swa", "--train.swa_start", 0, "--data.augment", "none", "--model.freeze_bn", "false"]
     mine, training, _ = learner_of(competition, accelerator, *words)
-    photos = images.Photos(training["file"], "none", 32, False)
+    photos = images.Photos(training, "none", 32, False)
     feed = images.loader(photos, images.Batches(len(training), 16), 0)
     means = []
     for seed in (1, 2):
@@ -354,7 +355,7 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
 
 
 def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
-    words = ["--data.masks", "[normal]"]
+    words = ["--data.only", "[mask=normal]"]
     train.train_folds(competition.settings(*words), [0, 1])
     first = competition.root / "run"
     oof = read_csv(first / "oof.csv", ["target"])
@@ -402,4 +403,4 @@ def test_every_recipe_is_a_set_of_settings_that_go_together():
     assert len(names) >= 18
     for name in names:
         args.read("", argv=["--config", str(ROOT / "recipes" / f"{name}.json")])
-    assert heads.LEARNED.keys() == {"classes", *IN_YEARS}
+    assert heads.LEARNED.keys() == {"sigmoid", *IN_YEARS}

