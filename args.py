@@ -111,7 +111,8 @@ class Data:
     max_per_class: NonNegativeInt = 0
     """photos of a class that are trained on at most, drawn by the seed; 0 = all"""
     only: List[str] = field(default_factory=list)
-    """classes to train and validate on, [] = all: ["mask=normal"] makes a first stage on bare faces"""
+    """what to train and validate on, [] = all: ["mask=normal"] makes a first stage on bare faces; of numbers such as
+    ["age>=20", "age<70"]"""
     extra: List[Extra] = field(default_factory=list)
     """more rows to train on, never validated on: [{"layout": "aaf", "path": "..."}]"""
     pseudo: str = ""
@@ -477,6 +478,11 @@ def check(settings):
     chain = settings.crop.detectors
     if not chain or len(set(chain)) < len(chain):
         raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
+    if data.layout == "boxes" and (data.crops or data.duplicates == "drop"):
+        raise InputError(
+            "data.layout boxes: boxes are cut out by themselves, and photos hold several of them: "
+            "--data.crops '' and data.duplicates keep or together"
+        )
     guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
@@ -500,14 +506,19 @@ def check_task(settings):
             f"model.age classes: {task.number.name} is a number without classes: choose distribution, ordinal, "
             "regression or sigmoid"
         )
+    if chosen.init != "default" and chosen.pretrained is not False:
+        raise InputError(f"model.init {chosen.init} is for random weights: --model.pretrained false")
     if chosen.age == "sigmoid" and task.number.kind != "number":
         raise InputError(f"model.age sigmoid tells one number, {task.number.name} has classes: choose another")
-    for word in settings.data.only:
-        name, _, value = word.partition("=")
-        if name not in names or (task.head(name).classes and value not in task.head(name).classes):
-            raise InputError(f'data.only: {word!r} is no class of a head; write such as "mask=normal"')
+    if task.settled:
+        for words in settings.data.only:
+            task.condition(words)
     if task.numeric and (settings.train.sampler == "balanced" or settings.loss.balance != "none"):
         raise InputError("train.sampler balanced and loss.balance weigh classes; the answer is a number")
+    if settings.data.age_gap and (task.number is None or task.number.kind != "cut"):
+        raise InputError(f"data.age_gap {settings.data.age_gap}: the task has no classes that a number is cut into")
+    if task.numeric and settings.data.max_per_class:
+        raise InputError("data.max_per_class counts classes; the answer is a number")
     if task.numeric and settings.loss.name in ("f1", "neighbour"):
         raise InputError(f"loss.name {settings.loss.name} is one of classes; the answer is a number")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import InputError, read_csv
-from layouts import BOX, LAYOUTS, Fence, Problems, boxes_of, grouped, photos_below
+from files import InputError, read_csv, write_csv
+from layouts import BOX, LAYOUTS, PHOTO_COLUMNS, Fence, Problems, boxes_of, grouped, photo_root, photos_below
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
@@ -88,17 +88,17 @@ def training_rows(settings):
 
 
 def only(rows, task, words):
-    """The rows whose heads have one of the classes that data.only names ("mask=normal"); all if it names none.
-
-    Rows with pseudo labels are held by the classes of their answer.
-    """
-    wanted = {}
-    for name, _, value in (word.partition("=") for word in words):
-        wanted.setdefault(name, []).append(task.head(name).classes.index(value))
-    kept = np.ones(len(rows), bool)
-    for name, classes in wanted.items():
-        answered = name in [head.name for head in task.answered]
-        kept &= np.isin(task.decode(rows["label"])[name] if answered else rows[name], classes)
+    """The rows that data.only names: whose heads have one of the classes ("mask=normal"), or whose number is so
+    ("age>=20", "age<70"); all if it names none. Pseudo labels count by the classes of their answer."""
+    kept, wanted = np.ones(len(rows), bool), {}
+    for head, how, value in map(task.condition, words):
+        if how == "=":
+            wanted.setdefault(head, []).append(value)
+        else:
+            kept &= (rows[head.name] >= value if how == ">=" else rows[head.name] < value) | rows[head.name].isna()
+    for head, classes in wanted.items():
+        values = task.decode(rows["label"])[head.name] if head in task.answered else rows[head.name]
+        kept &= np.isin(values, classes)
     return rows[kept]
 
 
@@ -174,12 +174,15 @@ def pseudo_rows(settings, task):
 
 
 def eval_rows(settings):
-    """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target, -1 where a class folder tells none.
+    """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target where folders or names tell the truth,
+    -1 (of numbers NaN) where they don't.
 
     In the order of info.csv (a row twice there is twice here), of a CSV or JSON file, or sorted, if data.eval is a
     folder of photos or of class folders.
     """
     path = Path(settings.data.eval)
+    if not settings.data.eval:
+        raise InputError("data.eval is empty: name the photos to answer for, such as --data.eval FOLDER")
     if path.suffix.lower() == ".json":
         problems = Problems()
         found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, settings.data)]
@@ -190,10 +193,11 @@ def eval_rows(settings):
         found = list(photos_below(path, settings.data.roots, problems, "data.eval is what is answered for"))
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo"])
-        task = settings.predicted
-        if [head.column for head in task.answered] == ["class"]:
-            known = {name: index for index, name in enumerate(task.classes)}
-            rows["target"] = [known.get(name.split("/")[0], -1) for name in rows["ImageID"]]
+        if settings.data.layout in ("folder", "aaf", "utkface"):
+            task = settings.predicted
+            truth = LAYOUTS[settings.data.layout](path, task, Problems(), settings.data)
+            known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
+            rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
     else:
         rows = listed_rows(path, settings.data.roots)
     if not len(rows):
@@ -201,13 +205,26 @@ def eval_rows(settings):
     return rows.assign(source="eval")
 
 
+def answerable(settings):
+    """Is there something at data.eval that could be answered for?"""
+    path = Path(settings.data.eval)
+    return (
+        bool(settings.data.eval) and path.exists() and ((path / "info.csv").is_file() or not (path / "images").is_dir())
+    )
+
+
 def listed_rows(path, roots):
-    """The photos of a CSV: a folder's info.csv (ImageID, photos below images/), or a file (photo, beside it)."""
+    """The photos of a CSV: a folder's info.csv (ImageID, photos below images/), or a file (as layout table has it)."""
     if path.suffix.lower() == ".csv":
-        table, home, column = path, path.parent, "photo"
+        table, frame = path, read_csv(path, [])
+        column = next((name for name in PHOTO_COLUMNS if name in frame.columns), None)
+        if column is None:
+            raise InputError(f"{path}: has no column photo; it has {', '.join(frame.columns)}")
+        home = photo_root(path.parent, frame[column])
     else:
         table, home, column = path / "info.csv", path / "images", "ImageID"
-    frame, fence = read_csv(table, [column], "data.eval should be the folder that holds info.csv"), Fence(home, roots)
+        frame = read_csv(table, [column], "data.eval should be the folder that holds info.csv")
+    fence = Fence(home, roots)
     for line, name in enumerate(frame[column], start=2):
         if reason := fence.refuses(name) if name else "is empty":
             raise InputError(f"{table}, row {line}: {column} '{name}' {reason}")
@@ -241,6 +258,73 @@ def with_files(rows, crops):
     return rows.assign(
         file=[str(Path(crops) / crop[photo]) if crop[photo] else "" for photo in wanted],
         sha1=[sha1[photo] for photo in wanted],
+    )
+
+
+def clean(rows, settings, problems):
+    """The rows without what data.min_side, data.duplicates and data.max_per_class leave out, each with its reason.
+
+    Whole photos are looked at, those of data.eval too. Adds near, a number that photos share which are nearly the
+    same, and writes duplicates.csv; rows over data.max_per_class stay, to be validated on, and are marked as gap.
+    Nothing in the user's folders is touched.
+    """
+    data, task = settings.data, settings.predicted
+    if data.min_side or data.duplicates != "keep":
+        import sift
+
+        others = eval_rows(settings)[["source", "ImageID", "photo"]] if answerable(settings) else rows[:0]
+        everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
+        photos = everything["photo"].drop_duplicates(ignore_index=True)
+        seen = sift.look(photos.tolist())
+        place = dict(zip(photos, range(len(photos)), strict=True))
+        at = rows["photo"].map(place).to_numpy()
+        least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
+        out = np.full(len(rows), "", dtype=object)
+        small = (least < data.min_side) & (seen["reason"].to_numpy()[at] == "") & rows["source"].ne("pseudo").to_numpy()
+        out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
+    if data.duplicates != "keep":
+        pairs, bits = sift.near(seen)
+        component = sift.components(pairs, len(photos))
+        rows = rows.assign(near=component[at])
+        write_duplicates(settings, task, everything, photos, pairs, bits)
+        if data.duplicates == "drop":
+            double = sift.drop_duplicates(rows.assign(label=rows["label"].round().astype(int)), rows["near"])
+            out = np.where(out == "", double, out)
+        pseudo = rows["source"].eq("pseudo") & rows["near"].isin(rows["near"][rows["source"] != "pseudo"])
+        out[pseudo] = "nearly the same as a photo to train on, pseudo-labelled"
+    if data.min_side or data.duplicates != "keep":
+        for photo, why in zip(rows["photo"][out != ""], out[out != ""], strict=True):
+            problems.add(photo, None, why, 0)
+        if (out != "").any():
+            print(f"left out: {(out != '').sum()} photos that are too small or doubled")
+        rows = rows[out == ""].reset_index(drop=True)
+    if data.max_per_class and not task.numeric:
+        import sift
+
+        own = (rows["source"] != "pseudo").to_numpy()
+        over = np.zeros(len(rows), bool)
+        over[own] = ~sift.cap(rows["label"][own], data.max_per_class, settings.seed)
+        rows["gap"] |= over
+        print(f"data.max_per_class {data.max_per_class}: {over.sum()} photos are validated on, but not trained on")
+    return rows
+
+
+def write_duplicates(settings, task, rows, photos, pairs, bits):
+    """Write and count the pairs of photos that are nearly the same: runs/NAME/duplicates.csv."""
+    first = rows.drop_duplicates("photo").set_index("photo").loc[photos]
+    said = (
+        task.written(first["label"].fillna(0)) if task.numeric else task.written(first["label"].fillna(0).astype(int))
+    )
+    first = first.assign(answer=np.where(first["source"] == "eval", "", said.astype(str)))
+    parts = [first.iloc[pairs[:, side]][["source", "answer"]].reset_index() for side in (0, 1)]
+    frame = pd.concat([parts[0], parts[1].add_prefix("other_")], axis=1).assign(bits=bits)
+    path = Path(settings.run) / "duplicates.csv"
+    write_csv(path, frame)
+    apart = (frame["answer"] != frame["other_answer"]) & (frame["answer"] != "") & (frame["other_answer"] != "")
+    across = frame["source"].eq("eval") != frame["other_source"].eq("eval")
+    print(
+        f"{len(frame)} pairs of photos are nearly the same, {apart.sum()} of them with different labels, "
+        f"{across.sum()} between data.train and data.eval: {path}"
     )
 
 

@@ -319,13 +319,15 @@ def main():
 
 
 def tell_true(task, rows, answer):
-    """Print the scores where the folders of data.eval say what is true."""
-    if "target" not in rows or not (rows["target"] >= 0).any():
+    """Print the scores where the folders or names of data.eval say what is true."""
+    if "target" not in rows:
         return
-    known = (rows["target"] >= 0).to_numpy()
+    known = (rows["target"].notna() if task.numeric else rows["target"] >= 0).to_numpy()
+    if not known.any():
+        return
     frame = rows[known].assign(ans=answer[known], id=rows["ImageID"][known])
     first, *others = answers.said(task, answers.measured(task, frame))
-    print(f"{int(known.sum())} photos whose folders name their class: {first}), {', '.join(others)}")
+    print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pandas as pd
 
 import args
 import detect
-from dataset import MANIFEST_COLUMNS, eval_rows, training_rows
+from dataset import MANIFEST_COLUMNS, answerable, eval_rows, training_rows
 from files import InputError, alone, guarded, read_csv, read_json, replacing, write_csv, write_json
 
 CORNERS = ["x1", "y1", "x2", "y2"]
@@ -147,8 +147,8 @@ def plan(settings):
     """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id; a row a photo."""
     rows, _ = training_rows(settings.without_pseudo())
     parts = [rows[["source", "ImageID", "photo", "id"]]]
-    if (Path(settings.data.eval) / "info.csv").is_file():
-        answer = eval_rows(settings)
+    if answerable(settings):
+        answer = eval_rows(settings)[["source", "ImageID", "photo"]]
         parts.append(answer.assign(id="eval/" + answer["ImageID"]))
     else:
         print(f"{settings.data.eval}: has no info.csv; only photos to train on are cropped")

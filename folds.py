@@ -341,7 +341,7 @@ def prepare(settings):
     """
     rows, problems = dataset.training_rows(settings)
     task = settings.predicted
-    rows = dataset.with_files(rows, settings.data.crops)
+    rows = dataset.with_files(dataset.clean(rows, settings, problems), settings.data.crops)
     rows["twin"] = twins(rows)
     rows = assign_folds(rows, settings)
     refuse_other_folds(settings)

@@ -9,6 +9,7 @@ Nothing here needs torch.
 """
 
 import itertools
+import re
 
 import numpy as np
 
@@ -171,6 +172,22 @@ class Task:
     def head(self, name):
         """The head of this name."""
         return next(head for head in self.heads if head.name == name)
+
+    def condition(self, words):
+        """One of data.only, such as mask=normal or age>=20 -> (head, "=" | ">=" | "<", class index or number).
+
+        Raises InputError for what is none.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*(>=|<|=)\s*(.+?)\s*", words)
+        head = next((head for head in self.heads if match and head.name == match[1]), None)
+        try:
+            if head and match[2] == "=" and head.kind != "number":
+                return head, "=", head.classes.index(match[3])
+            if head and match[2] != "=" and head.kind != "named":
+                return head, match[2], float(match[3])
+        except ValueError:
+            pass
+        raise InputError(f"data.only: {words!r} is no class or number of a head; write such as mask=normal or age>=20")
 
     def parse(self, row):
         """A table's row, {column: text} -> ({head: class index or number}, ""), or (None, what is wrong).

@@ -19,6 +19,7 @@ import pandas as pd
 from files import InputError, read_csv, read_json
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
+PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
 BOX = ["x1", "y1", "x2", "y2"]
 AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})\.(?:jpe?g|png)", re.IGNORECASE)
 AAF_LAST_FEMALE = 7380
@@ -247,24 +248,28 @@ def boxes_of(path, problems, data):
 
 
 def read_table(table, task, problems, data):
-    """A CSV with photo, the heads' columns and, if photos belong together, id; photos lie below the CSV's folder."""
-    columns = ["photo", *(head.column for head in task.heads)]
-    frame, root = read_csv(table, columns, "layout table wants a CSV file"), Path(table).parent
-    group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else "photo"
+    """A CSV with photo (or file, image, path), the heads' columns and, if photos belong together, id; photos lie below
+    the CSV's folder, or below images/ there."""
+    frame = read_csv(table, [head.column for head in task.heads], "layout table wants a CSV file")
+    named = next((name for name in PHOTO_COLUMNS if name in frame.columns), None)
+    if named is None:
+        raise InputError(f"{table}: has no column photo; it has {', '.join(frame.columns)}")
+    root = photo_root(Path(table).parent, frame[named])
+    group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else named
     found, seen, fence = [], set(), Fence(root, data.roots)
     for line, row in enumerate(frame.to_dict("records"), start=2):
-        photo = row["photo"]
+        photo = row[named]
         values, reason = task.parse(row)
         if reason:
             pass
         elif not photo:
-            reason = "photo is empty"
+            reason = f"{named} is empty"
         elif not row[group]:
             reason = f"{group} is empty"
         elif astray := fence.refuses(photo):
-            reason = f"photo '{photo}' {astray}"
+            reason = f"{named} '{photo}' {astray}"
         elif photo in seen:
-            reason = f"photo '{photo}' stands on an earlier row already"
+            reason = f"{named} '{photo}' stands on an earlier row already"
         elif not (root / photo).is_file():
             reason = f"there is no photo {root / photo}"
         if reason:
@@ -273,6 +278,12 @@ def read_table(table, task, problems, data):
         seen.add(photo)
         found.append((photo, f"{root / photo}", row[group], *values.values()))
     return as_rows(found, task).assign(grouped=bool(data.group) and group == data.group)
+
+
+def photo_root(home, names):
+    """Where the photos that a table in `home` names lie: there, or below images/ if the first that is named does."""
+    first = next((name for name in names if name), "")
+    return home / "images" if (home / "images" / first).is_file() and not (home / first).is_file() else home
 
 
 LAYOUTS = {

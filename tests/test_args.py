@@ -169,7 +169,7 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
     [
         (["--loss.weights", "[1,2]"], r"give one a head \(mask, gender, age\)"),
         (["--model.heads", "joint", "--model.age", "ordinal"], "needs an age head of its own"),
-        (["--data.only", "[mask=none]"], "is no class of a head"),
+        (["--data.only", "[mask=none]"], "is no class or number of a head"),
         (["--train.average", "swa", "--train.epochs", "3"], "none is left to average"),
         (["--train.warmup_epochs", "5", "--train.epochs", "5"], "none is left to train"),
     ],

@@ -166,7 +166,7 @@ def test_the_learning_rate_takes_its_course(scheduler):
 
 def test_patience_stops_when_f1_no_longer_rises():
     log = [{"f1": value} for value in (0.1, 0.3, 0.2, 0.3)]
-    assert train.stalled(log, 2) and not train.stalled(log, 3) and not train.stalled(log, 0)
+    assert train.stalled(log, 2, MASK) and not train.stalled(log, 3, MASK) and not train.stalled(log, 0, MASK)
 
 
 def test_a_photo_that_vanishes_while_training_is_named():

@@ -1,0 +1,459 @@
+"""Other tasks by the same scripts: folders of things, boxes, ages as numbers, tables with columns of one's own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MASK, ROOT, write_photo
+from safetensors import safe_open
+from test_predict import main_of
+
+import answers
+import args
+import dataset
+import ensemble
+import folds
+import images
+import inference
+import labels
+import loss
+import pseudo_label
+import train
+from files import InputError, read_csv, read_json
+from heads import Heads
+
+pytestmark = pytest.mark.usefixtures("one_accelerator")
+COLOURS = {"blue": (200, 40, 30), "green": (40, 190, 50), "red": (20, 30, 210)}
+KIND = '[{"name": "kind", "column": "class"}]'
+AGE = '[{"name": "age", "range": [0, 100], "unit": "years"}]'
+SMALL = ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--device", "cpu", "--data.image_size", 32]
+SMALL += [
+    "--data.workers",
+    0,
+    "--train.folds",
+    2,
+    "--train.epochs",
+    2,
+    "--data.crops",
+    "",
+    "--model.freeze_bn",
+    "false",
+]
+
+
+def paint(path, colour, seed, size=(36, 48)):
+    """A photo of one colour with noise in it, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-20, 20, (*size, 3))
+    images.cv2.imwrite(str(path), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def things(tmp_path):
+    """A folder a colour, eight photos each, and two more of each to answer for."""
+    for k, (name, colour) in enumerate(COLOURS.items()):
+        for n in range(10):
+            paint(tmp_path / ("train" if n < 8 else "eval") / name / f"{n}.png", colour, 100 * k + n)
+    return tmp_path
+
+
+def of(root, *words, layout="folder", heads=KIND, score="accuracy"):
+    """Settings of a task below a folder."""
+    known = ["--data.layout", layout, "--task.heads", heads, "--task.score", score, "--task.answer_as", "name"]
+    known += ["--data.train", root / "train", "--data.eval", root / "eval", "--run", root / "run", "--submission"]
+    return args.read("", argv=[*map(str, [*known, root / "submission.csv", *SMALL, *words])])
+
+
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, capsys):
+    settings = of(things, "--train.epochs", 6, "--train.lr", 0.01)
+    train.train_folds(settings, [0, 1])
+    metrics = read_json(things / "run" / "metrics.json", "")
+    assert metrics["accuracy"] > 0.6 and {"accuracy_low", "accuracy_high", "f1", "f1_low"} <= metrics.keys()
+    oof = read_csv(things / "run" / "oof.csv", [*answers.OOF_COLUMNS, "p0", "p1", "p2"])
+    assert len(oof) == 24 and "p3" not in oof and oof["ImageID"][0].split("/")[0] in COLOURS
+    with safe_open(things / "run" / "fold0" / "best.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about["task"]["heads"][0]["classes"] == sorted(COLOURS)  # they travel with the weights
+    again = args.read_for_run("", argv=["--run", str(things / "run")])
+    assert again.predicted.classes == tuple(sorted(COLOURS))
+    main_of(inference, again, monkeypatch)
+    main_of(ensemble, again, monkeypatch, soft=True)
+    submission = pd.read_csv(things / "submission.csv")
+    assert submission["ImageID"].tolist() == [f"{name}/{n}.png" for name in sorted(COLOURS) for n in (8, 9)]
+    assert set(submission["ans"]) <= set(COLOURS)
+    right = (submission["ans"] == submission["ImageID"].str.split("/").str[0]).mean()
+    assert f"6 photos whose folder or name tells the truth: accuracy {right:.3f}" in capsys.readouterr().out
+    assert (things / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plain_folder_of_photos_is_answered_too(things, monkeypatch):
+    for n, name in enumerate(COLOURS):
+        paint(things / "eval" / f"{n}.png", COLOURS[name], n)
+    settings = of(things)
+    train.train_folds(settings, [0])
+    main_of(inference, settings, monkeypatch)
+    frame = read_csv(things / "run" / "fold0.csv", ["ImageID"])
+    assert len(frame) == 9 and {"0.png", "1.png", "2.png"} <= set(frame["ImageID"])
+    rows = dataset.eval_rows(settings)
+    assert rows["target"][rows["ImageID"] == "0.png"].tolist() == [-1]
+
+
+def test_classes_are_sorted_whatever_the_order_of_the_folders(things, monkeypatch):
+    honest = dataset.os.walk
+    monkeypatch.setattr("os.walk", lambda *a, **k: ((h, d.reverse() or d, n) for h, d, n in honest(*a, **k)))
+    assert dataset.settle(of(things)).classes == tuple(sorted(COLOURS))
+
+
+def test_a_class_that_comes_later_does_not_shift_those_that_were_trained(things):
+    train.train_folds(of(things), [0])
+    paint(things / "train" / "amber" / "0.png", (0, 190, 255), 1)
+    with pytest.raises(InputError, match=r"was begun with other settings \(task\.heads"):
+        train.train_folds(of(things), [1])
+
+
+def test_a_given_split_is_kept_and_the_test_set_is_scored_once_and_never_trained_on(things, capsys):
+    whole = things / "split"
+    for split, numbers in (("train", range(5)), ("valid", (5, 6)), ("test", (7,))):
+        for k, (name, colour) in enumerate(COLOURS.items()):
+            for n in numbers:
+                paint(whole / split / name / f"{n}.png", colour, 100 * k + n)
+    settings = of(things, "--data.train", whole)
+    rows = folds.prepare(settings)
+    training, validation = folds.split(rows, 0)
+    assert set(training["split"]) == {"train"} and set(validation["split"]) == {"valid"}
+    assert (rows["source"] == "test").sum() == 3 and folds.folds_of(rows) == [0]
+    train.train_folds(settings, range(2))
+    assert "there is no other" in capsys.readouterr().out
+    metrics = read_json(things / "run" / "metrics.json", "")
+    assert metrics["folds"] == [0] and metrics["test"]["photos"] == 3 and 0 <= metrics["test"]["accuracy"] <= 1
+    told = read_csv(things / "run" / "test.csv", ["ImageID", "target", "ans"])
+    assert all(name.startswith("test/") for name in told["ImageID"])
+
+
+def test_eight_to_one_to_one_is_a_test_share_and_nine_folds(things):
+    for k in range(3):
+        for n in range(10, 40):
+            paint(things / "train" / list(COLOURS)[k] / f"{n}.png", list(COLOURS.values())[k], 1000 * k + n)
+    rows = folds.prepare(of(things, "--data.test_share", 0.1, "--train.folds", 9))
+    training, validation = folds.split(rows, 0)
+    aside = rows[rows["source"] == "test"]
+    assert [len(training), len(validation), len(aside)] == pytest.approx([91, 11, 11], abs=2)
+    assert aside["target"].value_counts().max() - aside["target"].value_counts().min() <= 1
+
+
+def test_what_is_no_class_folder_or_no_photo_is_said(things, capsys):
+    paint(things / "train" / "stray.png", (0, 0, 0), 1)
+    with pytest.raises(InputError, match=r"stray\.png: lies in no class's folder"):
+        dataset.training_rows(of(things))
+    (things / "train" / "stray.png").unlink()
+    (things / "train" / "red" / "notes.txt").write_text("not a photo")
+    (things / "train" / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: holds no photo"):
+        dataset.training_rows(of(things))
+    assert "1 files are no photos by their names" in capsys.readouterr().out
+    (things / "train" / "empty").rmdir()
+    with pytest.raises(InputError, match=r"layout folder has no column mask.*set task.heads"):
+        dataset.training_rows(of(things, "--task.heads", json.dumps(labels.MASK_TASK["heads"]), "--task.score", "f1"))
+
+
+def test_a_link_out_of_the_folder_is_refused(things):
+    (things / "train" / "red" / "out.png").symlink_to(things / "eval" / "red" / "8.png")
+    with pytest.raises(InputError, match="leaves the folder"):
+        dataset.training_rows(of(things))
+
+
+@pytest.mark.parametrize("how", ["a regular expression", "near copies"])
+def test_photos_that_belong_together_share_a_fold(things, how):
+    for name in COLOURS:
+        for n in range(8):
+            (things / "train" / name / f"{n}.png").rename(things / "train" / name / f"item{n // 2}_{n % 2}.png")
+    if how == "near copies":  # saved again, a little brighter
+        for path in sorted((things / "train").rglob("*_0.png")):
+            write_photo(path, hash(path.name) % 1000 + len(str(path)), (64, 64))
+            image = images.cv2.imread(str(path))
+            images.cv2.imwrite(str(path).replace("_0.png", "_1.png"), images.cv2.convertScaleAbs(image, beta=3))
+        words = ["--data.duplicates", "together"]
+    else:
+        words = ["--data.group", r"^(.*)_\d"]
+    rows = folds.prepare(of(things, *words))
+    pair = rows["ImageID"].str.replace(r"_\d\.png", "", regex=True)
+    assert (rows.groupby(pair)["fold"].nunique() == 1).all() and rows["fold"].nunique() == 2
+
+
+def test_a_group_that_matches_nothing_is_a_problem_and_a_broken_one_a_line(things):
+    with pytest.raises(InputError, match=r"data\.group item\(\\d\+\) matches nothing"):
+        dataset.training_rows(of(things, "--data.group", r"item(\d+)"))
+    with pytest.raises(InputError, match="no regular expression"):
+        dataset.training_rows(of(things, "--data.group", "("))
+
+
+# ------------------------------------------------------------------------------------------------------ cleaning
+
+
+def test_cleaning_leaves_out_what_is_small_or_doubled_says_so_and_touches_no_file(things, capsys):
+    rng = np.random.default_rng(0)
+    picture = images.cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
+    for path in ("train/red/x.png", "train/red/y.jpg", "train/blue/z.jpg", "eval/red/w.jpg"):
+        images.cv2.imwrite(str(things / path), picture)
+    other = images.cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
+    for path in ("train/green/a.png", "train/green/b.jpg"):
+        images.cv2.imwrite(str(things / path), other)
+    paint(things / "train" / "green" / "tiny.png", COLOURS["green"], 5, (10, 40))
+    before = sorted(path for path in things.rglob("*.*") if "run" not in path.parts)
+    settings = of(things, "--data.duplicates", "drop", "--data.min_side", 20)
+    rows = folds.prepare(settings)
+    names = set(rows["ImageID"])
+    assert not names & {"red/x.png", "red/y.jpg", "blue/z.jpg"}  # nobody knows which label is right
+    assert "green/a.png" in names and "green/b.jpg" not in names and "green/tiny.png" not in names
+    rejected = read_csv(things / "run" / "rejected.csv", ["file", "reason"])
+    assert rejected["reason"].str.contains("which has another label").sum() == 3
+    assert rejected["reason"].str.contains("shorter side is 10 pixels").sum() == 1
+    pairs = read_csv(things / "run" / "duplicates.csv", ["photo", "other_photo", "answer", "other_answer"])
+    assert pairs["other_photo"].str.contains("eval/red/w.jpg").sum() + pairs["photo"].str.contains("w.jpg").sum() == 3
+    assert "between data.train and data.eval" in capsys.readouterr().out
+    assert sorted(path for path in things.rglob("*.*") if "run" not in path.parts) == before
+
+
+def test_a_cap_is_on_training_never_on_validation(things):
+    rows = folds.prepare(of(things, "--data.max_per_class", 2))
+    for k in (0, 1):
+        training, validation = folds.split(rows, k)
+        assert training["label"].value_counts().max() <= 2 and len(validation) == 12
+    assert (~rows["gap"]).sum() == 6
+
+
+# --------------------------------------------------------------------------------------------------------- boxes
+
+
+def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
+    found = []
+    for n in range(6):
+        image = np.zeros((40, 80, 3), np.uint8)
+        image[:, :40], image[:, 40:] = COLOURS["red"], COLOURS["blue"]
+        (tmp_path / "train").mkdir(exist_ok=True)
+        image[0, 0] = n  # no two are the same
+        images.cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
+        found += [{"image": f"{n}.png", "label": "red", "bbox": [0, 0, 38, 40 - n]}]
+        found += [{"image": f"{n}.png", "label": "blue", "bbox": [44.4, 2, 90, 40]}]
+    path = tmp_path / "train" / "boxes.json"
+    path.write_text(json.dumps(found))
+    settings = of(tmp_path, "--data.train", path, layout="boxes")
+    rows = folds.prepare(settings)
+    assert rows["ImageID"][:2].tolist() == ["0.png#0", "0.png#1"] and len(rows) == 12
+    assert (rows.groupby("photo")["fold"].nunique() == 1).all()
+    photos = images.Photos(rows, "none", 16, False)
+    for row in (0, 1):
+        colour = photos[row, 0][1].reshape(-1, 3)[:, ::-1].mean(0)
+        assert np.allclose(colour, COLOURS[rows["ImageID"].map(lambda n: ["red", "blue"][int(n[-1])])[row]], atol=2)
+    settings = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
+    dataset.settle(settings)
+    assert dataset.eval_rows(settings)["ImageID"].tolist() == rows["ImageID"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"label": "red", "bbox": [0, 0, 9, 9]}, "entry 1 names no image"),
+        ({"image": "a.png", "label": "red", "bbox": [0, 0, 9]}, r"bbox of a\.png is \[0, 0, 9\]"),
+        ({"image": "a.png", "label": "red", "bbox": [9, 0, 3, 9]}, "should be"),
+        ({"image": "gone.png", "label": "red", "bbox": [0, 0, 9, 9]}, "there is no photo"),
+        ({"image": "../a.png", "label": "red", "bbox": [0, 0, 9, 9]}, "leaves the folder"),
+        ({"image": "a.png", "bbox": [0, 0, 9, 9]}, "class is ''"),
+    ],
+)
+def test_a_box_that_can_not_be_is_named(tmp_path, entry, expected):
+    paint(tmp_path / "train" / "a.png", COLOURS["red"], 0)
+    (tmp_path / "train" / "boxes.json").write_text(json.dumps([entry] + [
+        {"image": "a.png", "label": name, "bbox": [0, 0, 9, 9]} for name in ("red", "blue")]))  # fmt: skip
+    with pytest.raises(InputError, match=expected):
+        dataset.training_rows(of(tmp_path, "--data.train", tmp_path / "train" / "boxes.json", layout="boxes"))
+
+
+# ------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.fixture
+def aged(tmp_path):
+    """UTKFace's names: the older, the brighter."""
+    rng = np.random.default_rng(0)
+    for n in range(24):
+        age = int(rng.integers(1, 100))
+        home = tmp_path / ("train" if n < 18 else "eval")
+        paint(home / f"{age}_{n % 2}_{n % 5}_2017{n:013d}.jpg.chip.jpg", (2.5 * age,) * 3, n)
+    return tmp_path
+
+
+@pytest.mark.parametrize("learned", ["distribution", "ordinal", "regression", "sigmoid"])
+def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, learned):
+    settings = of(aged, "--model.age", learned, layout="utkface", heads=AGE, score="mae")
+    train.train_folds(settings, [0, 1])
+    metrics = read_json(aged / "run" / "metrics.json", "")
+    oof = answers.read_oof(settings.predicted, aged / "run" / "oof.csv")
+    assert metrics["mae"] == pytest.approx(abs(oof["target"] - oof["ans"]).mean(), abs=1e-4)
+    assert metrics["mae_low"] < metrics["mae"] < metrics["mae_high"] and 0 <= metrics["within"] <= 1
+    log = read_csv(aged / "run" / "fold0" / "log.csv", ["epoch", "mae", "within"], numbers=["mae"])
+    best = oof[oof["fold"] == 0]
+    assert abs(best["target"] - best["ans"]).mean() == pytest.approx(log["mae"].min(), abs=1e-3)  # less is better
+    main_of(inference, settings, monkeypatch)
+    for vote, mean in (("soft", np.mean), ("hard", np.median)):
+        main_of(ensemble, settings, monkeypatch, **{vote: True})
+        told = [read_csv(aged / "run" / f"fold{k}.csv", ["ans"], numbers=["ans"])["ans"] for k in (0, 1)]
+        assert np.allclose(pd.read_csv(aged / "submission.csv")["ans"], mean(told, 0), atol=1e-3)
+    assert "6 photos whose folder or name tells the truth: MAE" in capsys.readouterr().out
+    settings.pseudo.threshold = 0.0
+    if learned == "sigmoid":
+        with pytest.raises(InputError, match="doesn't say how sure it is"):
+            main_of(pseudo_label, settings, monkeypatch)
+        return
+    main_of(pseudo_label, settings, monkeypatch)
+    words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--model.age", learned]
+    rows = folds.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
+    assert (rows["source"] == "pseudo").sum() == 12 and rows["age"].between(0, 100).all()
+
+
+def test_names_that_are_not_utkfaces_are_reported(aged):
+    paint(aged / "train" / "39_1_20170116174525125.jpg.chip.jpg", (9, 9, 9), 1)  # as the real set has: no race
+    with pytest.raises(InputError, match=r"39_1_2017.* is not named like UTKFace's"):
+        dataset.training_rows(of(aged, "--model.age", "distribution", layout="utkface", heads=AGE, score="mae"))
+    words = ["--model.age", "distribution", "--data.strict", "false"]
+    rows, problems = dataset.training_rows(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
+    assert len(rows) == 18 and len(problems.rows) == 1
+
+
+def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_within():
+    task = labels.Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", within=5)
+    reader = Heads(task, "multi", "distribution")
+    shares = torch.full((1, 101), 1e-9)
+    shares[0, 20:30], shares[0, 80] = 0.06, 0.4
+    value, sure = reader.answers(shares.log())[0].tolist()
+    assert value == pytest.approx(27.83, abs=0.02)  # half of it lies below: the mean would be 46.7
+    assert sure == pytest.approx(0.06 * 7, abs=1e-3)
+    reader = Heads(task, "multi", "sigmoid")
+    assert reader.answers(torch.tensor([[-99.0], [0.0], [99.0]]))[:, 0].tolist() == [0, 50, 100]
+
+
+def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
+    heads = AGE[:-1] + ', {"name": "gender", "classes": ["male", "female"]}]'
+    settings = of(aged, "--task.answer", "[age]", "--model.age", "distribution", layout="utkface", heads=heads,
+                  score="mae")  # fmt: skip
+    rows = folds.prepare(settings)
+    task = settings.predicted
+    reader = Heads(task, "multi", "distribution")
+    outputs = torch.zeros(len(rows), reader.size, requires_grad=True)
+    targets = loss.Targets(task, rows, settings.loss).of(torch.arange(len(rows)), "cpu")
+    loss.Loss(reader, settings.loss, rows["label"]).forward(outputs, *targets).sum().backward()
+    assert outputs.grad[:, -2:].abs().min() > 0 and task.score_names == ["mae", "within"]
+    train.train_folds(settings, [0])
+    assert read_csv(aged / "run" / "oof.csv", ["ans"]).columns.tolist()[-1] == "confidence"
+
+
+# ------------------------------------------------------------------------------------------- a task of one's own
+
+
+def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
+    """Two columns of a table, one of names and one of numbers that are cut, make six classes."""
+    rng = np.random.default_rng(0)
+    lines = ["file,animal,kilos,farm"]
+    for n in range(36):
+        paint(tmp_path / "images" / f"{n}.png", COLOURS[list(COLOURS)[n % 3]], n)
+        lines.append(f"{n}.png,{['cow', 'hen'][n % 2]},{rng.integers(1, 900)},farm{n // 4}")
+    (tmp_path / "train.csv").write_text("\r\n".join(lines) + "\r\n")
+    task = {
+        "heads": [{"name": "animal"}, {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000]}],
+        "answer_as": "name",
+    }
+    content = {"task": task, "run": str(tmp_path / "run"), "submission": str(tmp_path / "submission.csv")}
+    content["data"] = {"layout": "table", "train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "images")}
+    content["data"] |= {"crops": "", "group": "farm", "image_size": 32, "workers": 0}
+    content["model"] = {"backbone": "test_resnet", "pretrained": False, "age": "distribution"}
+    content["train"] = {"folds": 2, "epochs": 1}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    run = ["--run", str(tmp_path / "run")]
+    scripts = [["train_kfold.py", "--config", str(tmp_path / "mine.json")], ["inference.py", *run]]
+    for script in [*scripts, ["ensemble.py", "--soft", *run, "--decide", "boundary", "bias"]]:
+        done = subprocess.run([sys.executable, *script], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    answer = pd.read_csv(tmp_path / "submission.csv")["ans"]
+    assert set(answer) <= {f"{a} {w}" for a in ("cow", "hen") for w in ("<10", "10-299", ">=300")} and len(answer) == 36
+    fold = read_csv(tmp_path / "run" / "folds.csv", ["id", "fold"])
+    assert len(fold) == 9  # farms
+    assert (tmp_path / "run" / "oof_weight.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("heads", "words", "expected"),
+    [
+        ("[]", [], "task.heads is empty"),
+        ('[{"name": "label"}]', [], "'label' can't be a head's name"),
+        ('[{"name": "a"}, {"name": "a"}]', [], "'a' stands there twice"),
+        ('[{"name": "a", "bounds": [3, 1], "range": [0, 9]}]', [], "bounds that rise"),
+        ('[{"name": "a", "bounds": [3], "range": [0, 9], "classes": ["x"]}]', [], "make 2 classes, and names 1"),
+        ('[{"name": "a", "range": [9, 0]}]', ["--task.score", "mae"], "range should rise"),
+        ('[{"name": "a", "classes": ["x"]}]', [], "has one class"),
+        ('[{"name": "a"}, {"name": "b", "range": [0, 1]}]', [], "can't make one answer"),
+        ('[{"name": "a"}]', ["--task.score", "mae"], "the answer is a class: choose f1 or accuracy"),
+        ('[{"name": "a", "range": [0, 1]}]', [], "the answer is a number: choose mae or within"),
+        ('[{"name": "a", "range": [0, 1]}]', ["--task.score", "mae"], "model.age classes: a is a number"),
+        ('[{"name": "a"}]', ["--task.answer", "[b]"], "task.answer names b, which is no head"),
+        ('[{"name": "a"}]', ["--model.age", "ordinal"], "the task has no head of numbers"),
+        ('[{"name": "a", "nme": 1}]', [], "task"),
+        ('[{"name": "age", "bounds": [30, 70], "range": [0, 99]}]', ["--data.age_boundary", "31", "--data.age_gap", "2",
+         "--loss.weights", "[1, 2]"], r"give one a head \(age\)"),
+    ],
+)  # fmt: skip
+def test_a_task_that_can_not_be_is_one_line(heads, words, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        args.read("", argv=["--task.heads", heads, *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_boundary_of_ages_is_moved_only_where_it_fits():
+    heads = [{"name": "age", "bounds": [30, 40, 50, 60], "range": [0, 100]}]
+    assert labels.Task(heads, age_boundary=58).number.trained == (30, 40, 50, 58)
+    assert labels.Task([heads[0] | {"name": "price", "column": "price"}], age_boundary=58).number.trained[-1] == 60
+    with pytest.raises(InputError, match="has a class that begins at 50"):
+        labels.Task(heads, age_boundary=45)
+    assert MASK.number.steps == (30, 55, 56, 57, 58, 59, 60)
+
+
+def test_rows_may_be_held_to_classes_and_ranges(aged):
+    settings = of(aged, "--model.age", "distribution", "--data.only", "[age>=20, age<70]", layout="utkface", heads=AGE,
+                  score="mae")  # fmt: skip
+    rows, _ = dataset.training_rows(settings)
+    kept = dataset.only(rows, settings.predicted, settings.data.only)
+    assert kept["age"].between(20, 69).all() and len(kept) == rows["age"].between(20, 69).sum() < len(rows)
+
+
+# ------------------------------------------------------------------------------------------------------ geometry
+
+
+def test_fit_stretches_pads_or_cuts():
+    image = np.full((20, 60, 3), 200, np.uint8)
+    image[:, :15] = 50
+    for fit in ("stretch", "pad", "crop"):
+        out = images.transforms("none", 30, False, fit=fit)(image=image)["image"]
+        assert out.shape == (30, 30, 3)
+        dark = (out.mean(2) < 20).mean(1) > 0.9  # black rows
+        if fit == "pad":
+            assert dark[:9].all() and dark[-9:].all() and not dark[12:18].any()
+        else:
+            assert not dark.any()
+        assert (out.min() < 100) == (fit != "crop")
+
+
+def test_shapes_change_no_colour():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:] = (10, 120, 230)
+    turned = images.transforms("shapes", 64, True)
+    for seed in range(20):
+        turned.set_random_seed(seed)
+        out = turned(image=image)["image"].reshape(-1, 3)
+        inside = out[out.sum(1) > 300]
+        assert np.allclose(np.median(inside, 0), (10, 120, 230), atol=3)
