@@ -544,6 +544,18 @@ def save(settings):
     write_json(path, content)
 
 
+def remember(settings, *keys):
+    """Put these settings into the run's args.json, so that what follows finds them without being told again."""
+    path = Path(settings.run) / "args.json"
+    if not path.is_file():
+        return
+    content, now = read_json(path, "train again"), as_dict(settings)
+    for key in keys:
+        group, name = key.split(".")
+        content[group][name] = now[group][name]
+    write_json(path, content)
+
+
 def as_dict(settings):
     """Settings as nested dicts, in the order of their declaration."""
     return dataclasses.asdict(settings)

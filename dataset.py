@@ -305,7 +305,11 @@ def clean(rows, settings, problems):
         over = np.zeros(len(rows), bool)
         over[own] = ~sift.cap(rows["label"][own], data.max_per_class, settings.seed)
         rows["gap"] |= over
-        print(f"data.max_per_class {data.max_per_class}: {over.sum()} photos are validated on, but not trained on")
+        counts = pd.Series(task.written(rows["label"][over])).value_counts()
+        print(
+            f"data.max_per_class {data.max_per_class}: {over.sum()} photos are validated on, but not trained on: "
+            + ", ".join(f"{count} of {name}" for name, count in counts.items())
+        )
     return rows
 
 

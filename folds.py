@@ -310,6 +310,15 @@ def refuse_seen_weights(rows, settings):
             )
 
 
+def stratum_names(task, classes):
+    """{class: its name}, without the heads that are the same for all of these classes (n,)."""
+    part = task.decode(classes)
+    telling = [head for head in task.answered if len(np.unique(part[head.name])) > 1] or task.answered
+    return {
+        one: " ".join(head.classes[part[head.name][k]] for head in telling) for k, one in enumerate(classes.tolist())
+    }
+
+
 def fold_table(task, rows, folds):
     """What each fold holds, as lines of text: photos, people, and people of each stratum (see `strata`)."""
     own = rows[rows["source"].isin(("train", "test"))]
@@ -321,8 +330,9 @@ def fold_table(task, rows, folds):
     lines = [f"{'':26}" + "".join(f"{title:>8}" for title in titles)]
     for name, count in (("photos", photos), ("people, or groups", counts)):
         lines.append(f"{name:26}" + "".join(f"{count.get(k, 0):8}" for k in columns))
+    names = {} if task.numeric else stratum_names(task, np.unique(people["stratum"]))
     for stratum, mine in people.groupby("stratum"):
-        name = f"tenth {stratum + 1}" if task.numeric else task.classes[stratum]
+        name = names.get(stratum, f"tenth {stratum + 1}")
         count = mine["fold"].value_counts()
         lines.append(f"  {name[:24]:24}" + "".join(f"{count.get(k, 0):8}" for k in columns))
     for source in ("extra", "pseudo"):

@@ -211,6 +211,7 @@ def main():
             write_csv(path, answers.with_numbers(task, names, told))
         write_csv(Path(settings.run) / f"fold{fold}.csv", answers.with_answers(task, names, told))
     kept.unlink(missing_ok=True)
+    args.remember(settings, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
     print(
         f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "
         f"next: python ensemble.py --soft --runs {settings.run}"

@@ -14,6 +14,8 @@ from test_predict import main_of
 
 import answers
 import args
+import blend
+import compare
 import dataset
 import ensemble
 import folds
@@ -96,11 +98,13 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
 def test_a_plain_folder_of_photos_is_answered_too(things, monkeypatch):
     for n, name in enumerate(COLOURS):
         paint(things / "eval" / f"{n}.png", COLOURS[name], n)
-    settings = of(things)
+    settings = of(things, "--data.eval", "")
     train.train_folds(settings, [0])
+    settings.data.eval = str(things / "eval")
     main_of(inference, settings, monkeypatch)
     frame = read_csv(things / "run" / "fold0.csv", ["ImageID"])
     assert len(frame) == 9 and {"0.png", "1.png", "2.png"} <= set(frame["ImageID"])
+    assert read_json(things / "run" / "args.json", "")["data"]["eval"] == settings.data.eval  # ensemble.py reads it
     rows = dataset.eval_rows(settings)
     assert rows["target"][rows["ImageID"] == "0.png"].tolist() == [-1]
 
@@ -221,12 +225,14 @@ def test_cleaning_leaves_out_what_is_small_or_doubled_says_so_and_touches_no_fil
     assert sorted(path for path in things.rglob("*.*") if "run" not in path.parts) == before
 
 
-def test_a_cap_is_on_training_never_on_validation(things):
+def test_a_cap_is_on_training_never_on_validation(things, capsys):
     rows = folds.prepare(of(things, "--data.max_per_class", 2))
     for k in (0, 1):
         training, validation = folds.split(rows, k)
         assert training["label"].value_counts().max() <= 2 and len(validation) == 12
-    assert (~rows["gap"]).sum() == 6
+    assert (
+        ~rows["gap"]
+    ).sum() == 6 and "18 photos are validated on, but not trained on: 6 of" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------- boxes
@@ -294,6 +300,8 @@ def aged(tmp_path):
 def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, learned):
     settings = of(aged, "--model.age", learned, layout="utkface", heads=AGE, score="mae")
     train.train_folds(settings, [0, 1])
+    broken = min((aged / "eval").iterdir())
+    broken.write_bytes(broken.read_bytes()[:200])
     metrics = read_json(aged / "run" / "metrics.json", "")
     oof = answers.read_oof(settings.predicted, aged / "run" / "oof.csv")
     assert metrics["mae"] == pytest.approx(abs(oof["target"] - oof["ans"]).mean(), abs=1e-4)
@@ -302,6 +310,9 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
     best = oof[oof["fold"] == 0]
     assert abs(best["target"] - best["ans"]).mean() == pytest.approx(log["mae"].min(), abs=1e-3)  # less is better
     main_of(inference, settings, monkeypatch)
+    _, rows = folds.split(folds.prepare(settings), 1)
+    first = read_csv(aged / "run" / "fold0.csv", ["ImageID", "ans"], numbers=["ans"]).set_index("ImageID")
+    assert first["ans"][broken.name] == pytest.approx(rows["age"].median(), abs=1e-3)  # what is known without seeing it
     for vote, mean in (("soft", np.mean), ("hard", np.median)):
         main_of(ensemble, settings, monkeypatch, **{vote: True})
         told = [read_csv(aged / "run" / f"fold{k}.csv", ["ans"], numbers=["ans"])["ans"] for k in (0, 1)]
@@ -315,7 +326,26 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
     main_of(pseudo_label, settings, monkeypatch)
     words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--model.age", learned]
     rows = folds.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
-    assert (rows["source"] == "pseudo").sum() == 12 and rows["age"].between(0, 100).all()
+    assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
+
+
+def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
+    results = []
+    for name, learned in (("one", "distribution"), ("two", "sigmoid")):
+        words = ["--model.age", learned, "--run", aged / "runs" / name]
+        train.train_folds(of(aged, *words, layout="utkface", heads=AGE, score="mae"), [0, 1])
+        results.append(compare.Result(aged / "runs", name))
+    compare.refuse_others(results)
+    values, names = compare.differences(results)
+    page = compare.table(results, values, names)
+    assert "| recipe | MAE | within 5 years | to the first |" in page
+    rows = [line for line in page.splitlines() if line.startswith(("| one", "| two"))]
+    assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
+    compare.picture(results, values, names, aged / "compare.png")
+    known = ensemble.Known(results[0].task, [str(aged / "runs" / name) for name in names])
+    plain = ensemble.soft_vote(known.task, known.told)
+    weights = blend.climb(known.task, known.told, known.target)
+    assert abs(weights @ known.told - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
 
 
 def test_names_that_are_not_utkfaces_are_reported(aged):
@@ -412,6 +442,21 @@ def test_a_task_that_can_not_be_is_one_line(heads, words, expected):
     with pytest.raises(InputError, match=expected) as caught:
         args.read("", argv=["--task.heads", heads, *words])
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_answered_for_may_be_a_table_too(tmp_path):
+    for n in range(4):
+        paint(tmp_path / "images" / f"{n}.png", COLOURS["red"], n)
+    (tmp_path / "test.csv").write_bytes("\ufefffilename,note\r\n2.png,x\r\n0.png,y\r\n2.png,x\r\n".encode())
+    settings = of(tmp_path, "--data.eval", tmp_path / "test.csv", layout="table")
+    rows = dataset.eval_rows(settings)
+    assert rows["ImageID"].tolist() == ["2.png", "0.png", "2.png"]
+    assert rows["photo"][0] == str(tmp_path / "images" / "2.png")
+    (tmp_path / "test.csv").write_text("name\n1\n")
+    with pytest.raises(InputError, match=r"has no column photo; it has name"):
+        dataset.eval_rows(settings)
+    with pytest.raises(InputError, match=r"data\.eval is empty"):
+        dataset.eval_rows(of(tmp_path, "--data.eval", ""))
 
 
 def test_the_boundary_of_ages_is_moved_only_where_it_fits():
