@@ -151,7 +151,7 @@ def plan(settings):
         answer = eval_rows(settings)[["source", "ImageID", "photo"]]
         parts.append(answer.assign(id="eval/" + answer["ImageID"]))
     else:
-        print(f"{settings.data.eval}: has no info.csv; only photos to train on are cropped")
+        print(f"data.eval '{settings.data.eval}' names no photos to answer for; only those to train on are cropped")
     rows = pd.concat(parts, ignore_index=True).drop_duplicates("photo", ignore_index=True)
     crop = [
         f"{source}/{os.path.splitext(name)[0]}.jpg"

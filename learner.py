@@ -79,7 +79,8 @@ class Learner:
         pretrained, weights = chosen.pretrained, start_of(settings, fold)
         if weights:
             pretrained = False
-        net = model.build(chosen.backbone, self.heads.size, pretrained, size, chosen.dropout, chosen.drop_path)
+        drop = chosen.dropout, chosen.drop_path
+        net = model.build(chosen.backbone, self.heads.size, pretrained, size, *drop, chosen.init)
         if weights:
             model.load_backbone(net, model.weights_of(str(weights)))
         net = net.to(memory_format=torch.channels_last)

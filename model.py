@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import agecnn
 import labels
 from files import InputError, replacing
 from heads import Heads
@@ -29,10 +30,11 @@ WAYS_OUT = (
 )
 
 
-def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0):
+def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default"):
     """A timm model: (n, 3, image_size, image_size) float32 -> (n, outputs), which heads.Heads reads.
 
-    pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME".
+    pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
+    weights begin that are not pretrained, see agecnn.initialise.
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
     """
     if not timm.is_model(backbone):
@@ -54,7 +56,10 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0)
         raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
     if isinstance(pretrained, str):
         load_backbone(model, weights_of(pretrained))
-    quiet_classifier(model)
+    if init != "default":
+        agecnn.initialise(model, init)
+    elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
+        quiet_classifier(model)
     return model
 
 

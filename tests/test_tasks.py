@@ -417,6 +417,19 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
     assert (tmp_path / "run" / "oof_weight.csv").is_file()
 
 
+def test_the_readmes_task_of_ones_own_is_a_task(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    text = text[text.index('{"run": "runs/mine"') :]
+    content = json.loads(text[: text.index("}}") + 2])
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    for n in range(4):
+        paint(tmp_path / f"{n}.png", COLOURS["red"], n)
+    (tmp_path / "train.csv").write_text("photo,kind\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
+    words = ["--config", str(tmp_path / "mine.json"), "--data.train", str(tmp_path / "train.csv")]
+    rows, _ = dataset.training_rows(args.read("", argv=words))
+    assert rows["label"].tolist() == [0, 1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("heads", "words", "expected"),
     [
