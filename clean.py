@@ -1,0 +1,203 @@
+"""Which labels are likely wrong, by out-of-fold predictions alone: corrections.csv to approve, never applied by itself.
+
+    python clean.py --run runs/first                     those that confident learning flags
+    python clean.py --run runs/first --people 30         the 30 people whose labels are least likely right
+    python train_kfold.py --data.corrections runs/first/corrections.csv --run runs/second ...
+
+Look at runs/NAME/clean.html, delete the rows of corrections.csv that you don't believe, then train on it. Each head by
+itself: where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two that
+say each other's label are a swap. A model must have seen none of the people it judges: oof.csv's have not.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import answers
+import args
+import dataset
+import pages
+from files import InputError, guarded, read_csv, write_csv
+
+COLUMNS = ["photo", "id", "column", "value", "given", "probability", "evidence"]
+SHARED = 0.95  # of the groups with several photos that must agree for a head to be one of the person's
+TINY = 1e-6
+
+
+def by_head(task, oof):
+    """{head: (n, classes) probabilities}, from those of the answer."""
+    joint = oof[task.probabilities].to_numpy(float).reshape(-1, *task.shape)
+    axes = range(1, joint.ndim)
+    return {
+        head.name: joint.sum(tuple(axis for axis in axes if axis != place + 1))
+        for place, head in enumerate(task.answered)
+    }
+
+
+def calibrated(label, logits):
+    """Probabilities (n, k) of logits, softened until they fit how often labels (n,) are what they say: temperature
+    scaling (Guo et al. 2017). Without it a head that is often and surely wrong (age) would crowd out the others."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def cost(log_temperature):
+        return -log_softmax(logits / np.exp(log_temperature), 1)[np.arange(len(label)), label].mean()
+
+    found = minimize_scalar(cost, bounds=(-1.5, 3.0), method="bounded")
+    return np.exp(log_softmax(logits / np.exp(found.x), 1))
+
+
+def judged(unit, label, probabilities):
+    """Judge the labels of units (people or photos): DataFrame indexed by unit of given, told (class indices),
+    probability (that the given label is right) and flagged (by confident learning; Northcutt et al. 2021).
+
+    unit, label: (n,); probabilities: (n, k). The photos of a unit vote by their mean log probability.
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    logs = pd.DataFrame(np.log(np.maximum(probabilities, TINY))).groupby(unit, sort=True).mean()
+    given = pd.Series(label).groupby(unit, sort=True).agg(lambda values: values.mode()[0]).to_numpy()
+    names, dense = np.unique(given, return_inverse=True)  # cleanlab wants every class to be there
+    fair = calibrated(dense, logs.to_numpy()[:, names])
+    frame = pd.DataFrame({"given": given, "told": names[fair.argmax(1)]}, index=logs.index)
+    frame["probability"] = get_label_quality_scores(dense, fair, method="self_confidence")
+    if len(names) < 2:
+        return frame.assign(flagged=False)
+    return frame.assign(flagged=find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1))
+
+
+def find(task, oof):
+    """All doubts about labels: DataFrame of COLUMNS, head, told, flagged; the least likely right first.
+
+    A row is a person's label, or a photo's; of a cut head the value is left empty (see `with_numbers`).
+    """
+    person, parts = oof["id"].to_numpy(str), []
+    truth = task.decode(oof["target"].to_numpy())
+    for head in task.answered:
+        label, probabilities = truth[head.name], by_head(task, oof)[head.name]
+        several = pd.Series(label).groupby(person).agg(["size", "nunique"]).query("size > 1")
+        shared = len(several) > 0 and (several["nunique"] == 1).mean() >= SHARED
+        unit = person if shared else oof["ImageID"].to_numpy(str)
+        frame = judged(unit, label, probabilities)
+        frame = frame[frame["told"] != frame["given"]]
+        say = pd.Series(probabilities.argmax(1)).groupby(unit)
+        photos, agree = say.size(), [int((say.get_group(u) == t).sum()) for u, t in frame["told"].items()]
+        names = np.array(head.classes, dtype=object)
+        of = dict(zip(oof["ImageID"], person, strict=True))
+        evidence = [
+            f"{count} of {photos[u]} photos say {names[t]}" if shared else f"the photo says {names[t]}"
+            for count, (u, t) in zip(agree, frame["told"].items(), strict=True)
+        ]
+        parts.append(
+            frame.assign(
+                photo="" if shared else frame.index,
+                id=frame.index if shared else [of[name] for name in frame.index],
+                column=head.column,
+                value="" if head.kind == "cut" else names[frame["told"]],
+                given=names[frame["given"]],
+                evidence=evidence,
+                head=head.name,
+            )
+        )
+    found = pd.concat(parts, ignore_index=True)
+    return swaps(found).sort_values(["probability", "id", "photo"], ignore_index=True)
+
+
+def swaps(found):
+    """Two photos of a person that each say the other's label were swapped: said, and both as unlikely as both are."""
+    found = found.copy()
+    single = found[(found["photo"] != "") & (found["value"] != "")]
+    for _, mine in single.groupby(["id", "head"]):
+        for one in mine.index:
+            for other in mine.index[mine.index > one]:
+                if mine["value"][one] == mine["given"][other] and mine["value"][other] == mine["given"][one]:
+                    both = mine["probability"][one] * mine["probability"][other]
+                    for row, twin in ((one, other), (other, one)):
+                        found.loc[row, "probability"], found.loc[row, "flagged"] = both, True
+                        found.loc[row, "evidence"] = f"{mine['evidence'][row]}; swapped with {mine['photo'][twin]}"
+    return found
+
+
+def with_numbers(task, found, run, oof):
+    """Give doubts of a cut head the number that the model expects, where it learned numbers; else they stay empty."""
+    head = task.number
+    path = Path(run) / f"oof_{head.name}.csv" if head else None
+    if head is None or not path.is_file():
+        return found
+    columns = head.columns
+    mean = read_csv(path, ["ImageID", *columns], numbers=columns).set_index("ImageID")[columns[0]]
+    mean = mean.loc[oof["ImageID"]].groupby(oof["id"].to_numpy(str)).mean()
+    mine = found["head"] == head.name
+    found.loc[mine, "value"] = [f"{round(mean[person])}" for person in found["id"][mine]]
+    # what is expected may lie in another class than the one that the photos say: then nobody knows
+    told = head.class_of(pd.to_numeric(found["value"][mine]), head.trained)
+    found.loc[found.index[mine][told != found["told"][mine]], "value"] = ""
+    return found
+
+
+def choose(found, people):
+    """The doubts of the `people` people (or, 0, of all that are flagged) whose labels are least likely right."""
+    if not people:
+        return found[found["flagged"].astype(bool)]
+    return found[found["id"].isin(found["id"].drop_duplicates()[:people])]
+
+
+def write_page(settings, task, oof, chosen, path):
+    """The people who are doubted, with all their photos."""
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
+    rows = dataset.with_files(rows[rows["id"].isin(chosen["id"])], settings.data.crops)
+    told = oof.set_index("ImageID")
+    sections = []
+    for person in chosen["id"].drop_duplicates():
+        mine, photos = chosen[chosen["id"] == person], []
+        for row in rows[rows["id"] == person].to_dict("records"):
+            if row["ImageID"] in told.index:
+                answer, target = told.loc[row["ImageID"], ["ans", "target"]]
+                lines = [f"label: {task.classes[target]}", f"model: {task.classes[answer]}", row["ImageID"]]
+                photos.append((row["file"], lines))
+        doubts = [
+            [d["column"], d["given"], d["value"] or "?", d["probability"], d["evidence"]]
+            for d in mine.to_dict("records")
+        ]
+        table = pages.table(["column", "label", "should be", "probability of the label", "evidence"], doubts)
+        sections.append((str(person), [table, pages.gallery(photos)]))
+    intro = (
+        f"{len(sections)} people or groups, least likely first. corrections.csv holds the rows: delete those "
+        "that you don't believe, then name it in data.corrections. Nothing is changed by itself."
+    )
+    pages.write(path, f"{settings.run}: labels to look at", intro, sections)
+
+
+FLAGS = {
+    "--people": {
+        "type": int,
+        "default": 0,
+        "metavar": "N",
+        "help": "the N people whose labels are least likely right (default: all that confident learning flags)",
+    }
+}
+
+
+def main():
+    settings = args.read_for_run(__doc__, FLAGS)
+    task, run = settings.predicted, Path(settings.run)
+    if task.numeric:
+        raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")
+    oof = answers.read_oof(task, run / "oof.csv")
+    found = with_numbers(task, find(task, oof), run, oof)
+    chosen = choose(found, settings.people)
+    ready = chosen[chosen["value"] != ""]
+    write_csv(run / "corrections.csv", ready[COLUMNS])
+    write_page(settings, task, oof, chosen, run / "clean.html")
+    print(
+        f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {run}/clean.html; "
+        f"{len(ready)} corrections to approve: {run}/corrections.csv"
+        + (f"; {len(chosen) - len(ready)} without a number to put in their place" if len(ready) < len(chosen) else "")
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)

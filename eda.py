@@ -1,0 +1,283 @@
+"""A look at the data before anything is trained: report.html, one page that stands alone.
+
+    python eda.py --data.train DIR --data.eval DIR --data.crops DIR
+    python eda.py --config recipes/trash.json --data.train FOLDER --page trash.html
+
+How many photos and people a class has, ages, sizes, brightness and sharpness, what can't be read, what is doubled, who
+found the faces, what each fold holds, and how the photos to answer for differ from those to train on. The page holds
+thumbnails of your photos: keep it where the photos may be.
+"""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import args
+import dataset
+import folds
+import pages
+from files import guarded, read_csv
+
+SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
+PAIRS, TELLING, TILES = 24, 16, 12  # in the galleries
+MEASURES = ["width", "height", "brightness", "contrast", "sharpness"]
+
+
+# ------------------------------------------------------------------------------------------------ what is measured
+
+
+def measure(seen):
+    """Add brightness and contrast (0..255) and sharpness (standard deviation of the Laplacian) of the thumbnails."""
+    import sift
+    from images import cv2
+
+    rows = []
+    for grey in seen["grey"]:
+        image = np.frombuffer(grey, np.uint8).reshape(sift.SIDE, sift.SIDE) if grey else None
+        rows.append(
+            (np.nan,) * 3 if image is None else (image.mean(), image.std(), cv2.Laplacian(image, cv2.CV_64F).std())
+        )
+    return seen.assign(**dict(zip(MEASURES[2:], np.array(rows, float).reshape(-1, 3).T, strict=True)))
+
+
+# ----------------------------------------------------------------------------------------------------- the sections
+
+
+def classes(task, rows):
+    """Photos and people of each class, and numbers as a histogram with the bounds between classes."""
+    pieces = []
+    own = rows[rows["source"] == "train"]
+    if not task.numeric:
+        count = own.groupby("target").agg(photos=("id", "size"), people=("id", "nunique"))
+        share = count["photos"] / len(own)
+        table = [
+            [task.classes[k], int(n), int(p), f"{share[k]:.1%}"]
+            for k, n, p in zip(count.index, count["photos"], count["people"], strict=True)
+        ]
+
+        def draw(ax):
+            ax.barh([row[0] for row in table], [row[1] for row in table], color="tab:blue")
+            ax.invert_yaxis()
+            ax.tick_params(axis="y", labelsize=7)
+            ax.set(title="photos")
+
+        pieces += [
+            pages.charts(
+                pages.chart(draw, 5, 0.8 + 0.22 * len(table)),
+                pages.table(["class", "photos", "people or groups", "share"], table),
+            )
+        ]
+    if task.number is not None:
+        head, people = task.number, own.drop_duplicates("id")
+
+        def ages(ax):
+            values = people[head.name].dropna()
+            ax.hist(values, bins=np.arange(values.min(), values.max() + 2) if np.ptp(values) < 150 else 60, color="0.7")
+            for bound in head.bounds:
+                ax.axvline(bound, color="tab:red", lw=1)
+            for bound in set(head.trained) - set(head.bounds):
+                ax.axvline(bound, color="tab:orange", lw=1, ls="--")
+            ax.set(title="people by " + head.name, xlabel=head.unit)
+
+        pieces.append(pages.charts(pages.chart(ages, 7, 3)))
+        if head.bounds:
+            pieces.append(pages.text("Red: where a class begins. Orange, dashed: where it begins in training."))
+    others = rows["source"].value_counts().drop("train", errors="ignore")
+    if len(others):
+        pieces.append(pages.text(", ".join(f"{n} {name} rows" for name, n in others.items()), note=True))
+    return pieces
+
+
+def bad(problems, seen, photos):
+    """What can't be used, and why."""
+    rows = [[p["file"], p["row"] or "", p["reason"]] for p in problems.rows]
+    broken = np.flatnonzero((seen["reason"] != "").to_numpy())
+    rows += [[photos[k], "", seen["reason"][k]] for k in broken]
+    if not rows:
+        return [pages.text("Every row and photo can be used.")]
+    more = f" The first 200 of {len(rows)}." if len(rows) > 200 else ""
+    return [pages.text(f"{len(rows)} rows or photos.{more}"), pages.table(["file", "row", "reason"], rows[:200])]
+
+
+def shapes(seen, source):
+    """Sizes, brightness, contrast and sharpness, of photos to train on and to answer for."""
+    good = seen[seen["reason"] == ""].assign(source=source[(seen["reason"] == "").to_numpy()])
+    sides = {name: good[good["source"] == name] for name in ("train", "eval") if (good["source"] == name).any()}
+
+    def histogram(column):
+        def draw(ax):
+            low, high = good[column].quantile([0.001, 0.999])
+            bins = np.linspace(low, max(high, low + 1e-6), 40)
+            for (name, part), colour in zip(sides.items(), ("tab:blue", "tab:orange"), strict=False):
+                ax.hist(part[column], bins, density=True, histtype="step", color=colour, label=name)
+            ax.set(title=column, yticks=[])
+            ax.legend(frameon=False, fontsize=7)
+
+        return pages.chart(draw, 3.6, 2.4)
+
+    rows = []
+    for column in MEASURES:
+        cells = [f"{part[column].median():.0f} ({part[column].min():.0f} to {part[column].max():.0f})"
+                 for part in sides.values()]  # fmt: skip
+        rows.append([column, *cells])
+    sizes = good.groupby(["width", "height"]).size().sort_values(ascending=False)
+    common = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes[:5].items())
+    return [
+        pages.text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
+        pages.charts(*(histogram(column) for column in MEASURES)),
+        pages.table(["median (least to most)", *sides], rows),
+    ]
+
+
+def doubles(task, rows, photos, source, seen):
+    """Byte-identical and nearly identical photos: within and across people and classes, and between train and eval."""
+    import sift
+
+    pairs, _ = sift.near(seen)
+    twin = folds.twins(pd.DataFrame({"photo": photos}))
+    first = rows.drop_duplicates("photo").set_index("photo")
+    person = [first["id"].get(photo, "") for photo in photos]
+    label = [first["target"].get(photo, -1) for photo in photos]
+    kinds = {"byte for byte": 0, "nearly": 0}
+    across = {"of different people or groups": 0, "with different labels": 0, "between train and eval": 0}
+    shown = []
+    for one, other in pairs:
+        known = person[one] and person[other]
+        apart = {
+            "of different people or groups": known and person[one] != person[other],
+            "with different labels": known and label[one] != label[other],
+            "between train and eval": source[one] != source[other],
+        }
+        kinds["byte for byte" if twin[one] == twin[other] else "nearly"] += 1
+        for name, is_so in apart.items():
+            across[name] += bool(is_so)
+        if len(shown) < 2 * PAIRS and any(apart.values()):
+            why = ", ".join(name for name, is_so in apart.items() if is_so)
+            shown += [(photos[one], [why, photos[one]]), (photos[other], ["the same as before", photos[other]])]
+    table = pages.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
+    words = "Photos that look nearly the same, two by two. data.duplicates keeps them together in folds, or drops them."
+    return [pages.text(words), table, pages.gallery(shown) if shown else ""]
+
+
+def crops(settings):
+    """Who found the faces, and the sheet of doubtful ones."""
+    folder = Path(settings.data.crops) if settings.data.crops else None
+    if folder is None or not (folder / "manifest.csv").is_file():
+        return []
+    manifest = read_csv(folder / "manifest.csv", dataset.MANIFEST_COLUMNS)
+    counts = manifest.groupby(["status", "detector"]).size()
+    rows = [[status or "-", detector or "-", int(count)] for (status, detector), count in counts.items()]
+    several = int((pd.to_numeric(manifest["faces"], errors="coerce") > 1).sum())
+    pieces = [pages.table(["status", "detector", "photos"], rows), pages.text(f"{several} photos have several faces.")]
+    if (folder / "review.png").is_file():
+        from images import read_photo
+
+        pieces += [
+            pages.text("The doubtful ones (review.png):"),
+            pages.thumbnail(read_photo(folder / "review.png"), 1600),
+        ]
+    return pieces
+
+
+def dealt(settings, rows, task):
+    """What each fold holds: those of the run, or those that it would get."""
+    settings = copy.deepcopy(settings)
+    with tempfile.TemporaryDirectory() as home:
+        known = Path(settings.run) / "folds.csv"
+        if known.is_file():
+            (Path(home) / "folds.csv").write_bytes(known.read_bytes())
+        settings.run = home
+        rows = folds.assign_folds(rows.assign(twin=folds.twins(rows)), settings)
+    return [f"<pre>{folds.fold_table(task, rows, folds.folds_of(rows))}</pre>"]
+
+
+def difference(settings, rows, others):
+    """How the photos to answer for differ from those to train on: see shift.py."""
+    import shift
+
+    rng = np.random.default_rng(settings.seed)
+    people = rng.permutation(rows["id"].unique())
+    size = rows.groupby("id").size()
+    own = rows[rows["id"].isin(people[: max(2, int((size[people].cumsum() <= SAMPLE).sum()))])].reset_index(drop=True)
+    asked = others.iloc[np.sort(rng.permutation(len(others))[:SAMPLE])].reset_index(drop=True)
+    own, asked = own.assign(file=own["photo"]), asked.assign(file=asked["photo"])
+    first, second = shift.features(own, settings), shift.features(asked, settings)
+    kept, held = np.isfinite(first).all(1), np.isfinite(second).all(1)
+    own, asked, first, second = own[kept], asked[held], first[kept], second[held]
+    auc, told = shift.tell_apart(first, second, own["id"].to_numpy(str))
+    bar = shift.yardstick(first, own["id"].to_numpy(str))
+    words = (
+        f"AUC {auc:.3f} over {len(own)} photos to train on and {len(asked)} to answer for. Two halves of the people to "
+        f"train on, which differ by luck alone, come to {bar:.3f}."
+    )
+    verdict = (
+        "They differ: look at what gives them away." if auc > max(0.7, bar + 0.1) else "No difference to speak of."
+    )
+    mine, theirs = told[: len(own)], told[len(own) :]
+    telling = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", asked["ImageID"].iloc[k]])
+               for k in np.argsort(-theirs)[:TELLING]]  # fmt: skip
+    typical = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", own["ImageID"].iloc[k]])
+               for k in np.argsort(mine)[:TELLING]]  # fmt: skip
+    note = (
+        "A classifier of what a pretrained backbone sees was told to tell the two apart; each photo is judged by one "
+        "that has not met it, nor its person. Above 0.7 scores on folds may not be what the answers will score."
+    )
+    return [
+        pages.text(f"{words} {verdict}"),
+        pages.text(note, note=True),
+        "<h3>Most like the photos to answer for, among them</h3>",
+        pages.gallery(telling),
+        "<h3>Most like the photos to train on, among them</h3>",
+        pages.gallery(typical),
+    ]
+
+
+def look(rows):
+    """Some photos of each class, drawn at random."""
+    some = rows[rows["source"] == "train"].sample(frac=1, random_state=0).groupby("target", sort=True).head(2)
+    return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
+
+
+FLAGS = {"--page": {"default": "report.html", "help": "the page that is written"}}
+
+
+def main():
+    settings = args.read(__doc__, FLAGS)
+    import sift
+
+    settings.data.strict = False  # what is bad is shown, and stops nothing
+    rows, problems = dataset.training_rows(settings.without_pseudo())
+    task = settings.predicted
+    others = dataset.eval_rows(settings) if dataset.answerable(settings) else None
+    photos = rows["photo"].drop_duplicates().tolist()
+    source = np.array(["train"] * len(photos))
+    if others is not None:
+        new = [photo for photo in others["photo"].drop_duplicates() if photo not in set(photos)]
+        photos, source = photos + new, np.concatenate([source, ["eval"] * len(new)])
+    seen = measure(sift.look(photos))
+    some = look(rows)
+    said = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
+    some = [(photo, [word, name]) for photo, word, name in zip(some["photo"], said, some["ImageID"], strict=True)]
+    sections = [
+        ("Classes", classes(task, rows)),
+        ("Some photos", [pages.gallery(some)]),
+        ("What can't be used", bad(problems, seen, photos)),
+        ("Sizes, light, sharpness", shapes(seen, source)),
+        ("Doubles", doubles(task, rows, photos, source, seen)),
+        ("Crops", crops(settings)),
+        ("Folds", dealt(settings, rows, task)),
+    ]  # fmt: skip
+    if others is not None:
+        sections.append(("Train and eval", difference(settings, rows[rows["source"] == "train"], others)))
+    intro = (
+        f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
+    )
+    pages.write(Path(settings.page), f"{settings.data.train}: the data", intro, sections)
+    print(settings.page)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,294 @@
+"""What a run came to, as one page to look at: runs/NAME/report.html. train.py and train_kfold.py write it at their end.
+
+    python report.py --run runs/first
+
+Losses and scores by epoch, confusions, F1 by class with intervals, calibration, errors by age, the most confident
+mistakes. Everything is out of fold. The page stands alone; photos in it are thumbnails of your own: don't publish it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import answers
+import args
+import dataset
+import pages
+from files import InputError, guarded, read_csv, read_json
+
+MISTAKES = 36  # in the gallery
+BINS = 15  # of the reliability diagram
+MOST_CLASSES = 40  # that a confusion matrix is still drawn for
+
+
+def logs_of(run):
+    """{fold: its log.csv as DataFrame of numbers}."""
+    paths = sorted(Path(run).glob("fold*/log.csv"), key=lambda path: int(path.parent.name[4:]))
+    return {path.parent.name: pd.read_csv(path) for path in paths}
+
+
+# -------------------------------------------------------------------------------------------------- the training
+
+
+def training(task, run):
+    """Losses, the score and the learning rate by epoch and fold; what each fold cost."""
+    logs = logs_of(run)
+    if not logs:
+        return []
+
+    def losses(ax):
+        for k, (name, log) in enumerate(logs.items()):
+            ax.plot(log["epoch"], log["train_loss"], "--", color=f"C{k % 10}", lw=1)
+            ax.plot(log["epoch"], log["val_loss"], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
+        ax.set(title="loss: validation (line), training (dashes)", xlabel="epoch")
+        ax.legend(frameon=False, fontsize=7)
+
+    def score(ax):
+        for name, log in logs.items():
+            ax.plot(log["epoch"], log[task.score], "o-", ms=3, lw=1, label=name)
+        ax.set(title=f"{task.title}, on people not trained on", xlabel="epoch")
+
+    def rate(ax):
+        for log in logs.values():
+            ax.plot(log["epoch"], log["lr"], "o-", ms=3, lw=1)
+        ax.set(title="learning rate at the epoch's end", xlabel="epoch")
+
+    rows = []
+    for name in logs:
+        path = Path(run) / name / "speed.csv"
+        if path.is_file():
+            speed = pd.read_csv(path)
+            minutes = (speed["seconds"].sum() + speed["other_seconds"].sum()) / 60
+            rate_, waited = speed["photos_per_second"].median(), speed["waited"].mean()
+            rows.append([name, len(speed), f"{minutes:.1f}", f"{rate_:.0f}", f"{waited:.1%}"])
+    drawn = pages.charts(*(pages.chart(draw, 4, 3) for draw in (losses, score, rate)))
+    return [drawn, pages.table(["fold", "epochs", "minutes", "photos/s", "waiting for photos"], rows)]
+
+
+# ---------------------------------------------------------------------------------------------------- the answers
+
+
+def scores(task, metrics):
+    """What metrics.json says."""
+    rows = []
+    for name in task.score_names:
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        spread = f"{low:.3f} to {high:.3f}" if low is not None else ""
+        rows.append([task.title_of(name), metrics[name], spread])
+    last = f"{task.score}_last_epoch"
+    if last in metrics:
+        rows.append([f"{task.title} of the last epochs, which nobody chose", metrics[last], ""])
+    for name, value in metrics.get("test", {}).items():
+        if name == task.score:
+            low, high = metrics["test"][f"{name}_low"], metrics["test"][f"{name}_high"]
+            rows.append([f"{task.title} of the test set", value, f"{low:.3f} to {high:.3f}"])
+    return [pages.table(["out of fold", "", "95 %"], rows)]
+
+
+def matrix_chart(names, counts, title):
+    """A confusion matrix as SVG: colours are shares of a row, numbers are photos. counts: (k, k), true x told."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+    def draw(ax):
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        ax.set(title=title, xlabel="answer", ylabel="truth")
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            share = shares[row, column]
+            said = f"{counts[row, column]}\n{share:.0%}" if len(names) <= 10 else f"{counts[row, column]}"
+            colour = "white" if share > 0.6 else "black"
+            ax.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
+
+    side = min(9.0, 2.2 + 0.42 * len(names))
+    return pages.chart(draw, side, side)
+
+
+def confusions(task, oof):
+    """Matrices of the answer and of each head."""
+    from sklearn.metrics import confusion_matrix
+
+    drawn, target, told = [], oof["target"].to_numpy(), oof["ans"].to_numpy()
+    if len(task.answered) > 1:
+        truth, answer = task.decode(target), task.decode(told)
+        for head in task.answered:
+            if len(head.classes) <= MOST_CLASSES:
+                labels = range(len(head.classes))
+                counts = confusion_matrix(truth[head.name], answer[head.name], labels=labels)
+                drawn.append(matrix_chart(head.classes, counts, head.name))
+    if task.size > MOST_CLASSES:
+        note = f"{task.size} classes are too many to draw; the most frequent confusions stand under mistakes."
+        return [pages.charts(*drawn), pages.text(note, note=True)]
+    counts = confusion_matrix(target, told, labels=range(task.size))
+    drawn.append(matrix_chart(task.classes, counts, f"all {task.size} classes"))
+    return [pages.text("Colours are shares of a row, numbers are photos."), pages.charts(*drawn)]
+
+
+def by_class(task, oof, samples=1000):
+    """F1, precision and recall of each class, F1 with its 95 % interval from drawing people anew."""
+    target, told = oof["target"].to_numpy(), oof["ans"].to_numpy()
+    _, person = np.unique(oof["id"].to_numpy(str), return_inverse=True)
+    n = person.max() + 1
+    above, below = task.sums(target, told, person, n, "f1")
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), samples).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws, value = (times @ above) / (times @ below), above.sum(0) / below.sum(0)
+        low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    true, answered = np.bincount(target, minlength=task.size), np.bincount(told, minlength=task.size)
+    right = above.sum(0) / 2
+    seen = np.flatnonzero(true + answered)
+
+    def draw(ax):
+        at = np.arange(len(seen))
+        ax.hlines(at, low[seen], high[seen], color="0.7", lw=3)
+        ax.plot(value[seen], at, "o", color="black", ms=4)
+        ax.set_yticks(at, [task.classes[k] for k in seen], fontsize=7)
+        ax.set(title="F1 by class, 95 %", xlim=(0, 1))
+        ax.invert_yaxis()
+        ax.grid(axis="x", color="0.93")
+
+    rows = [
+        [
+            task.classes[k],
+            int(true[k]),
+            len(set(person[target == k])),
+            f"{value[k]:.3f} ({low[k]:.3f} to {high[k]:.3f})",
+            f"{right[k] / max(answered[k], 1):.3f}",
+            f"{right[k] / max(true[k], 1):.3f}",
+        ]
+        for k in seen
+    ]
+    table = pages.table(["class", "photos", "people", "F1", "precision", "recall"], rows)
+    return [pages.charts(pages.chart(draw, 5, 0.8 + 0.24 * len(seen)), table)]
+
+
+def expected_calibration_error(confidence, right, bins=BINS):
+    """ECE (Naeini et al. 2015) and its bins: (error, [(mean confidence, share right, photos)]). Both (n,)."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    rows = [
+        (confidence[place == k].mean(), right[place == k].mean(), int((place == k).sum())) for k in np.unique(place)
+    ]
+    return sum(abs(told - true) * count for told, true, count in rows) / len(confidence), rows
+
+
+def calibration(task, oof):
+    """Whether an answer of 80 % is right in 80 of 100."""
+    if task.numeric:
+        confidence = oof["confidence"].to_numpy(float)
+        right = task.each(oof["target"].to_numpy(), oof["ans"].to_numpy(), "within")
+        if np.isnan(confidence).all():
+            return []
+    else:
+        confidence = oof[task.probabilities].to_numpy(float).max(1)
+        right = (oof["target"] == oof["ans"]).to_numpy(float)
+    error, rows = expected_calibration_error(confidence, right)
+
+    def draw(ax):
+        told, true, count = map(np.array, zip(*rows, strict=True))
+        ax.plot([0, 1], [0, 1], color="0.8", lw=1)
+        ax.scatter(told, true, s=8 + 120 * count / count.max(), color="tab:blue", alpha=0.7)
+        ax.plot(told, true, color="tab:blue", lw=1)
+        ax.set(title="reliability", xlabel="how sure it was", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
+
+    more = "more" if confidence.mean() > right.mean() else "less"
+    words = (
+        f"Expected calibration error {error:.3f} ({BINS} bins). On average {confidence.mean():.3f} sure and "
+        f"{right.mean():.3f} right: {more} sure than it should be."
+    )
+    return [pages.text(words), pages.charts(pages.chart(draw, 4, 3.6))]
+
+
+def by_number(task, oof, rows):
+    """Where along the numbers (ages) answers go wrong, with the bounds between classes."""
+    head = task.number
+    if head is None or (head not in task.answered):
+        return []
+    number = oof["ImageID"].map(rows.drop_duplicates("ImageID").set_index("ImageID")[head.name]).to_numpy(float)
+    if task.numeric:
+        wrong, title = abs(oof["ans"] - oof["target"]).to_numpy(float), "mean absolute error"
+    else:
+        told, truth = task.decode(oof["ans"])[head.name], task.decode(oof["target"])[head.name]
+        wrong, title = (told != truth).astype(float), f"share of photos with the wrong class of {head.name}"
+    step = max(1.0, np.ptp(number[np.isfinite(number)]) / 60)
+    place = np.round(number / step).astype(int)
+    found = [(k * step, wrong[place == k].mean(), int((place == k).sum())) for k in np.unique(place)]
+
+    def draw(axes):
+        at, error, count = map(np.array, zip(*found, strict=True))
+        axes[0].bar(at, count, width=step * 0.9, color="0.8")
+        axes[0].set(title="photos", xlabel=head.unit or head.name)
+        axes[1].plot(at, error, "o-", ms=3, lw=1)
+        axes[1].set(title=title, xlabel=head.unit or head.name, ylim=(0, None))
+        for ax in axes:
+            for bound in head.bounds:
+                ax.axvline(bound, color="tab:red", lw=1)
+            for bound in set(head.trained) - set(head.bounds):
+                ax.axvline(bound, color="tab:orange", lw=1, ls="--")
+
+    words = "Red: where a class begins. Orange, dashed: where it begins in training." if head.bounds else ""
+    return [pages.text(words)] * bool(words) + [pages.chart(draw, 9, 3.2, columns=2)]
+
+
+def mistakes(task, oof, rows, crops):
+    """The answers that were surest and wrong (or farthest off), with their photos."""
+    if task.numeric:
+        wrong = oof.assign(off=abs(oof["ans"] - oof["target"])).sort_values("off", ascending=False, kind="stable")
+    else:
+        sure = oof[task.probabilities].to_numpy(float).max(1)
+        wrong = oof.assign(sure=sure)[(oof["ans"] != oof["target"]).to_numpy()]
+        wrong = wrong.sort_values("sure", ascending=False, kind="stable")
+    wrong = wrong[:MISTAKES]
+    if not len(wrong):
+        return [pages.text("None.")]
+    rows = rows.drop_duplicates("ImageID").set_index("ImageID").loc[wrong["ImageID"]].reset_index()
+    try:
+        rows = dataset.with_files(rows, crops)
+    except InputError as error:
+        return [pages.text(f"Photos can't be shown: {error}", note=True)]
+    found = []
+    for file, row in zip(rows["file"], wrong.to_dict("records"), strict=True):
+        if task.numeric:
+            lines = [f"{row['ans']:.0f}, is {row['target']:.0f} {task.answered[0].unit}", row["ImageID"]]
+        else:
+            said = f"{row['sure']:.0%} {task.classes[row['ans']]}"
+            lines = [said, f"is {task.classes[row['target']]}", row["ImageID"]]
+        found.append((file, lines))
+    return [pages.gallery(found)]
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+def write(settings):
+    """Write runs/NAME/report.html of a run that has metrics.json."""
+    run, task = Path(settings.run), settings.predicted
+    metrics = read_json(run / "metrics.json", "train first")
+    oof = answers.read_oof(task, run / "oof.csv")
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    sections = [("Scores", scores(task, metrics)), ("Training", training(task, run))]
+    if not task.numeric:
+        sections += [("Confusions", confusions(task, oof)), ("By class", by_class(task, oof))]
+    sections += [
+        ("How sure it is", calibration(task, oof)),
+        (f"Errors by {task.number.name}" if task.number else "", by_number(task, oof, rows)),
+        ("The most confident mistakes" if not task.numeric else "The worst mistakes",
+         mistakes(task, oof, rows, settings.data.crops)),
+    ]  # fmt: skip
+    intro = (
+        f"{len(oof)} photos of {oof['id'].nunique()} people or groups, each answered by the model that was not trained "
+        f"on it; folds {', '.join(map(str, metrics['folds']))}; {settings.model.backbone}, {settings.data.image_size} "
+        "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
+    )
+    pages.write(run / "report.html", str(run), intro, sections)
+
+
+def main():
+    settings = args.read_for_run(__doc__)
+    read_csv(Path(settings.run) / "oof.csv", answers.OOF_COLUMNS, "train first")
+    write(settings)
+    print(f"{settings.run}/report.html")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,182 @@
+"""Pages to look at: they stand alone, say what is so, and find the labels that are wrong."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import MASK
+from test_blend import guesses, people
+from test_predict import main_of
+
+import answers
+import clean
+import eda
+import ensemble
+import inference
+import pages
+import report
+import shift
+import train
+from files import read_csv
+
+pytestmark = pytest.mark.usefixtures("one_accelerator")
+
+
+def stands_alone(path):
+    """The page's text, after a look for anything that a browser would fetch."""
+    page = path.read_text()
+    fetched = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", page)
+    assert not fetched and "<script" not in page and "url(http" not in page
+    assert page.count("<img") == page.count('src="data:image/')
+    return page
+
+
+def test_a_page_escapes_what_it_is_told(tmp_path):
+    pages.write(tmp_path / "a.html", "<b>", "a & b", [("x<y", [pages.table(["<i>"], [["<script>"]])]), ("none", [])])
+    page = stands_alone(tmp_path / "a.html")
+    assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "none" not in page
+
+
+def test_a_section_that_is_added_twice_stands_there_once(tmp_path):
+    path = tmp_path / "a.html"
+    pages.add(path, "more", ["<p>nothing</p>"])
+    assert not path.exists()
+    pages.write(path, "title", "intro", [("first", ["<p>1</p>"])])
+    for words in ("old", "new"):
+        pages.add(path, "more", [f"<p>{words}</p>"])
+    page = stands_alone(path)
+    assert "new" in page and "old" not in page and page.count("<h2") == 2 and page.count('href="#sx"') == 1
+
+
+def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
+    drawn = [pages.chart(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
+    assert drawn[0] == drawn[1] and drawn[0].startswith("<svg")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    page = pages.gallery([(str(tmp_path / "broken.jpg"), ["a"]), (np.zeros((300, 200, 3), np.uint8), ["b"])])
+    assert "empty file" in page and 'width="100" height="150"' in page
+
+
+def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition):
+    train.train_folds(competition.settings(), [0, 1])
+    page = stands_alone(competition.root / "run" / "report.html")
+    metrics = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
+    for heading in ("Scores", "Training", "Confusions", "By class", "How sure it is", "Errors by age", "mistakes"):
+        assert heading in page
+    assert f"{metrics['f1']:.3f}" in page and "fold1" in page and page.count("<figure>") > 5
+
+
+def test_the_calibration_error_is_that_of_its_definition():
+    confidence, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([1.0, 0.0, 1.0, 1.0])
+    error, _ = report.expected_calibration_error(confidence, right, bins=10)
+    assert error == pytest.approx(0.5 * abs(0.95 - 0.5) + 0.5 * abs(0.55 - 1.0))
+    rng = np.random.default_rng(0)
+    sure = rng.random(20000)
+    assert report.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
+
+
+def test_an_ensemble_puts_itself_into_the_report(competition, monkeypatch):
+    settings = competition.settings()
+    train.train_folds(settings, [0, 1])
+    main_of(inference, settings, monkeypatch)
+    for _ in range(2):
+        main_of(ensemble, settings, monkeypatch, soft=True)
+    page = stands_alone(competition.root / "run" / "report.html")
+    assert page.count(">Ensemble</h2>") == 1 and "two members answer alike" in page
+    told = [read_csv(competition.root / "run" / f"fold{k}.csv", ["ans"])["ans"] for k in (0, 1)]
+    assert f"<td>{(told[0] == told[1]).mean():.3f}</td>" in page
+
+
+# ---------------------------------------------------------------------------------------------------- wrong labels
+
+
+def with_wrong_labels(n=150, wrong=8, strength=5.0, seed=0):
+    """Out-of-fold predictions of people of whom `wrong` have a wrong gender and as many swapped masks; their ids."""
+    target, person, fold = people(n, seed)
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(n)[: 2 * wrong].astype(str)
+    part = MASK.decode(target)
+    gender, mask = part["gender"].copy(), part["mask"].copy()
+    flipped = np.isin(person, drawn[:wrong])
+    gender[flipped] = 1 - gender[flipped]
+    swapped = np.isin(person, drawn[wrong:]) & (mask > 0)
+    mask[swapped] = 3 - mask[swapped]
+    told = MASK.encode(mask, gender, part["age"])
+    frame = pd.DataFrame({"ImageID": [f"{p}/{k % 7}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
+    return answers.with_answers(MASK, frame.assign(target=told), guesses(target, strength, seed)), drawn, wrong
+
+
+def test_wrong_genders_and_swapped_masks_are_found_by_person():
+    oof, drawn, wrong = with_wrong_labels()
+    found = clean.find(MASK, oof)
+    first = set(clean.choose(found, len(drawn))["id"])
+    assert len(first & set(drawn)) >= 0.8 * len(drawn)
+    flips = found[found["id"].isin(drawn[:wrong]) & (found["head"] == "gender")]
+    assert len(flips) == wrong and (flips["photo"] == "").all() and flips["evidence"].str.contains("of 7 photos").all()
+    swaps = found[found["id"].isin(drawn[wrong:]) & (found["head"] == "mask")]
+    assert swaps["evidence"].str.contains("swapped with").sum() >= 2 * (wrong - 1) and (swaps["photo"] != "").all()
+
+
+def test_where_all_labels_are_right_hardly_anything_is_flagged():
+    oof, _, _ = with_wrong_labels(wrong=0, strength=6.0)
+    assert clean.choose(clean.find(MASK, oof), 0)["id"].nunique() <= 8
+
+
+def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
+    """Ages by a model that knows little of them, surely told: softened to what they are worth."""
+    oof, drawn, _ = with_wrong_labels()
+    p = oof[MASK.probabilities].to_numpy().reshape(-1, 3, 2, 3)
+    rng = np.random.default_rng(1)
+    ages = rng.dirichlet([0.1] * 3, 150).repeat(7, 0)
+    p = p.sum(3, keepdims=True) * ages[:, None, None]
+    oof[MASK.probabilities] = p.reshape(-1, 18)
+    first = set(clean.choose(clean.find(MASK, oof), len(drawn))["id"])
+    assert len(first & set(drawn)) >= 0.7 * len(drawn)
+
+
+def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, monkeypatch, tmp_path):
+    settings = competition.settings()
+    train.train_folds(settings, [0, 1])
+    before = (competition.train / "train.csv").read_bytes()
+    main_of(clean, settings, monkeypatch, people=4)
+    page = stands_alone(competition.root / "run" / "clean.html")
+    rows = read_csv(competition.root / "run" / "corrections.csv", clean.COLUMNS)
+    assert (
+        rows["id"].nunique() <= 4
+        and page.count("<h2") == 4
+        and (competition.train / "train.csv").read_bytes() == before
+    )
+    from dataset import training_rows
+
+    words = ["--data.corrections", competition.root / "run" / "corrections.csv", "--run", tmp_path / "second"]
+    corrected, _ = training_rows(competition.settings(*words))
+    plain, _ = training_rows(settings)
+    changed = corrected[corrected["target"] != plain["target"]]
+    assert set(changed["id"]) <= set(rows["id"]) and len(changed) >= 1
+
+
+# --------------------------------------------------------------------------------------------------- a look at data
+
+
+def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition, monkeypatch):
+    home = competition.train / "images"
+    (home / competition.people[0][3] / "mask1.jpg").write_bytes(b"")
+    copy = (home / competition.people[1][3] / "normal.jpg").read_bytes()
+    (competition.eval / "images" / competition.images[0]).write_bytes(copy)
+    settings = competition.settings()
+    settings.page = str(competition.root / "report.html")
+    monkeypatch.setattr(eda.args, "read", lambda *_: settings)
+    eda.main()
+    page = stands_alone(competition.root / "report.html")
+    assert "empty file" in page and "AUC" in page and "between train and eval" in page
+    assert re.search(r"between train and eval</td><td>1<", page) and "fold 1" in page
+
+
+def test_two_halves_of_one_kind_can_not_be_told_apart_and_two_kinds_can():
+    rng = np.random.default_rng(0)
+    persons = np.repeat(np.arange(120), 7).astype(str)
+    of = rng.normal(size=(240, 60)).repeat(7, 0) + 0.3 * rng.normal(size=(1680, 60))
+    auc, told = shift.tell_apart(of[:840], of[840:], persons)
+    assert 0.4 < auc < 0.6 and len(told) == 1680
+    moved = of[840:] + 6 * np.eye(60)[0]
+    assert shift.tell_apart(of[:840], moved, persons)[0] > 0.85
