@@ -80,14 +80,14 @@ def read_oof(task, path):
         raise InputError(f"{path}: fold, target or ans is no number ({error})") from None
 
 
-def gather(task, run, folds, more=()):
+def gather(task, run, wanted, more=()):
     """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores.
 
-    more: further metrics, {"test": {...}} of a test set.
+    wanted: all folds that there are, trained or not; more: further metrics, {"test": {...}} of a test set.
     """
     import pandas as pd
 
-    folders = {k: Path(run) / f"fold{k}" for k in range(folds) if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
+    folders = {k: Path(run) / f"fold{k}" for k in wanted if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
     if not folders:
         return
     best, last = (
@@ -104,7 +104,7 @@ def gather(task, run, folds, more=()):
     metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
     write_json(Path(run) / "metrics.json", metrics)
     print(
-        f"{run}: {len(folders)} of {folds} folds, out-of-fold {said(task, metrics)[0]}; "
+        f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {said(task, metrics)[0]}; "
         f"{metrics[f'{task.score}_last_epoch']:.3f} with the last epochs, which nobody chose), "
         f"{', '.join(said(task, metrics)[1:])}"
     )
@@ -129,11 +129,4 @@ def said(task, metrics):
     low, high = metrics[f"{task.score}_low"], metrics[f"{task.score}_high"]
     first = f"{task.title} {metrics[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
     names = [name for name in task.score_names if name != task.score]
-    return [first] + [f"{title(task, name)} {metrics[name]:.3f}" for name in names]
-
-
-def title(task, name):
-    """A score's name as it is printed: f1 -> F1, mask_f1 -> mask, within -> within 5 years."""
-    if name == "within":
-        return f"within {task.within:g} {task.answered[0].unit}".strip()
-    return {"f1": "macro F1", "mae": "MAE"}.get(name, name.removesuffix("_f1"))
+    return [first] + [f"{task.title_of(name)} {metrics[name]:.3f}" for name in names]

@@ -68,8 +68,8 @@ class Task:
     answer_as: Literal["index", "name"] = "index"
     """how submission.csv writes a class: its index, or the names of its heads' classes"""
     score: Literal["f1", "accuracy", "mae", "within"] = "f1"
-    """what tells better from worse: macro F1 or accuracy of classes; mean absolute error of numbers, or the share of
-    them that is wrong by task.within at most"""
+    """what tells better from worse: macro F1 or accuracy of classes; of numbers the mean absolute error, or the share
+    that comes as near to the truth as task.within"""
     within: PositiveFloat = 5.0
     """how near a number should come to the truth"""
 
@@ -120,7 +120,7 @@ class Data:
     crops: str = "data/sample/crops"
     """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
     corrections: str = ""
-    """CSV of label corrections: photo or id, column (mask, gender or age), value"""
+    """CSV of label corrections: photo or id, column (of a head, such as gender), value"""
     roots: List[str] = field(default_factory=list)
     """folders that photos may lie in beside the tables' own: other absolute paths and links out are refused"""
     strict: bool = True
@@ -222,8 +222,8 @@ class Loss:
     """how much less focal counts what is answered well"""
     span: PositiveInt = 2048
     """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
-    age_sigma: PositiveFloat = 3.0
-    """years (or the head's unit); width of the target of model.age = distribution"""
+    age_sigma: Optional[PositiveFloat] = None
+    """years, or the head's unit; width of the target of model.age = distribution; null = 3 % of the head's range"""
 
 
 @dataclass
@@ -404,13 +404,15 @@ def read(doc, flags=None, argv=None):
     parser = make_parser(doc, flags or {})
     argv = sys.argv[1:] if argv is None else list(argv)
     configs, rest = split_configs(with_true(argv))
-    known = [action.dest for action in parser._actions]
+    known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
     check_names([a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")], known, "--")
     for path in configs:
         content = read_json(path, "give the name of a settings file to --config")
         if not isinstance(content, dict):
             raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
         check_names(list(flatten(content)), known, f"{path}: ")
+        for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
+            raise InputError(f"{path}: {key}: should be an object of settings")
     try:
         parsed = parser.parse_args([word for path in configs for word in ("--config", path)] + rest)
         values = parser.instantiate(parsed)
@@ -478,7 +480,8 @@ def check(settings):
     chain = settings.crop.detectors
     if not chain or len(set(chain)) < len(chain):
         raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
-    if data.layout == "boxes" and (data.crops or data.duplicates == "drop"):
+    boxes = data.layout == "boxes" or data.eval.endswith(".json") or any(e.layout == "boxes" for e in data.extra)
+    if boxes and (data.crops or data.duplicates == "drop"):
         raise InputError(
             "data.layout boxes: boxes are cut out by themselves, and photos hold several of them: "
             "--data.crops '' and data.duplicates keep or together"
@@ -521,6 +524,16 @@ def check_task(settings):
         raise InputError("data.max_per_class counts classes; the answer is a number")
     if task.numeric and settings.loss.name in ("f1", "neighbour"):
         raise InputError(f"loss.name {settings.loss.name} is one of classes; the answer is a number")
+    if settings.loss.name == "neighbour" and (task.number not in task.answered):
+        raise InputError(
+            "loss.name neighbour: the answer has no head that is cut from numbers, so no class has neighbours"
+        )
+    age, head = settings.data.age_boundary, task.number
+    if head and head.column == "age" and head.bounds and age != Data.age_boundary and age not in head.steps:
+        raise InputError(
+            f"data.age_boundary {age}: the last class of {head.name} begins at {labels.plain(head.bounds[-1])}; in "
+            f"training it may begin up to five steps earlier ({', '.join(map(labels.plain, head.steps[-6:]))})"
+        )
 
 
 def save(settings):
@@ -529,7 +542,8 @@ def save(settings):
     What decides nothing about the result (FREE), such as data.workers, may change.
     """
     path, content = Path(settings.run) / "args.json", as_dict(settings)
-    if path.is_file():
+    begun = (Path(settings.run) / "folds.csv").is_file()  # before that nothing hangs on the settings
+    if path.is_file() and begun:
         before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(content)
         changed = [
             f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}"

@@ -89,7 +89,7 @@ def movable(task):
 def choose_bias(task, scores, target):
     """A log bias {(head, class): size} of best score. scores: (n, k) above 0.
 
-    One a class of each head, not seventeen: the rare of the 18 classes are too few photos for a bias of their own.
+    One a class of each head, not of their product: the rare of 18 classes are too few photos for a bias of their own.
     One after the other is looked through, three times; of equally good sizes that nearest to 0 is taken.
     """
     logs, bias = np.log(np.maximum(scores, TINY)), dict.fromkeys(movable(task), 0.0)

@@ -59,7 +59,7 @@ def refuse_others(results):
                 f"{other.name} has other folds than {first.name}: a recipe must not change data.train, train.folds, "
                 "data.splitter or seed"
             )
-        if other.task.score_names != first.task.score_names or other.task.score != first.task.score:
+        if not other.task.same(first.task) or other.task.score != first.task.score:
             raise InputError(f"{other.name} is scored otherwise than {first.name}: a recipe must not change the task")
 
 
@@ -79,7 +79,7 @@ def table(results, values, names):
     task, base = results[0].task, names[0]
     ordered = sorted(results, key=lambda result: -task.sign * result.metrics[task.score])
     others = [name for name in task.score_names if name not in (task.score, "accuracy")]
-    titles = [task.title, *(answers.title(task, name) for name in others), "to the first", "minutes", "photos/s", "GB"]
+    titles = [task.title, *(task.title_of(name) for name in others), "to the first", "minutes", "photos/s", "GB"]
     lines = [f"| recipe | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     value = {result.name: result.metrics[task.score] for result in results}
     for result in ordered:

@@ -43,7 +43,10 @@ def settle(settings):
     task = settings.predicted
     if task.settled:
         return task
-    rows = LAYOUTS[settings.data.layout](settings.data.train, task, Problems(), settings.data)
+    problems = Problems()
+    rows = LAYOUTS[settings.data.layout](settings.data.train, task, problems, settings.data)
+    if not len(rows):
+        problems.stop_if_strict(True)
     for head in settings.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
             head.classes = sorted(set(rows[head.name].astype(str)))
@@ -66,6 +69,8 @@ def training_rows(settings):
     parts = [rows.assign(source="train")]
     for extra in data.extra:
         found = LAYOUTS[extra.layout](extra.path, task, problems, data)
+        alone = (found["id"] == found["ImageID"]) | (extra.layout == "boxes")  # a name below another folder is another
+        found["id"] = found["id"].where(~alone, f"{extra.path}/" + found["id"])
         parts.append(found.drop(columns=["grouped", "split"], errors="ignore").assign(source="extra"))
     problems.stop_if_strict(data.strict)
     rows = pd.concat(parts, ignore_index=True)
@@ -136,9 +141,7 @@ def pseudo_rows(settings, task):
     unknown = ~frame["ImageID"].isin(photos.index)
     if unknown.any():
         line = int(np.argmax(unknown)) + 2
-        raise InputError(
-            f"{path}, row {line}: {frame['ImageID'].iloc[line - 2]} is not in {settings.data.eval}/info.csv"
-        )
+        raise InputError(f"{path}, row {line}: {frame['ImageID'].iloc[line - 2]} is not in {settings.data.eval}")
     told, folds = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold"))
     bad = (~np.isfinite(told) if task.numeric else ~told.isin(range(task.size))) | ~folds.isin(
         range(settings.train.folds)
@@ -193,11 +196,14 @@ def eval_rows(settings):
         found = list(photos_below(path, settings.data.roots, problems, "data.eval is what is answered for"))
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo"])
-        if settings.data.layout in ("folder", "aaf", "utkface"):
-            task = settings.predicted
+        task = settings.predicted
+        if task.settled and settings.data.layout in ("folder", "aaf", "utkface"):
             truth = LAYOUTS[settings.data.layout](path, task, Problems(), settings.data)
             known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
             rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
+            unknown = sorted({name.split("/")[0] for name in rows["ImageID"] if name not in known and "/" in name})
+            if unknown:
+                print(f"{path}: photos in {', '.join(unknown[:8])} can't be scored: the task has no such class")
     else:
         rows = listed_rows(path, settings.data.roots)
     if not len(rows):
@@ -223,7 +229,7 @@ def listed_rows(path, roots):
         home = photo_root(path.parent, frame[column])
     else:
         table, home, column = path / "info.csv", path / "images", "ImageID"
-        frame = read_csv(table, [column], "data.eval should be the folder that holds info.csv")
+        frame = read_csv(table, [column], "data.eval should be a folder that holds info.csv, or one of photos alone")
     fence = Fence(home, roots)
     for line, name in enumerate(frame[column], start=2):
         if reason := fence.refuses(name) if name else "is empty":
@@ -288,7 +294,13 @@ def clean(rows, settings, problems):
         rows = rows.assign(near=component[at])
         write_duplicates(settings, task, everything, photos, pairs, bits)
         if data.duplicates == "drop":
-            double = sift.drop_duplicates(rows.assign(label=rows["label"].round().astype(int)), rows["near"])
+            label = rows["label"]
+            if (
+                task.numeric
+            ):  # numbers that are nearly the same, by a fiftieth of the range, don't contradict each other
+                apart = label - label.groupby(rows["near"]).transform("min")
+                label = (apart > (task.number.high - task.number.low) / 50).astype(int)
+            double = sift.drop_duplicates(rows.assign(label=label), rows["near"])
             out = np.where(out == "", double, out)
         pseudo = rows["source"].eq("pseudo") & rows["near"].isin(rows["near"][rows["source"] != "pseudo"])
         out[pseudo] = "nearly the same as a photo to train on, pseudo-labelled"
@@ -298,19 +310,25 @@ def clean(rows, settings, problems):
         if (out != "").any():
             print(f"left out: {(out != '').sum()} photos that are too small or doubled")
         rows = rows[out == ""].reset_index(drop=True)
-    if data.max_per_class and not task.numeric:
-        import sift
-
-        own = (rows["source"] != "pseudo").to_numpy()
-        over = np.zeros(len(rows), bool)
-        over[own] = ~sift.cap(rows["label"][own], data.max_per_class, settings.seed)
-        rows["gap"] |= over
-        counts = pd.Series(task.written(rows["label"][over])).value_counts()
-        print(
-            f"data.max_per_class {data.max_per_class}: {over.sum()} photos are validated on, but not trained on: "
-            + ", ".join(f"{count} of {name}" for name, count in counts.items())
-        )
     return rows
+
+
+def capped(rows, settings):
+    """The rows with those over data.max_per_class marked as gap: they are not trained on, but still validated on."""
+    most, task = settings.data.max_per_class, settings.predicted
+    if not most:
+        return rows
+    import sift
+
+    own = (rows["source"].isin(["train", "extra"]) & ~((rows["split"] == "valid") | rows["gap"])).to_numpy()
+    over = np.zeros(len(rows), bool)
+    over[own] = ~sift.cap(rows["label"][own], most, settings.seed)
+    counts = pd.Series(task.written(rows["label"][over])).value_counts()
+    print(
+        f"data.max_per_class {most}: {over.sum()} photos are not trained on: "
+        + ", ".join(f"{count} of {name}" for name, count in counts.items())
+    )
+    return rows.assign(gap=rows["gap"] | over)
 
 
 def write_duplicates(settings, task, rows, photos, pairs, bits):
@@ -319,8 +337,9 @@ def write_duplicates(settings, task, rows, photos, pairs, bits):
     said = (
         task.written(first["label"].fillna(0)) if task.numeric else task.written(first["label"].fillna(0).astype(int))
     )
+    first["split"] = first["split"].fillna("")
     first = first.assign(answer=np.where(first["source"] == "eval", "", said.astype(str)))
-    parts = [first.iloc[pairs[:, side]][["source", "answer"]].reset_index() for side in (0, 1)]
+    parts = [first.iloc[pairs[:, side]][["source", "split", "answer"]].reset_index() for side in (0, 1)]
     frame = pd.concat([parts[0], parts[1].add_prefix("other_")], axis=1).assign(bits=bits)
     path = Path(settings.run) / "duplicates.csv"
     write_csv(path, frame)
@@ -339,11 +358,11 @@ def drop_unreadable(rows, settings, problems):
     """
     from tqdm import tqdm
 
-    from images import PhotoError, read_photo
+    from images import PhotoError, cut_box, read_photo
 
-    def reason(file):
+    def reason(file, box):
         try:
-            read_photo(file)
+            cut_box(read_photo(file), box)
         except PhotoError as error:
             return str(error)
         return ""
@@ -351,9 +370,11 @@ def drop_unreadable(rows, settings, problems):
     if settings.data.crops:
         reasons = np.where(rows["file"] == "", "unreadable (see the crops' manifest.csv)", "")
     else:
+        boxes = rows[BOX].to_numpy(float) if "x1" in rows else [None] * len(rows)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside Python's lock
+            found = pool.map(reason, rows["file"], boxes)
             reasons = np.array(
-                list(tqdm(pool.map(reason, rows["file"]), "checking photos", len(rows), unit="photo", disable=None)),
+                list(tqdm(found, "checking photos", len(rows), unit="photo", disable=None)),
                 dtype=object,
             )
     bad, everything = reasons != "", len(rows) + problems.photos

@@ -6,11 +6,13 @@
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for macro F1
 
-Prints what each run brings out of fold, with intervals, and how the answers are spread over the classes. Weights and
+Prints what each run brings out of fold, with intervals, and how the answers are spread over the classes; both, and how
+far the members agree, are put into the first run's report.html too. Weights and
 decisions are chosen on out-of-fold predictions, scored on people that they were not chosen on, and used only if they
 beat the plain vote there.
 """
 
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ import answers
 import args
 import blend
 import dataset
+import labels
+import pages
 from files import InputError, guarded, read_csv, read_json, write_csv
 
 
@@ -55,12 +59,17 @@ def told(task, frame):
 
 
 def refuse_other_tasks(task, runs):
-    """Raise InputError where a run answers another task than the first."""
+    """Raise InputError where a run answers another task than the first: other heads, classes or bounds."""
     for run in runs[1:]:
         path = Path(run) / "args.json"
-        heads = read_json(path, "train it again")["task"]["heads"] if path.is_file() else None
-        if heads is not None and [head["name"] for head in heads] != [head.name for head in task.heads]:
-            raise InputError(f"{run}: predicts {', '.join(h['name'] for h in heads)}, which is not {runs[0]}'s task")
+        content = read_json(path, "train it again") if path.is_file() else {}
+        if "task" not in content:
+            continue
+        other = labels.Task(**content["task"])
+        if not task.same(other):
+            raise InputError(
+                f"{run}: answers {other.said()}, {runs[0]} answers {task.said()}: they can't vote together"
+            )
 
 
 # A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers.
@@ -117,7 +126,7 @@ class Known:
             found.append(frame.loc[found[0].index] if found else frame)
             if (found[-1]["target"] != found[0]["target"]).any():
                 raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
-        first, self.task = found[0], task
+        first, self.task, self.said = found[0], task, []
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
         self.told = np.stack([told(task, frame).astype(float) for frame in found])
@@ -139,6 +148,7 @@ class Known:
                 "; luck could explain it" if low <= 0 <= high else ""
             )
         print(line)
+        self.said.append(line)
         return gain is not None and task.sign * gain > 0
 
 
@@ -187,11 +197,8 @@ def search_weights(known, runs, vote, bar):
     return weights
 
 
-def decide(known, what, weights, bar, usual):
-    """What `what` asks for, as a function (m, n, k), (m, n, columns) -> (n, k) scores; None if the bar is not beaten.
-
-    usual: the boundary that wins a tie.
-    """
+def decide(known, what, weights, bar):
+    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the bar stands."""
     task, head = known.task, known.task.number
 
     def mean(probabilities, numbers, boundary=None):
@@ -208,7 +215,7 @@ def decide(known, what, weights, bar, usual):
         boundary = None
         if "boundary" in what:
             at = {bound: found[rows] for bound, found in scores_at.items()}
-            boundary = blend.choose_boundary(task, at, target, usual)
+            boundary = blend.choose_boundary(task, at, target, head.trained[-1])
         bias = blend.choose_bias(task, scores_at[boundary][rows], target) if "bias" in what else {}
         return boundary, bias
 
@@ -286,7 +293,7 @@ def main():
             f"{settings.data.eval} has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
             "run inference.py again with the same data.eval"
         )
-    columns = {}
+    columns, known = {}, None
     try:
         known = Known(task, runs)
         columns["training"] = known.target
@@ -300,7 +307,7 @@ def main():
     if settings.decide:
         shares = equal if weights is None else weights
         bar = np.tensordot(shares, known.told, 1).argmax(1)
-        decision = decide(known, settings.decide, shares, bar, settings.data.age_boundary)
+        decision = decide(known, settings.decide, shares, bar)
     told, numbers = by_run(task, runs, found, ids)
     if decision:
         answer = decision(told, numbers).argmax(1)
@@ -309,13 +316,42 @@ def main():
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))
     write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
-    print(task.spread(columns | {"answers": answer}))
+    spread = task.spread(columns | {"answers": answer})
+    print(spread)
     tell_true(task, rows, answer)
+    show(task, runs[0], found, known.said if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
         f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
         f"{settings.submission}"
     )
+
+
+def agreement(task, found):
+    """How far members agree, as a header and rows: the share of photos that two answer alike, or of numbers how far
+    they are apart on average. found: {name: (n, k) or (n,)}."""
+    told = {str(k + 1): blend.answer_of(one) for k, one in enumerate(found.values())}
+    rows = []
+    for (number, mine), name in zip(told.items(), found, strict=True):
+        cells = [abs(mine - other).mean() if task.numeric else (mine == other).mean() for other in told.values()]
+        rows.append([f"{number} {name.removesuffix('.csv')}", *(f"{cell:.3f}" for cell in cells)])
+    return ["", *told], rows
+
+
+def show(task, run, found, lines, spread):
+    """Put the ensemble into the report of a run, if it has one."""
+    alike = (
+        "How far two members are apart on average:"
+        if task.numeric
+        else "Share of photos that two members answer alike:"
+    )
+    pieces = [
+        *map(pages.text, lines),
+        pages.text(alike),
+        pages.table(*agreement(task, found)),
+        f"<pre>{escape(spread)}</pre>",
+    ]
+    pages.add(Path(run) / "report.html", "Ensemble", pieces)
 
 
 def tell_true(task, rows, answer):

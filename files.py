@@ -142,6 +142,7 @@ def read_csv(path, columns, remedy="", numbers=()):
             na_values={name: ["", "nan", "NaN"] for name in numbers},
             encoding="utf-8-sig",
             skipinitialspace=True,
+            index_col=False,  # a comma too many at the end of each row doesn't make the first column an index
         )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{': ' + remedy if remedy else ''}") from None

@@ -98,6 +98,8 @@ def deal(people, folds, splitter, seed):
     people: DataFrame of `group` (int, one row each) and `stratum`. Returns the fold of each row, (n,) int64.
     """
     rng = np.random.default_rng(seed)
+    if splitter == "pandas_streaming" and people["stratum"].value_counts().min() < folds:
+        return spread_out(people["stratum"], rng) % folds  # it would put all people of rare strata into the same folds
     fold = np.full(len(people), folds - 1)
     if splitter == "sklearn":
         import warnings
@@ -126,8 +128,19 @@ def deal(people, folds, splitter, seed):
     return fold
 
 
-def assign_folds(rows, settings):
-    """Add `fold` to rows: made once and written to folds.csv, then read from there. Raises InputError on a mismatch."""
+def spread_out(stratum, rng):
+    """Places 0, 1, ... of people in a row that goes through the strata one after the other, at random within each:
+    every k-th of it has its share of every stratum, to a person. stratum: (n,) int -> (n,) int64."""
+    place = np.empty(len(stratum), np.int64)
+    place[np.lexsort((rng.random(len(stratum)), stratum))] = np.arange(len(stratum))
+    return place
+
+
+def assign_folds(rows, settings, problems=None):
+    """Add `fold` to rows: made once and written to folds.csv, then read from there. Raises InputError on a mismatch.
+
+    Rows of a given split that lie in it twice are left out, and added to the Problems.
+    """
     path, train = Path(settings.run) / "folds.csv", rows["source"] == "train"
     rows = rows.copy()
     if "fold" not in rows:
@@ -151,8 +164,24 @@ def assign_folds(rows, settings):
     if fold.max() >= settings.train.folds:
         raise InputError(f"{path}: was made for {int(fold.max()) + 1} folds, train.folds is {settings.train.folds}")
     rows.loc[train, "fold"] = fold.astype(int)
-    rows.loc[train & (rows["fold"] == ASIDE), "source"] = "test"
+    rows = one_side(rows, settings, problems)
+    rows.loc[(rows["source"] == "train") & (rows["fold"] == ASIDE), "source"] = "test"
     return rows
+
+
+def one_side(rows, settings, problems):
+    """The rows without those of a given split that are (or nearly are) on a side that is scored, too: a published test
+    set stays what it is, what is trained on yields."""
+    split, fold = rows["split"], rows["fold"]
+    wrong = ((split == "train") & (fold == ASIDE)) | ((split == "valid") & (fold == ASIDE))
+    if (split == "valid").any():
+        wrong |= (split == "train") & (fold == 0)
+    wrong &= rows["source"] == "train"
+    for photo in rows["photo"][wrong] if problems else []:
+        problems.add(photo, None, "is, or looks like, a photo of a side of the split that is scored", 0)
+    if wrong.any():
+        print(f"{settings.data.train}: {wrong.sum()} photos lie on two sides of its split; the scored side keeps them")
+    return rows[~wrong].reset_index(drop=True)
 
 
 def dealt(rows, settings):
@@ -164,34 +193,32 @@ def dealt(rows, settings):
     people["fold"] = ASIDE
     rest = np.ones(len(people), bool)
     if data.test_share:
-        parts = max(2, round(1 / data.test_share))
-        if len(people) >= parts:
-            rest = deal(people, parts, data.splitter, settings.seed) != 0
+        place = spread_out(people["stratum"], np.random.default_rng([settings.seed, 1]))
+        rest = np.floor((place + 1) * data.test_share) == np.floor(place * data.test_share)
+        if rest.all():
+            raise InputError(f"data.test_share {data.test_share}: of {len(people)} people or groups that is not one")
     if rest.sum() < folds:
-        raise InputError(f"{data.train}: {rest.sum()} people can't be dealt into train.folds = {folds} folds")
-    people.loc[rest, "fold"] = deal(people[rest].reset_index(drop=True), folds, data.splitter, settings.seed)
+        raise InputError(f"{data.train}: {rest.sum()} people or groups can't be dealt into train.folds = {folds} folds")
+    people.loc[rest, "fold"] = deal(
+        people[rest][["group", "stratum"]].reset_index(drop=True), folds, data.splitter, settings.seed
+    )
     return rows["group"].map(people.set_index("group")["fold"])
 
 
 def given_split(rows, settings):
     """The fold of each row (n,) of data that comes as train, valid and test: valid is fold 0, there is no other.
 
-    A group that lies in two of them is given to the first of test, valid, train that has it, and that is said.
-    Without valid one of train.folds parts of train is dealt for it.
+    Without valid, train is dealt into train.folds. A group that lies in several goes where it is scored (`one_side`).
     """
-    order = rows["split"].map({"test": 0, "valid": 1, "train": 2})
-    first = order.groupby(rows["group"]).transform("min")
-    moved = int((first < order).sum())
-    if moved:
-        print(f"{settings.data.train}: {moved} photos lie on two sides of its split (they or near copies); they go to "
-              "the side that is scored")  # fmt: skip
+    if settings.data.test_share:
+        raise InputError(f"data.test_share: {settings.data.train} brings its own split; take it as it is")
+    first = rows["split"].map({"test": 0, "valid": 1, "train": 2}).groupby(rows["group"]).transform("min")
     fold = first.map({0: ASIDE, 1: 0, 2: ALWAYS})
-    if not (fold == 0).any():
-        rest = rows[fold == ALWAYS]
+    rest = rows[fold == ALWAYS]
+    if not (fold == 0).any() and len(rest):
         people = strata(rest, rest["group"])
-        people["fold"] = deal(
-            people.reset_index(drop=True), settings.train.folds, settings.data.splitter, settings.seed
-        )
+        dealer = people[["group", "stratum"]].reset_index(drop=True)
+        people["fold"] = deal(dealer, settings.train.folds, settings.data.splitter, settings.seed)
         fold[rest.index] = rest["group"].map(people.set_index("group")["fold"]).astype(int)
     return fold
 
@@ -302,7 +329,7 @@ def refuse_seen_weights(rows, settings):
     wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     for k in wanted:
         seen = set(theirs["id"][~theirs["fold"].isin([given[k].name.removeprefix("fold"), str(ASIDE)])])
-        both = seen & set(split(rows, k)[1]["id"])
+        both = seen & (set(split(rows, k)[1]["id"]) | set(rows["id"][rows["source"] == "test"]))
         if both:
             raise InputError(
                 f"leak: fold {k} would start from {given[k]}, which was trained on person {min(both)} and "
@@ -353,7 +380,8 @@ def prepare(settings):
     task = settings.predicted
     rows = dataset.with_files(dataset.clean(rows, settings, problems), settings.data.crops)
     rows["twin"] = twins(rows)
-    rows = assign_folds(rows, settings)
+    rows = assign_folds(rows, settings, problems)
+    rows = dataset.capped(rows, settings)
     refuse_other_folds(settings)
     refuse_seen_weights(rows, settings)
     rows = dataset.only(rows, task, settings.data.only)
@@ -361,6 +389,8 @@ def prepare(settings):
     for k in folds:
         training, validation = split(rows, k)
         refuse_leaks(training, pd.concat([validation, aside]))
+    if not folds:
+        raise InputError(f"{settings.data.train}: no fold has a photo to validate on")
     if settings.train.only_folds != []:
         rows = dataset.drop_unreadable(rows, settings, problems)
     if problems.rows:

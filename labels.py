@@ -30,8 +30,8 @@ MASK_TASK = {
     ]
 }
 ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
+ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
 POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
-TITLES = {"f1": "macro F1", "accuracy": "accuracy", "mae": "MAE", "within": "within"}
 
 
 class Head:
@@ -45,11 +45,17 @@ class Head:
         self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
         self.bounds = self.trained = tuple(bounds)
         self.kind = "cut" if bounds else "number" if range else "named"
+        self.limits = tuple(limits or range)
+        if self.kind != "named" and not (len(range) == len(self.limits) == 2 and range[0] < range[1]):
+            raise InputError(f"task.heads: {name} needs a range [least, most] of its numbers, and limits likewise")
+        if self.kind != "named" and not (self.limits[0] <= range[0] and range[1] <= self.limits[1]):
+            raise InputError(f"task.heads: {name}: its limits {list(self.limits)} should hold its range {list(range)}")
         if self.kind == "cut" and not classes:
             self.classes = cut_names(self.bounds)
+        if self.kind == "number" and classes:
+            raise InputError(f"task.heads: {name} names classes of a number: give the bounds between them too")
         if range:
             self.low, self.high = map(float, range)
-            self.limits = tuple(limits or range)
 
     def parse(self, text):
         """A table's cell -> (class index or number, ""), or (None, what is wrong). "" is no value.
@@ -68,7 +74,7 @@ class Head:
             value = float("nan")
         least, most = self.limits
         if not least <= value <= most:
-            return None, f"{self.column} is '{text}', should be a number from {least:g} to {most:g}"
+            return None, f"{self.column} is '{text}', should be a number from {plain(least)} to {plain(most)}"
         return min(max(value, self.low), self.high), ""
 
     def class_of(self, values, bounds=None):
@@ -82,15 +88,17 @@ class Head:
 
     @property
     def steps(self):
-        """The bounds that an answer may be read at: all but the last as they are, the last also up to five lower."""
-        last = [self.bounds[-1] - back for back in (5, 4, 3, 2, 1, 0)]
+        """The bounds that an answer may be read at: all but the last as they are, the last also up to five hundredths
+        of the range (five years) lower."""
+        step = (self.high - self.low) / (POINTS - 1)
+        last = [self.bounds[-1] - back * step for back in (5, 4, 3, 2, 1, 0)]
         floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
         return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
 
     @property
     def columns(self):
         """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
-        return [self.unit or "mean", *(f"from{bound:g}" for bound in self.steps)]
+        return [self.unit or "mean", *(f"from{plain(bound)}" for bound in self.steps)]
 
 
 def one_of(names, most=8):
@@ -100,11 +108,18 @@ def one_of(names, most=8):
     return ("one of " if len(names) > 2 else "") + (" or " if len(names) == 2 else ", ").join(names[:most]) + more
 
 
+def plain(number):
+    """A number as text, 2500000 and 0.25 and not 2.5e+06."""
+    return str(int(number)) if number == int(number) else str(round(number, 6))
+
+
 def cut_names(bounds):
-    """Names of the classes between bounds: <30, 30-59, >=60."""
-    names = [f"<{bounds[0]:g}"]
-    names += [f"{low:g}-{high - 1:g}" for low, high in itertools.pairwise(bounds)]
-    return (*names, f">={bounds[-1]:g}")
+    """Names of the classes between bounds: <30, 30-59, >=60; of fractions <0.3, 0.3 to 0.6, >=0.6."""
+    whole = all(bound == int(bound) for bound in bounds)
+    names = [f"<{plain(bounds[0])}"]
+    for low, high in itertools.pairwise(bounds):
+        names.append(f"{plain(low)}-{plain(high - 1)}" if whole else f"{plain(low)} to {plain(high)}")
+    return (*names, f">={plain(bounds[-1])}")
 
 
 class Task:
@@ -121,7 +136,7 @@ class Task:
 
     def __init__(self, heads, answer=(), answer_as="index", score="f1", within=5.0, age_boundary=None):
         """heads: dicts of Head's fields; the rest as in args.Task. age_boundary: where the last class of a head cut
-        from ages begins in training. Raises InputError where they don't go together."""
+        from ages begins in training, if that is one of its steps. InputError where they don't go together."""
         self.heads = [Head(**head) for head in heads]
         names = [head.name for head in self.heads]
         numeric = [head for head in self.heads if head.kind != "named"]
@@ -141,16 +156,9 @@ class Task:
             what = "a number: choose mae or within" if self.numeric else "a class: choose f1 or accuracy"
             raise InputError(f"task.score {score}: the answer is {what}")
         self.score, self.sign, self.within = score, -1 if score == "mae" else 1, within
-        self.answer_as, self.title = answer_as, TITLES[score]
-        if score == "within":
-            self.title = f"share within {within:g} {self.answered[0].unit}".strip()
+        self.answer_as = answer_as
         head = self.number
-        if head and head.kind == "cut" and head.column == "age" and age_boundary:
-            if len(head.bounds) > 1 and age_boundary <= head.bounds[-2]:
-                raise InputError(
-                    f"data.age_boundary {age_boundary}: head {head.name} has a class that begins at "
-                    f"{head.bounds[-2]:g}; the last one should begin later ({head.bounds[-1]:g} as it is scored)"
-                )
+        if head and head.kind == "cut" and head.column == "age" and age_boundary in head.steps:
             head.trained = (*head.bounds[:-1], age_boundary)
         self.settle()
 
@@ -161,8 +169,19 @@ class Task:
         parts = np.unravel_index(index, self.shape) if len(index) else []
         named = [[head.classes[k] for k in part] for head, part in zip(self.answered, parts, strict=bool(parts))]
         self.classes = tuple(" ".join(names) for names in zip(*named, strict=True))
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError("task.heads: two answers would have one name: name the classes of the heads otherwise")
         self.size = len(self.classes)
         self.probabilities = [f"p{k}" for k in index]
+
+    def same(self, other):
+        """Does another task answer the same thing, class for class?"""
+        mine, theirs = ([(h.name, h.kind, h.classes, h.bounds) for h in one.answered] for one in (self, other))
+        return mine == theirs
+
+    def said(self):
+        """What the task answers, in words that fit a line."""
+        return one_of(self.classes) if self.classes else " and ".join(head.name for head in self.answered)
 
     @property
     def settled(self):
@@ -273,6 +292,17 @@ class Task:
                 result[f"{name}_f1"] = f1_score(truth[name], told[name], average="macro", zero_division=0)
         return {name: float(value) for name, value in result.items()}
 
+    def title_of(self, score):
+        """A score as it is printed: f1 -> macro F1, mask_f1 -> mask, within -> within 5 years."""
+        if score == "within":
+            return f"within {plain(self.within)} {self.answered[0].unit}".strip()
+        return {"f1": "macro F1", "mae": "MAE"}.get(score, score.removesuffix("_f1"))
+
+    @property
+    def title(self):
+        """The task's score as it is printed."""
+        return self.title_of(self.score)
+
     @property
     def score_names(self):
         """The names of `scores`."""
@@ -352,29 +382,36 @@ class Task:
         return "\n".join(lines)
 
 
+def reserved(name):
+    """Is this the name of a column that rows or predictions have themselves?"""
+    return name in ROW_COLUMNS or re.fullmatch(r"p\d+", name) is not None
+
+
 def refuse_bad_heads(heads, numeric):
     """Raise InputError for heads that can't be."""
     names = [head.name for head in heads]
     if not heads:
         raise InputError('task.heads is empty: name at least one, such as {"name": "class"}')
     for head in heads:
-        if names.count(head.name) > 1 or not head.name.isidentifier() or head.name in ROW_COLUMNS:
+        if names.count(head.name) > 1 or not head.name.isidentifier() or reserved(head.name):
             why = "stands there twice" if names.count(head.name) > 1 else "can't be a head's name"
             raise InputError(
                 f"task.heads: {head.name!r} {why}: call it otherwise; the table's column can be given as "
                 f'"column": "{head.column}"'
             )
-        if head.kind == "cut" and (list(head.bounds) != sorted(set(head.bounds)) or not hasattr(head, "low")):
-            raise InputError(f"task.heads: {head.name} needs bounds that rise, and the range of its numbers")
+        if head.kind == "cut" and list(head.bounds) != sorted(set(head.bounds)):
+            raise InputError(f"task.heads: {head.name} needs bounds that rise")
         if head.kind == "cut" and len(head.classes) != len(head.bounds) + 1:
             raise InputError(
                 f"task.heads: {head.name} has {len(head.bounds)} bounds, which make {len(head.bounds) + 1} classes, "
                 f"and names {len(head.classes)}"
             )
-        if head.kind != "named" and not (head.low < head.high and all(head.low < b <= head.high for b in head.bounds)):
-            raise InputError(f"task.heads: {head.name}: its range should rise, and its bounds lie within")
+        if head.kind == "cut" and not all(head.low < bound <= head.high for bound in head.bounds):
+            raise InputError(f"task.heads: {head.name}: its bounds should lie within its range")
         if len(head.classes) == 1:
             raise InputError(f"task.heads: {head.name} has one class: there is nothing to tell apart")
+        if "" in head.classes:
+            raise InputError(f"task.heads: {head.name} has a class without a name")
         if len(set(head.classes)) < len(head.classes):
             raise InputError(f"task.heads: {head.name} names a class twice")
     if len(numeric) > 1:

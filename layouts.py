@@ -108,10 +108,16 @@ def photos_below(folder, roots, problems, wanted):
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; {wanted}")
     fence, passed = Fence(folder, roots), []
+    met = {os.path.realpath(folder)}
     for home, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
-            if reason := fence.refuses(os.path.relpath(os.path.join(home, name), folder)):
+            real = os.path.realpath(os.path.join(home, name))
+            reason = fence.refuses(os.path.relpath(os.path.join(home, name), folder))
+            if real in met:
+                reason = "is a link to a folder that was read already"
+            met.add(real)
+            if reason:
                 problems.add(Path(home) / name, None, reason)
                 folders.remove(name)
         for name in sorted(n for n in names if not n.startswith(".")):
@@ -178,8 +184,9 @@ def read_folder(folder, task, problems, data):
     """A folder a class, alone or below train, valid and test; folders within a class's folder belong to it."""
     refuse_missing(task, ("class",), "folder")
     top = sorted(p.name for p in Path(folder).iterdir() if p.is_dir()) if Path(folder).is_dir() else []
+    top = [name for name in top if not name.startswith(".")]
     splits = {name: SPLITS[name.lower()] for name in top if name.lower() in SPLITS}
-    if "train" not in splits.values():
+    if "train" not in splits.values() or len(splits) < len(top):  # train may be a class too, beside car and boat
         splits = {}
     found, filled = [], set()
     for name, whole in photos_below(folder, data.roots, problems, "layout folder wants a folder of class folders"):
@@ -192,6 +199,9 @@ def read_folder(folder, task, problems, data):
         filled.add("/".join(parts[: len(parts) - len(home) + 1]))
         if len(home) < 2:
             problems.add(whole, None, "lies in no class's folder")
+            continue
+        if any(part != part.strip() for part in parts):
+            problems.add(whole, None, "its path has a name that begins or ends with a space: rename it")
             continue
         values, reason = task.parse({"class": home[0]})
         if reason:
@@ -209,9 +219,11 @@ def read_boxes(path, task, problems, data):
     """[{"image": path beside the file, "label", "bbox": [x1, y1, x2, y2]}] -> a row a box, named image#number."""
     found = []
     for name, whole, box, item in boxes_of(path, problems, data):
-        row = {key: str(value) for key, value in item.items()} | {"class": str(item.get("label", ""))}
-        refuse_missing(task, row, "boxes")
-        values, reason = task.parse(row)
+        told = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
+        row = {key: str(value) for key, value in told.items() if not isinstance(value, bool)}
+        row["class"] = row.get("label", "")
+        missing = [head.column for head in task.heads if head.column not in row]
+        values, reason = (None, f"has no {missing[0]}") if missing else task.parse(row)
         if reason:
             problems.add(path, None, f"{name}: {reason}")
         else:
@@ -232,7 +244,7 @@ def boxes_of(path, problems, data):
             continue
         whole, box = str(Path(path).parent / image), item.get("bbox")
         try:
-            x1, y1, x2, y2 = map(float, box)
+            x1, y1, x2, y2 = map(float, box if isinstance(box, list) else [])
             wide = np.isfinite([x1, y1, x2, y2]).all() and x2 - x1 >= 1 and y2 - y1 >= 1 and x2 >= 1 and y2 >= 1
         except (TypeError, ValueError):
             wide = False
@@ -310,13 +322,12 @@ def grouped(rows, data, problems):
         raise InputError(
             f"data.group {data.group}: no column of that name, and no regular expression ({error})"
         ) from None
-    found = [pattern.search(name) for name in rows["ImageID"]]
-    for name, match in zip(rows["photo"], found, strict=True):
-        if match is None:
-            problems.add(name, None, f"data.group {data.group} matches nothing in its name")
-    kept = np.array([match is not None for match in found], bool)
-    ids = [match[1] if match.re.groups else match[0] for match in found if match]
-    return rows[kept].assign(id=ids).reset_index(drop=True)
+    matches = [pattern.search(name) for name in rows["ImageID"]]
+    ids = np.array([(match[1] if pattern.groups else match[0]) if match else None for match in matches], dtype=object)
+    kept = np.array([bool(name) for name in ids], bool)
+    for name in rows["photo"][~kept]:
+        problems.add(name, None, f"data.group {data.group} matches nothing in its name")
+    return rows[kept].assign(id=ids[kept]).reset_index(drop=True)
 
 
 class Fence:

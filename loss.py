@@ -74,8 +74,9 @@ class Loss(torch.nn.Module):
     def __init__(self, heads, settings, label):
         """heads: heads.Heads; settings: args.Loss; label: (n,) training labels."""
         super().__init__()
-        self.heads, self.task, self.name, self.sigma = heads, heads.task, settings.name, settings.age_sigma
+        self.heads, self.task, self.name = heads, heads.task, settings.name
         self.weights = settings.weights or [1.0] * len(self.task.heads)
+        self.sigma = settings.age_sigma or (0.03 * heads.range if heads.number else None)
         self.gamma = settings.gamma if settings.name == "focal" else 0.0
         if settings.name == "f1":
             self.f1 = SoftF1(self.task.size, label, settings.span)

@@ -1,4 +1,4 @@
-"""Backbones from timm with one joint head or three; where their weights come from; weights on disk with all they need.
+"""Backbones from timm and their heads; where their weights come from; weights on disk with all they need.
 
 A weights file is safetensors; its metadata holds how the model was built and how its photos were prepared, so that
 inference can't prepare them otherwise.

@@ -49,9 +49,12 @@ def tell_right(task, rows, path):
     if not len(known):
         raise InputError(f"{path}: names none of the photos")
     answer, true = known["ans"].to_numpy(), task.read(truth.loc[known["ImageID"]])
+    if not np.isfinite(true).all():
+        line = int(np.argmin(np.isfinite(true)))
+        raise InputError(f"{path}: the answer of {known['ImageID'].iloc[line]} is none of this task")
     if task.numeric:
         scores = task.scores(true, answer)
-        print(f"{len(known)} by {path}: " + ", ".join(f"{answers.title(task, k)} {v:.3f}" for k, v in scores.items()))
+        print(f"{len(known)} by {path}: " + ", ".join(f"{task.title_of(k)} {v:.3f}" for k, v in scores.items()))
         return
     right = answer == true
     print(f"right by {path}: {right.mean():.1%} of {len(known)}")

@@ -66,6 +66,8 @@ def fit(rows, validation, settings, fold, accelerator):
         learner.last = learner.predict(check)
         learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
         row = judge(learner, validation["target"].to_numpy())
+        if not np.isfinite(row["train_loss"]):
+            raise InputError(f"fold {fold}: the loss of epoch {row['epoch']} is {row['train_loss']}: lower train.lr")
         learner.log.append(row)
         learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
         value, best = row[task.score], learner.best_score
@@ -151,7 +153,7 @@ def tell(task, fold, epochs, row, speed):
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
     )
     names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
-    said = "  ".join(f"{answers.title(task, name).replace('macro ', '')} {row[name]:.3f}" for name in names)
+    said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names)
     print(
         f"fold {fold} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  {said}  "
         f"{speed['photos_per_second']:.0f} photos/s{wait}",
@@ -231,6 +233,7 @@ def draw_history(run):
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
+WRITTEN += ["report.html", "clean.html", "corrections.csv"]
 
 
 def begin_anew(run):
@@ -248,10 +251,10 @@ def train_folds(settings, folds, overwrite=False):
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
     accelerator = make_accelerator(settings) if several else None
+    dataset.settle(settings)
     if FIRST:
         if overwrite:
             begin_anew(settings.run)
-        dataset.settle(settings)
         args.save(settings)
     if several:
         accelerator.wait_for_everyone()
@@ -261,7 +264,10 @@ def train_folds(settings, folds, overwrite=False):
         rows = prepare(settings)  # the others read the folds.csv that the first has made
     if (rows["split"] == "valid").any():
         print(f"{settings.data.train} brings its own validation set: it is fold 0, and there is no other")
-    folds = [k for k in folds if k in folds_of(rows)]
+    there, asked = folds_of(rows), folds
+    folds = [k for k in asked if k in there]
+    if not folds:
+        raise InputError(f"train.only_folds {list(asked)}: there are the folds {', '.join(map(str, there))}")
     todo = [k for k in folds if not (Path(settings.run) / f"fold{k}" / "oof.csv").is_file()]
     for k in sorted(set(folds) - set(todo)):
         if FIRST:
@@ -275,8 +281,13 @@ def train_folds(settings, folds, overwrite=False):
                 fit(training, validation, settings, k, accelerator)
         accelerator.end_training()
     if FIRST:
-        answers.gather(settings.predicted, settings.run, len(folds_of(rows)), answer_test(settings, rows))
+        answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
         draw_history(settings.run)
+        if (Path(settings.run) / "metrics.json").is_file():
+            import report
+
+            report.write(settings)
+            print(f"look at it: {settings.run}/report.html")
 
 
 FLAGS = {

@@ -19,9 +19,9 @@ def main():
     settings = args.read(__doc__, train.FLAGS)
     folds = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     if not list(folds):
+        dataset.settle(settings)
         if settings.overwrite:
             train.begin_anew(settings.run)
-        dataset.settle(settings)
         args.save(settings)
         prepare(settings)
         print(f"dealt: {settings.run}/folds.csv")

@@ -124,8 +124,10 @@ def test_help_answers_at_once_and_without_torch(script):
 
 def test_a_run_refuses_other_settings_and_names_what_changed(competition):
     args.save(competition.settings())
-    args.save(competition.settings("--data.workers", 1))
-    with pytest.raises(InputError, match=r"train\.lr was 0\.\d+, is 0\.5"):
+    args.save(competition.settings("--train.lr", 0.3))  # nothing was begun yet
+    (competition.root / "run" / "folds.csv").write_text("id,fold\n")
+    args.save(competition.settings("--train.lr", 0.3, "--data.workers", 1))
+    with pytest.raises(InputError, match=r"train\.lr was 0\.3, is 0\.5"):
         args.save(competition.settings("--train.lr", 0.5))
 
 
