@@ -50,16 +50,16 @@ def chart(draw, width=5.2, height=3.2, columns=1):
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "foldface", "font.size": 9})  # the same chart, the same bytes
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height))
-    draw(axes)
-    for one in figure.axes:
-        one.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9}):  # the same chart, the same bytes
+        figure, axes = pyplot.subplots(1, columns, figsize=(width, height))
+        draw(axes)
+        for one in figure.axes:
+            one.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     drawn = file.getvalue()
     return drawn[drawn.index("<svg") :]

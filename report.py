@@ -132,9 +132,9 @@ def by_class(task, oof, samples=1000):
     n = person.max() + 1
     above, below = task.sums(target, told, person, n, "f1")
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), samples).astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws, value = (times @ above) / (times @ below), above.sum(0) / below.sum(0)
-        low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    value = above.sum(0) / np.maximum(below.sum(0), 1)
+    draws = (times @ above) / np.maximum(times @ below, 1)  # 0 where nobody drawn has the class or is given it
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     true, answered = np.bincount(target, minlength=task.size), np.bincount(told, minlength=task.size)
     right = above.sum(0) / 2
     seen = np.flatnonzero(true + answered)

@@ -114,7 +114,7 @@ def compared(script, words, count, seconds, rng, whole, killed, before=()):
 
     def ended():
         ends.append(len(files))
-        files.extend(different(whole, killed, ["args.json", "speed.csv"]))
+        files.extend(different(whole, killed, ["args.json", "speed.csv", "report.html"]))
         for path in sorted(killed.rglob("*"), reverse=True):
             if path.relative_to(killed) not in before:
                 path.rmdir() if path.is_dir() else path.unlink()
