@@ -268,49 +268,41 @@ def with_files(rows, crops):
 
 
 def clean(rows, settings, problems):
-    """The rows without what data.min_side, data.duplicates and data.max_per_class leave out, each with its reason.
+    """The rows without what data.min_side and data.duplicates leave out, each with its reason in `problems`.
 
-    Whole photos are looked at, those of data.eval too. Adds near, a number that photos share which are nearly the
-    same, and writes duplicates.csv; rows over data.max_per_class stay, to be validated on, and are marked as gap.
-    Nothing in the user's folders is touched.
+    Whole photos are looked at, those of data.eval too. With data.duplicates there is a column near, a number that
+    photos share which are nearly the same, and duplicates.csv. Nothing in the user's folders is touched.
     """
     data, task = settings.data, settings.predicted
-    if data.min_side or data.duplicates != "keep":
-        import sift
+    if not data.min_side and data.duplicates == "keep":
+        return rows
+    import sift
 
-        others = eval_rows(settings)[["source", "ImageID", "photo"]] if answerable(settings) else rows[:0]
-        everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
-        photos = everything["photo"].drop_duplicates(ignore_index=True)
-        seen = sift.look(photos.tolist())
-        place = dict(zip(photos, range(len(photos)), strict=True))
-        at = rows["photo"].map(place).to_numpy()
-        least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
-        out = np.full(len(rows), "", dtype=object)
-        small = (least < data.min_side) & (seen["reason"].to_numpy()[at] == "") & rows["source"].ne("pseudo").to_numpy()
-        out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
+    others = eval_rows(settings)[["source", "ImageID", "photo"]] if answerable(settings) else rows[:0]
+    everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
+    photos = everything["photo"].drop_duplicates(ignore_index=True)
+    seen = sift.look(photos.tolist())
+    at = rows["photo"].map(dict(zip(photos, range(len(photos)), strict=True))).to_numpy()
+    own, out = rows["source"].ne("pseudo").to_numpy(), np.full(len(rows), "", dtype=object)
+    least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
+    small = own & (least < data.min_side) & (seen["reason"].to_numpy()[at] == "")
+    out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
     if data.duplicates != "keep":
         pairs, bits = sift.near(seen)
-        component = sift.components(pairs, len(photos))
-        rows = rows.assign(near=component[at])
+        rows = rows.assign(near=sift.components(pairs, len(photos))[at])
         write_duplicates(settings, task, everything, photos, pairs, bits)
-        if data.duplicates == "drop":
-            label = rows["label"]
-            if (
-                task.numeric
-            ):  # numbers that are nearly the same, by a fiftieth of the range, don't contradict each other
-                apart = label - label.groupby(rows["near"]).transform("min")
-                label = (apart > (task.number.high - task.number.low) / 50).astype(int)
-            double = sift.drop_duplicates(rows.assign(label=label), rows["near"])
-            out = np.where(out == "", double, out)
-        pseudo = rows["source"].eq("pseudo") & rows["near"].isin(rows["near"][rows["source"] != "pseudo"])
-        out[pseudo] = "nearly the same as a photo to train on, pseudo-labelled"
-    if data.min_side or data.duplicates != "keep":
-        for photo, why in zip(rows["photo"][out != ""], out[out != ""], strict=True):
-            problems.add(photo, None, why, 0)
-        if (out != "").any():
-            print(f"left out: {(out != '').sum()} photos that are too small or doubled")
-        rows = rows[out == ""].reset_index(drop=True)
-    return rows
+        out[~own & rows["near"].isin(rows["near"][own])] = "nearly the same as a photo to train on, pseudo-labelled"
+    if data.duplicates == "drop":
+        label = rows["label"]
+        if task.numeric:  # numbers that are within a fiftieth of the range don't contradict each other
+            apart = label - label.groupby(rows["near"]).transform("min")
+            label = (apart > (task.number.high - task.number.low) / 50).astype(int)
+        out = np.where(out == "", sift.drop_duplicates(rows.assign(label=label), rows["near"]), out)
+    for photo, why in zip(rows["photo"][out != ""], out[out != ""], strict=True):
+        problems.add(photo, None, why, 0)
+    if (out != "").any():
+        print(f"left out: {(out != '').sum()} photos that are too small or doubled")
+    return rows[out == ""].reset_index(drop=True)
 
 
 def capped(rows, settings):
