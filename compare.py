@@ -5,7 +5,7 @@
 
 Each recipe is laid over --config and the command line's settings and trained by train_kfold.py as RUN/<recipe's name>.
 What is finished is not done again; a stopped start goes on. Writes RUN/compare.md and RUN/compare.png: the out-of-fold
-score (macro F1) with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
+score (such as macro F1) with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
 """
 
 import subprocess

@@ -4,7 +4,7 @@
     python ensemble.py --hard                       majority of the answers, or median; --rank: mean of the ranks
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
-    python ensemble.py --decide boundary bias       what counts as which answer, for macro F1
+    python ensemble.py --decide boundary bias       what counts as which answer, for the best score
 
 Prints what each run brings out of fold, with intervals, and how the answers are spread over the classes; both, and how
 far the members agree, are put into the first run's report.html too. Weights and
@@ -47,7 +47,7 @@ def members(task, runs):
                 row = int(different.argmax())
                 raise InputError(
                     f"{path}, row {row + 2}: is {frame['ImageID'].iloc[row]}, {first} has {ids[row]} there: "
-                    "run inference.py on the same info.csv for all"
+                    "run inference.py with the same data.eval for all"
                 )
             found[str(path)] = told(task, frame)
     return ids, found
@@ -260,7 +260,7 @@ FLAGS = {
     "--weights": {
         "choices": ["equal", "search"],
         "default": "equal",
-        "help": "search: hill climbing on out-of-fold macro F1, taken if it beats the plain vote on other people",
+        "help": "search: hill climbing on the out-of-fold score, taken if it beats the plain vote on other people",
     },
     "--decide": {
         "nargs": "+",
