@@ -20,8 +20,9 @@ import dataset
 import pages
 from files import InputError, guarded, read_csv, write_csv
 
-COLUMNS = ["photo", "id", "column", "value", "given", "probability", "evidence"]
+COLUMNS = ["photo", "id", "column", "value", "given", "probability", "by_chance", "evidence"]
 SHARED = 0.95  # of the groups with several photos that must agree for a head to be one of the person's
+FALSE = 0.5  # of the flagged labels that may be right after all
 TINY = 1e-6
 
 
@@ -50,7 +51,8 @@ def calibrated(label, logits):
 
 def judged(unit, label, probabilities):
     """Judge the labels of units (people or photos): DataFrame indexed by unit of given, told (class indices),
-    probability (that the given label is right) and flagged (by confident learning; Northcutt et al. 2021).
+    probability (that a label is what it says, by the model), by_chance (how many labels would look as unlikely if all
+    were right) and flagged (by confident learning, Northcutt et al. 2021, and more of them than chance explains).
 
     unit, label: (n,); probabilities: (n, k). The photos of a unit vote by their mean log probability.
     """
@@ -63,13 +65,25 @@ def judged(unit, label, probabilities):
     fair = calibrated(dense, logs.to_numpy()[:, names])
     frame = pd.DataFrame({"given": given, "told": names[fair.argmax(1)]}, index=logs.index)
     frame["probability"] = get_label_quality_scores(dense, fair, method="self_confidence")
+    frame["by_chance"] = expected(fair, frame["probability"].to_numpy())
     if len(names) < 2:
         return frame.assign(flagged=False)
-    return frame.assign(flagged=find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1))
+    issue = find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1)
+    return frame.assign(flagged=issue & (frame["by_chance"] <= FALSE * frame["probability"].rank(method="max")))
+
+
+def expected(fair, probability):
+    """How many units would have a label as unlikely as `probability` (m,), were labels drawn by `fair` (n, k): (m,).
+
+    It makes heads comparable: of a head that nobody knows well (age), many right labels look unlikely.
+    """
+    values = np.sort(fair, axis=None)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return sums[np.searchsorted(values, probability, side="right")]
 
 
 def find(task, oof):
-    """All doubts about labels: DataFrame of COLUMNS, head, told, flagged; the least likely right first.
+    """All doubts about labels: DataFrame of COLUMNS, head, told, flagged; what chance explains least comes first.
 
     A row is a person's label, or a photo's; of a cut head the value is left empty (see `with_numbers`).
     """
@@ -102,11 +116,12 @@ def find(task, oof):
             )
         )
     found = pd.concat(parts, ignore_index=True)
-    return swaps(found).sort_values(["probability", "id", "photo"], ignore_index=True)
+    return swaps(found, len(oof)).sort_values(["by_chance", "id", "photo"], ignore_index=True)
 
 
-def swaps(found):
-    """Two photos of a person that each say the other's label were swapped: said, and both as unlikely as both are."""
+def swaps(found, photos):
+    """Two photos of a person that each say the other's label were swapped: said, and both as unlikely as both are
+    together. photos: how many there are."""
     found = found.copy()
     single = found[(found["photo"] != "") & (found["value"] != "")]
     for _, mine in single.groupby(["id", "head"]):
@@ -114,8 +129,9 @@ def swaps(found):
             for other in mine.index[mine.index > one]:
                 if mine["value"][one] == mine["given"][other] and mine["value"][other] == mine["given"][one]:
                     both = mine["probability"][one] * mine["probability"][other]
+                    by_chance = mine["by_chance"][one] * mine["by_chance"][other] / photos
                     for row, twin in ((one, other), (other, one)):
-                        found.loc[row, "probability"], found.loc[row, "flagged"] = both, True
+                        found.loc[row, ["probability", "by_chance", "flagged"]] = both, by_chance, True
                         found.loc[row, "evidence"] = f"{mine['evidence'][row]}; swapped with {mine['photo'][twin]}"
     return found
 

@@ -9,6 +9,7 @@ thumbnails of your photos: keep it where the photos may be.
 """
 
 import copy
+import html
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import args
 import dataset
 import folds
 import pages
-from files import guarded, read_csv
+from files import InputError, guarded, read_csv
 
 SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
 PAIRS, TELLING, TILES = 24, 16, 12  # in the galleries
@@ -183,15 +184,22 @@ def crops(settings):
 
 
 def dealt(settings, rows, task):
-    """What each fold holds: those of the run, or those that it would get."""
-    settings = copy.deepcopy(settings)
+    """What each fold holds: those of the run, or, where it has none or other data's, those that would be dealt."""
+    rows, known = rows.assign(twin=folds.twins(rows)), Path(settings.run) / "folds.csv"
+    settings, words = copy.deepcopy(settings), f"As {settings.run} would deal them."
     with tempfile.TemporaryDirectory() as home:
-        known = Path(settings.run) / "folds.csv"
-        if known.is_file():
-            (Path(home) / "folds.csv").write_bytes(known.read_bytes())
         settings.run = home
-        rows = folds.assign_folds(rows.assign(twin=folds.twins(rows)), settings)
-    return [f"<pre>{folds.fold_table(task, rows, folds.folds_of(rows))}</pre>"]
+        try:
+            if known.is_file():
+                (Path(home) / "folds.csv").write_bytes(known.read_bytes())
+                words = f"As they stand in {known}."
+            rows = folds.assign_folds(rows, settings)
+        except InputError:
+            (Path(home) / "folds.csv").unlink()
+            words = f"As a new run would deal them: {known} is of other data."
+            rows = folds.assign_folds(rows, settings)
+    table = folds.fold_table(task, rows, folds.folds_of(rows))
+    return [pages.text(words), f'<div class="scroll"><pre>{html.escape(table)}</pre></div>']
 
 
 def difference(settings, rows, others):

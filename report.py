@@ -6,6 +6,7 @@ Losses and scores by epoch, confusions, F1 by class with intervals, calibration,
 mistakes. Everything is out of fold. The page stands alone; photos in it are thumbnails of your own: don't publish it.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ import dataset
 import pages
 from files import InputError, guarded, read_csv, read_json
 
-MISTAKES = 36  # in the gallery
+MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
 BINS = 15  # of the reliability diagram
-MOST_CLASSES = 40  # that a confusion matrix is still drawn for
+MOST_CLASSES, SHARES = 40, 10  # that a confusion matrix is still drawn for; that it says shares of
 
 
 def logs_of(run):
@@ -86,8 +87,14 @@ def scores(task, metrics):
     return [pages.table(["out of fold", "", "95 %"], rows)]
 
 
-def matrix_chart(names, counts, title):
-    """A confusion matrix as SVG: colours are shares of a row, numbers are photos. counts: (k, k), true x told."""
+def matrix(names, truth, told, title):
+    """A confusion matrix, to be drawn by pages.chart(*...): colours are shares of a row, numbers are photos.
+
+    truth, told: (n,) indices of names. Returns (function that draws, width, height in inches).
+    """
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(truth, told, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
     def draw(ax):
@@ -97,31 +104,26 @@ def matrix_chart(names, counts, title):
         ax.set_yticks(range(len(names)), names, fontsize=7)
         for row, column in zip(*np.nonzero(counts), strict=True):
             share = shares[row, column]
-            said = f"{counts[row, column]}\n{share:.0%}" if len(names) <= 10 else f"{counts[row, column]}"
+            said = f"{counts[row, column]}\n{share:.0%}" if len(names) <= SHARES else f"{counts[row, column]}"
             colour = "white" if share > 0.6 else "black"
             ax.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
 
     side = min(9.0, 2.2 + 0.42 * len(names))
-    return pages.chart(draw, side, side)
+    return draw, side, side
 
 
 def confusions(task, oof):
     """Matrices of the answer and of each head."""
-    from sklearn.metrics import confusion_matrix
-
     drawn, target, told = [], oof["target"].to_numpy(), oof["ans"].to_numpy()
     if len(task.answered) > 1:
         truth, answer = task.decode(target), task.decode(told)
         for head in task.answered:
             if len(head.classes) <= MOST_CLASSES:
-                labels = range(len(head.classes))
-                counts = confusion_matrix(truth[head.name], answer[head.name], labels=labels)
-                drawn.append(matrix_chart(head.classes, counts, head.name))
+                drawn.append(pages.chart(*matrix(head.classes, truth[head.name], answer[head.name], head.name)))
     if task.size > MOST_CLASSES:
-        note = f"{task.size} classes are too many to draw; the most frequent confusions stand under mistakes."
+        note = f"{task.size} classes are too many to draw; the surest mistakes stand below."
         return [pages.charts(*drawn), pages.text(note, note=True)]
-    counts = confusion_matrix(target, told, labels=range(task.size))
-    drawn.append(matrix_chart(task.classes, counts, f"all {task.size} classes"))
+    drawn.append(pages.chart(*matrix(task.classes, target, told, f"all {task.size} classes")))
     return [pages.text("Colours are shares of a row, numbers are photos."), pages.charts(*drawn)]
 
 
@@ -230,42 +232,69 @@ def by_number(task, oof, rows):
     return [pages.text(words)] * bool(words) + [pages.chart(draw, 9, 3.2, columns=2)]
 
 
-def mistakes(task, oof, rows, crops):
-    """The answers that were surest and wrong (or farthest off), with their photos."""
+def worst(task, oof, rows, crops, count):
+    """The answers that were surest and wrong (or farthest off): [(file, [lines of a caption])], `count` at most."""
     if task.numeric:
         wrong = oof.assign(off=abs(oof["ans"] - oof["target"])).sort_values("off", ascending=False, kind="stable")
     else:
         sure = oof[task.probabilities].to_numpy(float).max(1)
         wrong = oof.assign(sure=sure)[(oof["ans"] != oof["target"]).to_numpy()]
         wrong = wrong.sort_values("sure", ascending=False, kind="stable")
-    wrong = wrong[:MISTAKES]
-    if not len(wrong):
-        return [pages.text("None.")]
+    wrong = wrong[:count]
     rows = rows.drop_duplicates("ImageID").set_index("ImageID").loc[wrong["ImageID"]].reset_index()
-    try:
-        rows = dataset.with_files(rows, crops)
-    except InputError as error:
-        return [pages.text(f"Photos can't be shown: {error}", note=True)]
     found = []
-    for file, row in zip(rows["file"], wrong.to_dict("records"), strict=True):
+    for file, row in zip(dataset.with_files(rows, crops)["file"], wrong.to_dict("records"), strict=True):
         if task.numeric:
             lines = [f"{row['ans']:.0f}, is {row['target']:.0f} {task.answered[0].unit}", row["ImageID"]]
         else:
-            said = f"{row['sure']:.0%} {task.classes[row['ans']]}"
-            lines = [said, f"is {task.classes[row['target']]}", row["ImageID"]]
+            lines = [f"{row['sure']:.0%} {task.classes[row['ans']]}", f"is {task.classes[row['target']]}"]
+            lines.append(row["ImageID"])
         found.append((file, lines))
-    return [pages.gallery(found)]
+    return found
+
+
+def mistakes(task, oof, rows, crops):
+    """The gallery of the worst answers."""
+    try:
+        found = worst(task, oof, rows, crops, MISTAKES)
+    except InputError as error:
+        return [pages.text(f"Photos can't be shown: {error}", note=True)]
+    return [pages.gallery(found) if found else pages.text("None.")]
+
+
+def pictures(task, oof, rows, crops):
+    """What a tracker gets beside the scores, of one fold: {name: [(h, w, 3) uint8]}, the confusion matrix and the
+    worst mistakes."""
+    from images import PhotoError, read_photo
+
+    found = {}
+    if not task.numeric and task.size <= MOST_CLASSES:
+        drawn = matrix(task.classes, oof["target"], oof["ans"], f"all {task.size} classes")
+        found["confusion"] = [pages.picture(*drawn)]
+    for file, lines in worst(task, oof, rows, crops, TRACKED):
+        with contextlib.suppress(PhotoError):
+            photo = read_photo(file)
+
+            def draw(ax, photo=photo, lines=lines):
+                ax.imshow(photo)
+                ax.set_title("\n".join(lines), fontsize=6)
+                ax.axis("off")
+
+            found.setdefault("mistakes", []).append(pages.picture(draw, 2.4, 3))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def write(settings):
-    """Write runs/NAME/report.html of a run that has metrics.json."""
+def write(settings, rows=None):
+    """Write runs/NAME/report.html of a run that has metrics.json. rows: those it was trained on (default: read)."""
     run, task = Path(settings.run), settings.predicted
     metrics = read_json(run / "metrics.json", "train first")
     oof = answers.read_oof(task, run / "oof.csv")
-    rows, _ = dataset.training_rows(settings.without_pseudo())
+    if rows is None:
+        rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows = rows[rows["source"] == "train"]
     sections = [("Scores", scores(task, metrics)), ("Training", training(task, run))]
     if not task.numeric:
         sections += [("Confusions", confusions(task, oof)), ("By class", by_class(task, oof))]

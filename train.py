@@ -82,6 +82,15 @@ def fit(rows, validation, settings, fold, accelerator):
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(folder, validation, fold, learner)
+    if FIRST and accelerator.trackers:
+        import report
+
+        oof = answers.read_oof(task, folder / "oof.csv")
+        drawn = report.pictures(task, oof, validation, settings.data.crops)
+        for tracker in accelerator.trackers:
+            tracker.log_images(
+                {f"fold{fold}/{name}": np.stack(images) for name, images in drawn.items()}, step=learner.epoch
+            )
 
 
 def read_crop_settings(settings):
@@ -286,7 +295,7 @@ def train_folds(settings, folds, overwrite=False):
         if (Path(settings.run) / "metrics.json").is_file():
             import report
 
-            report.write(settings)
+            report.write(settings, rows)
             print(f"look at it: {settings.run}/report.html")
 
 
