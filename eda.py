@@ -128,7 +128,7 @@ def shapes(seen, source):
     common = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes[:5].items())
     return [
         pages.text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
-        pages.charts(*(histogram(column) for column in MEASURES)),
+        pages.charts(*(histogram(column) for column in MEASURES if good[column].nunique() > 1)),
         pages.table(["median (least to most)", *sides], rows),
     ]
 
@@ -199,7 +199,7 @@ def dealt(settings, rows, task):
             words = f"As a new run would deal them: {known} is of other data."
             rows = folds.assign_folds(rows, settings)
     table = folds.fold_table(task, rows, folds.folds_of(rows))
-    return [pages.text(words), f'<div class="scroll"><pre>{html.escape(table)}</pre></div>']
+    return [pages.text(words), f"<pre>{html.escape(table)}</pre>"]
 
 
 def difference(settings, rows, others):

@@ -17,15 +17,15 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; marg
 max-width: 76rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; border-top: 1px solid #ddd;
 padding-top: 1rem; } h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-p { margin: .4rem 0; max-width: 52rem; } .note { color: #666; }
-.scroll { overflow-x: auto; }
+h1, h2, p, nav { overflow-wrap: anywhere; } p { margin: .4rem 0; max-width: 52rem; } .note { color: #666; }
+.scroll { overflow-x: auto; max-width: 100%; min-width: 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; border-bottom: 1px solid #bbb; }
-.charts { display: flex; flex-wrap: wrap; gap: .6rem; } .charts > svg, .charts > img { max-width: 100%; height: auto; }
+.charts { display: flex; flex-wrap: wrap; gap: .6rem; } svg, img { max-width: 100%; height: auto; }
 .gallery { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 9.5rem; }
 figure img { width: 100%; display: block; background: #eee; } figcaption { font-size: .75rem; line-height: 1.3;
-overflow-wrap: anywhere; } nav a { margin-right: .8rem; color: #245; }
+overflow-wrap: anywhere; } pre { font-size: .85rem; overflow-x: auto; } nav a { margin-right: .8rem; color: #245; }
 """
 NOTHING = "data:,"  # an icon that no browser has to ask for
 

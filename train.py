@@ -83,14 +83,19 @@ def fit(rows, validation, settings, fold, accelerator):
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(folder, validation, fold, learner)
     if FIRST and accelerator.trackers:
-        import report
+        show(settings, folder, validation, accelerator, learner.epoch)
 
-        oof = answers.read_oof(task, folder / "oof.csv")
-        drawn = report.pictures(task, oof, validation, settings.data.crops)
-        for tracker in accelerator.trackers:
-            tracker.log_images(
-                {f"fold{fold}/{name}": np.stack(images) for name, images in drawn.items()}, step=learner.epoch
-            )
+
+def show(settings, folder, validation, accelerator, epoch):
+    """Give the trackers a finished fold's confusion matrix and worst mistakes."""
+    import report
+
+    oof = answers.read_oof(settings.predicted, folder / "oof.csv")
+    drawn = report.pictures(settings.predicted, oof, validation, settings.data.crops)
+    for tracker in accelerator.trackers:
+        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # W&B knows by itself
+        for name, pictures in drawn.items():
+            tracker.log_images({f"{folder.name}/{name}": np.stack(pictures)}, step=epoch, **order)
 
 
 def read_crop_settings(settings):
