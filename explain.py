@@ -65,7 +65,7 @@ def spread_out(net, out):
         if side * side != tokens.shape[1]:
             return out[:, :, None, None][:, :1]  # no square of places
         return tokens.transpose(1, 2).unflatten(2, (side, side))
-    if out.shape[1] == out.shape[2] and out.shape[3] not in (out.shape[1],) and out.shape[3] > out.shape[1]:
+    if out.shape[1] == out.shape[2] < out.shape[3]:  # (n, h, w, c); photos are square
         return out.permute(0, 3, 1, 2)
     return out
 

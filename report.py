@@ -20,7 +20,7 @@ from files import InputError, guarded, read_csv, read_json
 
 MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
 BINS = 15  # of the reliability diagram
-MOST_CLASSES, SHARES = 40, 10  # that a confusion matrix is still drawn for; that it says shares of
+MOST_CLASSES, SHARES = 40, 20  # that a confusion matrix is still drawn for; that it says shares of
 
 
 def logs_of(run):

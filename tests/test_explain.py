@@ -1,0 +1,116 @@
+"""Where a model looks: the map lies where the evidence is, for convolutions and for tokens."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MASK
+from test_predict import main_of
+
+import explain
+import heads
+import train
+from files import InputError, write_csv
+
+
+class Corner(torch.nn.Module):
+    """A model that speaks for the first class as far as the upper left quarter of a photo is bright."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.see = torch.nn.AvgPool2d(8)
+        self.outputs = outputs
+        self.scale = torch.nn.Parameter(torch.ones(1))  # a model without parameters has no device
+
+    def forward(self, x):
+        seen = self.see(x)
+        corner = seen[:, :, : seen.shape[2] // 2, : seen.shape[3] // 2].mean((1, 2, 3)) * self.scale
+        return torch.stack([corner] + [corner * 0] * (self.outputs - 1), 1)
+
+
+def test_heat_lies_where_the_evidence_is():
+    told = heads.Heads(MASK, "joint", "classes")
+    net = Corner(told.size)
+    photos = np.full((1, 64, 64, 3), 200, np.uint8)
+    about = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    heat = explain.maps(net, told, [net.see], photos, about, None, [0])
+    assert heat.shape == (1, 1, 64, 64)
+    assert explain.inside(heat[0, 0], (0, 0, 0.5, 0.5)) > 0.9
+    assert explain.inside(heat[0, 0], (0.5, 0.5, 1, 1)) < 0.01
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_layers_that_have_a_map_are_found_and_asked(name):
+    import timm
+
+    torch.manual_seed(0)
+    told = heads.Heads(MASK, "multi", "classes")
+    net = timm.create_model(name, num_classes=told.size).eval()
+    side = net.default_cfg["input_size"][-1]
+    known = explain.spatial_layers(net, side)
+    layer = explain.default_layer(net, known)
+    photos = np.random.default_rng(0).integers(0, 255, (1, side, side, 3), dtype=np.uint8)
+    about = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    heat = np.stack([explain.maps(net, told, [known[layer]], photos, about, 0, [k])[0, 0] for k in (0, 1)])
+    assert heat.shape == (2, side, side) and heat.min() >= 0 and heat.max() <= 1 and heat.any()
+    assert abs(heat[0] - heat[1]).max() > 0.1  # what speaks for one class is not what speaks for another
+
+
+def test_layouts_of_outputs_become_channels_first():
+    assert explain.spread_out(None, torch.zeros(1, 7, 7, 96)).shape == (1, 96, 7, 7)
+    assert explain.spread_out(None, torch.zeros(1, 96, 7, 7)).shape == (1, 96, 7, 7)
+    assert explain.spread_out(None, torch.zeros(1, 7, 7, 7)).shape == (1, 7, 7, 7)
+
+    class Vit:
+        num_prefix_tokens = 1
+
+    assert explain.spread_out(Vit(), torch.zeros(1, 1 + 49, 192)).shape == (1, 192, 7, 7)
+
+
+def test_the_faces_box_in_a_crop_follows_from_the_margin():
+    row = {"status": "found", "x1": "10", "y1": "20", "x2": "50", "y2": "100"}
+    box = explain.face_share({"a": row}, "a", {"margin": 0.25})
+    assert box == pytest.approx((0.5 - 1 / 6, 0.5 - 1 / 3, 0.5 + 1 / 6, 0.5 + 1 / 3))
+    assert explain.face_share({"a": row | {"status": "fallback"}}, "a", {"margin": 0.25}) is None
+    assert explain.inside(np.ones((100, 100)), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
+    assert np.isnan(explain.inside(np.zeros((10, 10)), (0, 0, 1, 1)))
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, monkeypatch):
+    settings = competition.settings("--model.heads", "multi")
+    train.train_folds(settings, [0, 1])
+    names = [competition.people[0][3] + "/mask1.jpg", str(competition.eval / "images" / competition.images[0])]
+    main_of(explain, settings, monkeypatch, photos=names, layers=["layer2", "layer3"], head="gender", of="female")
+    page = (competition.root / "run" / "explain.html").read_text()
+    assert page.count("for female") == 4 and page.count("<figure>") == 2 * 3 and "layer2" in page
+    for wrong, word in (
+        ({"layers": ["fc"]}, "has no map"),
+        ({"head": "hat"}, "no such head"),
+        ({"head": "gender", "of": "cat"}, "is no class"),
+        ({"photos": ["nowhere.jpg"]}, "neither a photo"),
+        ({"check": 5}, "wants face crops"),
+    ):
+        with pytest.raises(InputError, match=word):
+            main_of(explain, settings, monkeypatch, **wrong)
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, monkeypatch, capsys):
+    settings = competition.settings()
+    train.train_folds(settings, [0, 1])
+    oof = explain.answers.read_oof(MASK, competition.root / "run" / "oof.csv")
+    write_csv(competition.root / "run" / "oof.csv", oof.assign(ans=oof["target"]))  # all were right
+    crops = competition.root / "crops"
+    crops.mkdir()
+    found = []
+    for photo in sorted(competition.train.rglob("*.jpg")):
+        (crops / photo.name).write_bytes(photo.read_bytes())
+        found.append({"photo": str(photo), "crop": photo.name, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
+    frame = pd.DataFrame(found).reindex(columns=explain.dataset.MANIFEST_COLUMNS).fillna("")
+    write_csv(crops / "manifest.csv", frame)
+    (crops / "crop.json").write_text('{"margin": 0.5}')
+    settings.data.crops = str(crops)
+    main_of(explain, settings, monkeypatch, check=6)
+    said = capsys.readouterr().out
+    assert "6 photos answered rightly; chance 0.250" in said
