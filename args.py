@@ -313,6 +313,43 @@ class Pseudo:
 
 
 @dataclass
+class Gan:
+    """The GAN of gan.py."""
+
+    kind: Literal["sngan", "vanilla"] = "sngan"
+    """sngan: convolutions, spectral norm, hinge loss, DiffAugment, an averaged generator; vanilla: two perceptrons, as
+    in the paper of 2014, to compare with"""
+    image_size: Literal[32, 64, 128] = 64
+    """side of a picture in pixels"""
+    width: PositiveInt = 32
+    """channels at half of that side; a GPU has time for 64 or 96"""
+    epochs: PositiveInt = 200
+    """passes over the photos"""
+    minutes: NonNegativeFloat = 0.0
+    """stop after the epoch in which so many minutes of training are over; 0 = gan.epochs decides"""
+    batch_size: PositiveInt = 64
+    """photos a step"""
+    lr: PositiveFloat = 0.0004
+    """learning rate of both networks"""
+    measure_epochs: PositiveInt = 5
+    """epochs between two measurements of the distance, by which the best generator is kept"""
+
+
+@dataclass
+class App:
+    """The demo of app.py."""
+
+    advice: str = ""
+    """JSON of label -> Markdown, what to say beside an answer, such as advice/trash.en.json"""
+    host: str = "127.0.0.1"
+    """address that it listens at: this computer alone; 0.0.0.0 = the whole network"""
+    port: NonNegativeInt = 7860
+    """port; 0 = a free one from 7860 on"""
+    upload_mb: PositiveFloat = 20.0
+    """largest file that is taken, in megabytes"""
+
+
+@dataclass
 class Settings:
     """Settings that concern all."""
 
@@ -337,6 +374,8 @@ class Settings:
     train: Train = field(default_factory=Train)
     inference: Inference = field(default_factory=Inference)
     pseudo: Pseudo = field(default_factory=Pseudo)
+    gan: Gan = field(default_factory=Gan)
+    app: App = field(default_factory=App)
 
     def without_pseudo(self):
         """A copy that names no pseudo labels."""
@@ -369,6 +408,8 @@ FREE = (
     "crop.workers",
     "train.only_folds",
     "train.accumulate",
+    "gan.",
+    "app.",
     "inference.",
     "pseudo.",
     "sample.",

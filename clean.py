@@ -26,16 +26,6 @@ FALSE = 0.5  # of the flagged labels that may be right after all
 TINY = 1e-6
 
 
-def by_head(task, oof):
-    """{head: (n, classes) probabilities}, from those of the answer."""
-    joint = oof[task.probabilities].to_numpy(float).reshape(-1, *task.shape)
-    axes = range(1, joint.ndim)
-    return {
-        head.name: joint.sum(tuple(axis for axis in axes if axis != place + 1))
-        for place, head in enumerate(task.answered)
-    }
-
-
 def calibrated(label, logits):
     """Probabilities (n, k) of logits, softened until they fit how often labels (n,) are what they say: temperature
     scaling (Guo et al. 2017). Without it a head that is often and surely wrong (age) would crowd out the others."""
@@ -88,9 +78,9 @@ def find(task, oof):
     A row is a person's label, or a photo's; of a cut head the value is left empty (see `with_numbers`).
     """
     person, parts = oof["id"].to_numpy(str), []
-    truth = task.decode(oof["target"].to_numpy())
+    truth, told = task.decode(oof["target"].to_numpy()), task.by_head(oof[task.probabilities].to_numpy(float))
     for head in task.answered:
-        label, probabilities = truth[head.name], by_head(task, oof)[head.name]
+        label, probabilities = truth[head.name], told[head.name]
         several = pd.Series(label).groupby(person).agg(["size", "nunique"]).query("size > 1")
         shared = len(several) > 0 and (several["nunique"] == 1).mean() >= SHARED
         unit = person if shared else oof["ImageID"].to_numpy(str)

@@ -184,6 +184,23 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     return found, reasons
 
 
+def answer_photos(nets, abouts, heads, photos, batch=64):
+    """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
+    import torch
+
+    import images
+
+    about = next(iter(abouts.values()))
+    shape = images.transforms(about["augment"], about["image_size"], False, 0.0, about["fit"])
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(photos), batch):
+            seen = np.stack([shape(image=photo)["image"] for photo in photos[start : start + batch]])
+            inputs = images.normalize(torch.from_numpy(seen), about["mean"], about["std"])
+            found.append(np.mean([heads.answers(net(inputs)).numpy() for net in nets.values()], 0))
+    return np.concatenate(found)
+
+
 def main():
     settings = args.read_for_run(__doc__)
     paths = checkpoints(settings.run)

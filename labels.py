@@ -242,6 +242,15 @@ class Task:
         found = np.unravel_index(np.asarray(answer), self.shape)
         return {head.name: part for head, part in zip(self.answered, found, strict=True)}
 
+    def by_head(self, probabilities):
+        """{head: (n, its classes)} of probabilities of answers (n, size): what is summed over all other heads."""
+        joint = probabilities.reshape(-1, *self.shape)
+        axes = range(1, joint.ndim)
+        return {
+            head.name: joint.sum(tuple(axis for axis in axes if axis != place))
+            for place, head in enumerate(self.answered, start=1)
+        }
+
     def neighbours(self):
         """Which classes differ by one class of a head cut from numbers, and in nothing else: (k, k) bool, symmetric."""
         part, near = self.decode(np.arange(self.size)), np.zeros((self.size, self.size), bool)

@@ -22,22 +22,19 @@ def features(rows, settings):
 
     rows: DataFrame with file. The backbone is model.backbone with model.pretrained, whose classifier is not used.
     """
-    import torch
     from tqdm import tqdm
 
     import images
-    import model
+    from features import Features
 
-    net = model.build(settings.model.backbone, 2, settings.model.pretrained, SIDE).eval()
-    net = net.to(memory_format=torch.channels_last)
-    scale = [net.pretrained_cfg.get(key, value) for key, value in zip(("mean", "std"), images.IMAGENET, strict=True)]
+    see = Features(settings.model.backbone, settings.model.pretrained, SIDE)
     photos, batches = images.Photos(rows, "none", SIDE, False), images.Batches(len(rows), 64)
     found, bar = [], tqdm(total=len(rows), desc="looking for differences", unit="photo", disable=None)
-    with torch.inference_mode(), bar:
+    with bar:
         for _, batch, errors in images.loader(photos, batches, settings.data.workers):
-            seen = net.forward_head(net.forward_features(images.normalize(batch, *scale)), pre_logits=True).float()
-            seen[[k for k, error in enumerate(errors) if error]] = float("nan")
-            found.append(seen.numpy())
+            seen = see(batch).numpy()
+            seen[[k for k, error in enumerate(errors) if error]] = np.nan
+            found.append(seen)
             bar.update(len(batch))
     return np.concatenate(found)
 

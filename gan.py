@@ -1,0 +1,368 @@
+"""Pictures that aren't there: one conditional GAN for all labels of a task, from the photos that it trains on.
+
+    python gan.py --run runs/trash                             into runs/trash/gan; started again, it goes on
+    python gan.py --config recipes/gan_vanilla.json --run runs/trash --gan.minutes 30
+    python gan.py --run runs/trash --judge 100                 what the run's own classifier makes of its pictures
+
+Every epoch a grid of pictures, a column a label, from the same noise; every few epochs how far they lie from the photos
+in what a pretrained network sees. The generator of least distance is kept (best.safetensors), not the last: with few
+photos a GAN gets worse again. Photos of the test set that was put aside are not learned from.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import args
+import dataset
+import pages
+from files import InputError, alone, guarded, replacing, write_csv
+from folds import prepare
+
+COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety", "notice"]
+MEASURED = 2000  # pictures that distances are measured with
+SHOWN = 8  # rows of the grid
+EMA = 0.999  # of the generator's weights, at each step
+WON = 0.1  # loss of the discriminator below which it has won
+ALIKE = 0.5  # of the variety of photos: below it pictures of a label are alike
+WORSE = 1.5  # times the best distance
+
+
+# ------------------------------------------------------------------------------------------------------- photos
+
+
+def read_photos(rows, settings):
+    """All photos as (n, size, size, 3) uint8, without augmentation: they lie in memory, 12 KB each at 64 pixels."""
+    from tqdm import tqdm
+
+    import images
+
+    data, size = settings.data, settings.gan.image_size
+    photos = images.Photos(rows, "none", size, False, fit=data.fit)
+    found = np.empty((len(rows), size, size, 3), np.uint8)
+    with tqdm(total=len(rows), desc="reading", unit="photo", disable=None) as bar:
+        for indices, batch, errors in images.loader(photos, images.Batches(len(rows), 64), data.workers):
+            if any(errors):
+                k = next(k for k, error in enumerate(errors) if error)
+                raise InputError(f"{rows['file'].iloc[int(indices[k])]}: can't be read any more ({errors[k]})")
+            found[indices.numpy()] = batch.numpy()
+            bar.update(len(batch))
+    return found
+
+
+def order(target, batch_size, seed):
+    """Batches of an epoch, (steps, batch_size) indices: as many draws as photos, every label as likely as another."""
+    rng = np.random.default_rng(seed)
+    count = np.bincount(target)
+    chance = 1 / count[target] / (count > 0).sum()
+    steps = max(1, len(target) // batch_size)
+    return rng.choice(len(target), (steps, batch_size), p=chance)
+
+
+# ------------------------------------------------------------------------------------------------- the two networks
+
+
+class Pair:
+    """A generator and a discriminator, all that moves them, and what was seen of them: as it is saved."""
+
+    def __init__(self, settings, classes, device):
+        import timm.utils
+        import torch
+
+        import generator
+
+        gan = settings.gan
+        torch.manual_seed(settings.seed)
+        self.kind, self.device = gan.kind, device
+        self.maker, self.judge = (
+            net.to(device, memory_format=torch.channels_last)
+            for net in generator.build(gan.kind, gan.image_size, len(classes), gan.width)
+        )
+        self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
+        betas = (0.5, 0.999) if self.vanilla else (0.0, 0.99)
+        self.optimizers = [torch.optim.Adam(net.parameters(), gan.lr, betas=betas) for net in (self.maker, self.judge)]
+        self.epoch, self.step, self.steps, self.spent = 0, 0, 0, 0.0
+        self.losses, self.log = [0.0, 0.0], []
+
+    @property
+    def vanilla(self):
+        return self.kind == "vanilla"
+
+    @property
+    def answering(self):
+        """The generator whose pictures are shown: its average over the steps, or the vanilla one itself."""
+        return self.maker if self.vanilla else self.average.module
+
+    def train_step(self, real, kind):
+        """One step of both. real: (n, 3, s, s) in -1..1; kind: (n,). Returns their losses as tensors."""
+        import torch
+
+        import generator
+
+        varied = (lambda x: x) if self.vanilla else generator.augment
+        made = self.maker(torch.randn(len(real), generator.LATENT, device=self.device), kind)
+        scores = self.judge(varied(torch.cat([real, made.detach()])), kind.repeat(2)).chunk(2)
+        d_loss = generator.discriminator_loss(self.kind, *scores)
+        self.optimizers[1].zero_grad(set_to_none=True)
+        d_loss.backward()
+        self.optimizers[1].step()
+        self.judge.requires_grad_(False)
+        g_loss = generator.generator_loss(self.kind, self.judge(varied(made), kind))
+        self.judge.requires_grad_(True)
+        self.optimizers[0].zero_grad(set_to_none=True)
+        g_loss.backward()
+        self.optimizers[0].step()
+        self.steps += 1
+        self.average.update(self.maker, step=self.steps)
+        return d_loss.detach(), g_loss.detach()
+
+    KEPT = ("epoch", "step", "steps", "spent", "losses", "log")
+
+    def state(self):
+        from resume import random_states
+
+        parts = {name: getattr(self, name).state_dict() for name in ("maker", "judge", "average")}
+        parts["optimizers"] = [one.state_dict() for one in self.optimizers]
+        return parts | {name: getattr(self, name) for name in self.KEPT} | {"random": random_states()}
+
+    def set_state(self, state):
+        from resume import set_random_states
+
+        for name in ("maker", "judge", "average"):
+            getattr(self, name).load_state_dict(state[name])
+        for one, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            one.load_state_dict(kept)
+        for name in self.KEPT:
+            setattr(self, name, state[name])
+        set_random_states(state["random"])
+
+
+# ------------------------------------------------------------------------------------------------- what is looked at
+
+
+def labels_of(count, classes):
+    """`count` class indices, as many of each as can be: (count,) int64."""
+    import torch
+
+    return torch.arange(count) % classes
+
+
+def draw_grid(net, classes, path):
+    """A picture of pictures: a column a label, named; SHOWN rows, from the same noise every time."""
+    import generator
+
+    kind = labels_of(SHOWN * len(classes), len(classes))
+    made = generator.pictures(net, kind, seed=0)
+    made = made.reshape(SHOWN, len(classes), *made.shape[1:])
+
+    def draw(ax):
+        side = made.shape[2]
+        ax.imshow(made.transpose(0, 2, 1, 3, 4).reshape(SHOWN * side, len(classes) * side, 3))
+        ax.set_xticks([side * (k + 0.5) for k in range(len(classes))], classes, fontsize=8, rotation=30, ha="right")
+        ax.set_yticks([])
+        ax.spines[["left", "bottom"]].set_visible(False)
+
+    from PIL import Image
+
+    with replacing(path, sync=False) as partial:
+        Image.fromarray(pages.picture(draw, 0.4 + 0.9 * len(classes), 0.9 * SHOWN + 0.6)).save(partial, format="png")
+
+
+class Ruler:
+    """Measures pictures against photos in the feature space of lite0 at 96 pixels."""
+
+    def __init__(self, photos, target, classes):
+        """photos: (n, s, s, 3) uint8; target: (n,) of `classes` classes."""
+        from features import Distance, Features, spread
+
+        self.see, self.count, self.spread = Features(), classes, spread
+        rng = np.random.default_rng(0)  # every label as often as pictures have it
+        self.kind = labels_of(MEASURED, classes)
+        place = [rng.choice(np.flatnonzero(target == k), int((self.kind == k).sum())) for k in range(classes)]
+        real = self.see.many(photos[np.concatenate(place)])
+        self.distance, self.real = Distance(real), self.variety(real, np.repeat(range(classes), list(map(len, place))))
+
+    def variety(self, features, kind):
+        """The mean distance between two pictures of one label."""
+        return float(np.mean([self.spread(features[kind == k][:100]) for k in range(self.count)]))
+
+    def measure(self, net, seed=1):
+        """{frechet, kernel, variety (1 = as different from one another as photos)} of a generator's pictures."""
+        import generator
+
+        found = self.see.many(generator.pictures(net, self.kind, seed))
+        variety = self.variety(found, self.kind.numpy()) / self.real
+        return {
+            "frechet": self.distance.frechet(found),
+            "kernel": self.distance.kernel(found),
+            "variety": variety,
+        }
+
+
+def notice(log):
+    """What is wrong with a training, in words, "" if nothing is. log: rows of log.csv, the newest last.
+
+    The signs of a collapse: the discriminator's loss near 0 while the generator's rises; pictures of a label that are
+    alike; a distance far above the least.
+    """
+    now, words = log[-1], []
+    low = min(row["g_loss"] for row in log)
+    if now["d_loss"] < WON and now["g_loss"] > low + 1:
+        words.append(f"the discriminator has won (loss {now['d_loss']:.3f}, the generator's {now['g_loss']:.2f})")
+    seen = [row for row in log if np.isfinite(row["frechet"])]
+    if seen and seen[-1] is now:
+        if now["variety"] < ALIKE:
+            words.append(f"pictures of a label are alike ({now['variety']:.2f} of the photos' variety)")
+        best = min(seen, key=lambda row: row["frechet"])
+        if now["frechet"] > WORSE * best["frechet"]:
+            words.append(f"{now['frechet'] / best['frechet']:.1f} times as far as at epoch {best['epoch']}")
+    return "; ".join(words)
+
+
+# ------------------------------------------------------------------------------------------------------ the training
+
+
+def train(settings, overwrite=False):
+    """Train until gan.epochs or gan.minutes are over; the result is in runs/NAME/gan. Returns the log."""
+    import torch
+    from tqdm import tqdm
+
+    import learner
+    import model
+    from resume import stopping_between_steps
+
+    gan, home = settings.gan, Path(settings.run) / "gan"
+    task = dataset.settle(settings)
+    if task.numeric:
+        raise InputError("gan.py makes pictures of classes: this task's answer is a number")
+    rows = prepare(settings)
+    rows = rows[rows["source"] == "train"].reset_index(drop=True)
+    target = rows["target"].to_numpy()
+    empty = [name for k, name in enumerate(task.classes) if not (target == k).any()]
+    if empty:
+        raise InputError(f"{settings.data.train}: no photo of {', '.join(empty)}: a GAN can't learn what it never saw")
+    if len(rows) < gan.batch_size:
+        raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
+    device = learner.make_accelerator(settings).device
+    about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
+    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed, "photos": len(rows)}
+    with alone(home):
+        pair, path = Pair(settings, task.classes, device), home / "state.pt"
+        if path.is_file() and not overwrite:
+            kept = torch.load(path, device, weights_only=True)
+            if kept["fixed"] != fixed:
+                wrong = next(name for name in fixed if fixed[name] != kept["fixed"].get(name))
+                raise InputError(f"{path}: {wrong} is another than it was: go on as before, or --overwrite")
+            pair.set_state(kept["pair"])
+            print(f"{home}: goes on in epoch {pair.epoch + 1}")
+        else:
+            for old in [*home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
+                old.unlink(missing_ok=True)
+        photos = read_photos(rows, settings)
+        ruler, kinds = Ruler(photos, target, task.size), torch.tensor(target).to(device)
+        store = torch.from_numpy(photos)
+        saved, over = time.monotonic(), False
+
+        def save():
+            with replacing(path) as partial:
+                torch.save({"pair": pair.state(), "fixed": fixed}, partial)
+
+        with stopping_between_steps() as stop:
+            while pair.epoch < gan.epochs and not over:
+                batches = order(target, gan.batch_size, [settings.seed, pair.epoch])
+                began, sums = time.monotonic(), torch.tensor(pair.losses, device=device)
+                title = f"epoch {pair.epoch + 1}/{gan.epochs}"
+                bar = tqdm(total=len(batches), initial=pair.step, desc=title, unit="step", disable=None, leave=False)
+                with bar:
+                    for place in batches[pair.step :]:
+                        index = torch.from_numpy(place)
+                        real = store[index].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
+                        turned = torch.rand(len(real), 1, 1, 1, device=device) < 0.5
+                        real = torch.where(turned, real.flip(3), real)
+                        sums += torch.stack(pair.train_step(real, kinds[index.to(device)]))
+                        pair.step += 1
+                        bar.update()
+                        due = time.monotonic() - saved > 60 * settings.save_minutes
+                        if stop.asked or due:
+                            pair.losses, pair.spent = sums.tolist(), pair.spent + time.monotonic() - began
+                            began, saved = time.monotonic(), time.monotonic()
+                            save()
+                        if stop.asked:
+                            raise KeyboardInterrupt
+                pair.spent += time.monotonic() - began
+                over = bool(gan.minutes) and pair.spent > 60 * gan.minutes
+                losses = (sums / len(batches)).tolist()
+                pair.epoch, pair.step, pair.losses = pair.epoch + 1, 0, [0.0, 0.0]
+                row = {"epoch": pair.epoch, "seconds": pair.spent, "d_loss": losses[0], "g_loss": losses[1]}
+                last = over or pair.epoch == gan.epochs
+                measured = pair.epoch % gan.measure_epochs == 0 or last
+                row |= ruler.measure(pair.answering) if measured else dict.fromkeys(COLUMNS[4:7], float("nan"))
+                if not np.isfinite(losses).all():
+                    raise InputError(f"epoch {pair.epoch}: a loss is {losses}: lower gan.lr")
+                pair.log.append(row)
+                row["notice"] = notice(pair.log)
+                tell(row, gan.epochs)
+                seen = [one["frechet"] for one in pair.log if np.isfinite(one["frechet"])]
+                if measured and row["frechet"] == min(seen):
+                    model.save(home / "best.safetensors", pair.answering, about | row)
+                draw_grid(pair.answering, task.classes, home / f"epoch{pair.epoch:04d}.png")
+                write_csv(home / "log.csv", pd.DataFrame(pair.log, columns=COLUMNS))
+                if last:
+                    model.save(home / "last.safetensors", pair.answering, about | row)
+                    save()
+    return pair.log
+
+
+def tell(row, epochs):
+    """Print an epoch that was measured, or that something is wrong with, in one line."""
+    if np.isfinite(row["frechet"]) or row["notice"]:
+        far = f"  distance {row['frechet']:.1f}" if np.isfinite(row["frechet"]) else ""
+        warned = f"  ({row['notice']})" if row["notice"] else ""
+        print(
+            f"epoch {row['epoch']}/{epochs}  {row['seconds'] / 60:.1f} min  discriminator {row['d_loss']:.3f}  "
+            f"generator {row['g_loss']:.3f}{far}{warned}",
+            flush=True,
+        )
+
+
+def judge(settings, count):
+    """Print what share of `count` pictures of each label the run's own folds give that label."""
+    import generator
+    import inference
+
+    net, about = generator.load(Path(settings.run) / "gan" / "best.safetensors")
+    nets, abouts, heads = inference.load_folds(inference.checkpoints(settings.run))
+    if list(heads.task.classes) != about["classes"]:
+        raise InputError(f"{settings.run}: its classifier has other classes than its GAN")
+    kind = labels_of(count * len(about["classes"]), len(about["classes"]))
+    made = generator.pictures(net, kind, seed=2)
+    told = inference.answer_photos(nets, abouts, heads, made)[:, : heads.task.size].argmax(1)
+    right = told == kind.numpy()
+    for k, name in enumerate(about["classes"]):
+        print(f"{name}: {right[kind.numpy() == k].mean():.2f}")
+    print(f"{len(kind)} pictures of epoch {about['epoch']}: {right.mean():.3f} get the label they were made for")
+
+
+FLAGS = {
+    "--overwrite": {"action": "store_true", "help": "begin anew; leave it out to go on after a stop"},
+    "--judge": {"type": int, "default": 0, "metavar": "N", "help": "only judge N pictures a label by the run's folds"},
+}
+
+
+def main():
+    settings = args.read_for_run(__doc__, FLAGS)
+    if settings.judge:
+        judge(settings, settings.judge)
+        return
+    log = train(settings, settings.overwrite)
+    best = min((row for row in log if np.isfinite(row["frechet"])), key=lambda row: row["frechet"])
+    print(
+        f"{settings.run}/gan/best.safetensors: epoch {best['epoch']} of {len(log)}, distance {best['frechet']:.1f}, "
+        f"kernel distance {best['kernel']:.3f}; look at {settings.run}/gan/epoch{best['epoch']:04d}.png"
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)

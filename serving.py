@@ -1,0 +1,118 @@
+"""A run that answers for single photos in memory: loaded once, warm, without a trace of what it was shown."""
+
+import numpy as np
+
+import inference
+from files import InputError
+from images import PhotoError, cv2, read_photo
+
+MOST_PIXELS = 40_000_000  # of a visitor's photo; decoded it takes three bytes each
+SHOWN = 480  # pixels of the longer side of a photo that is shown again
+
+
+class Answerer:
+    """Folds of a run, the face detectors that its crops were made with, and what they say of a photo."""
+
+    def __init__(self, run, folds=()):
+        """folds: numbers of those to ask, () = all. Raises InputError where there are none."""
+        paths = inference.checkpoints(run)
+        missing = [k for k in folds if k not in paths]
+        if missing:
+            raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, paths))}")
+        self.nets, abouts, self.heads = inference.load_folds({k: p for k, p in paths.items() if k in (folds or paths)})
+        self.abouts, self.about, self.task = abouts, next(iter(abouts.values())), self.heads.task
+        self.crops = self.about["crops"]
+        self.answer(np.full((64, 64, 3), 128, np.uint8))  # warm: detectors are loaded, kernels are chosen
+        inference.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)])
+
+    @property
+    def wants_faces(self):
+        return bool(self.crops)
+
+    def find_face(self, photo):
+        """(crop (s, s, 3) uint8, box (x1, y1, x2, y2), faces seen), or (None, None, 0)."""
+        import detect
+        import face_crop
+
+        known = [name for name in self.crops["detectors"] if name in detect.DETECTORS]
+        _, face, count = detect.look([photo], known)[0]
+        if face is None:
+            return None, None, 0
+        crop = face_crop.cut(photo, face, self.crops["size"], self.crops["margin"], self.crops["align"])
+        return crop, face[:4], count
+
+    def answer(self, photo, heat=False):
+        """What the run makes of a photo (h, w, 3) uint8 RGB: a dict of
+
+        said (a sentence), label ("" where there is no answer), probability (None for a number), heads ({name: {class:
+        probability}}), number (None, or the answer), shown (the photo, its face boxed, small), heat (the map, or None).
+        """
+        seen, box, count = photo, None, 1
+        if self.wants_faces:
+            seen, box, count = self.find_face(photo)
+        found = {"label": "", "probability": None, "heads": {}, "number": None, "heat": None}
+        found["shown"] = boxed(photo, box)
+        if seen is None:
+            return found | {"said": "No face was found in this photo: nothing is answered."}
+        told = inference.answer_photos(self.nets, self.abouts, self.heads, [seen])[0]
+        if self.task.numeric:
+            head = self.task.answered[0]
+            found |= {"number": float(told[0]), "label": f"{told[0]:.0f}", "said": f"{told[0]:.0f} {head.unit}".strip()}
+            best = 0
+        else:
+            best = int(told[: self.task.size].argmax())
+            share = float(told[best])
+            found["heads"] = {
+                name: dict(zip(self.task.head(name).classes, map(float, values[0]), strict=True))
+                for name, values in self.task.by_head(told[None, : self.task.size]).items()
+            }
+            label = self.task.classes[best]
+            found |= {"label": label, "probability": share, "said": f"{label}, {share:.0%} sure"}
+        if count > 1:
+            found["said"] += f". {count} faces were found: this is the one in the box, the largest near the middle"
+        if heat:
+            found["heat"] = self.look_at(seen, best)
+        return found | {"said": found["said"] + "."}
+
+    def look_at(self, seen, best):
+        """Grad-CAM of the first fold laid over what it saw: (h, w, 3) uint8."""
+        import explain
+        import images
+
+        net, about = next(iter(self.nets.values())), self.about
+        photo = images.transforms(about["augment"], about["image_size"], False, 0.0, about["fit"])(image=seen)["image"]
+        known = explain.spatial_layers(net, about["image_size"])
+        layer = known[explain.default_layer(net, known)]
+        heat = explain.maps(net, self.heads, [layer], photo[None], about, None, [best])
+        return explain.overlay(photo, heat[0, 0])
+
+
+def read_visitor_photo(path, most_bytes):
+    """read_photo with limits for strangers: PhotoError where the file or its pixels are too many."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise PhotoError("it did not arrive whole; send it again") from None
+    if size > most_bytes:
+        raise PhotoError(f"{size / 1e6:.0f} MB are more than the {most_bytes / 1e6:.0f} MB that are taken")
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and looked at before anything is decoded
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        width = height = 0  # read_photo says what is wrong
+    if width * height > MOST_PIXELS:
+        raise PhotoError(f"{width} x {height} pixels are more than the {MOST_PIXELS // 1_000_000} million taken")
+    return read_photo(path)
+
+
+def boxed(photo, box):
+    """A small copy of a photo with a box (x1, y1, x2, y2) drawn into it, if there is one."""
+    scale = min(1.0, SHOWN / max(photo.shape[:2]))
+    small = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo.copy()
+    if box is not None:
+        x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
+        cv2.rectangle(small, (x1, y1), (x2, y2), (255, 200, 0), 2)
+    return small

@@ -1,0 +1,175 @@
+"""Pictures that aren't there: what the networks promise, what is measured, and a training that can be stopped."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_photo
+
+import args
+import features
+import gan
+import generator
+from files import InputError
+
+
+@pytest.mark.parametrize("kind", ["sngan", "vanilla"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
+    torch.manual_seed(0)
+    maker, judge = generator.build(kind, size, 3, 4)
+    noise, told = torch.randn(6, generator.LATENT), torch.arange(6) % 3
+    made = maker(noise, told)
+    assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
+    assert judge(made, told).shape == (6,)
+    (generator.generator_loss(kind, judge(made, told))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters())
+    with torch.no_grad():
+        scores = [judge(made, torch.full((6,), k)) for k in range(3)]
+    assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
+
+
+def test_the_same_seed_makes_the_same_picture_whatever_else_is_made():
+    maker, _ = generator.build("sngan", 32, 2, 4)
+    both = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
+    again = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
+    other = generator.pictures(maker, torch.tensor([0, 1]), seed=6)
+    assert (both == again).all() and (both != other).any() and both.dtype == np.uint8 and maker.training
+
+
+def test_the_discriminators_layers_have_a_norm_of_one():
+    _, judge = generator.build("sngan", 32, 2, 8)
+    judge.train()
+    x = torch.randn(4, 3, 32, 32)
+    for _ in range(60):
+        judge(x, torch.zeros(4, dtype=torch.long))  # the power iteration goes a step at each call
+    for part in (judge.last, judge.real, judge.kind, judge.steps[0]):
+        assert torch.linalg.matrix_norm(part.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
+
+
+def test_diffaugment_moves_pictures_and_lets_gradients_through():
+    torch.manual_seed(0)
+    x = torch.rand(64, 3, 32, 32, requires_grad=True)
+    varied = generator.augment(x)
+    assert varied.shape == x.shape and not torch.allclose(varied, x)
+    varied.sum().backward()
+    assert x.grad.isfinite().all() and (x.grad != 0).float().mean() > 0.3
+    holes = (varied.detach() == 0).all(1).flatten(1).float().mean(1)
+    assert 0.05 < holes.mean() < 0.4  # a hole of half the side, part of it beyond the edge
+
+
+def test_losses_are_those_of_their_papers():
+    real, made = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
+    assert generator.discriminator_loss("sngan", real, made) == pytest.approx((0 + 1) / 2 + (0 + 2) / 2)
+    assert generator.generator_loss("sngan", made) == pytest.approx(1.0)
+    zero = torch.zeros(2)
+    assert generator.discriminator_loss("vanilla", zero, zero) == pytest.approx(2 * np.log(2))
+
+
+def test_distances_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(4000, 6))
+    ruler = features.Distance(real)
+    assert ruler.frechet(real) == pytest.approx(0, abs=1e-6)
+    assert ruler.frechet(real + 2) == pytest.approx(6 * 4, rel=1e-6)  # the means alone differ
+    assert ruler.frechet(3 * real) == pytest.approx(
+        4 * np.trace(np.cov(real.T)) + 4 * (real.mean(0) ** 2).sum(), rel=1e-6
+    )
+    same = [features.Distance(real[:500]).kernel(rng.normal(size=(500, 6))) for _ in range(5)]
+    assert abs(np.mean(same)) < 0.02  # unbiased: nothing, where nothing differs
+    assert ruler.kernel(real[:500] + 1) > 0.3
+
+
+def row(**told):
+    return {"epoch": 1, "d_loss": 1.0, "g_loss": 0.5, "frechet": 100.0, "variety": 0.9} | told
+
+
+def test_a_collapse_is_noticed_and_a_good_training_is_not():
+    good = [row(epoch=k, frechet=100.0 - k) for k in range(1, 6)]
+    assert gan.notice(good) == ""
+    assert "has won" in gan.notice([*good, row(epoch=6, d_loss=0.02, g_loss=19.0)])
+    assert gan.notice([row(epoch=6, d_loss=0.02, g_loss=19.0)]) == ""  # nothing to compare with yet
+    assert "alike" in gan.notice([*good, row(epoch=6, variety=0.2)])
+    assert "2.0 times as far as at epoch 5" in gan.notice([*good, row(epoch=6, frechet=190.0)])
+
+
+def test_every_label_is_as_likely_as_another():
+    target = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    drawn = target[gan.order(target, 50, 0).ravel()]
+    assert np.bincount(drawn).min() > 0.25 * len(drawn)
+    assert (gan.order(target, 50, [0, 1]) == gan.order(target, 50, [0, 1])).all()
+
+
+class FakeRuler:
+    """Distances that are told, instead of 8 s for measuring them."""
+
+    told = None
+
+    def __init__(self, *_):
+        pass
+
+    def measure(self, net, seed=1):
+        value = FakeRuler.told.pop(0) if FakeRuler.told else 50.0
+        return {"frechet": value, "kernel": value / 100, "variety": 1.0}
+
+
+def words(tmp_path, *more):
+    for k in range(24):
+        write_photo(tmp_path / "kinds" / "ab"[k % 2] / f"{k}.jpg", k)
+    told = ["--data.layout", "folder", "--data.train", tmp_path / "kinds", "--data.eval", "", "--data.crops", ""]
+    told += ["--task.heads", '[{"name": "kind", "column": "class"}]', "--run", tmp_path / "run", "--device", "cpu"]
+    told += ["--gan.image_size", 32, "--gan.width", 4, "--gan.batch_size", 8, "--gan.measure_epochs", 1]
+    told += ["--train.folds", 2, "--data.workers", 0, *more]
+    return args.read("", gan.FLAGS, [*map(str, told)])
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    FakeRuler.told = [90.0, 30.0, 60.0]
+    log = gan.train(words(tmp_path, "--gan.epochs", 3))
+    home = tmp_path / "run" / "gan"
+    _, best = generator.load(home / "best.safetensors")
+    _, last = generator.load(home / "last.safetensors")
+    assert (best["epoch"], last["epoch"], best["frechet"]) == (2, 3, 30.0) and best["classes"] == ["a", "b"]
+    assert "2.0 times as far" in log[-1]["notice"]
+    assert len(pd.read_csv(home / "log.csv")) == 3 and len(list(home.glob("epoch*.png"))) == 3
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    FakeRuler.told = None
+    gan.train(words(tmp_path, "--gan.epochs", 3))
+    whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
+    step, taken = gan.Pair.train_step, []
+
+    def stopped(self, real, kind):
+        taken.append(1)
+        if len(taken) == 5:  # in the middle of the second epoch
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, real, kind)
+
+    settings = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
+    monkeypatch.setattr(gan.Pair, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gan.train(settings)
+    monkeypatch.setattr(gan.Pair, "train_step", step)
+    assert not (tmp_path / "other/gan/last.safetensors").exists()
+    log = gan.train(settings)
+    ours, theirs = (
+        generator.load(path)[0].state_dict()
+        for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
+    )
+    assert whole and all(torch.equal(ours[name], theirs[name]) for name in ours) and len(log) == 3
+    with pytest.raises(InputError, match="lr is another"):
+        gan.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
+
+
+def test_a_file_that_is_no_generator_is_refused(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match="no generator of ours"):
+        generator.load(tmp_path / "bad.safetensors")
