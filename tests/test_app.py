@@ -1,0 +1,235 @@
+"""The demo: what a visitor sends is answered, or refused in a sentence, and forgotten."""
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import bad_photos
+import numpy as np
+import pytest
+from conftest import MASK, Competition, write_photo
+
+import app
+import args
+import serving
+from files import InputError
+from images import PhotoError, read_photo
+
+pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A run with random weights for the mask task, served: (address, desk, settings, answerer)."""
+    import model
+    import train
+
+    root = tmp_path_factory.mktemp("app")
+    competition = Competition(root)
+    settings = competition.settings("--app.port", 0, "--app.upload_mb", 1)
+    folder = root / "run" / "fold0"
+    folder.mkdir(parents=True)
+    args.save(settings)
+    import heads
+
+    told = heads.Heads(settings.predicted, settings.model.heads, settings.model.age)
+    net = model.build("test_resnet", told.size, False, 32)
+    learner = SimpleNamespace(task=settings.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3))
+    import dataset
+
+    rows, _ = dataset.training_rows(settings)
+    model.save(folder / "best.safetensors", net, train.describe(settings, 0, learner, rows))
+    settings.folds, settings.share = [], False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
+        desk = app.Desk()
+        page = app.start(settings, desk)
+        yield page.local_url, desk, settings, serving.Answerer(settings.run)
+        page.close(verbose=False)
+        desk.close()
+    assert not desk.folder.exists()
+
+
+def left(desk):
+    """The files on the desk that aren't the demo's own."""
+    return [path for path in desk.folder.rglob("*") if path.is_file() and path not in desk.kept]
+
+
+def test_the_interface_answers_and_forgets(served, tmp_path):
+    from gradio_client import Client, handle_file
+
+    url, desk, _, answerer = served
+    write_photo(tmp_path / "a.jpg", 1, (120, 90))
+    client = Client(url, verbose=False)
+    for _ in range(2):  # the same photo again, though its file is gone
+        answers = client.predict([handle_file(str(tmp_path / "a.jpg"))] * 2, api_name="/answer")
+        direct = answerer.answer(read_photo(tmp_path / "a.jpg"))
+        assert [one["label"] for one in answers] == [direct["label"]] * 2 and direct["label"] in MASK.classes
+        assert sum(answers[0]["heads"]["gender"].values()) == pytest.approx(1, abs=1e-4)
+        assert not left(desk)
+
+
+def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
+    from gradio_client import Client, handle_file
+
+    url, desk, _, _ = served
+    kinds = [name for name in bad_photos.UNREADABLE if name not in ("folder.jpg", "missing.jpg")]
+    photo = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    bad_photos.write(tmp_path, photo, kinds)
+    (tmp_path / "script.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    (tmp_path / "..%2f..%2fpasswd.jpg").write_bytes(b"x")
+    client = Client(url, verbose=False)
+    for name in [*kinds, "script.svg", "..%2f..%2fpasswd.jpg"]:
+        answer = client.predict([handle_file(str(tmp_path / name))], api_name="/answer")[0]
+        assert answer["label"] == "" or answer["label"] is None, name
+        assert answer["said"].startswith("This file can't be answered for: "), name
+        assert not left(desk), name
+
+
+def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
+    import httpx
+
+    url, desk, _, _ = served
+    sent = httpx.post(url + "gradio_api/upload", files={"files": ("big.jpg", bytes(3_000_000))})
+    assert sent.status_code == 413 and "maximum allowed size" in sent.text
+    assert not left(desk)
+
+
+def test_two_visitors_with_the_same_photo_do_not_share_a_file(served):
+    import httpx
+
+    url, desk, _, _ = served
+    paths = [httpx.post(url + "gradio_api/upload", files={"files": ("a.jpg", b"same")}).json()[0] for _ in range(2)]
+    assert paths[0] != paths[1] and len(left(desk)) == 2
+    desk.sweep(age=60)
+    assert len(left(desk)) == 2  # somebody may still ask about them
+    desk.sweep(age=0)
+    assert not left(desk)
+
+
+def test_the_page_asks_no_other_host_for_anything(served):
+    import httpx
+
+    page = httpx.get(served[0]).text
+    hosts = set(re.findall(r"""(?:src|href)=["']?(https?://[^/"' >]+)""", page))
+    assert hosts <= {served[0].rstrip("/"), "https://cdnjs.cloudflare.com"}, hosts
+
+
+# ------------------------------------------------------------------------------------------------ without a server
+
+
+@pytest.fixture
+def demo(served, tmp_path):
+    _, _, settings, answerer = served
+    desk = app.Desk()
+    yield app.Demo(settings, answerer, desk), desk
+    desk.close()
+
+
+def sent(desk, name, seed=1):
+    path = desk.folder / f"upload{seed}" / name
+    write_photo(path, seed, (50, 40))
+    return str(path)
+
+
+def test_answers_are_saved_by_the_visitor_from_within_the_page(demo):
+    demo, desk = demo
+    (desk.folder / "x").mkdir()
+    (desk.folder / "x" / "=cmd.jpg").write_bytes(b"no photo")
+    page, field = demo.upload([sent(desk, "a.jpg"), str(desk.folder / "x" / "=cmd.jpg")], True)
+    assert field is None and not left(desk) and page.count('class="card"') == 2
+    assert "src=" in page and not re.search(r'(?:src|href)="(?!data:)', page) and page.count("<img") == 2  # and heat
+    name, content = re.search(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', page).groups()
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(content).decode("utf-8-sig"))))
+    assert name == "answers.csv" and [row["file"] for row in rows] == ["a.jpg", "'=cmd.jpg"]
+    assert rows[0]["answer"] in MASK.classes and rows[1]["answer"] == "" and "can't be answered" in rows[1]["said"]
+    assert rows[0]["gender"] in ("male", "female")
+
+
+def test_more_files_than_are_taken_are_said_and_deleted(demo, monkeypatch):
+    demo, desk = demo
+    monkeypatch.setattr(app, "FILES", 2)
+    page, _ = demo.upload([sent(desk, "a.jpg", seed) for seed in range(4)], False)
+    assert "4 files: the first 2 are answered for" in page and page.count('class="card"') == 2 and not left(desk)
+
+
+def test_the_camera_is_answered_still_and_live(demo):
+    demo, desk = demo
+    page, field = demo.still(sent(desk, "still.webp"), False)
+    assert "sure" in page and field is None and not left(desk)
+    assert "sure" in demo.live(np.zeros((48, 64, 3), np.uint8)) and demo.live(None) == ""
+
+
+def test_names_and_labels_are_text_never_html():
+    found = {"said": "<b>x</b>", "heads": {"kind": {"<script>": 1.0}}}
+    page = app.card("<img src=x onerror=1>", found, {})
+    assert "<script>" not in page and "<b>x" not in page and "<img" not in page
+    assert 'download="&quot;&gt;"' in app.save_link('">', "text/csv", b"", "Save")
+
+
+def test_advice_is_markdown_without_html_and_only_for_labels_that_are(tmp_path):
+    path = tmp_path / "advice.json"
+    path.write_text(json.dumps({MASK.classes[0]: "**Good.** <script>alert(1)</script>"}))
+    told = app.read_advice(str(path), MASK)
+    assert "<strong>Good.</strong>" in told[MASK.classes[0]] and "<script>" not in told[MASK.classes[0]]
+    for content, word in (({"cat": "x"}, "cat is no class"), (["x"], "should hold"), ({MASK.classes[0]: 1}, "should")):
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=word):
+            app.read_advice(str(path), MASK)
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_every_kind_of_trash_has_advice(language):
+    home = Path(app.__file__).parent
+    content = json.loads((home / "advice" / f"trash.{language}.json").read_text())
+    assert sorted(content) == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
+    assert all(len(text) > 40 for text in content.values())
+
+
+def test_a_visitors_photo_has_limits(tmp_path):
+    write_photo(tmp_path / "a.png", 0, (300, 300))
+    assert serving.read_visitor_photo(tmp_path / "a.png", 10**6).shape == (300, 300, 3)
+    with pytest.raises(PhotoError, match="MB are more than"):
+        serving.read_visitor_photo(tmp_path / "a.png", 1000)
+    (tmp_path / "bomb.png").write_bytes(bad_photos.bomb(9000, 9000))
+    with pytest.raises(PhotoError, match="9000 x 9000 pixels are more"):
+        serving.read_visitor_photo(tmp_path / "bomb.png", 10**6)
+    with pytest.raises(PhotoError, match="did not arrive"):
+        serving.read_visitor_photo(tmp_path / "none.png", 10**6)
+
+
+def test_a_fold_that_is_not_there_is_refused(served):
+    with pytest.raises(InputError, match="has the folds 0"):
+        serving.Answerer(served[2].run, [3])
+
+
+def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
+    import detect
+
+    answerer = served[3]
+    monkeypatch.setattr(answerer, "crops", {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False})
+    face = np.array([10, 10, 40, 50, 0.9, 20, 20, 30, 20], float)
+    photo = np.random.default_rng(0).integers(0, 255, (80, 60, 3), dtype=np.uint8)
+    for count, word in ((1, "sure"), (8, "8 faces were found"), (0, "No face was found")):
+        monkeypatch.setattr(detect, "look", lambda *_, count=count: [("yunet", face if count else None, count)])
+        found = answerer.answer(photo)
+        assert word in found["said"] and bool(found["label"]) == bool(count)
+        assert ((found["shown"] == (255, 200, 0)).all(2).sum() > 50) == bool(count)  # the box
+
+
+def test_the_sweep_spares_what_the_demo_brought(tmp_path):
+    desk = app.Desk()
+    (desk.folder / "example.jpg").write_bytes(b"x")
+    desk.keep_what_is_there()
+    (desk.folder / "visitor").mkdir()
+    (desk.folder / "visitor" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "mine.jpg").write_bytes(b"x")
+    desk.forget(tmp_path / "mine.jpg")  # not on the desk
+    desk.sweep(age=0)
+    assert (tmp_path / "mine.jpg").exists() and [path.name for path in desk.folder.rglob("*")] == ["example.jpg"]
+    desk.close()
+    assert not desk.folder.exists()
