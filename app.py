@@ -28,6 +28,7 @@ from files import InputError, guarded, read_json
 FILES = 32  # photos of one request
 WAITING = 64  # requests that wait; more are told to come back
 FORGOTTEN = 30  # seconds after which an upload that nobody asked about is deleted
+FILMING = 8  # cameras at a time
 LIVE = 1.0  # seconds between two looks at a camera
 EXAMPLES = 6
 STYLE = """
@@ -192,6 +193,19 @@ def one_folder_an_upload():
     route_utils.GradioUploadFile = Upload
 
 
+def file_field(**words):
+    """Gradio's File, without the empty file that it leaves beside each upload."""
+    import gradio as gr
+
+    class Files(gr.File):
+        is_template = True  # the browser knows it as a File
+
+        def _process_single_file(self, f):
+            return f.path
+
+    return Files(**words)
+
+
 # ---------------------------------------------------------------------------------------------------- the page
 
 
@@ -311,7 +325,7 @@ def examples(settings, answerer):
 
 
 def build(settings, answerer, desk):
-    """The page, a gradio.Blocks. Every photo goes through one queue: the model answers one request at a time."""
+    """The page, a gradio.Blocks. All but filming goes through one queue: one request is answered at a time."""
     import gradio as gr
 
     demo, task = Demo(settings, answerer, desk), answerer.task
@@ -324,7 +338,7 @@ def build(settings, answerer, desk):
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nPhotos are looked at and forgotten: nothing that you send is kept.")
         with gr.Tab("Upload"):
-            files = gr.File(label=f"Photos, {FILES} at most", file_count="multiple", type="filepath")
+            files = file_field(label=f"Photos, {FILES} at most", file_count="multiple")
             heat = gr.Checkbox(label="Show what it looks at (Grad-CAM)")
             if shown:
                 gallery = gr.Gallery(
@@ -347,7 +361,11 @@ def build(settings, answerer, desk):
             with gr.Column():
                 stream = gr.Image(sources=["webcam"], type="numpy", streaming=True, label="Live")
                 live = gr.HTML()
-                stream.stream(demo.live, [stream], [live], stream_every=LIVE, time_limit=120, **one, **hidden)
+                # a camera holds its place for as long as it films: it must not be the place that all others wait for
+                stream.stream(
+                    demo.live, [stream], [live],
+                    stream_every=LIVE, time_limit=120, concurrency_limit=FILMING, **hidden,
+                )  # fmt: skip
         with gr.Tab("Make a picture"):
             if demo.maker is None:
                 gr.Markdown(f"No pictures are learned yet: `python gan.py --run {settings.run}`")

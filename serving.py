@@ -1,5 +1,7 @@
 """A run that answers for single photos in memory: loaded once, warm, without a trace of what it was shown."""
 
+import threading
+
 import numpy as np
 
 import inference
@@ -21,7 +23,7 @@ class Answerer:
             raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, paths))}")
         self.nets, abouts, self.heads = inference.load_folds({k: p for k, p in paths.items() if k in (folds or paths)})
         self.abouts, self.about, self.task = abouts, next(iter(abouts.values())), self.heads.task
-        self.crops = self.about["crops"]
+        self.crops, self.lock = self.about["crops"], threading.Lock()
         self.answer(np.full((64, 64, 3), 128, np.uint8))  # warm: detectors are loaded, kernels are chosen
         inference.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)])
 
@@ -47,6 +49,11 @@ class Answerer:
         said (a sentence), label ("" where there is no answer), probability (None for a number), heads ({name: {class:
         probability}}), number (None, or the answer), shown (the photo, its face boxed, small), heat (the map, or None).
         """
+        with self.lock:  # cameras ask beside the queue
+            return self.answer_alone(photo, heat)
+
+    def answer_alone(self, photo, heat):
+        """What `answer` gives."""
         seen, box, count = photo, None, 1
         if self.wants_faces:
             seen, box, count = self.find_face(photo)

@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--run", required=True)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("photos", nargs="+")
     words = parser.parse_args()
     from gradio_client import Client, handle_file
@@ -101,13 +102,13 @@ def main():
         for one in visitors:
             one.join()
 
-    for number in (1, 2):
+    for number in range(1, words.rounds + 1):
         taken.clear()
         start, began = memory(server), time.perf_counter()
         round_of_visits()
         p50, p95 = np.quantile(taken, [0.5, 0.95])
         print(
-            f"round {number}: {len(taken)} requests from {words.clients} clients in {time.perf_counter() - began:.0f} s, "
+            f"round {number}: {len(taken)} requests from {words.clients} clients, {time.perf_counter() - began:.0f} s, "
             f"{len(lost)} lost; p50 {p50:.2f} s, p95 {p95:.2f} s; memory {start:.0f} -> {memory(server):.0f} MB"
         )
     print(f"left on the desk: {len(desk(folder) - own)}")

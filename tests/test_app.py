@@ -43,6 +43,14 @@ def served(tmp_path_factory):
 
     rows, _ = dataset.training_rows(settings)
     model.save(folder / "best.safetensors", net, train.describe(settings, 0, learner, rows))
+    import generator
+
+    maker, _ = generator.build("sngan", 32, MASK.size, 4)
+    for norm in maker.norms:
+        norm.shift.weight.data.normal_()  # as training would, it tells labels apart
+    about = {"gan": "sngan", "image_size": 32, "width": 4, "classes": list(MASK.classes), "epoch": 1}
+    (root / "run" / "gan").mkdir()
+    model.save(root / "run" / "gan" / "best.safetensors", maker, about)
     settings.folds, settings.share = [], False
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
@@ -162,6 +170,17 @@ def test_the_camera_is_answered_still_and_live(demo):
     page, field = demo.still(sent(desk, "still.webp"), False)
     assert "sure" in page and field is None and not left(desk)
     assert "sure" in demo.live(np.zeros((48, 64, 3), np.uint8)) and demo.live(None) == ""
+
+
+def test_a_picture_of_every_label_can_be_made_and_saved(demo):
+    demo, _ = demo
+    seen = set()
+    for label in MASK.classes:
+        page, seed = demo.make(label, 3)
+        name, content = re.search(r'download="([^"]+)" href="data:image/png;base64,([^"]+)"', page).groups()
+        assert name.endswith("-3.png") and seed == 4
+        seen.add(content)
+    assert len(seen) == len(MASK.classes) and demo.make(MASK.classes[0], 3)[0] == demo.make(MASK.classes[0], 3)[0]
 
 
 def test_names_and_labels_are_text_never_html():

@@ -6,6 +6,8 @@ Needs Chromium or Chrome, and playwright, which drives it: skipped where either 
 import shutil
 
 import pytest
+from conftest import MASK, write_photo
+from test_app import served  # noqa: F401  (a fixture)
 from test_predict import main_of
 
 import clean
@@ -23,12 +25,13 @@ pytestmark = [
 ]
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET)
+        browser = driver.chromium.launch(executable_path=BROWSER, args=QUIET + CAMERA)
         yield browser
         browser.close()
 
@@ -72,3 +75,51 @@ def test_a_page_that_is_broken_is_noticed(browser, tmp_path):
     page.write_text('<p style="width: 3000px">x<img src="data:image/png;base64,AAAA"><script>nope()</script>')
     said, _, pictures, broken, wide = looked_at(browser, page, 390)
     assert said and (pictures, broken) == (1, 1) and wide > 2000
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):  # noqa: F811
+    url, desk, _, _ = served
+    context = browser.new_context(viewport={"width": width, "height": 900}, permissions=["camera"])
+    page, said, outside = context.new_page(), [], []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    own = (url, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(own) else outside.append(request.url))
+    page.goto(url)
+
+    write_photo(tmp_path / "a.jpg", 1, (90, 120))
+    (tmp_path / "b.jpg").write_bytes(b"no photo")
+    for _ in range(2):  # the field is empty again after each answer
+        page.locator("input[type=file]").first.set_input_files([tmp_path / "a.jpg", tmp_path / "b.jpg"])
+        page.locator(".card").nth(1).wait_for()
+        assert "sure" in page.locator(".card").nth(0).inner_text()
+        assert "can't be answered for: not readable" in page.locator(".card").nth(1).inner_text()
+    with page.expect_download() as download:
+        page.get_by_text("Save answers.csv").click()
+    assert download.value.suggested_filename == "answers.csv"
+    assert download.value.path().read_text("utf-8-sig").startswith("file,answer,probability,mask,gender,age,said\n")
+
+    page.get_by_role("tab", name="Webcam").click()
+    shutter = page.locator("button[aria-label='capture photo']:visible")
+    for camera in range(2):
+        page.get_by_text("Click to Access Webcam").first.click()
+        shutter.nth(camera).wait_for()
+    shutter.first.click()
+    page.get_by_role("tabpanel").locator(".card:visible").first.wait_for()
+    shutter.filter(has_text="Record").click()
+    page.get_by_role("tabpanel").locator(".card:visible").nth(1).wait_for()
+
+    page.get_by_role("tab", name="Make a picture").click()
+    for label in MASK.classes:
+        page.get_by_label(label, exact=True).check()
+        page.get_by_role("button", name="Make it").click()
+        page.get_by_role("img", name=label, exact=True).wait_for()
+        with page.expect_download() as download:
+            page.get_by_text("Save the picture").click()
+        assert download.value.suggested_filename.startswith(label.split()[0])
+        assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert (said, outside, wide) == ([], [], 0)
+    assert not [path for path in desk.folder.rglob("*") if path.is_file() and path not in desk.kept]
+    context.close()

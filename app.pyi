@@ -1,0 +1,439 @@
+"""A demo in the browser: a trained run answers for a visitor's photos, from a file or the camera, and makes pictures.
+
+    python app.py --run runs/trash                       http://127.0.0.1:7860, for this computer alone
+    python app.py --run runs/first --folds 0 --share     one fold, and a public address for three days
+
+What a visitor sends is looked at and forgotten: its file is deleted before the answer leaves, answers travel inside the
+page, and nothing is written into a log. The same answers come by Gradio's API:
+
+    from gradio_client import Client, handle_file
+    Client("http://127.0.0.1:7860").predict([handle_file("a.jpg")], api_name="/answer")
+"""
+
+import base64
+import contextlib
+import html
+import io
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import args
+from files import InputError, guarded, read_json
+
+FILES = 32  # photos of one request
+WAITING = 64  # requests that wait; more are told to come back
+FORGOTTEN = 30  # seconds after which an upload that nobody asked about is deleted
+FILMING = 8  # cameras at a time
+LIVE = 1.0  # seconds between two looks at a camera
+EXAMPLES = 6
+STYLE = """
+.card { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; padding: .8rem; border: 1px solid #8884; }
+.card { border-radius: 8px; } .card img { max-width: 100%; height: auto; border-radius: 4px; }
+.card > div { flex: 1 1 16rem; min-width: 0; overflow-wrap: anywhere; }
+.card > .photos { flex: 0 1 auto; max-width: 30rem; } .card h4 { margin: .5rem 0 .2rem; }
+.bar { display: grid; grid-template-columns: 7rem 1fr 3.2rem; gap: .5rem; align-items: center; margin: .15rem 0; }
+.bar { font-size: .9rem; } .bar i { display: block; height: .8rem; background: #4a7fc1; border-radius: 3px; }
+.bar b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
+a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; border-radius: 6px; margin: .4rem 0; }
+"""
+
+
+# -------------------------------------------------------------------------------------------------- as HTML
+
+
+def data_url(kind, content):
+    """Bytes inside an address: nothing has to be stored to be shown or saved."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def encoded(image, ending):
+    """(h, w, 3) uint8 RGB as the bytes of a file, ".jpg" or ".png"."""
+    from images import cv2
+
+    return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
+
+
+def bars(heads):
+    """Labelled bars of each head's classes, the likeliest first; of many the first eight."""
+    parts = []
+    for name, shares in heads.items():
+        rows = sorted(shares.items(), key=lambda item: -item[1])[:8]
+        parts.append(f"<h4>{html.escape(name)}</h4>" if len(heads) > 1 else "")
+        parts += [
+            f'<div class="bar"><span>{html.escape(label)}</span><span><i style="width:{share:.1%}"></i></span>'
+            f"<b>{share:.0%}</b></div>"
+            for label, share in rows
+        ]
+    return "".join(parts)
+
+
+def card(name, found, advice):
+    """One photo's answer. found: of serving.Answerer.answer, or {"said"} alone; advice: {label: HTML}."""
+    shown = ""
+    if "shown" in found:
+        shown = "".join(
+            f'<img alt="{alt}" src="{data_url("image/jpeg", encoded(found[key], ".jpg"))}" />'
+            for key, alt in (("shown", "the photo"), ("heat", "what it looks at"))
+            if found.get(key) is not None
+        )
+        shown = f'<div class="photos">{shown}</div>'
+    title = f"<h4>{html.escape(name)}</h4>" if name else ""
+    said = f"<p><strong>{html.escape(found['said'])}</strong></p>"
+    told = bars(found.get("heads", {})) + advice.get(found.get("label"), "")
+    return f'<div class="card">{shown}<div>{title}{said}{told}</div></div>'
+
+
+def save_link(name, kind, content, words):
+    """A link that puts a file on the visitor's computer."""
+    href = data_url(kind, content)
+    return f'<a class="save" download="{html.escape(name, quote=True)}" href="{href}">{html.escape(words)}</a>'
+
+
+def as_csv(task, rows):
+    """The answers as a CSV's bytes: file, answer, probability, what was said, and each head's class.
+
+    rows: [(file name, found)].
+    """
+    import pandas as pd
+
+    lines = []
+    for name, found in rows:
+        line = {"file": safe_cell(name), "answer": found.get("label", ""), "probability": found.get("probability")}
+        for head in task.answered if not task.numeric else []:
+            shares = found.get("heads", {}).get(head.name)
+            line[head.name] = max(shares, key=shares.get) if shares else ""
+        lines.append(line | {"said": found["said"]})
+    out = io.StringIO()
+    pd.DataFrame(lines).to_csv(out, index=False, float_format="%.4f")
+    return out.getvalue().encode("utf-8-sig")
+
+
+def safe_cell(name):
+    """A file name that no spreadsheet takes for a formula."""
+    return "'" + name if name[:1] in "=+-@\t\r" else name
+
+
+def read_advice(path, task):
+    """{label: HTML} of a JSON of label -> Markdown (HTML in it is shown as text). InputError if a label is unknown."""
+    if not path:
+        return {}
+    from markdown_it import MarkdownIt
+
+    content = read_json(path, "it should hold {label: Markdown}")
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        raise InputError(f"{path}: should hold {{label: Markdown}}")
+    wrong = [name for name in content if name not in task.classes]
+    if task.numeric or wrong:
+        raise InputError(
+            f"{path}: {wrong[0] if wrong else 'advice'} is no class of this run: {', '.join(task.classes)}"
+        )
+    page = MarkdownIt("commonmark", {"html": False})
+    return {label: page.render(text) for label, text in content.items()}
+
+
+# ---------------------------------------------------------------------------------- what visitors send is forgotten
+
+
+class Desk:
+    """A folder for what arrives, of this process alone, in memory where there is such a place; emptied all the time."""
+
+    def __init__(self):
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="foldface-", dir=memory))
+        self.kept, self.over = set(), threading.Event()
+
+    def keep_what_is_there(self):
+        """The demo's own files (its examples), written before the first visitor, stay."""
+        self.kept = set(self.folder.rglob("*"))
+
+    def forget(self, path):
+        """Delete an uploaded file and the folder made for it."""
+        path = Path(path).resolve()
+        if self.folder.resolve() in path.parents and path not in self.kept:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+    def sweep(self, age=FORGOTTEN):
+        """Delete what arrived `age` seconds ago and was not asked about."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            with contextlib.suppress(OSError):
+                if path not in self.kept and time.time() - path.stat().st_mtime >= age:
+                    path.rmdir() if path.is_dir() else path.unlink()
+
+    def watch(self):
+        """Sweep from now on, in a thread."""
+
+        def run():
+            while not self.over.wait(5):
+                self.sweep()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def close(self):
+        self.over.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def one_folder_an_upload():
+    """Give each upload a folder of its own. Gradio names it by the content, so that two visitors who send the same
+    photo would share one file, and the first to be answered would delete it under the second."""
+    from gradio import route_utils
+
+    class Upload(route_utils.GradioUploadFile):
+        def __init__(self, *words, **named):
+            super().__init__(*words, **named)
+            self.sha.update(os.urandom(16))
+
+    route_utils.GradioUploadFile = Upload
+
+
+def file_field(**words):
+    """Gradio's File, without the empty file that it leaves beside each upload."""
+    import gradio as gr
+from gradio.events import Dependency
+
+    class Files(gr.File):
+        is_template = True  # the browser knows it as a File
+
+        def _process_single_file(self, f):
+            return f.path
+
+    return Files(**words)
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+class Demo:
+    """What the page's buttons do."""
+
+    def __init__(self, settings, answerer, desk):
+        import generator
+
+        self.answerer, self.desk, self.limit = answerer, desk, int(settings.app.upload_mb * 1e6)
+        self.advice = read_advice(settings.app.advice, answerer.task)
+        path = Path(settings.run) / "gan" / "best.safetensors"
+        self.maker, self.made = generator.load(path) if path.is_file() else (None, None)
+
+    def look(self, path, heat=False):
+        """The answer for an uploaded file, which is deleted; a sentence where it can't be read."""
+        import serving
+        from images import PhotoError
+
+        try:
+            photo = serving.read_visitor_photo(Path(path), self.limit)
+        except PhotoError as error:
+            return {"said": f"This file can't be answered for: {error}."}
+        finally:
+            self.desk.forget(path)
+        return self.answerer.answer(photo, heat)
+
+    def upload(self, paths, heat):
+        """Answers for files: (HTML, None, which empties the field)."""
+        paths = paths or []
+        rows = [(Path(path).name, self.look(path, heat)) for path in paths[:FILES]]
+        for path in paths[FILES:]:
+            self.desk.forget(path)
+        page = "".join(card(name, found, self.advice) for name, found in rows)
+        if len(paths) > FILES:
+            page = f"<p>{len(paths)} files: the first {FILES} are answered for.</p>" + page
+        if rows:
+            content = as_csv(self.answerer.task, rows)
+            page = save_link("answers.csv", "text/csv", content, "Save answers.csv") + page
+        return page, None
+
+    def api(self, photos: list):
+        """Answers for uploaded photos: a list of {file, label, probability, number, heads, said}."""
+        answers = []
+        for path in photos[:FILES]:
+            name = Path(path).name
+            found = self.look(path)
+            keys = ("label", "probability", "number", "heads", "said")
+            answers.append({"file": name} | {key: found.get(key) for key in keys})
+        for path in photos[FILES:]:
+            self.desk.forget(path)
+        return answers
+
+    def still(self, path, heat):
+        """The answer for a photo that the camera took."""
+        return (card("", self.look(path, heat), self.advice), None) if path else ("", None)
+
+    def live(self, frame):
+        """The answer for a frame of the camera, (h, w, 3) uint8, which never was a file."""
+        return "" if frame is None else card("", self.answerer.answer(frame), self.advice)
+
+    def make(self, label, seed):
+        """A picture of a label: HTML with the picture, what the run itself makes of it, and a link to save it."""
+        import torch
+
+        import generator
+        from images import cv2
+
+        seed = int(seed or 0) % 2**31
+        kind = torch.tensor([self.made["classes"].index(label)])
+        small = generator.pictures(self.maker, kind, seed)[0]
+        large = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
+        content = encoded(large, ".png")
+        found = {"said": f"{label}, number {seed}"}
+        if not self.answerer.wants_faces:
+            found["heads"] = self.answerer.answer(small)["heads"]
+        words = "" if "heads" not in found else "<p>What the classifier makes of it:</p>" + bars(found["heads"])
+        return (
+            f'<div class="card"><div class="photos"><img alt="{html.escape(label)}" width="256" height="256" '
+            f'src="{data_url("image/png", content)}" /><br>'
+            f"{save_link(f'{label}-{seed}.png'.replace(' ', '-'), 'image/png', content, 'Save the picture')}</div>"
+            f"<div><p><strong>{html.escape(found['said'])}</strong></p>{words}</div></div>",
+            seed + 1,
+        )
+
+
+def examples(settings, answerer):
+    """[(photo, label)] to try: drawn people for a run on faces, else photos of things that it was trained on."""
+    import numpy as np
+
+    if answerer.wants_faces:
+        from sample_data import invent, photos
+
+        found = []
+        for number in range(3):
+            person = invent(np.random.default_rng([7, number]), number % 2, (22, 45, 60)[number])
+            for stem, _, photo, _ in photos(person, (settings.seed, 9, number)):
+                if stem in ("mask1", "incorrect_mask", "normal")[number]:
+                    found.append((photo[..., ::-1], stem))
+        return found
+    import dataset
+    from images import PhotoError, read_photo
+    from serving import boxed
+
+    try:
+        rows, _ = dataset.training_rows(settings.without_pseudo())
+    except InputError as error:
+        print(f"no examples: {error}")
+        return []
+    rows = rows.groupby("target", sort=True).head(1)[:EXAMPLES]
+    found = []
+    for file, target in zip(rows["photo"], rows["target"], strict=True):
+        with contextlib.suppress(PhotoError):
+            word = f"{target:g}" if answerer.task.numeric else answerer.task.classes[int(target)]
+            found.append((boxed(read_photo(file), None), word))
+    return found
+
+
+def build(settings, answerer, desk):
+    """The page, a gradio.Blocks. All but filming goes through one queue: one request is answered at a time."""
+    import gradio as gr
+
+    demo, task = Demo(settings, answerer, desk), answerer.task
+    one = {"concurrency_limit": 1, "concurrency_id": "model"}
+    hidden = {"api_visibility": "private"}
+    shown = examples(settings, answerer)
+    title = f"{Path(settings.run).name}: " + (
+        f"{task.answered[0].name}" if task.numeric else ", ".join(head.name for head in task.answered)
+    )
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}\nPhotos are looked at and forgotten: nothing that you send is kept.")
+        with gr.Tab("Upload"):
+            files = file_field(label=f"Photos, {FILES} at most", file_count="multiple")
+            heat = gr.Checkbox(label="Show what it looks at (Grad-CAM)")
+            if shown:
+                gallery = gr.Gallery(
+                    shown, label="Or try one of these", columns=6, height=170, allow_preview=False, format="jpeg"
+                )
+            answer = gr.HTML()
+            files.upload(demo.upload, [files, heat], [answer, files], **one, **hidden)
+            if shown:
+
+                def example(heat, event: gr.SelectData):
+                    photo, word = shown[event.index]
+                    return card(f"example: {word}", answerer.answer(photo, heat), demo.advice)
+
+                gallery.select(example, [heat], [answer], **one, **hidden)
+        with gr.Tab("Webcam"), gr.Row():
+            with gr.Column():
+                camera = gr.Image(sources=["webcam"], type="filepath", image_mode=None, label="Still")
+                still = gr.HTML()
+                camera.input(demo.still, [camera, heat], [still, camera], **one, **hidden)
+            with gr.Column():
+                stream = gr.Image(sources=["webcam"], type="numpy", streaming=True, label="Live")
+                live = gr.HTML()
+                # a camera holds its place for as long as it films: it must not be the place that all others wait for
+                stream.stream(
+                    demo.live, [stream], [live],
+                    stream_every=LIVE, time_limit=120, concurrency_limit=FILMING, **hidden,
+                )  # fmt: skip
+        with gr.Tab("Make a picture"):
+            if demo.maker is None:
+                gr.Markdown(f"No pictures are learned yet: `python gan.py --run {settings.run}`")
+            else:
+                label = gr.Radio(demo.made["classes"], value=demo.made["classes"][0], label="Of what?")
+                seed = gr.Number(0, label="Number: the same number, the same picture", precision=0)
+                made = gr.HTML()
+                gr.Button("Make it", variant="primary").click(demo.make, [label, seed], [made, seed], **one, **hidden)
+
+        def answer_api(photos: list[gr.FileData]) -> list:
+            """Answers for uploaded photos: a list of {file, label, probability, number, heads, said}."""
+            return demo.api([photo["path"] for photo in photos])
+
+        gr.api(answer_api, api_name="answer", **one)
+    return page.queue(max_size=WAITING)
+
+
+FLAGS = {
+    "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds that answer (default: all)"},
+    "--share": {"action": "store_true", "help": "a public address by Gradio's tunnel; photos then pass through it"},
+}
+
+
+def start(settings, desk):
+    """Load, warm up and serve; returns the running gradio.Blocks."""
+    os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(desk.folder), "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    began = time.perf_counter()
+    import serving
+
+    answerer = serving.Answerer(settings.run, settings.folds)
+    import gradio as gr
+
+    one_folder_an_upload()
+    page = build(settings, answerer, desk)
+    page.launch(
+        server_name=settings.app.host,
+        server_port=settings.app.port or None,
+        share=settings.share,
+        max_file_size=int(settings.app.upload_mb * 1e6),
+        prevent_thread_lock=True,
+        quiet=True,
+        css=STYLE,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
+        footer_links=["api"],
+        ssr_mode=False,
+    )
+    desk.keep_what_is_there()
+    desk.watch()
+    print(f"{settings.run}: {page.local_url} ({time.perf_counter() - began:.1f} s; Ctrl-C ends it)", flush=True)
+    if page.share_url:
+        print(f"for everybody: {page.share_url}", flush=True)
+    return page
+
+
+def main():
+    settings = args.read_for_run(__doc__, FLAGS)
+    desk = Desk()
+    try:
+        page = start(settings, desk)
+        page.block_thread()
+    except OSError as error:
+        raise InputError(f"app.port {settings.app.port}: {error}") from None
+    finally:
+        desk.close()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    guarded(main)
