@@ -82,7 +82,9 @@ class Pair:
         )
         self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
         betas = (0.5, 0.999) if self.vanilla else (0.0, 0.99)
-        self.optimizers = [torch.optim.Adam(net.parameters(), gan.lr, betas=betas) for net in (self.maker, self.judge)]
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), gan.lr, betas=betas, fused=True) for net in (self.maker, self.judge)
+        ]
         self.epoch, self.step, self.steps, self.spent = 0, 0, 0, 0.0
         self.losses, self.log = [0.0, 0.0], []
 
