@@ -144,10 +144,12 @@ def with_numbers(task, found, run, oof):
 
 
 def choose(found, people):
-    """The doubts of the `people` people (or, 0, of all that are flagged) whose labels are least likely right."""
+    """The doubts of the `people` people (or, 0, of all that are flagged) whose labels are least likely right; not what
+    else of them is doubted less."""
     if not people:
         return found[found["flagged"].astype(bool)]
-    return found[found["id"].isin(found["id"].drop_duplicates()[:people])]
+    first = found.drop_duplicates("id")[:people]
+    return found[found["id"].isin(first["id"]) & (found["by_chance"] <= first["by_chance"].max())]
 
 
 def write_page(settings, task, oof, chosen, path):

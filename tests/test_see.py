@@ -134,6 +134,23 @@ def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
     assert len(first & set(drawn)) >= 0.7 * len(drawn)
 
 
+def test_what_chance_explains_is_counted_as_its_definition_says():
+    fair = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    assert clean.expected(fair, np.array([0.05, 0.1, 0.2, 1.0])) == pytest.approx([0, 0.1, 0.3, 3.0])
+    rng = np.random.default_rng(0)
+    fair = rng.dirichlet([1, 1, 1], 20000)
+    label = (rng.random((20000, 1)) > fair.cumsum(1)).sum(1)  # drawn by these very probabilities: all are right
+    own = np.sort(fair[np.arange(20000), label])
+    assert clean.expected(fair, own[[199, 1999]]) == pytest.approx([200, 2000], rel=0.15)
+
+
+def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
+    found = pd.DataFrame({"id": list("abab"), "by_chance": [0.1, 0.2, 50.0, 0.15], "flagged": False})
+    found = found.sort_values("by_chance", ignore_index=True)
+    assert clean.choose(found, 2)["by_chance"].tolist() == [0.1, 0.15]
+    assert clean.choose(found, 1)["id"].tolist() == ["a"] and not len(clean.choose(found, 0))
+
+
 def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, monkeypatch, tmp_path):
     settings = competition.settings()
     train.train_folds(settings, [0, 1])
