@@ -197,13 +197,9 @@ def file_field(**words):
     """Gradio's File, without the empty file that it leaves beside each upload."""
     import gradio as gr
 
-    class Files(gr.File):
-        is_template = True  # the browser knows it as a File
-
-        def _process_single_file(self, f):
-            return f.path
-
-    return Files(**words)
+    field = gr.File(**words)
+    field._process_single_file = lambda file: file.path
+    return field
 
 
 # ---------------------------------------------------------------------------------------------------- the page
