@@ -16,6 +16,7 @@ import html
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -139,13 +140,34 @@ def read_advice(path, task):
 # ---------------------------------------------------------------------------------- what visitors send is forgotten
 
 
+def alive(pid):
+    """Is there a process of this number? Whatever is no number is left alone."""
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 class Desk:
     """A folder for what arrives, of this process alone, in memory where there is such a place; emptied all the time."""
 
     def __init__(self):
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="foldface-", dir=memory))
+        place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+        for old in place.glob("foldface-*-*"):  # of demos that were killed
+            if not alive(old.name.split("-")[1]):
+                shutil.rmtree(old, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"foldface-{os.getpid()}-", dir=place)).resolve()
         self.kept, self.over = set(), threading.Event()
+
+    def holds(self, path):
+        """Is this a file that a visitor sent? A request may name any path of this computer."""
+        path = Path(path).resolve()
+        return self.folder in path.parents and path not in self.kept
 
     def keep_what_is_there(self):
         """The demo's own files (its examples), written before the first visitor, stay."""
@@ -154,7 +176,7 @@ class Desk:
     def forget(self, path):
         """Delete an uploaded file and the folder made for it."""
         path = Path(path).resolve()
-        if self.folder.resolve() in path.parents and path not in self.kept:
+        if self.holds(path):
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
@@ -221,6 +243,8 @@ class Demo:
         import serving
         from images import PhotoError
 
+        if not self.desk.holds(path):
+            return {"said": "This file can't be answered for: it was not sent."}
         try:
             photo = serving.read_visitor_photo(Path(path), self.limit)
         except PhotoError as error:
@@ -419,6 +443,7 @@ def start(settings, desk):
 
 def main():
     settings = args.read_for_run(__doc__, FLAGS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the desk is cleared then, too
     desk = Desk()
     try:
         page = start(settings, desk)

@@ -102,17 +102,27 @@ def read_visitor_photo(path, most_bytes):
         raise PhotoError("it did not arrive whole; send it again") from None
     if size > most_bytes:
         raise PhotoError(f"{size / 1e6:.0f} MB are more than the {most_bytes / 1e6:.0f} MB that are taken")
-    from PIL import Image, UnidentifiedImageError
-
-    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and looked at before anything is decoded
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        width = height = 0  # read_photo says what is wrong
+    width, height = claimed_size(path)
     if width * height > MOST_PIXELS:
         raise PhotoError(f"{width} x {height} pixels are more than the {MOST_PIXELS // 1_000_000} million taken")
     return read_photo(path)
+
+
+def claimed_size(path):
+    """(width, height) that a file says it has, before anything is decoded; (0, 0) where it doesn't."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except Image.DecompressionBombError:
+        return MOST_PIXELS, 2
+    except Exception:  # a damaged file fails in many ways: read_photo says what is wrong
+        return 0, 0
 
 
 def boxed(photo, box):

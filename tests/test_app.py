@@ -98,6 +98,31 @@ def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
         assert not left(desk), name
 
 
+def test_a_request_reads_and_deletes_nothing_but_what_was_sent(served, tmp_path):
+    import httpx
+
+    url, _, _, _ = served
+    write_photo(tmp_path / "mine.jpg", 1)
+    for told in ({}, {"meta": {"_type": "gradio.FileData"}}):
+        sent = {"data": [[{"path": str(tmp_path / "mine.jpg")} | told]]}
+        event = httpx.post(url + "gradio_api/call/answer", json=sent).json()["event_id"]
+        answer = httpx.get(f"{url}gradio_api/call/answer/{event}", timeout=30).text
+        assert "sure" not in answer and ("it was not sent" in answer or "error" in answer)
+    assert (tmp_path / "mine.jpg").is_file()
+
+
+def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import app, os, signal; d = app.Desk(); print(d.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(app.__file__).parent)
+    left_over = Path(done.stdout.strip())
+    assert left_over.is_dir()
+    app.Desk().close()
+    assert not left_over.exists()
+
+
 def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
     import httpx
 
