@@ -28,7 +28,7 @@ from files import InputError, guarded, read_json
 
 FILES = 32  # photos of one request
 WAITING = 64  # requests that wait; more are told to come back
-FORGOTTEN = 30  # seconds after which an upload that nobody asked about is deleted
+FORGOTTEN = 300  # seconds after which an upload that nobody asked about is deleted
 FILMING = 8  # cameras at a time
 LIVE = 1.0  # seconds between two looks at a camera
 EXAMPLES = 6
@@ -193,7 +193,8 @@ class Desk:
 
         def run():
             while not self.over.wait(5):
-                self.sweep()
+                with contextlib.suppress(OSError):  # what is listed may be gone a moment later
+                    self.sweep()
 
         threading.Thread(target=run, daemon=True).start()
 
@@ -222,6 +223,29 @@ def file_field(**words):
     field = gr.File(**words)
     field._process_single_file = lambda file: file.path
     return field
+
+
+def camera_field(**words):
+    """Gradio's Image as a camera. Gradio would decode photos itself, without our limits: it gives a still's path, or
+    a frame's data: address, and we decode."""
+    import gradio as gr
+
+    field = gr.Image(sources=["webcam"], type="filepath", **words)
+    field.preprocess = lambda sent: sent and ((sent.url if words.get("streaming") else sent.path) or None)
+    return field
+
+
+def no_memory_of_visitors():
+    """Gradio keeps every session's inputs and answers, photos and names in them, to make links to them: it shall not.
+    Nor shall it fetch addresses that a request names."""
+    from gradio import processing_utils, state_holder
+
+    state_holder.SessionState._update_value_in_config = lambda *_: None
+
+    async def refuse(*_, **__):
+        raise ValueError("photos are sent, not fetched")
+
+    processing_utils.async_ssrf_protected_download = refuse
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -284,8 +308,17 @@ class Demo:
         return (card("", self.look(path, heat), self.advice), None) if path else ("", None)
 
     def live(self, frame):
-        """The answer for a frame of the camera, (h, w, 3) uint8, which never was a file."""
-        return "" if frame is None else card("", self.answerer.answer(frame), self.advice)
+        """The answer for a frame of the camera, a data: address, which never was a file."""
+        import serving
+        from images import PhotoError
+
+        if not frame:
+            return ""
+        try:
+            photo = serving.read_frame(frame, self.limit)
+        except PhotoError as error:
+            return card("", {"said": f"This frame can't be answered for: {error}."}, {})
+        return card("", self.answerer.answer(photo), self.advice)
 
     def make(self, label, seed):
         """A picture of a label: HTML with the picture, what the run itself makes of it, and a link to save it."""
@@ -313,10 +346,10 @@ class Demo:
 
 
 def examples(settings, answerer):
-    """[(photo, label)] to try: drawn people for a run on faces, else photos of things that it was trained on."""
+    """[(photo, label)] to try: drawn people for a run on faces or ages, else photos that it was trained on."""
     import numpy as np
 
-    if answerer.wants_faces:
+    if answerer.wants_faces or answerer.task.number is not None:  # people: nobody's photo is shown to others
         from sample_data import invent, photos
 
         found = []
@@ -375,11 +408,11 @@ def build(settings, answerer, desk):
                 gallery.select(example, [heat], [answer], **one, **hidden)
         with gr.Tab("Webcam"), gr.Row():
             with gr.Column():
-                camera = gr.Image(sources=["webcam"], type="filepath", image_mode=None, label="Still")
+                camera = camera_field(label="Still")
                 still = gr.HTML()
                 camera.input(demo.still, [camera, heat], [still, camera], **one, **hidden)
             with gr.Column():
-                stream = gr.Image(sources=["webcam"], type="numpy", streaming=True, label="Live")
+                stream = camera_field(streaming=True, label="Live")
                 live = gr.HTML()
                 # a camera holds its place for as long as it films: it must not be the place that all others wait for
                 stream.stream(
@@ -420,7 +453,9 @@ def start(settings, desk):
     import gradio as gr
 
     one_folder_an_upload()
+    no_memory_of_visitors()
     page = build(settings, answerer, desk)
+    desk.keep_what_is_there()
     page.launch(
         server_name=settings.app.host,
         server_port=settings.app.port or None,
@@ -432,8 +467,8 @@ def start(settings, desk):
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
         footer_links=["api"],
         ssr_mode=False,
+        state_session_capacity=200,
     )
-    desk.keep_what_is_there()
     desk.watch()
     print(f"{settings.run}: {page.local_url} ({time.perf_counter() - began:.1f} s; Ctrl-C ends it)", flush=True)
     if page.share_url:

@@ -133,10 +133,14 @@ def with_numbers(task, found, run, oof):
     if head is None or not path.is_file():
         return found
     columns = head.columns
-    mean = read_csv(path, ["ImageID", *columns], numbers=columns).set_index("ImageID")[columns[0]]
-    mean = mean.loc[oof["ImageID"]].groupby(oof["id"].to_numpy(str)).mean()
+    own = read_csv(path, ["ImageID", *columns], numbers=columns).set_index("ImageID")[columns[0]]
+    mean = own.loc[oof["ImageID"]].groupby(oof["id"].to_numpy(str)).mean()
     mine = found["head"] == head.name
-    found.loc[mine, "value"] = [f"{round(mean[person])}" for person in found["id"][mine]]
+    expected = [
+        own[photo] if photo else mean[person]
+        for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)
+    ]
+    found.loc[mine, "value"] = [head.said(value) for value in expected]
     # what is expected may lie in another class than the one that the photos say: then nobody knows
     told = head.class_of(pd.to_numeric(found["value"][mine]), head.trained)
     found.loc[found.index[mine][told != found["told"][mine]], "value"] = ""

@@ -23,6 +23,7 @@ import pages
 from files import InputError, guarded, read_csv
 
 SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
+FEWEST = 5  # people, and photos to answer for, that can be told apart
 PAIRS, TELLING, TILES = 24, 16, 12  # in the galleries
 MEASURES = ["width", "height", "brightness", "contrast", "sharpness"]
 
@@ -194,10 +195,15 @@ def dealt(settings, rows, task):
                 (Path(home) / "folds.csv").write_bytes(known.read_bytes())
                 words = f"As they stand in {known}."
             rows = folds.assign_folds(rows, settings)
-        except InputError:
-            (Path(home) / "folds.csv").unlink()
+        except InputError as error:
+            (Path(home) / "folds.csv").unlink(missing_ok=True)
+            if not known.is_file():
+                return [pages.text(f"They can't be dealt: {error}")]
             words = f"As a new run would deal them: {known} is of other data."
-            rows = folds.assign_folds(rows, settings)
+            try:
+                rows = folds.assign_folds(rows, settings)
+            except InputError as error:
+                return [pages.text(f"They can't be dealt: {error}")]
     table = folds.fold_table(task, rows, folds.folds_of(rows))
     return [pages.text(words), f"<pre>{html.escape(table)}</pre>"]
 
@@ -215,6 +221,9 @@ def difference(settings, rows, others):
     first, second = shift.features(own, settings), shift.features(asked, settings)
     kept, held = np.isfinite(first).all(1), np.isfinite(second).all(1)
     own, asked, first, second = own[kept], asked[held], first[kept], second[held]
+    if own["id"].nunique() < FEWEST or len(asked) < FEWEST:
+        few = f"{own['id'].nunique()} people or groups to train on and {len(asked)} photos to answer for"
+        return [pages.text(f"{few} are too few to tell whether they differ: {FEWEST} of each are needed.")]
     auc, told = shift.tell_apart(first, second, own["id"].to_numpy(str))
     bar = shift.yardstick(first, own["id"].to_numpy(str))
     words = (

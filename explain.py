@@ -132,12 +132,14 @@ def wanted(settings, task, named):
         else:
             wrong = wrong.assign(off=abs(wrong["ans"] - wrong["target"])).sort_values("off", ascending=False)
         return dataset.with_files(wrong[:SHOWN].reset_index(drop=True), settings.data.crops)
-    parts = []
+    parts, crops = [], settings.data.crops
     for name in named:
         mine = known[(known["ImageID"] == name) | (known["photo"] == name)]
         if len(mine):
             parts.append(dataset.with_files(mine[:1], settings.data.crops))
         elif Path(name).is_file():
+            if crops:
+                print(f"{name}: is looked at whole, though the run learned from face crops: better name a crop")
             parts.append(pd.DataFrame({"ImageID": [name], "photo": [name], "file": [name], "fold": [-1]}))
         else:
             raise InputError(f"--photos {name}: is neither a photo of {settings.run}/oof.csv nor a file")

@@ -182,7 +182,7 @@ class Ruler:
         self.see, self.count, self.spread = Features(), classes, spread
         rng = np.random.default_rng(0)  # every label as often as pictures have it
         self.kind = labels_of(MEASURED, classes)
-        place = [rng.choice(np.flatnonzero(target == k), int((self.kind == k).sum())) for k in range(classes)]
+        place = [rng.permutation(np.flatnonzero(target == k))[: int((self.kind == k).sum())] for k in range(classes)]
         real = self.see.many(photos[np.concatenate(place)])
         self.distance, self.real = Distance(real), self.variety(real, np.repeat(range(classes), list(map(len, place))))
 

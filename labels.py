@@ -9,6 +9,7 @@ Nothing here needs torch.
 """
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -56,6 +57,10 @@ class Head:
             raise InputError(f"task.heads: {name} names classes of a number: give the bounds between them too")
         if range:
             self.low, self.high = map(float, range)
+
+    def said(self, number):
+        """A number in words: as many decimals as tell numbers of the range apart, none of years."""
+        return f"{number:.{max(0, 2 - math.floor(math.log10(self.high - self.low)))}f}"
 
     def parse(self, text):
         """A table's cell -> (class index or number, ""), or (None, what is wrong). "" is no value.

@@ -54,7 +54,8 @@ def figure(draw, width, height, columns=1):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9}):  # the same chart, the same bytes
+    # the same chart, the same bytes; a $ in a class's name is a $
+    with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9, "text.parse_math": False}):
         made, axes = pyplot.subplots(1, columns, figsize=(width, height))
         draw(axes)
         for one in made.axes:
@@ -88,12 +89,23 @@ def charts(*drawn):
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
+def shrunk(image, side):
+    """A photo (h, w, 3) whose longer side is `side` pixels at most, neither less than one: strips exist."""
+    from images import cv2
+
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def thumbnail(image, side=150, quality=80):
     """A photo (h, w, 3) uint8 RGB as an <img> of at most `side` pixels, its bytes within it."""
     from images import cv2
 
-    scale = min(1.0, side / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    small = shrunk(image, side)
     _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     height, width = small.shape[:2]
     source = base64.b64encode(data.tobytes()).decode()
@@ -119,7 +131,7 @@ def gallery(photos):
 def section(number, heading, pieces):
     """One section, between comments by which `add` finds it again."""
     content = f'<h2 id="s{number}">{html.escape(heading)}</h2>{"".join(pieces)}'
-    return f"<!--section {heading}-->{content}<!--end-->"
+    return f"<!--section {html.escape(heading)}-->{content}<!--end-->"
 
 
 def write(path, title, intro, sections):
@@ -143,7 +155,7 @@ def add(path, heading, pieces):
     if not path.is_file():
         return
     page = path.read_text(encoding="utf-8")
-    start, new = page.find(f"<!--section {heading}-->"), section("x", heading, pieces)
+    start, new = page.find(f"<!--section {html.escape(heading)}-->"), section("x", heading, pieces)
     if start >= 0:
         end = page.index("<!--end-->", start) + len("<!--end-->")
         page = page[:start] + new + page[end:]

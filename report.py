@@ -212,7 +212,8 @@ def by_number(task, oof, rows):
     else:
         told, truth = task.decode(oof["ans"])[head.name], task.decode(oof["target"])[head.name]
         wrong, title = (told != truth).astype(float), f"share of photos with the wrong class of {head.name}"
-    step = max(1.0, np.ptp(number[np.isfinite(number)]) / 60)
+    span = np.ptp(number[np.isfinite(number)])
+    step = max(1.0 if span >= 20 else 1e-6, span / 60)
     place = np.round(number / step).astype(int)
     found = [(k * step, wrong[place == k].mean(), int((place == k).sum())) for k in np.unique(place)]
 
@@ -245,7 +246,8 @@ def worst(task, oof, rows, crops, count):
     found = []
     for file, row in zip(dataset.with_files(rows, crops)["file"], wrong.to_dict("records"), strict=True):
         if task.numeric:
-            lines = [f"{row['ans']:.0f}, is {row['target']:.0f} {task.answered[0].unit}", row["ImageID"]]
+            head = task.answered[0]
+            lines = [f"{head.said(row['ans'])}, is {head.said(row['target'])} {head.unit}", row["ImageID"]]
         else:
             lines = [f"{row['sure']:.0%} {task.classes[row['ans']]}", f"is {task.classes[row['target']]}"]
             lines.append(row["ImageID"])

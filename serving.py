@@ -1,5 +1,7 @@
 """A run that answers for single photos in memory: loaded once, warm, without a trace of what it was shown."""
 
+import base64
+import io
 import threading
 
 import numpy as np
@@ -9,6 +11,8 @@ from files import InputError
 from images import PhotoError, cv2, read_photo
 
 MOST_PIXELS = 40_000_000  # of a visitor's photo; decoded it takes three bytes each
+LEAST_SIDE = 8  # pixels
+KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # of files that are opened at all
 SHOWN = 480  # pixels of the longer side of a photo that is shown again
 
 
@@ -64,7 +68,8 @@ class Answerer:
         told = inference.answer_photos(self.nets, self.abouts, self.heads, [seen])[0]
         if self.task.numeric:
             head = self.task.answered[0]
-            found |= {"number": float(told[0]), "label": f"{told[0]:.0f}", "said": f"{told[0]:.0f} {head.unit}".strip()}
+            number = head.said(told[0])
+            found |= {"number": float(told[0]), "label": number, "said": f"{number} {head.unit}".strip()}
             best = 0
         else:
             best = int(told[: self.task.size].argmax())
@@ -102,14 +107,17 @@ def read_visitor_photo(path, most_bytes):
         raise PhotoError("it did not arrive whole; send it again") from None
     if size > most_bytes:
         raise PhotoError(f"{size / 1e6:.0f} MB are more than the {most_bytes / 1e6:.0f} MB that are taken")
-    width, height = claimed_size(path)
-    if width * height > MOST_PIXELS:
-        raise PhotoError(f"{width} x {height} pixels are more than the {MOST_PIXELS // 1_000_000} million taken")
+    if not size:
+        raise PhotoError("empty file")
+    refuse_size(*claimed_size(path))
     return read_photo(path)
 
 
-def claimed_size(path):
-    """(width, height) that a file says it has, before anything is decoded; (0, 0) where it doesn't."""
+def claimed_size(file):
+    """(width, height) that a file (path, or bytes in memory) says it has, before anything is decoded.
+
+    PhotoError where it doesn't say, or is of another kind than those that cameras and browsers make.
+    """
     import warnings
 
     from PIL import Image
@@ -117,18 +125,46 @@ def claimed_size(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file, formats=KINDS) as image:
                 return image.size
     except Image.DecompressionBombError:
-        return MOST_PIXELS, 2
-    except Exception:  # a damaged file fails in many ways: read_photo says what is wrong
-        return 0, 0
+        raise PhotoError("too many pixels") from None
+    except Exception:  # a damaged file fails in many ways
+        raise PhotoError("not readable as an image") from None
+
+
+def refuse_size(width, height):
+    """Raise PhotoError for a strip or a speck, and for more pixels than are taken from strangers."""
+    if width * height > MOST_PIXELS:
+        raise PhotoError(f"{width} x {height} pixels are more than the {MOST_PIXELS // 1_000_000} million taken")
+    if min(width, height) < LEAST_SIDE or max(width, height) > 50 * min(width, height):
+        raise PhotoError(f"{width} x {height} pixels show nothing")
+
+
+def read_frame(url, most_bytes):
+    """A camera's frame, as the data: address that a browser sends -> (h, w, 3) uint8, with the limits of a file."""
+    kind, _, content = url.partition(",")
+    if not kind.startswith("data:image/") or not kind.endswith(";base64"):
+        raise PhotoError("a frame comes inside its address")
+    if len(content) > most_bytes * 4 / 3 + 4:
+        raise PhotoError(f"more than {most_bytes / 1e6:.0f} MB")
+    try:
+        data = base64.b64decode(content, validate=True)
+    except ValueError:
+        raise PhotoError("not readable as an image") from None
+    refuse_size(*claimed_size(io.BytesIO(data)))
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise PhotoError("not readable as an image")
+    return image
 
 
 def boxed(photo, box):
     """A small copy of a photo with a box (x1, y1, x2, y2) drawn into it, if there is one."""
-    scale = min(1.0, SHOWN / max(photo.shape[:2]))
-    small = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo.copy()
+    from pages import shrunk
+
+    small = shrunk(photo, SHOWN).copy()
+    scale = small.shape[1] / photo.shape[1]
     if box is not None:
         x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
         cv2.rectangle(small, (x1, y1), (x2, y2), (255, 200, 0), 2)

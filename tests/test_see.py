@@ -35,6 +35,9 @@ def stands_alone(path):
 def test_a_page_escapes_what_it_is_told(tmp_path):
     pages.write(tmp_path / "a.html", "<b>", "a & b", [("x<y", [pages.table(["<i>"], [["<script>"]])]), ("none", [])])
     page = stands_alone(tmp_path / "a.html")
+    pages.add(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
+    pages.add(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
+    assert stands_alone(tmp_path / "a.html").count("<h2") == 2
     assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "none" not in page
 
 
@@ -52,6 +55,8 @@ def test_a_section_that_is_added_twice_stands_there_once(tmp_path):
 def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
     drawn = [pages.chart(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
     assert drawn[0] == drawn[1] and drawn[0].startswith("<svg")
+    assert "$5_$" in pages.chart(lambda ax: ax.set_title("$5_$"))  # and no formula
+    assert 'width="150" height="1"' in pages.thumbnail(np.zeros((2, 900, 3), np.uint8))
     (tmp_path / "broken.jpg").write_bytes(b"")
     page = pages.gallery([(str(tmp_path / "broken.jpg"), ["a"]), (np.zeros((300, 200, 3), np.uint8), ["b"])])
     assert "empty file" in page and 'width="100" height="150"' in page
