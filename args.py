@@ -668,7 +668,7 @@ def check_names(names, known, where):
     for name in names:
         if name not in known and name not in ("help", "print_config"):
             leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
-            near = difflib.get_close_matches(name, known, n=1) if "." in name else []
+            near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)
             near += [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)]
             hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
             raise InputError(f"{where}{name}: there is no such setting; {hint}")
