@@ -142,6 +142,9 @@ class Data:
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
     """which library deals people into folds"""
+    memory_gb: NonNegativeFloat = 2.0
+    """memory for photos that were decoded and brought to data.image_size once, so that later epochs need not: 18,900 of
+    192 pixels take 2.1; those that don't fit are decoded each time"""
     workers: Optional[NonNegativeInt] = None
     """processes that read photos; null = one a core, at most 8 (0 = none: all in one process)"""
 
@@ -298,6 +301,8 @@ class Inference:
     """photos a step"""
     flip: bool = False
     """average over the photo and its mirror image"""
+    backend: Literal["torch", "onnx"] = "torch"
+    """what computes: torch, or onnxruntime, for which each fold is exported once"""
     crops: bool = False
     """average over the photo and its four corners too, enlarged by a seventh"""
 
@@ -405,6 +410,7 @@ FREE = (
     "save_minutes",
     "data.eval",
     "data.workers",
+    "data.memory_gb",
     "crop.workers",
     "train.only_folds",
     "train.accumulate",

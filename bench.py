@@ -1,56 +1,299 @@
 """How fast, beside how it is usually done: each stage and its peer in one run, in turn, several times.
 
     python bench.py                                               on the sample data
-    python bench.py --data.train DIR --data.eval DIR --rounds 5 --json bench.json
+    python bench.py --data.train DIR --data.eval DIR --data.crops DIR --rounds 5 --json bench.json
+    python bench.py --quick                                       fewer photos, two rounds: within five minutes
+    python bench.py --stages loader train --config recipes/people_small.json
 
 Prints a Markdown table of medians and spreads. A ratio is ours / peer within one round: machines drift, rounds don't.
+
+    loader       a training epoch's photos, crops and augmentation, as they reach the model; the competition's baseline:
+                 PIL and torchvision on whole photos, 128 x 96 pixels, normalised floats from the workers
+    crop         face_crop.py's whole job; facenet-pytorch, photo by photo
+    train        an epoch of train.py with all it does; the bare step of the same model, batch and precision on tensors
+                 that lie ready, the faster of both memory formats
+    inference    five folds in one pass; a timm loop a fold: each decodes with PIL and asks the model as it was trained
+    onnx         the same by inference.backend onnx
 """
 
+import copy
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 import args
-from files import guarded, write_json
+from files import InputError, guarded, write_json
+
+PEOPLE = 1_000_000  # of the tables that folds are dealt for
+FOLDS = 5  # models that answer
 
 
-def crop_ours(settings):
-    """face_crop.py's whole job, start-up of its processes, hashes and contact sheet included -> photos/s."""
-    import face_crop
+class Seconds:
+    """The seconds of a `with` block."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        settings.data.crops = f"{folder}/crops"
-        start = time.perf_counter()
-        count = len(face_crop.crop_all(settings))
-        return count / (time.perf_counter() - start)
+    def __enter__(self):
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_):
+        self.passed = time.perf_counter() - self.start
 
 
-def crop_peer(settings):
-    """facenet-pytorch as its README has it: MTCNN(keep_all=True).detect(photo), photo by photo -> photos/s."""
+def rows_of(settings, crops, count):
+    """`count` rows of the training photos with their files: crops, or whole photos."""
+    import dataset
+
+    rows, _ = dataset.training_rows(settings)
+    rows = dataset.with_files(rows, settings.data.crops if crops else "")
+    return rows.sample(count, random_state=settings.seed, replace=len(rows) < count).reset_index(drop=True)
+
+
+def steady(feed, photos_of):
+    """Photos/s of an iterable of batches from its second batch on: what the start of workers costs is paid once."""
+    count, batches = 0, iter(feed)
+    next(batches)
+    with Seconds() as taken:
+        for batch in batches:
+            count += photos_of(batch)
+    return count / taken.passed
+
+
+# ------------------------------------------------------------------------------------------------------- stages
+# Each makes (ours, peer): two functions without arguments that return photos/s. What is set up before is not timed.
+
+
+def loader(settings, folder):
+    import torch
+    import torchvision.transforms as T
+    from PIL import Image
+
+    import images
+
+    data, batch = settings.data, 64
+    count = 2000 if settings.quick else 6000
+    rows = rows_of(settings, True, count)
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, data.memory_gb)
+    feed = images.loader(photos, images.Batches(count, batch, shuffle=True), data.workers)
+    # https://github.com/boostcampaitech: the mask competition's baseline, dataset.py and train.py
+    usual = T.Compose([T.Resize((128, 96), Image.BILINEAR), T.ToTensor(), T.Normalize((0.5,) * 3, (0.2,) * 3)])
+    whole = rows_of(settings, False, count // 4)
+
+    class Baseline(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(whole)
+
+        def __getitem__(self, index):
+            return usual(Image.open(whole["file"][index]).convert("RGB")), 0
+
+    peer = torch.utils.data.DataLoader(Baseline(), batch, shuffle=True, num_workers=feed.num_workers)
+    return lambda: steady(feed, lambda found: len(found[0])), lambda: steady(peer, lambda found: len(found[1]))
+
+
+def crop(settings, folder):
     from facenet_pytorch import MTCNN
     from PIL import Image
 
     import face_crop
 
-    photos = face_crop.plan(settings)["photo"].sample(150, random_state=settings.seed, replace=True)
+    chosen = copy.deepcopy(settings)
+    photos = face_crop.plan(chosen)["photo"].sample(40 if settings.quick else 150, random_state=0, replace=True)
     detector = MTCNN(keep_all=True)
-    start = time.perf_counter()
-    for photo in photos:
-        with Image.open(photo) as image:
-            detector.detect(image.convert("RGB"))
-    return len(photos) / (time.perf_counter() - start)
+
+    def ours():  # the start of its processes, hashes and contact sheet included
+        with tempfile.TemporaryDirectory(dir=folder) as place, Seconds() as taken:
+            chosen.data.crops = f"{place}/crops"
+            count = len(face_crop.crop_all(chosen))
+        return count / taken.passed
+
+    def peer():
+        with Seconds() as taken:
+            for photo in photos:
+                with Image.open(photo) as image:
+                    detector.detect(image.convert("RGB"))
+        return len(photos) / taken.passed
+
+    return ours, peer
 
 
-STAGES = {"crop": ("photos/s of face_crop.py beside MTCNN(keep_all=True).detect", crop_ours, crop_peer)}
+def train(settings, folder):
+    import torch
+
+    import dataset
+    import images
+    import learner
+    import model
+    import optim
+
+    chosen, batch = copy.deepcopy(settings), settings.train.batch_size
+    chosen.run = str(folder / "train")
+    dataset.settle(chosen)
+    steps = 20 if settings.quick else 60
+    rows = rows_of(chosen, True, steps * batch)
+    rows = rows.assign(label=rows["target"])
+    data = chosen.data
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, data.memory_gb)
+    batches = images.Batches(len(rows), batch, shuffle=True)
+    feed = images.loader(photos, batches, data.workers)
+    mine = learner.Learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))
+
+    def ours():
+        mine.step, mine.loss, mine.seen = 0, 0.0, 0
+        batches.epoch += 1
+        return mine.train_epoch(feed, "ours")["photos_per_second"]
+
+    def bare(order):
+        net = copy.deepcopy(mine.module).to(memory_format=order)
+        net.requires_grad_(True)
+        optimizer = optim.make_optimizer(list(net.parameters()), chosen.train)
+        inputs = torch.randn(batch, 3, data.image_size, data.image_size).to(mine.device, memory_format=order)
+        target = torch.randint(0, 2, (batch,), device=mine.device)
+
+        def run(count):
+            net.train()
+            if chosen.model.freeze_bn:
+                model.freeze_batch_norm(net)
+            for layer in model.lowest_layers(net, chosen.train.freeze_layers):
+                layer.eval().requires_grad_(False)
+            with Seconds() as taken:
+                for _ in range(count):
+                    with mine.accelerator.autocast():
+                        loss = torch.nn.functional.cross_entropy(net(inputs), target)
+                    mine.accelerator.backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return count * batch / taken.passed
+
+        run(2)
+        return run
+
+    orders = [bare(order) for order in (torch.channels_last, torch.contiguous_format)]
+    fastest = max(orders, key=lambda run: run(5))
+    ours()
+    return ours, lambda: fastest(steps)
+
+
+def folds_asked(settings, folder, backend):
+    """Five models of one run on disk, and two ways to ask them: all at once, or by a timm loop a fold."""
+    import timm
+    import torch
+    from PIL import Image
+
+    import dataset
+    import export
+    import heads
+    import inference
+    import model
+
+    chosen, data = copy.deepcopy(settings), settings.data
+    dataset.settle(chosen)
+    count = 256 if settings.quick else 2100
+    rows = rows_of(chosen, True, count)
+    read = heads.Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
+    about = {"backbone": chosen.model.backbone, "image_size": data.image_size, "augment": data.augment, "fit": data.fit}
+    nets, paths = {}, {}
+    for fold in range(FOLDS):
+        torch.manual_seed(fold)
+        net = model.build(chosen.model.backbone, read.size, chosen.model.pretrained, data.image_size).eval()
+        about |= {key: list(net.pretrained_cfg[key]) for key in ("mean", "std")} | {"prior": [0.0] * read.width}
+        nets[fold], paths[fold] = net, folder / f"fold{fold}" / "best.safetensors"
+        if not paths[fold].is_file():
+            model.save(paths[fold], net, about)
+    abouts = dict.fromkeys(nets, about)
+    plain = {fold: copy.deepcopy(net) for fold, net in nets.items()}
+    asked = {fold: net.to(memory_format=torch.channels_last) for fold, net in nets.items()}
+    if backend == "onnx":
+        for net in asked.values():
+            model.fold_batch_norm(net)
+        asked = export.exported(asked, abouts, paths)
+    shape = timm.data.create_transform(
+        (3, data.image_size, data.image_size), mean=about["mean"], std=about["std"], crop_pct=1.0
+    )
+
+    class Loop(torch.utils.data.Dataset):
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            return shape(Image.open(rows["file"][index]).convert("RGB"))
+
+    def ours():
+        with Seconds() as taken:
+            inference.predict(asked, abouts, read, rows, chosen)
+        return count / taken.passed
+
+    def peer():
+        workers = data.workers if data.workers is not None else os.cpu_count()
+        with Seconds() as taken, torch.inference_mode():
+            for net in plain.values():
+                for batch in torch.utils.data.DataLoader(Loop(), chosen.inference.batch_size, num_workers=workers):
+                    net(batch).softmax(1).numpy()
+        return count / taken.passed
+
+    return ours, peer
+
+
+STAGES = {
+    "loader": ("photos/s of the training loader, beside the baseline's", loader),
+    "crop": ("photos/s of face_crop.py, beside MTCNN(keep_all=True).detect", crop),
+    "train": ("photos/s of a training epoch, beside the bare step", train),
+    "inference": (
+        "photos/s of five folds, beside a timm loop a fold",
+        lambda settings, folder: folds_asked(settings, folder, "torch"),
+    ),
+    "onnx": (
+        "the same on onnxruntime, beside a timm loop a fold",
+        lambda settings, folder: folds_asked(settings, folder, "onnx"),
+    ),
+}
+
+
+# -------------------------------------------------------------------------------------------- seconds, without peers
+
+
+def people_table(count, seed=0):
+    """Rows as folds.py takes them, seven photos a person, of so many people that have no photos: made up."""
+    rng, person = np.random.default_rng(seed), np.repeat(np.arange(count), 7)
+    kind = np.tile([0, 0, 0, 0, 0, 1, 2], count)
+    own = rng.integers(6, size=count)[person]
+    rows = pd.DataFrame({"id": np.char.mod("%06d", np.arange(count))[person], "source": "train", "split": ""})
+    return rows.assign(target=kind * 6 + own, twin=np.arange(len(rows)))
+
+
+def folds_seconds(people):
+    """Seconds to deal so many people, seven photos each, into five folds and write folds.csv."""
+    import folds
+
+    rows = people_table(people)
+    with tempfile.TemporaryDirectory() as place:
+        settings = args.Settings(run=place)
+        with Seconds() as taken:
+            folds.assign_folds(rows, settings)
+    return taken.passed
+
+
+def help_seconds():
+    with Seconds() as taken:
+        subprocess.run([sys.executable, "train.py", "--help"], check=True, stdout=subprocess.DEVNULL)
+    return taken.passed
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def spread(values, digits):
+    """Median (least-most)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def table(found):
     """{stage: [(ours, peer)]} -> Markdown."""
-
-    def spread(values, digits):
-        return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
     lines = ["| stage | ours | peer | ratio |", "|---|---|---|---|"]
     for name, pairs in found.items():
         ours, peers = zip(*pairs, strict=True)
@@ -59,26 +302,40 @@ def table(found):
     return "\n".join(lines)
 
 
+FLAGS = {
+    "--rounds": {"type": int, "default": 3, "help": "pairs of ours and peer"},
+    "--quick": {"action": "store_true", "help": "fewer photos and two rounds, within five minutes"},
+    "--stages": {"nargs": "+", "default": [], "metavar": "STAGE", "help": f"of {', '.join(STAGES)}; default: all"},
+    "--json": {"type": str, "default": "", "help": "also write the median ratios, and the seconds, to this file"},
+}
+
+
 def main():
-    settings = args.read(
-        __doc__,
-        {
-            "--rounds": {"type": int, "default": 3, "help": "pairs of ours and peer"},
-            "--json": {"type": str, "default": "", "help": "also write the median ratios to this file"},
-        },
-    )
-    found = {name: [] for name in STAGES}
-    for round_ in range(settings.rounds):
-        for name, (_, ours, peer) in STAGES.items():
-            first, second = (ours, peer) if round_ % 2 == 0 else (peer, ours)  # neither always runs first
-            one, other = first(settings), second(settings)
-            found[name].append((one, other) if round_ % 2 == 0 else (other, one))
+    settings = args.read(__doc__, FLAGS)
+    unknown = set(settings.stages) - set(STAGES)
+    if unknown:
+        raise InputError(f"--stages {min(unknown)}: there are {', '.join(STAGES)}")
+    rounds, chosen = 2 if settings.quick else settings.rounds, settings.stages or list(STAGES)
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in chosen:
+            ours, peer = STAGES[name][1](settings, Path(place))
+            found[name] = []
+            for k in range(rounds):
+                first, second = (ours, peer) if k % 2 == 0 else (peer, ours)  # neither always runs first
+                one, other = first(), second()
+                found[name].append((one, other) if k % 2 == 0 else (other, one))
+            print(f"{name}: {spread([one / other for one, other in found[name]], 2)}", flush=True)
+    result = {name: round(statistics.median(a / b for a, b in pairs), 3) for name, pairs in found.items()}
     print(table(found))
+    if not settings.stages:
+        people = PEOPLE // 10 if settings.quick else PEOPLE
+        seconds = {"folds_seconds": folds_seconds(people), "help_seconds": help_seconds()}
+        print(f"folds of {people:,} people, {7 * people:,} photos: {seconds['folds_seconds']:.1f} s")
+        print(f"train.py --help: {seconds['help_seconds']:.1f} s")
+        result |= {name: round(value, 2) for name, value in seconds.items()}
     if settings.json:
-        write_json(
-            Path(settings.json),
-            {name: round(statistics.median(a / b for a, b in pairs), 3) for name, pairs in found.items()},
-        )
+        write_json(Path(settings.json), result)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
 """
 
+import mmap
+import multiprocessing
 import os
+import random
 import re
 
 import numpy as np
@@ -23,11 +26,12 @@ class PhotoError(Exception):
     """A photo that can't be read, and why."""
 
 
-def read_photo(path):
+def read_photo(path, side=0):
     """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag.
 
-    Grey, 16-bit, CMYK and alpha come out as 8-bit RGB. Raises PhotoError (missing, empty, truncated, no image,
-    too many pixels); never returns half a photo.
+    Grey, 16-bit, CMYK and alpha come out as 8-bit RGB. With `side`, a JPEG may come out at a half, a quarter or an
+    eighth of its size, its shorter side not below `side` pixels: the decoder then computes no others.
+    Raises PhotoError (missing, empty, truncated, no image, too many pixels); never returns half a photo.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -38,12 +42,30 @@ def read_photo(path):
     if looks_truncated(data):
         raise PhotoError("truncated")
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | REDUCED[reduction(data, side) if side else 1])
     except cv2.error as error:
         raise PhotoError("too many pixels" if "PIXELS" in str(error) else "not readable as an image") from None
     if image is None:
         raise PhotoError("not readable as an image")
     return image
+
+
+REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8 that say how far
+
+
+def reduction(data, side):
+    """1, 2, 4 or 8: how many times smaller a photo's bytes may be decoded for a shorter side of `side` pixels.
+
+    A JPEG's own size stands in its frame header (ITU T.81, B.2.2); all else is 1.
+    """
+    at, jpeg = 2, data[:2].tobytes() == b"\xff\xd8"
+    while jpeg and at + 9 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            short = min(int.from_bytes(data[at + place : at + place + 2].tobytes()) for place in (5, 7))
+            return next((times for times in (8, 4, 2) if short >= times * side), 1)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4].tobytes())
+    return 1
 
 
 def cut_box(image, box):
@@ -89,18 +111,26 @@ def squared(fit, size):
     return [A.Resize(size, size, interpolation=cv2.INTER_AREA)]
 
 
-def transforms(augment, size, training, erasing=0.0, fit="stretch"):
-    """The albumentations pipeline of a preset: (h, w, 3) uint8 -> (size, size, 3) uint8.
+def shape(augment, size, fit="stretch"):
+    """What a preset does to every photo alike: (h, w, 3) uint8 -> (size, size, 3) uint8. fit: see `squared`.
 
-    Without `training`, its geometry alone: what a model is shown when it answers. erasing: probability of random
-    erasing (Zhong et al. 2020) at the end. fit: see `squared`. Normalize is the pipeline's last step too, but is
-    computed on the device (`normalize`), to the same numbers.
+    It is all that a model is shown when it answers. Normalize follows on the device (`normalize`).
     """
     import albumentations as A
 
-    steps = squared(fit, size)
     if augment == "report":  # the second-place team's list, in its order and with albumentations' defaults
-        steps = [A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)]
+        return A.Compose([A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)])
+    return A.Compose(squared(fit, size))
+
+
+def variation(augment, erasing=0.0):
+    """What a preset does to a training photo after `shape`, each time another: (s, s, 3) uint8 -> the same.
+
+    erasing: probability of random erasing (Zhong et al. 2020) at the end.
+    """
+    import albumentations as A
+
+    if augment == "report":
         varied = [
             A.RandomBrightnessContrast(),
             A.HorizontalFlip(),
@@ -155,7 +185,7 @@ def transforms(augment, size, training, erasing=0.0, fit="stretch"):
         varied = []
     if erasing:
         varied = [*varied, A.Erasing(fill="random_uniform", p=erasing)]
-    return A.Compose(steps + varied if training else steps)
+    return A.Compose(varied)
 
 
 def normalize(images, mean, std):
@@ -176,24 +206,49 @@ class Photos:
     nor the place where a run was interrupted changes what is drawn.
     """
 
-    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch"):
+    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0):
         """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
-        whole photo); the rest as in `transforms`."""
+        whole photo); memory_gb: for photos as `shape` leaves them, so that they are decoded once, not every epoch; the
+        rest as in `shape` and `variation`."""
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
-        self.size, self.training = size, training
-        self.transform = transforms(augment, size, training, erasing, fit)
+        self.size = size
+        self.side = 0 if augment == "report" or self.boxes is not None else size  # what is cut out wants all pixels
+        self.shape, self.vary = shape(augment, size, fit), variation(augment, erasing) if training else None
+        self.kept = self.there = np.zeros(0, np.uint8)
+        count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
+        if count:  # pages that all workers share; they are taken as they are written to
+            self.kept = np.frombuffer(mmap.mmap(-1, count * 3 * size * size), np.uint8).reshape(count, size, size, 3)
+            self.there = np.frombuffer(mmap.mmap(-1, count), np.uint8)
+
+    def read(self, index):
+        """A photo as `shape` leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
+        if index < len(self.there) and self.there[index]:
+            return self.kept[index]
+        photo = read_photo(self.files[index], self.side)
+        found = self.shape(image=cut_box(photo, None if self.boxes is None else self.boxes[index]))["image"]
+        if index < len(self.there):
+            self.kept[index] = found
+            self.there[index] = 1  # after the pixels: another worker may look
+        return found
 
     def __getitem__(self, key):
         """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
         index, seed = key
         try:
-            image = cut_box(read_photo(self.files[index]), None if self.boxes is None else self.boxes[index])
+            image = self.read(index)
         except PhotoError as error:
             return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
-        if self.training:
-            self.transform.set_random_seed(seed)
-        return index, self.transform(image=image)["image"], ""
+        if self.vary is not None:
+            # one source for all steps: set_random_seed gives each its own of the same seed, so that they draw alike
+            self.vary.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            image = self.vary(image=image.copy())["image"]
+        return index, image, ""
+
+
+def shared_by_fork():
+    """Do a loader's workers inherit this process's memory? (Not on Windows and macOS.)"""
+    return multiprocessing.get_start_method() == "fork"
 
 
 class Batches:

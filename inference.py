@@ -142,7 +142,7 @@ def views_of(inputs, settings):
 
 
 def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
-    """Answers of all folds for all photos, each photo decoded once.
+    """Answers of all folds for all photos, each photo decoded once. Batch norm is folded in `nets`, in place.
 
     rows: DataFrame of file ("" where there is nothing to read) and, of boxes, x1..y2. kept: a file to keep progress
     in, which belongs to `key`.
@@ -152,12 +152,14 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     from tqdm import tqdm
 
     import images
+    import model
 
     about = next(iter(abouts.values()))
     gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
     device = torch.device("cuda" if gpu else "cpu")
     precision = torch.autocast("cuda", torch.float16, enabled=gpu and settings.train.amp != "off")
-    nets = {fold: net.to(device) for fold, net in nets.items()}
+    for net in nets.values():
+        model.fold_batch_norm(net.to(device))
     photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
     batches = images.Batches(len(rows), settings.inference.batch_size)
     progress = Progress(kept, key, nets, len(rows), heads.width, settings.save_minutes)
@@ -191,7 +193,7 @@ def answer_photos(nets, abouts, heads, photos, batch=64):
     import images
 
     about = next(iter(abouts.values()))
-    shape = images.transforms(about["augment"], about["image_size"], False, 0.0, about["fit"])
+    shape = images.shape(about["augment"], about["image_size"], about["fit"])
     found = []
     with torch.inference_mode():
         for start in range(0, len(photos), batch):
@@ -207,6 +209,10 @@ def main():
     rows = dataset.eval_rows(settings)
     nets, abouts, heads = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
+    if settings.inference.backend == "onnx":
+        import export
+
+        nets = export.exported(nets, abouts, paths)
     rows = dataset.with_files(rows, settings.data.crops)
     files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
     with alone(settings.run):

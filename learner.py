@@ -4,6 +4,7 @@ Several processes (accelerate launch, torchrun) share each batch: a step is the 
 """
 
 import contextlib
+import copy
 import gc
 import importlib.util
 import os
@@ -356,8 +357,10 @@ class Learner:
         from accelerate.utils import gather_object
 
         import images
+        import model
 
-        net = self.answering.eval()
+        net = copy.deepcopy(self.answering).eval()
+        model.fold_batch_norm(net)
         shares = []
         with torch.inference_mode(), self.accelerator.autocast():
             for indices, photos, errors in feed:

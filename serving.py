@@ -92,7 +92,7 @@ class Answerer:
         import images
 
         net, about = next(iter(self.nets.values())), self.about
-        photo = images.transforms(about["augment"], about["image_size"], False, 0.0, about["fit"])(image=seen)["image"]
+        photo = images.shape(about["augment"], about["image_size"], about["fit"])(image=seen)["image"]
         known = explain.spatial_layers(net, about["image_size"])
         layer = known[explain.default_layer(net, known)]
         heat = explain.maps(net, self.heads, [layer], photo[None], about, None, [best])

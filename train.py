@@ -47,10 +47,11 @@ def fit(rows, validation, settings, fold, accelerator):
     chance = balanced(rows) if train.sampler == "balanced" else None
     seed = settings.seed * 1009 + fold
     batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit)
+    memory = data.memory_gb / share[1]
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory)
     feed = images.loader(photos, batches, data.workers)
     check = images.loader(
-        images.Photos(validation, data.augment, data.image_size, False, fit=data.fit),
+        images.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory - photos.kept.nbytes / 1e9),
         images.Batches(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )

@@ -59,13 +59,13 @@ def test_what_is_no_photo_is_said_to_be_none(tmp_path, picture):
 
 
 def test_the_report_preset_is_the_reports_list():
-    steps = images.transforms("report", 224, True).transforms
+    shown = images.shape("report", 224).transforms
+    steps = [*shown, *images.variation("report").transforms]
     assert [type(step).__name__ for step in steps] == ["CenterCrop", "Resize", "RandomBrightnessContrast",
                                                        "HorizontalFlip", "InvertImg", "CoarseDropout"]  # fmt: skip
     assert (steps[0].height, steps[0].width, steps[1].height, steps[1].width) == (400, 256, 224, 224)
     holes = steps[-1]
     assert holes.num_holes_range == (4, 4) and holes.hole_height_range == (50, 50) == holes.hole_width_range
-    shown = images.transforms("report", 224, False).transforms
     assert [type(step).__name__ for step in shown] == ["CenterCrop", "Resize"]
 
 
@@ -78,12 +78,51 @@ def test_normalising_on_the_device_equals_albumentations_normalize(picture):
 
 
 @pytest.mark.parametrize("augment", ["none", "light", "strong"])
-def test_every_preset_gives_squares_and_only_training_varies(picture, augment):
+def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, augment):
+    path = save(tmp_path / "a.png", picture)
     for training in (False, True):
-        transform = images.transforms(augment, 32, training)
-        found = [transform(image=picture)["image"] for _ in range(20)]
+        photos = images.Photos(pd.DataFrame({"file": [path]}), augment, 32, training)
+        found = [photos[0, seed][1] for seed in range(20)]
         assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in found)
         assert any((image != found[0]).any() for image in found) == (training and augment != "none")
+
+
+def test_the_changes_of_a_photo_are_drawn_apart(tmp_path):
+    photo = np.full((64, 64, 3), 100, np.uint8)
+    photo[:, :32] = 140
+    photos = images.Photos(pd.DataFrame({"file": [save(tmp_path / "a.png", photo)]}), "light", 64, True)
+    found = [photos[0, seed][1].astype(float) for seed in range(300)]
+    mirrored = np.array([image[:, :20].mean() < image[:, -20:].mean() for image in found])
+    changed = np.array([abs(image.max() - 140) > 3 for image in found])
+    assert abs(np.corrcoef(mirrored, changed)[0, 1]) < 0.2  # seeded step by step it was 1: brightness told the mirrored
+
+
+def test_a_jpeg_is_decoded_no_larger_than_it_is_needed(tmp_path, picture):
+    large = cv2.resize(picture, (400, 300))
+    path = save(tmp_path / "a.jpg", large)
+    sizes = {side: images.read_photo(path, side).shape[:2] for side in (0, 301, 151, 150, 80, 75, 37, 1)}
+    assert sizes == {0: (300, 400), 301: (300, 400), 151: (300, 400), 150: (150, 200), 80: (150, 200),
+                     75: (75, 100), 37: (38, 50), 1: (38, 50)}  # fmt: skip
+    assert images.read_photo(save(tmp_path / "a.png", large), 10).shape[:2] == (300, 400)
+    whole, small = (images.Photos(pd.DataFrame({"file": [path]}), "none", 64, False) for _ in range(2))
+    whole.side = 0
+    assert np.abs(whole[0, 0][1].astype(int) - small[0, 0][1]).mean() < 3
+
+
+def test_photos_are_decoded_once_and_stay_the_same(tmp_path, picture, monkeypatch):
+    rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(6)]})
+    room = 4 * 24 * 24 * 3 / 1e9  # for four of the six
+    reads, honest = [], images.read_photo
+    monkeypatch.setattr(images, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
+    plain, keeping = (images.Photos(rows, "strong", 24, True, memory_gb=gb) for gb in (0, room))
+    for epoch in range(3):
+        for index in range(6):
+            assert (plain[index, epoch][1] == keeping[index, epoch][1]).all()
+    assert len(reads) == 3 * 6 + 4 + 3 * 2
+    keeping.there[:] = 0
+    feed = images.loader(keeping, images.Batches(6, 2), 2)
+    list(feed)
+    assert keeping.there.all(), "the workers' photos are everybody's"
 
 
 @pytest.mark.parametrize("augment", ["light", "strong"])

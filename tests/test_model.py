@@ -89,6 +89,35 @@ def test_a_hub_that_can_not_be_reached_fails_at_once_with_three_ways_out(monkeyp
     assert "hub can't be reached" in line and all(way in line for way in ("package:", "FILE", "false"))
 
 
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100", "regnetx_002"])
+def test_batch_norm_is_folded_and_answers_stay(backbone):
+    net = model.build(backbone, 3, False, 64)
+    for part in net.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3)
+            part.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(part.weight, 0.5, 2)
+    torch.nn.init.normal_(net.get_classifier().weight)
+    net, photos = net.double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    count = sum(isinstance(part, torch.nn.BatchNorm2d) for part in net.modules())
+    before = net(photos)
+    assert model.fold_batch_norm(net) == count > 10
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in net.modules())
+    assert torch.allclose(net(photos), before, rtol=1e-9)
+    assert model.fold_batch_norm(net) == 0
+
+
+def test_batch_norm_that_learns_or_stands_before_is_not_folded():
+    def part(*layers):
+        return torch.nn.Sequential(*layers)
+
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    assert model.fold_batch_norm(part(conv, norm).train()) == 0
+    assert model.fold_batch_norm(part(torch.nn.BatchNorm2d(3), conv).eval()) == 0
+    assert model.fold_batch_norm(part(conv, torch.nn.ReLU(), norm).eval()) == 0
+    assert model.fold_batch_norm(part(conv, norm).eval()) == 1
+
+
 def test_weights_that_would_run_code_are_refused(tmp_path):
     class Trap:
         def __reduce__(self):

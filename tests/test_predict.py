@@ -1,6 +1,7 @@
 """From checkpoints to submission.csv: every photo gets its row, votes are counted rightly, mismatches are refused."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -94,9 +95,32 @@ def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
     import images
 
     reads, honest = [], images.read_photo
-    monkeypatch.setattr(images, "read_photo", lambda path: reads.append(path) or honest(path))
+    monkeypatch.setattr(images, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
     main_of(inference, trained[1], monkeypatch)
     assert len(reads) == 5
+
+
+def test_onnx_answers_as_torch_does_and_is_exported_once(trained, monkeypatch):
+    import export
+
+    competition, settings = trained
+    main_of(inference, settings, monkeypatch)
+    before = [predictions(competition, k) for k in (0, 1)]
+    settings.inference.backend = "onnx"
+    exports, honest = [], export.export
+    monkeypatch.setattr(export, "export", lambda net, side, path: exports.append(path) or honest(net, side, path))
+    for _ in range(2):
+        main_of(inference, settings, monkeypatch)
+        for k, plain in enumerate(before):
+            found = predictions(competition, k)
+            assert (found["ans"] == plain["ans"]).all()
+            assert np.allclose(found[MASK.probabilities], plain[MASK.probabilities], atol=1e-5)
+    assert len(exports) == 2
+    weights = Path(settings.run) / "fold0" / "best.safetensors"
+    weights.write_bytes((Path(settings.run) / "fold1" / "best.safetensors").read_bytes())
+    main_of(inference, settings, monkeypatch)
+    assert len(exports) == 3, "other weights are another export"
+    assert len(list(weights.parent.glob("*.onnx"))) == 1
 
 
 def test_a_flip_averages_both_views(trained, monkeypatch):

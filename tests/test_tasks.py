@@ -226,10 +226,10 @@ def test_runs_with_other_classes_never_vote_together(things, monkeypatch):
 def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
     settings = of(things, "--data.fit", "pad")
     train.train_folds(settings, [0])
-    seen, honest = [], images.transforms
-    monkeypatch.setattr(images, "transforms", lambda *a, **k: seen.append(a[4:] or k.get("fit")) or honest(*a, **k))
+    seen, honest = [], images.shape
+    monkeypatch.setattr(images, "shape", lambda *words: seen.append(words[2]) or honest(*words))
     main_of(inference, of(things, "--data.fit", "crop"), monkeypatch)
-    assert seen == [("pad",)]
+    assert seen == ["pad"]
 
 
 def test_eight_to_one_to_one_is_a_test_share_and_nine_folds(things):
@@ -626,7 +626,7 @@ def test_fit_stretches_pads_or_cuts():
     image = np.full((20, 60, 3), 200, np.uint8)
     image[:, :15] = 50
     for fit in ("stretch", "pad", "crop"):
-        out = images.transforms("none", 30, False, fit=fit)(image=image)["image"]
+        out = images.shape("none", 30, fit)(image=image)["image"]
         assert out.shape == (30, 30, 3)
         dark = (out.mean(2) < 20).mean(1) > 0.9  # black rows
         if fit == "pad":
@@ -639,7 +639,7 @@ def test_fit_stretches_pads_or_cuts():
 def test_shapes_change_no_colour():
     image = np.zeros((64, 64, 3), np.uint8)
     image[:] = (10, 120, 230)
-    turned = images.transforms("shapes", 64, True)
+    turned = images.variation("shapes")
     for seed in range(20):
         turned.set_random_seed(seed)
         out = turned(image=image)["image"].reshape(-1, 3)
