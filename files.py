@@ -9,8 +9,10 @@ import csv
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
+STARTED = time.monotonic()  # this process, but for Python itself
 FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of one run, the first alone writes and speaks
 
 

@@ -154,7 +154,8 @@ def assign_folds(rows, settings, problems=None):
     if frame["id"].duplicated().any():
         raise InputError(f"{path}: person {frame['id'][frame['id'].duplicated()].iloc[0]} stands there twice")
     known = dict(zip(frame["id"], pd.to_numeric(frame["fold"], errors="coerce"), strict=True))
-    fold = rows.loc[train, "id"].map(known)
+    code, ids = pd.factorize(rows.loc[train, "id"])  # a look-up a person, not a photo
+    fold = pd.Series(pd.Series(ids).map(known).to_numpy(float)[code], rows.index[train])
     if fold.isna().any():
         person = rows.loc[train, "id"][fold.isna()].iloc[0]
         raise InputError(

@@ -28,6 +28,8 @@ EMA = 0.999  # of the generator's weights, at each step
 WON = 0.1  # loss of the discriminator below which it has won
 ALIKE = 0.5  # of the variety of photos: below it pictures of a label are alike
 WORSE = 1.5  # times the best distance
+JUDGE_RATE = 0.2  # of the discriminator: at the generator's own rate it wins and nothing is learned from it
+NAMED = 1.0  # weight of being taken for the class that was asked for, beside being taken for real
 
 
 # ------------------------------------------------------------------------------------------------------- photos
@@ -77,13 +79,16 @@ class Pair:
         torch.manual_seed(settings.seed)
         self.kind, self.device = gan.kind, device
         self.maker, self.judge = (
-            net.to(device, memory_format=torch.channels_last)
-            for net in generator.build(gan.kind, gan.image_size, len(classes), gan.width)
+            make(gan.kind, gan.image_size, len(classes), gan.width).to(device, memory_format=torch.channels_last)
+            for make in (generator.make_generator, generator.make_discriminator)
         )
         self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
         betas = (0.5, 0.999) if self.vanilla else (0.0, 0.99)
+        self.learned = [value for value in self.judge.parameters() if value.requires_grad]
+        rates = gan.lr, gan.lr * (1 if self.vanilla else JUDGE_RATE)
         self.optimizers = [
-            torch.optim.Adam(net.parameters(), gan.lr, betas=betas, fused=True) for net in (self.maker, self.judge)
+            torch.optim.Adam(values, rate, betas=betas, fused=True)
+            for values, rate in zip((self.maker.parameters(), self.learned), rates, strict=True)
         ]
         self.epoch, self.step, self.steps, self.spent = 0, 0, 0, 0.0
         self.losses, self.log = [0.0, 0.0], []
@@ -105,17 +110,24 @@ class Pair:
 
         varied = (lambda x: x) if self.vanilla else generator.augment
         made = self.maker(torch.randn(len(real), generator.LATENT, device=self.device), kind)
-        scores = self.judge(varied(torch.cat([real, made.detach()])), kind.repeat(2)).chunk(2)
-        d_loss = generator.discriminator_loss(self.kind, *scores)
+        with torch.no_grad():
+            seen = self.judge.look(varied(real))
+        seen_made = self.judge.look(varied(made))
+        scores, named = self.judge(seen, kind)
+        made_scores, _ = self.judge(detached(seen_made), kind)
+        d_loss = generator.discriminator_loss(self.kind, scores, made_scores)
         self.optimizers[1].zero_grad(set_to_none=True)
-        d_loss.backward()
+        (d_loss if named is None else d_loss + torch.nn.functional.cross_entropy(named, kind)).backward()
         self.optimizers[1].step()
-        self.judge.requires_grad_(False)
-        g_loss = generator.generator_loss(self.kind, self.judge(varied(made), kind))
-        self.judge.requires_grad_(True)
+        for value in self.learned:
+            value.requires_grad_(False)
+        made_scores, named = self.judge(seen_made, kind)
+        g_loss = generator.generator_loss(self.kind, made_scores)
         self.optimizers[0].zero_grad(set_to_none=True)
-        g_loss.backward()
+        (g_loss if named is None else g_loss + NAMED * torch.nn.functional.cross_entropy(named, kind)).backward()
         self.optimizers[0].step()
+        for value in self.learned:
+            value.requires_grad_(True)
         self.steps += 1
         self.average.update(self.maker, step=self.steps)
         return d_loss.detach(), g_loss.detach()
@@ -139,6 +151,11 @@ class Pair:
         for name in self.KEPT:
             setattr(self, name, state[name])
         set_random_states(state["random"])
+
+
+def detached(seen):
+    """What a discriminator has looked at, without the way back to the generator."""
+    return [each.detach() for each in seen] if isinstance(seen, list) else seen.detach()
 
 
 # ------------------------------------------------------------------------------------------------- what is looked at
@@ -265,6 +282,9 @@ def train(settings, overwrite=False):
         photos = read_photos(rows, settings)
         ruler, kinds = Ruler(photos, target, task.size), torch.tensor(target).to(device)
         store = torch.from_numpy(photos)
+        if not pair.steps and not pair.vanilla:
+            some = store[np.random.default_rng(0).permutation(len(store))[:256]]
+            pair.judge.settle(some.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
         saved, over = time.monotonic(), False
 
         def save():

@@ -1,7 +1,8 @@
 """The two GANs of gan.py: networks, what they minimise, and how a generator is stored.
 
-    sngan      small convolutional networks with spectral norm, class-conditional batch norm and a projection
-               discriminator (Miyato et al. 2018; Miyato & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
+    projected  a small convolutional generator with class-conditional batch norm; a discriminator on the features of a
+               pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al. 2018; Miyato
+               & Koyama 2018), an auxiliary classifier (Odena et al. 2017), hinge loss, DiffAugment (Zhao et al. 2020)
     vanilla    two perceptrons (Goodfellow et al. 2014) that are told the class (Mirza & Osindero 2014), to compare with
 
 Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
@@ -17,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+import features
+import model
 from files import InputError
 
 LATENT = 128
@@ -69,25 +72,78 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures and classes -> scores (n,): how real, plus how much of that class."""
+    """Looks at pictures through a pretrained network that stays as it is, at four scales (projected GAN, Sauer et al.
+    2021): what it sees is mixed over channels and scales by random convolutions, and one small network a scale judges.
 
-    def __init__(self, size, classes, width):
+    Its eyes are lite1's, not those of lite0 that distances are measured with.
+    """
+
+    SCALES, MIXED, JUDGED = [1, 2, 3, 4], 64, 128
+
+    def __init__(self, size, classes):
         super().__init__()
-        channels = widths(size, width)[::-1]
-        ins = [3, *channels[:-1]]
-        self.steps = nn.ModuleList(
-            spectral_norm(nn.Conv2d(count, out, 4, 2, 1)) for count, out in zip(ins, channels, strict=True)
-        )
-        last = channels[-1]
-        self.last = spectral_norm(nn.Conv2d(last, last, 3, 1, 1))
-        self.real = spectral_norm(nn.Linear(last, 1))
-        self.kind = spectral_norm(nn.Embedding(classes, last))
+        self.side = max(64, size)
+        self.eyes = model.build(*features.LITE1[:1], 2, features.LITE1[1], self.side).requires_grad_(False)
+        with torch.no_grad():
+            shapes = [seen.shape[1:3] for seen in self.see(torch.zeros(1, 3, size, size))]
+        fixed = [nn.Conv2d(count, self.MIXED, 1, bias=False) for count, _ in shapes]
+        across = [nn.Conv2d(self.MIXED, self.MIXED, 3, 1, 1, bias=False) for _ in shapes]
+        for part in fixed + across:
+            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+        self.mixers, self.crossings = (nn.ModuleList(parts).requires_grad_(False) for parts in (fixed, across))
+        for name, value in (("means", 0.0), ("spreads", 1.0)):
+            self.register_buffer(name, torch.full((len(shapes), self.MIXED), value))
+        self.heads = nn.ModuleList(self.head(side) for _, side in shapes)
+        self.real = nn.ModuleList(spectral_norm(nn.Conv2d(self.JUDGED, 1, 1)) for _ in shapes)
+        self.kind = nn.ModuleList(spectral_norm(nn.Embedding(classes, self.JUDGED)) for _ in shapes)
+        self.names = nn.Linear(len(shapes) * self.JUDGED, classes)
 
-    def forward(self, x, kind):
-        for step in self.steps:
-            x = F.leaky_relu(step(x), 0.1)
-        x = F.leaky_relu(self.last(x), 0.1).sum((2, 3))
-        return self.real(x)[:, 0] + (self.kind(kind) * x).sum(1)
+    def head(self, side):
+        """From what is seen at a scale, down to 4 pixels."""
+        layers, count = [], self.MIXED
+        while side > 4:
+            layers += [spectral_norm(nn.Conv2d(count, self.JUDGED, 4, 2, 1)), nn.LeakyReLU(0.2)]
+            count, side = self.JUDGED, side // 2
+        return nn.Sequential(*layers, spectral_norm(nn.Conv2d(count, self.JUDGED, 3, 1, 1)), nn.LeakyReLU(0.2))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.eyes.eval()
+        return self
+
+    def see(self, x):
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear")
+        return self.eyes.forward_intermediates(x, indices=self.SCALES, intermediates_only=True)
+
+    def settle(self, photos):
+        """Bring what is seen to mean 0 and spread 1 over photos (n, 3, s, s): else one scale drowns the others."""
+        with torch.no_grad():
+            for k, (mix, seen) in enumerate(zip(self.mixers, self.see(photos), strict=True)):
+                self.means[k] = mix(seen).mean((0, 2, 3))
+                self.spreads[k] = mix(seen).std((0, 2, 3))
+
+    def look(self, x):
+        """Pictures -> what is judged of them, a tensor a scale, the finest first. Nothing that learns is in it."""
+        mixed = [mix(seen) for mix, seen in zip(self.mixers, self.see(x), strict=True)]
+        means, spreads = self.means[..., None, None], self.spreads[..., None, None]
+        mixed = [(each - mean) / spread for each, mean, spread in zip(mixed, means, spreads, strict=True)]
+        found, below = [], 0.0
+        for each, cross in zip(reversed(mixed), reversed(self.crossings), strict=True):
+            if found:
+                below = F.interpolate(found[-1], each.shape[2:], mode="bilinear")
+            found.append(cross(each + below) / 2**0.5)
+        return found[::-1]
+
+    def forward(self, seen, kind):
+        """What `look` saw and classes -> (scores (n, places): how real, plus how much of that class; logits of the
+        classes (n, classes))."""
+        felt = [head(each) for head, each in zip(self.heads, seen, strict=True)]
+        scores = [
+            (real(each)[:, 0] + (name(kind)[..., None, None] * each).sum(1)).flatten(1)
+            for each, real, name in zip(felt, self.real, self.kind, strict=True)
+        ]
+        return torch.cat(scores, 1), self.names(torch.cat([each.mean((2, 3)) for each in felt], 1))
 
 
 class FlatGenerator(nn.Module):
@@ -117,29 +173,36 @@ class FlatDiscriminator(nn.Module):
             nn.Linear(16 * width, 8 * width), nn.LeakyReLU(0.2), nn.Linear(8 * width, 1),
         )  # fmt: skip
 
+    def look(self, x):
+        return x
+
     def forward(self, x, kind):
-        return self.net(torch.cat([x.flatten(1), F.one_hot(kind, self.classes).to(x.dtype)], 1))[:, 0]
+        """-> scores (n,), and no classes."""
+        return self.net(torch.cat([x.flatten(1), F.one_hot(kind, self.classes).to(x.dtype)], 1))[:, 0], None
 
 
-def build(kind, size, classes, width):
-    """(generator, discriminator) of a kind, for pictures of `size` pixels (a power of two from 16 on)."""
-    if kind == "vanilla":
-        return FlatGenerator(size, classes, width), FlatDiscriminator(size, classes, width)
-    return Generator(size, classes, width), Discriminator(size, classes, width)
+def make_generator(kind, size, classes, width):
+    """The generator of a kind, for pictures of `size` pixels (a power of two from 16 on)."""
+    return (FlatGenerator if kind == "vanilla" else Generator)(size, classes, width)
+
+
+def make_discriminator(kind, size, classes, width):
+    """Its discriminator: `look` at pictures, then judge what was seen."""
+    return FlatDiscriminator(size, classes, width) if kind == "vanilla" else Discriminator(size, classes)
 
 
 # -------------------------------------------------------------------------------------------------------- losses
 
 
 def discriminator_loss(kind, real, made):
-    """Scores of real and made pictures (n,) -> loss: hinge (Lim & Ye 2017), or cross entropy of the vanilla one."""
+    """Scores of real and made pictures -> loss: hinge (Lim & Ye 2017), or cross entropy of the vanilla one."""
     if kind == "vanilla":
         return F.softplus(-real).mean() + F.softplus(made).mean()
     return F.relu(1 - real).mean() + F.relu(1 + made).mean()
 
 
 def generator_loss(kind, made):
-    """Scores of made pictures (n,) -> loss; the vanilla one is the non-saturating of the paper."""
+    """Scores of made pictures -> loss; the vanilla one is the non-saturating of the paper."""
     return F.softplus(-made).mean() if kind == "vanilla" else -made.mean()
 
 
@@ -190,7 +253,7 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        net, _ = build(about["gan"], about["image_size"], len(about["classes"]), about["width"])
+        net = make_generator(about["gan"], about["image_size"], len(about["classes"]), about["width"])
         net.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -4,6 +4,7 @@ Whatever a head of numbers learns (but a sigmoid), it answers with a distributio
 or a number and how sure it is, follow.
 """
 
+import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
@@ -38,6 +39,10 @@ class Heads:
         if self.number:
             self.grid = torch.tensor(self.number.grid, dtype=torch.float32)
             self.range, self.copies = self.number.high - self.number.low, {}
+
+    def cut(self, bound):
+        """How many of the grid's points lie below a bound."""
+        return int(np.searchsorted(self.number.grid.astype(np.float32), bound))
 
     def points(self, device):
         """The grid (POINTS,) float32 on a device, copied there once: a copy a step would have a GPU wait."""
@@ -77,7 +82,7 @@ class Heads:
 
     def by_class(self, log_grid):
         """(n, POINTS) log probabilities of the range -> (n, classes) by the bounds of training."""
-        cuts = [int((self.grid < bound).sum()) for bound in self.number.trained]
+        cuts = [self.cut(bound) for bound in self.number.trained]
         sizes = [high - low for low, high in zip([0, *cuts], [*cuts, POINTS], strict=True)]
         return torch.stack([part.logsumexp(1) for part in log_grid.split(sizes, 1)], 1)
 
@@ -115,7 +120,7 @@ class Heads:
             return found
         shares = self.log_grid(self.split(outputs)[self.place]).exp()
         mean = shares @ self.points(shares.device)
-        above = [shares[:, int((self.grid < bound).sum()) :].sum(1) for bound in self.number.steps]
+        above = [shares[:, self.cut(bound) :].sum(1) for bound in self.number.steps]
         return torch.cat([found, torch.stack([mean, *above], 1)], 1)
 
     def numbers(self, raw):

@@ -62,8 +62,9 @@ class Learner:
 
     KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
 
-    def __init__(self, settings, rows, fold, steps, accelerator):
-        """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch."""
+    def __init__(self, settings, rows, fold, steps, accelerator, seconds=None, look=0):
+        """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch; seconds: for an optim.Budget
+        instead of train.epochs, look: about how many steps a look at the validation photos costs."""
         import timm
         import torch
         from accelerate.utils import set_seed
@@ -100,7 +101,10 @@ class Learner:
         self.average = optim.make_average(net.to(self.device), settings.train)
         parameters = optim.parameter_groups(net, settings.train)
         self.net, self.optimizer = accelerator.prepare(net, optim.make_optimizer(parameters, settings.train))
-        self.scheduler = optim.make_scheduler(self.optimizer.optimizer, settings.train, steps)
+        inner, self.budget = self.optimizer.optimizer, None
+        if seconds is not None:
+            self.budget = optim.Budget(inner, settings.train, seconds, steps, look)
+        self.scheduler = self.budget or optim.make_scheduler(inner, settings.train, steps)
         self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
         self.targets = loss.Targets(self.task, rows, settings.loss)
         mixed = settings.train.mixup, settings.train.cutmix
@@ -308,6 +312,8 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
         batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
+        if self.budget:
+            self.budget.begin()
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
@@ -330,11 +336,37 @@ class Learner:
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
+                if self.budget and self.budget.due:
+                    self.plan(len(batches))
+                if self.over:
+                    break
                 asked = time.perf_counter()
         self.loss = self.summed(total)
         seconds = self.spent + time.perf_counter() - start
         self.spent, rate = 0.0, self.seen / seconds
         return {"seconds": seconds, "photos_per_second": rate, "waited": waited / seconds, "memory_gb": peak_memory()}
+
+    @property
+    def over(self):
+        """Is there nothing left to train?"""
+        return self.budget.over if self.budget else self.epoch >= self.settings.epochs
+
+    def plan(self, epoch_steps):
+        """Plan the rest of a budget: the first process does, for all. The first plan is said."""
+        from accelerate.utils import broadcast_object_list
+
+        budget, first = self.budget, self.budget.left is None
+        plan = [budget.plan() if FIRST else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(plan)
+        budget.left = plan[0]
+        if first:
+            left, each = budget.remaining, sum(budget.took) / len(budget.took)
+            print(
+                f"{self.path.parent.name}: {1 / each:.1f} steps/s: {left / 60:.1f} minutes are about "
+                f"{(budget.done + budget.left) / epoch_steps:.1f} epochs",
+                flush=True,
+            )
 
     def agreed(self, *wishes):
         """What this process wishes, or, of several, what any of them does; those ask each other now and then only."""

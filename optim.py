@@ -3,6 +3,10 @@
 settings are args.Train everywhere. torch and timm are imported where they are used.
 """
 
+import collections
+import math
+import time
+
 
 def parameter_groups(net, settings):
     """Parameters with their learning rates: the backbone may have its own, and each layer less than the one above."""
@@ -25,13 +29,15 @@ def parameter_groups(net, settings):
 
 
 def make_optimizer(parameters, settings):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum."""
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum: fused, all parameters in
+    one pass, which asks no device how far it is."""
     import torch
 
+    options = {"weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, **options)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+    return kind(parameters, settings.lr, **options)
 
 
 def make_scheduler(optimizer, settings, steps):
@@ -61,6 +67,98 @@ def make_scheduler(optimizer, settings, steps):
         parts.append(lr_scheduler.LambdaLR(optimizer, [lambda _, rate=r: settings.swa_lr / rate for r in rates]))
         starts.append(end)
     return parts[0] if len(parts) == 1 else lr_scheduler.SequentialLR(optimizer, parts, starts)
+
+
+class Budget:
+    """A course of the learning rate that is over when its seconds are, in the place of a scheduler.
+
+    It goes on as the schedule does from its beginning to its end (Li, Yumer & Ramanan 2020: of a budget the schedule
+    has to be wholly in it); how far a step goes is planned anew every few steps, from what steps and looks at the
+    validation photos have taken. `left` steps are planned, None before the first plan; `over` says that none is left.
+    """
+
+    POINTS, RECENT, EVERY = 1000, 50, 10
+    KEPT = ("progress", "spent", "look", "left")
+
+    def __init__(self, optimizer, settings, seconds, epoch_steps, look):
+        """seconds: for all that is still to come; epoch_steps: after so many, and at the end, comes a look at the
+        validation photos; look: about how many steps one costs."""
+        self.optimizer, self.seconds, self.epoch_steps = optimizer, seconds, epoch_steps
+        self.curves = curves_of(optimizer, settings, self.POINTS)
+        self.progress, self.spent, self.left, self.look, self.share = 0.0, 0.0, None, None, look
+        self.took, self.done, self.asked = collections.deque(maxlen=self.RECENT), 0, None
+        self.began = time.perf_counter()
+        self.apply()
+
+    def state_dict(self):
+        self.spent, self.began = self.spent + time.perf_counter() - self.began, time.perf_counter()
+        return {name: getattr(self, name) for name in self.KEPT}
+
+    def load_state_dict(self, state):
+        for name in self.KEPT:
+            setattr(self, name, state[name])
+        self.seconds, self.began = self.seconds + self.spent, time.perf_counter()
+
+    @property
+    def remaining(self):
+        """Seconds."""
+        return self.seconds - self.spent - (time.perf_counter() - self.began)
+
+    @property
+    def over(self):
+        return self.left == 0
+
+    def apply(self):
+        """Set the rates (and momenta) that belong to this progress."""
+        place = round(self.progress * self.POINTS)
+        for group, curve in zip(self.optimizer.param_groups, self.curves, strict=True):
+            group.update({name: values[place] for name, values in curve.items()})
+
+    def begin(self):
+        """A stretch of steps begins: what was before is not counted as a step's."""
+        self.asked = time.perf_counter()
+
+    def step(self):
+        """A step was taken."""
+        now = time.perf_counter()
+        if self.done > 0:  # the first one waits for workers and warms up
+            self.took.append(now - self.asked)
+        self.asked, self.done = now, self.done + 1
+        if self.left:
+            self.progress += (1 - self.progress) / self.left
+            self.left -= 1
+        self.apply()
+
+    @property
+    def due(self):
+        """Is it time for a plan? So early that even a minute has one, later every few steps."""
+        return self.done == 3 or (self.done % self.EVERY == 0 and self.left != 0)
+
+    def plan(self):
+        """Steps that still fit, with a look at the end of each epoch and of all: an int."""
+        each = sum(self.took) / len(self.took)
+        look = self.share * each if self.look is None else self.look
+        return max(0 if self.left else 1, math.floor((self.remaining - look) / (each + look / self.epoch_steps)))
+
+
+def curves_of(optimizer, settings, points):
+    """What a schedule sets over its course: for each group of parameters {"lr": [points + 1 values], ...}."""
+    import dataclasses
+
+    import torch
+
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": group["lr"]} for group in optimizer.param_groups]
+    dummy = make_optimizer(groups, settings)
+    scheduler = make_scheduler(dummy, dataclasses.replace(settings, epochs=1), points + 1)
+    names = [name for name in ("lr", "betas", "momentum") if name in dummy.param_groups[0]]
+    found = [{name: [group[name]] for name in names} for group in dummy.param_groups]
+    for _ in range(points):
+        dummy.step()
+        scheduler.step()
+        for group, curve in zip(dummy.param_groups, found, strict=True):
+            for name in names:
+                curve[name].append(group[name])
+    return found
 
 
 def make_average(net, settings):

@@ -20,7 +20,7 @@ import pandas as pd
 import answers
 import args
 import dataset
-from files import FIRST, InputError, alone, guarded, read_json, replacing, write_csv
+from files import FIRST, STARTED, InputError, alone, guarded, read_json, replacing, write_csv
 from folds import folds_of, prepare, split
 from learner import Learner, make_accelerator
 
@@ -30,12 +30,12 @@ LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
-def fit(rows, validation, settings, fold, accelerator):
+def fit(rows, validation, settings, fold, accelerator, seconds=None):
     """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
 
     rows, validation: rows of folds.py with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row an
     epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
-    call goes on. Raises InputError when a photo can't be read.
+    call goes on. seconds: what it may take, instead of train.epochs. Raises InputError when a photo can't be read.
     """
     import images
     import model
@@ -50,22 +50,24 @@ def fit(rows, validation, settings, fold, accelerator):
     memory = data.memory_gb / share[1]
     photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory)
     feed = images.loader(photos, batches, data.workers)
+    memory -= photos.kept.nbytes / 1e9
     check = images.loader(
-        images.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory - photos.kept.nbytes / 1e9),
+        images.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
         images.Batches(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )
-    learner = Learner(settings, rows, fold, len(batches), accelerator)
+    look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
+    learner = Learner(settings, rows, fold, len(batches), accelerator, seconds, look)
     learner.load()
     task = learner.task
     about = describe(settings, fold, learner, rows[rows["source"] == "train"])
-    while learner.epoch < train.epochs and not stalled(learner.log, train.patience, learner.task):
+    epochs = "" if learner.budget else f"/{train.epochs}"
+    while not learner.over and not stalled(learner.log, train.patience, learner.task):
         batches.epoch, batches.start = learner.epoch, learner.step
-        speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}/{train.epochs}")
+        speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}{epochs}")
         began, batches.start = time.perf_counter(), 0
         learner.average_epoch(feed)
         learner.last = learner.predict(check)
-        learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
         row = judge(learner, validation["target"].to_numpy())
         if not np.isfinite(row["train_loss"]):
             raise InputError(f"fold {fold}: the loss of epoch {row['epoch']} is {row['train_loss']}: lower train.lr")
@@ -77,9 +79,12 @@ def fit(rows, validation, settings, fold, accelerator):
             if FIRST:
                 model.save(folder / "best.safetensors", learner.answering, about | row)
         write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=[*LOG_COLUMNS, *task.score_names]))
+        learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
+        if learner.budget:
+            learner.budget.look = learner.speed[-1]["other_seconds"]
         learner.save()
         accelerator.log({f"fold{fold}/{name}": value for name, value in row.items()}, step=learner.epoch)
-        tell(task, fold, train.epochs, row, speed)
+        tell(task, fold, epochs, row, speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(folder, validation, fold, learner)
@@ -170,7 +175,7 @@ def tell(task, fold, epochs, row, speed):
     names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
     said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names)
     print(
-        f"fold {fold} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  {said}  "
+        f"fold {fold} epoch {row['epoch']}{epochs}  loss {row['train_loss']:.3f}  {said}  "
         f"{speed['photos_per_second']:.0f} photos/s{wait}",
         flush=True,
     )
@@ -290,10 +295,11 @@ def train_folds(settings, folds, overwrite=False):
         print(f"fold {k} is finished")
     if todo:
         accelerator = accelerator or make_accelerator(settings)
-        for k in todo:
+        for done, k in enumerate(todo):
             training, validation = split(rows, k)
+            seconds = seconds_for(settings, folds, len(todo) - done) if settings.train.minutes else None
             with alone(Path(settings.run) / f"fold{k}"):
-                fit(training, validation, settings, k, accelerator)
+                fit(training, validation, settings, k, accelerator, seconds)
         accelerator.end_training()
     if FIRST:
         answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
@@ -303,6 +309,23 @@ def train_folds(settings, folds, overwrite=False):
 
             report.write(settings, rows)
             print(f"look at it: {settings.run}/report.html")
+
+
+FINISHING = 5  # seconds for scores, drawings and report.html
+
+
+def seconds_for(settings, folds, left):
+    """Seconds that the next of `left` folds may take: its share of what train.minutes leaves, counted from the start of
+    this process and with what earlier starts have spent. Raises InputError where nothing is left."""
+    spent = FINISHING + time.monotonic() - STARTED
+    for k in folds:
+        path = Path(settings.run) / f"fold{k}" / "speed.csv"
+        if path.is_file() and path.stat().st_mtime < time.time() - (time.monotonic() - STARTED):  # of an earlier start
+            spent += pd.read_csv(path)[["seconds", "other_seconds"]].sum().sum()
+    rest = 60 * settings.train.minutes - spent
+    if rest <= 0:
+        raise InputError(f"train.minutes {settings.train.minutes}: they are over before training begins; give it more")
+    return rest / left
 
 
 FLAGS = {

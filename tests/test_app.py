@@ -45,10 +45,10 @@ def served(tmp_path_factory):
     model.save(folder / "best.safetensors", net, train.describe(settings, 0, learner, rows))
     import generator
 
-    maker, _ = generator.build("sngan", 32, MASK.size, 4)
+    maker = generator.make_generator("projected", 32, MASK.size, 4)
     for norm in maker.norms:
         norm.shift.weight.data.normal_()  # as training would, it tells labels apart
-    about = {"gan": "sngan", "image_size": 32, "width": 4, "classes": list(MASK.classes), "epoch": 1}
+    about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "epoch": 1}
     (root / "run" / "gan").mkdir()
     model.save(root / "run" / "gan" / "best.safetensors", maker, about)
     settings.folds, settings.share = [], False

@@ -13,38 +13,46 @@ import generator
 from files import InputError
 
 
-@pytest.mark.parametrize("kind", ["sngan", "vanilla"])
+@pytest.mark.parametrize("kind", ["projected", "vanilla"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
     torch.manual_seed(0)
-    maker, judge = generator.build(kind, size, 3, 4)
+    maker, judge = (make(kind, size, 3, 4) for make in (generator.make_generator, generator.make_discriminator))
     noise, told = torch.randn(6, generator.LATENT), torch.arange(6) % 3
     made = maker(noise, told)
     assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
-    assert judge(made, told).shape == (6,)
-    (generator.generator_loss(kind, judge(made, told))).backward()
+    seen = judge.look(made)
+    scores, named = judge(seen, told)
+    assert len(scores) == 6 and (named is None if kind == "vanilla" else named.shape == (6, 3))
+    generator.generator_loss(kind, scores).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters())
     with torch.no_grad():
-        scores = [judge(made, torch.full((6,), k)) for k in range(3)]
+        scores = [judge(judge.look(made), torch.full((6,), k))[0] for k in range(3)]
     assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
 
 
 def test_the_same_seed_makes_the_same_picture_whatever_else_is_made():
-    maker, _ = generator.build("sngan", 32, 2, 4)
+    maker = generator.make_generator("projected", 32, 2, 4)
     both = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
     again = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
     other = generator.pictures(maker, torch.tensor([0, 1]), seed=6)
     assert (both == again).all() and (both != other).any() and both.dtype == np.uint8 and maker.training
 
 
-def test_the_discriminators_layers_have_a_norm_of_one():
-    _, judge = generator.build("sngan", 32, 2, 8)
-    judge.train()
-    x = torch.randn(4, 3, 32, 32)
+def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
+    judge = generator.make_discriminator("projected", 64, 2, 8).train()
+    eyes = {name: value.clone() for name, value in judge.eyes.state_dict().items()}
+    x, kind = torch.rand(8, 3, 64, 64) * 2 - 1, torch.zeros(8, dtype=torch.long)
+    judge.settle(x)
+    assert [seen.shape[1:] for seen in judge.look(x)] == [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
+    assert all(0.3 < seen.std() < 1.2 for seen in judge.look(x))  # no scale drowns the others
     for _ in range(60):
-        judge(x, torch.zeros(4, dtype=torch.long))  # the power iteration goes a step at each call
-    for part in (judge.last, judge.real, judge.kind, judge.steps[0]):
+        judge(judge.look(x), kind)  # the power iteration goes a step at each call
+    for part in (judge.real[0], judge.kind[1], judge.heads[0][0]):
         assert torch.linalg.matrix_norm(part.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
+    judge(judge.look(x), kind)[0].sum().backward()
+    assert all(value.grad is None for value in judge.eyes.parameters())
+    assert all(torch.equal(value, eyes[name]) for name, value in judge.eyes.state_dict().items())
 
 
 def test_diffaugment_moves_pictures_and_lets_gradients_through():
@@ -60,8 +68,8 @@ def test_diffaugment_moves_pictures_and_lets_gradients_through():
 
 def test_losses_are_those_of_their_papers():
     real, made = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
-    assert generator.discriminator_loss("sngan", real, made) == pytest.approx((0 + 1) / 2 + (0 + 2) / 2)
-    assert generator.generator_loss("sngan", made) == pytest.approx(1.0)
+    assert generator.discriminator_loss("projected", real, made) == pytest.approx((0 + 1) / 2 + (0 + 2) / 2)
+    assert generator.generator_loss("projected", made) == pytest.approx(1.0)
     zero = torch.zeros(2)
     assert generator.discriminator_loss("vanilla", zero, zero) == pytest.approx(2 * np.log(2))
 

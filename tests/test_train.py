@@ -137,7 +137,7 @@ def test_a_damaged_state_says_what_to_do(competition):
 def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        train, "fit", lambda rows, validation, settings, fold, _: seen.update({fold: (rows, validation)})
+        train, "fit", lambda rows, validation, settings, fold, *_: seen.update({fold: (rows, validation)})
     )
     folds.prepare(competition.settings())
     pseudo = competition.root / "run" / "pseudo.csv"
@@ -351,3 +351,38 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tm
     (tmp_path / "config.json").write_text(json.dumps(train.args.as_dict(settings)))
     ends, files = kills.WHAT[what](["--config", tmp_path / "config.json"], tmp_path / "kills", 3, random.Random(3))
     assert ends >= 1 and files == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.average", "ema"], ["--model.age", "distribution"]],
+)
+def test_no_step_waits_for_the_device(competition, words):
+    """On a GPU each of these would stop the queue until all before it is computed; here they are counted."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        waiting = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "allclose")
+        met = ()
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            name = function.overloadpacket.__name__
+            by_mask = name == "index" and any(one is not None and one.dtype == torch.bool for one in arguments[1])
+            if name in self.waiting or by_mask:
+                self.met += (name,)
+            return function(*arguments, **(keywords or {}))
+
+    with Counter() as counter:
+        torch.ones(1).item()
+        _ = torch.ones(2)[torch.ones(2) > 0]
+    assert counter.met == ("_local_scalar_dense", "index")
+    settings = competition.settings(*words)
+    dataset.settle(settings)
+    rows = folds.prepare(settings)
+    accelerator = train.make_accelerator(settings)
+    mine = learner.Learner(settings, rows, 0, 10, accelerator)
+    photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
+    mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
+    with Counter() as counter:
+        mine.train_step(torch.arange(8), photos, 8)
+    assert counter.met == ()

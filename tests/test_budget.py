@@ -1,0 +1,116 @@
+"""Training by the clock: over in time, the learning rate all the way down, whatever the machine does meanwhile."""
+
+import time
+import types
+
+import pandas as pd
+import pytest
+import torch
+
+import optim
+import train
+from files import InputError
+
+pytestmark = pytest.mark.usefixtures("one_accelerator")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that passes when it is told."""
+    now = types.SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: now.seconds)
+    return now
+
+
+def settings(**changes):
+    import args
+
+    return args.Train(**{"scheduler": "onecycle", "lr": 0.01} | changes)
+
+
+def walk(clock, seconds, step, look, epoch=40, **changes):
+    """Steps of step(k) seconds, looks of look seconds at each epoch's end, until the budget is over: its rates."""
+    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings(**changes))
+    budget, rates = optim.Budget(optimizer, settings(**changes), seconds, epoch, look=epoch / 12), []
+    budget.begin()
+    while not budget.over:
+        clock.seconds += step(len(rates))
+        rates.append(optimizer.param_groups[0]["lr"])
+        budget.step()
+        if budget.due:
+            budget.left = budget.plan()
+        if budget.over or len(rates) % epoch == 0:
+            clock.seconds += look
+            budget.look = look
+            budget.begin()
+    return rates + [optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+@pytest.mark.parametrize(
+    "step",
+    [lambda k: 0.5, lambda k: 3.0 if k == 0 else 0.5, lambda k: 0.5 if k < 100 else 0.9, lambda k: 0.6 - k / 2000],
+)
+def test_it_ends_in_time_with_its_rate_all_the_way_down(clock, schedule, step):
+    rates = walk(clock, 180, step, look=4.0, scheduler=schedule)
+    assert 0.95 * 180 <= clock.seconds - 100 <= 1.02 * 180
+    assert max(rates) == pytest.approx(0.01, rel=0.02)
+    assert rates[-1] < 0.01 * max(rates)
+    assert len(rates) > 100
+
+
+def test_what_takes_longer_than_its_time_stops_after_a_few_steps(clock):
+    assert len(walk(clock, 10, lambda k: 4.0, look=1.0)) <= 6
+
+
+def test_a_budget_goes_on_where_it_was(clock):
+    def make():
+        optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings())
+        return optim.Budget(optimizer, settings(), 100, 20, 1), optimizer
+
+    budget, optimizer = make()
+    budget.begin()
+    for _ in range(30):
+        clock.seconds += 1
+        budget.step()
+        if budget.due:
+            budget.left = budget.plan()
+    kept, rate = budget.state_dict(), optimizer.param_groups[0]["lr"]
+    clock.seconds += 1000  # the machine was off
+    other, optimizer = make()
+    other.seconds = budget.remaining + 1000
+    other.load_state_dict(kept)
+    other.step()
+    assert other.progress > kept["progress"] > 0.2
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=0.2)
+    assert other.left == kept["left"] - 1
+
+
+def test_momentum_follows_the_cycle_too():
+    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings(optimizer="sgd"))
+    budget = optim.Budget(optimizer, settings(optimizer="sgd"), 100, 20, 1)
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)
+    budget.progress = 0.3
+    budget.apply()
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.85, abs=0.01)
+
+
+def test_what_counts_in_epochs_is_refused_with_minutes(competition):
+    for words in (["--train.scheduler", "step"], ["--train.warmup_epochs", "1"], ["--train.average", "swa"]):
+        with pytest.raises(InputError, match="counts in epochs"):
+            competition.settings("--train.minutes", "3", "--train.scheduler", "cosine", *words)
+
+
+def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
+    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    monkeypatch.setattr(train, "FINISHING", 1)
+    chosen = competition.settings("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
+    began = time.monotonic()
+    train.train_folds(chosen, [0, 1])
+    assert time.monotonic() - began < 20
+    logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
+    assert all(len(log) > 1 and log["lr"].iloc[-1] < 0.02 * chosen.train.lr for log in logs)
+    assert capsys.readouterr().out.count(" are about ") == 2
+    monkeypatch.setattr(train, "STARTED", time.monotonic() - 14.5)
+    with pytest.raises(InputError, match="over before training begins"):
+        train.seconds_for(chosen, [], 1)
