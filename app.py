@@ -14,6 +14,7 @@ import base64
 import contextlib
 import html
 import io
+import math
 import os
 import shutil
 import signal
@@ -181,6 +182,14 @@ class Desk:
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
 
+    def size(self):
+        """Bytes of what visitors sent and is still there."""
+        total = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(OSError):  # gone since it was listed
+                total += path.stat().st_size if path not in self.kept and path.is_file() else 0
+        return total
+
     def sweep(self, age=FORGOTTEN):
         """Delete what arrived `age` seconds ago and was not asked about."""
         for path in sorted(self.folder.rglob("*"), reverse=True):
@@ -246,6 +255,41 @@ def no_memory_of_visitors():
         raise ValueError("photos are sent, not fetched")
 
     processing_utils.async_ssrf_protected_download = refuse
+
+
+class Gate:
+    """Stands before Gradio (ASGI): uploads that would fill the desk, and doors that nobody here uses, stay shut."""
+
+    CLOSED = ("/process_recording", "/deep_link", "/component_server", "/vibe-edit", "/vibe-code")
+
+    def __init__(self, app, desk, upload_bytes):
+        """upload_bytes: the largest file; a request may bring FILES of it, and the desk hold four such requests."""
+        self.app, self.desk, self.most = app, desk, FILES * upload_bytes
+
+    def refusal(self, scope):
+        """(status, sentence) for a request that is not let in, or None."""
+        path = scope["path"].rstrip("/")
+        if path.endswith(self.CLOSED):
+            return 404, "There is nothing here."
+        if not path.endswith("/upload"):
+            return None
+        size = dict(scope["headers"]).get(b"content-length", b"")
+        if not size.isdigit():
+            return 411, "An upload says how large it is (Content-Length)."
+        if int(size) > self.most + 1_000_000:
+            return 413, f"At most {FILES} files of {self.most / FILES / 1e6:g} MB a request."
+        if self.desk.size() + int(size) > 4 * self.most:
+            return 507, "Too many photos at once: come back in a few minutes."
+        return None
+
+    async def __call__(self, scope, receive, send):
+        refused = self.refusal(scope) if scope["type"] == "http" else None
+        if not refused:
+            await self.app(scope, receive, send)
+            return
+        from starlette.responses import JSONResponse
+
+        await JSONResponse({"detail": refused[1]}, refused[0])(scope, receive, send)
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -327,6 +371,8 @@ class Demo:
         import generator
         from images import cv2
 
+        if label not in self.made["classes"] or not math.isfinite(seed or 0):
+            return card("", {"said": "There is no such picture."}, {}), 0  # the page itself asks for none
         seed = int(seed or 0) % 2**31
         kind = torch.tensor([self.made["classes"].index(label)])
         small = generator.pictures(self.maker, kind, seed)[0]
@@ -430,7 +476,8 @@ def build(settings, answerer, desk):
 
         def answer_api(photos: list[gr.FileData]) -> list:
             """Answers for uploaded photos: a list of {file, label, probability, number, heads, said}."""
-            return demo.api([photo["path"] for photo in photos])
+            named = [photo.get("path") if isinstance(photo, dict) else None for photo in photos]
+            return demo.api([str(path or "") for path in named])
 
         gr.api(answer_api, api_name="answer", **one)
     return page.queue(max_size=WAITING)
@@ -451,6 +498,7 @@ def start(settings, desk):
 
     answerer = serving.Answerer(settings.run, settings.folds)
     import gradio as gr
+    from starlette.middleware import Middleware
 
     one_folder_an_upload()
     no_memory_of_visitors()
@@ -467,6 +515,7 @@ def start(settings, desk):
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
         footer_links=["api"],
         ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(Gate, desk=desk, upload_bytes=int(settings.app.upload_mb * 1e6))]},
         state_session_capacity=200,
     )
     desk.watch()
@@ -484,6 +533,8 @@ def main():
         page = start(settings, desk)
         page.block_thread()
     except OSError as error:
+        if "port" not in str(error):
+            raise
         raise InputError(f"app.port {settings.app.port}: {error}") from None
     finally:
         desk.close()

@@ -294,6 +294,8 @@ class Train:
     """folds to train now, such as [0,1]; null = all; [] makes folds.csv and stops"""
     amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
     """precision: auto = bf16 on GPUs that have it, fp16 with loss scaling on a V100, off on a CPU"""
+    compile: bool = False
+    """torch.compile the model: a minute or more at the start, faster steps on a GPU from a V100 on"""
 
 
 @dataclass
@@ -417,6 +419,7 @@ FREE = (
     "crop.workers",
     "train.only_folds",
     "train.accumulate",
+    "train.compile",
     "gan.",
     "app.",
     "inference.",

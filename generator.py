@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
         fixed = [nn.Conv2d(count, self.MIXED, 1, bias=False) for count, _ in shapes]
         across = [nn.Conv2d(self.MIXED, self.MIXED, 3, 1, 1, bias=False) for _ in shapes]
         for part in fixed + across:
-            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+            nn.init.kaiming_normal_(part.weight)
         self.mixers, self.crossings = (nn.ModuleList(parts).requires_grad_(False) for parts in (fixed, across))
         for name, value in (("means", 0.0), ("spreads", 1.0)):
             self.register_buffer(name, torch.full((len(shapes), self.MIXED), value))

@@ -99,6 +99,8 @@ class Learner:
         self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
         self.average = optim.make_average(net.to(self.device), settings.train)
+        if settings.train.compile:
+            net.compile()  # in place: its weights keep their names
         parameters = optim.parameter_groups(net, settings.train)
         self.net, self.optimizer = accelerator.prepare(net, optim.make_optimizer(parameters, settings.train))
         inner, self.budget = self.optimizer.optimizer, None

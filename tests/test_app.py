@@ -132,6 +132,38 @@ def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
     assert not left(desk)
 
 
+def test_uploads_can_not_fill_the_desk(served, monkeypatch):
+    import httpx
+
+    url, desk, settings, _ = served
+    door = url + "gradio_api/upload"
+    limit = int(settings.app.upload_mb * 1e6)
+
+    def pieces():
+        yield b"--x\r\n"
+
+    assert httpx.post(door, content=pieces()).status_code == 411
+    many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(app.FILES + 2)]
+    assert httpx.post(door, files=many).status_code == 413
+    monkeypatch.setattr(app.Desk, "size", lambda _: 4 * app.FILES * limit)
+    answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
+    assert answer.status_code == 507 and "come back" in answer.json()["detail"]
+    assert not left(desk)
+
+
+def test_doors_that_nobody_uses_are_shut_and_nonsense_is_a_sentence(served, capfd):
+    import httpx
+
+    url = served[0]
+    for name in ("process_recording", "deep_link"):
+        assert httpx.post(f"{url}gradio_api/{name}").status_code == 404
+    sent = {"data": [[5, {"path": 7}, {}, None]]}
+    event = httpx.post(url + "gradio_api/call/answer", json=sent).json()["event_id"]
+    answer = httpx.get(f"{url}gradio_api/call/answer/{event}", timeout=30).text
+    assert "event: error" in answer or answer.count("it was not sent") == 4
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_two_visitors_with_the_same_photo_do_not_share_a_file(served):
     import httpx
 
@@ -225,6 +257,12 @@ def test_a_picture_of_every_label_can_be_made_and_saved(demo):
         assert name.endswith("-3.png") and seed == 4
         seen.add(content)
     assert len(seen) == len(MASK.classes) and demo.make(MASK.classes[0], 3)[0] == demo.make(MASK.classes[0], 3)[0]
+
+
+def test_a_picture_that_is_not_on_the_page_is_a_sentence(demo):
+    page, _ = demo
+    for label, seed in (("<b>", 1), (page.made["classes"][0], float("inf"))):
+        assert "no such picture" in page.make(label, seed)[0]
 
 
 def test_names_and_labels_are_text_never_html():
