@@ -137,13 +137,15 @@ class Discriminator(nn.Module):
 
     def forward(self, seen, kind):
         """What `look` saw and classes -> (scores (n, places): how real, plus how much of that class; logits of the
-        classes (n, classes))."""
+        classes (n, classes)). While it learns itself, telling classes apart does not shape what it judges by: that made
+        it a worse judge."""
         felt = [head(each) for head, each in zip(self.heads, seen, strict=True)]
         scores = [
             (real(each)[:, 0] + (name(kind)[..., None, None] * each).sum(1)).flatten(1)
             for each, real, name in zip(felt, self.real, self.kind, strict=True)
         ]
-        return torch.cat(scores, 1), self.names(torch.cat([each.mean((2, 3)) for each in felt], 1))
+        pooled = torch.cat([each.mean((2, 3)) for each in felt], 1)
+        return torch.cat(scores, 1), self.names(pooled.detach() if self.names.weight.requires_grad else pooled)
 
 
 class FlatGenerator(nn.Module):

@@ -45,7 +45,7 @@ def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
     x, kind = torch.rand(8, 3, 64, 64) * 2 - 1, torch.zeros(8, dtype=torch.long)
     judge.settle(x)
     assert [seen.shape[1:] for seen in judge.look(x)] == [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
-    assert all(0.3 < seen.std() < 1.2 for seen in judge.look(x))  # no scale drowns the others
+    assert all(0.4 < seen.std() < 2 for seen in judge.look(x))  # no scale drowns the others
     for _ in range(60):
         judge(judge.look(x), kind)  # the power iteration goes a step at each call
     for part in (judge.real[0], judge.kind[1], judge.heads[0][0]):
