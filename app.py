@@ -141,17 +141,20 @@ def read_advice(path, task):
 # ---------------------------------------------------------------------------------- what visitors send is forgotten
 
 
-def alive(pid):
-    """Is there a process of this number? Whatever is no number is left alone."""
-    if not pid.isdigit():
-        return True
+def held(folder):
+    """Take the lock of a folder: a descriptor to keep open, or None if another process has it or there are no locks.
+    The lock ends with its process, however that ends."""
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 class Desk:
@@ -159,10 +162,14 @@ class Desk:
 
     def __init__(self):
         place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-        for old in place.glob("foldface-*-*"):  # of demos that were killed
-            if not alive(old.name.split("-")[1]):
-                shutil.rmtree(old, ignore_errors=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"foldface-{os.getpid()}-", dir=place)).resolve()
+        for old in place.glob("foldface-*"):  # of demos that were killed: nobody holds them
+            with contextlib.suppress(OSError):
+                if (handle := held(old)) is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.close(handle)
+        made = Path(tempfile.mkdtemp(prefix="new-foldface-", dir=place)).resolve()
+        self.lock = held(made)  # before it has the name that others clear up
+        self.folder = made.rename(made.with_name(made.name.removeprefix("new-")))
         self.kept, self.over = set(), threading.Event()
 
     def holds(self, path):
@@ -210,6 +217,9 @@ class Desk:
     def close(self):
         self.over.set()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
 
 def one_folder_an_upload():

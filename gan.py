@@ -29,7 +29,6 @@ WON = 0.1  # loss of the discriminator below which it has won
 ALIKE = 0.5  # of the variety of photos: below it pictures of a label are alike
 WORSE = 1.5  # times the best distance
 JUDGE_RATE = 0.2  # of the discriminator: at the generator's own rate it wins and nothing is learned from it
-NAMED = 1.0  # weight of being taken for the class that was asked for, beside being taken for real
 
 
 # ------------------------------------------------------------------------------------------------------- photos
@@ -113,18 +112,15 @@ class Pair:
         with torch.no_grad():
             seen = self.judge.look(varied(real))
         seen_made = self.judge.look(varied(made))
-        scores, named = self.judge(seen, kind)
-        made_scores, _ = self.judge(detached(seen_made), kind)
-        d_loss = generator.discriminator_loss(self.kind, scores, made_scores)
+        d_loss = generator.discriminator_loss(self.kind, self.judge(seen, kind), self.judge(detached(seen_made), kind))
         self.optimizers[1].zero_grad(set_to_none=True)
-        (d_loss if named is None else d_loss + torch.nn.functional.cross_entropy(named, kind)).backward()
+        d_loss.backward()
         self.optimizers[1].step()
         for value in self.learned:
             value.requires_grad_(False)
-        made_scores, named = self.judge(seen_made, kind)
-        g_loss = generator.generator_loss(self.kind, made_scores)
+        g_loss = generator.generator_loss(self.kind, self.judge(seen_made, kind))
         self.optimizers[0].zero_grad(set_to_none=True)
-        (g_loss if named is None else g_loss + NAMED * torch.nn.functional.cross_entropy(named, kind)).backward()
+        g_loss.backward()
         self.optimizers[0].step()
         for value in self.learned:
             value.requires_grad_(True)

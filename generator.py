@@ -2,7 +2,7 @@
 
     projected  a small convolutional generator with class-conditional batch norm; a discriminator on the features of a
                pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al. 2018; Miyato
-               & Koyama 2018), an auxiliary classifier (Odena et al. 2017), hinge loss, DiffAugment (Zhao et al. 2020)
+               & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
     vanilla    two perceptrons (Goodfellow et al. 2014) that are told the class (Mirza & Osindero 2014), to compare with
 
 Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
@@ -23,6 +23,7 @@ import model
 from files import InputError
 
 LATENT = 128
+CALM = 3.0  # what the discriminator sees is divided by it: at 1.4 it wins more, and pictures come nearer half as fast
 
 
 # ---------------------------------------------------------------------------------------------------- the networks
@@ -96,7 +97,6 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(self.head(side) for _, side in shapes)
         self.real = nn.ModuleList(spectral_norm(nn.Conv2d(self.JUDGED, 1, 1)) for _ in shapes)
         self.kind = nn.ModuleList(spectral_norm(nn.Embedding(classes, self.JUDGED)) for _ in shapes)
-        self.names = nn.Linear(len(shapes) * self.JUDGED, classes)
 
     def head(self, side):
         """From what is seen at a scale, down to 4 pixels."""
@@ -132,20 +132,17 @@ class Discriminator(nn.Module):
         for each, cross in zip(reversed(mixed), reversed(self.crossings), strict=True):
             if found:
                 below = F.interpolate(found[-1], each.shape[2:], mode="bilinear")
-            found.append(cross(each + below) / 2**0.5)
+            found.append(cross(each + below) / CALM)
         return found[::-1]
 
     def forward(self, seen, kind):
-        """What `look` saw and classes -> (scores (n, places): how real, plus how much of that class; logits of the
-        classes (n, classes)). While it learns itself, telling classes apart does not shape what it judges by: that made
-        it a worse judge."""
+        """What `look` saw and classes -> scores (n, places): how real, plus how much of that class."""
         felt = [head(each) for head, each in zip(self.heads, seen, strict=True)]
         scores = [
             (real(each)[:, 0] + (name(kind)[..., None, None] * each).sum(1)).flatten(1)
             for each, real, name in zip(felt, self.real, self.kind, strict=True)
         ]
-        pooled = torch.cat([each.mean((2, 3)) for each in felt], 1)
-        return torch.cat(scores, 1), self.names(pooled.detach() if self.names.weight.requires_grad else pooled)
+        return torch.cat(scores, 1)
 
 
 class FlatGenerator(nn.Module):
@@ -179,8 +176,8 @@ class FlatDiscriminator(nn.Module):
         return x
 
     def forward(self, x, kind):
-        """-> scores (n,), and no classes."""
-        return self.net(torch.cat([x.flatten(1), F.one_hot(kind, self.classes).to(x.dtype)], 1))[:, 0], None
+        """-> scores (n,)."""
+        return self.net(torch.cat([x.flatten(1), F.one_hot(kind, self.classes).to(x.dtype)], 1))[:, 0]
 
 
 def make_generator(kind, size, classes, width):

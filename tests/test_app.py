@@ -119,8 +119,11 @@ def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(app.__file__).parent)
     left_over = Path(done.stdout.strip())
     assert left_over.is_dir()
-    app.Desk().close()
-    assert not left_over.exists()
+    first = app.Desk()
+    second = app.Desk()
+    assert not left_over.exists() and first.folder.is_dir() and second.folder.is_dir()  # those in use stay
+    first.close(), second.close()
+    assert not first.folder.exists() and not second.folder.exists()
 
 
 def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):

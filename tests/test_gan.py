@@ -22,12 +22,12 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
     made = maker(noise, told)
     assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
     seen = judge.look(made)
-    scores, named = judge(seen, told)
-    assert len(scores) == 6 and (named is None if kind == "vanilla" else named.shape == (6, 3))
+    scores = judge(seen, told)
+    assert len(scores) == 6
     generator.generator_loss(kind, scores).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters())
     with torch.no_grad():
-        scores = [judge(judge.look(made), torch.full((6,), k))[0] for k in range(3)]
+        scores = [judge(judge.look(made), torch.full((6,), k)) for k in range(3)]
     assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
 
 
@@ -45,12 +45,12 @@ def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
     x, kind = torch.rand(8, 3, 64, 64) * 2 - 1, torch.zeros(8, dtype=torch.long)
     judge.settle(x)
     assert [seen.shape[1:] for seen in judge.look(x)] == [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
-    assert all(0.4 < seen.std() < 2 for seen in judge.look(x))  # no scale drowns the others
+    assert all(0.2 < seen.std() < 1 for seen in judge.look(x))  # no scale drowns the others
     for _ in range(60):
         judge(judge.look(x), kind)  # the power iteration goes a step at each call
     for part in (judge.real[0], judge.kind[1], judge.heads[0][0]):
         assert torch.linalg.matrix_norm(part.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
-    judge(judge.look(x), kind)[0].sum().backward()
+    judge(judge.look(x), kind).sum().backward()
     assert all(value.grad is None for value in judge.eyes.parameters())
     assert all(torch.equal(value, eyes[name]) for name, value in judge.eyes.state_dict().items())
 
