@@ -2,7 +2,7 @@
 
     python bench.py                                               on the sample data
     python bench.py --data.train DIR --data.eval DIR --data.crops DIR --rounds 5 --json bench.json
-    python bench.py --quick                                       fewer photos, two rounds: within five minutes
+    python bench.py --quick                                       fewer photos and steps: within five minutes
     python bench.py --stages loader train --config recipes/people_small.json
 
 Prints a Markdown table of medians and spreads. A ratio is ours / peer within one round: machines drift, rounds don't.
@@ -304,7 +304,7 @@ def table(found):
 
 FLAGS = {
     "--rounds": {"type": int, "default": 3, "help": "pairs of ours and peer"},
-    "--quick": {"action": "store_true", "help": "fewer photos and two rounds, within five minutes"},
+    "--quick": {"action": "store_true", "help": "fewer photos and steps, within five minutes"},
     "--stages": {"nargs": "+", "default": [], "metavar": "STAGE", "help": f"of {', '.join(STAGES)}; default: all"},
     "--json": {"type": str, "default": "", "help": "also write the median ratios, and the seconds, to this file"},
 }
@@ -315,7 +315,7 @@ def main():
     unknown = set(settings.stages) - set(STAGES)
     if unknown:
         raise InputError(f"--stages {min(unknown)}: there are {', '.join(STAGES)}")
-    rounds, chosen = 2 if settings.quick else settings.rounds, settings.stages or list(STAGES)
+    rounds, chosen = settings.rounds, settings.stages or list(STAGES)
     found = {}
     with tempfile.TemporaryDirectory() as place:
         for name in chosen:

@@ -193,7 +193,7 @@ def normalize(images, mean, std):
     import torch
 
     mean, std = (torch.tensor(values, device=images.device, dtype=torch.float32) * 255 for values in (mean, std))
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 # --------------------------------------------------------------------------------------------------- batches
