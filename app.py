@@ -177,9 +177,15 @@ class Desk:
         path = Path(path).resolve()
         return self.folder in path.parents and path not in self.kept
 
+    def there(self):
+        """Paths of all files and folders on the desk, what lies in a folder before the folder. (Not by rglob: it fails
+        where a folder is deleted while it looks.)"""
+        for folder, folders, files in os.walk(self.folder, topdown=False):
+            yield from (Path(folder, name) for name in [*files, *folders])
+
     def keep_what_is_there(self):
         """The demo's own files (its examples), written before the first visitor, stay."""
-        self.kept = set(self.folder.rglob("*"))
+        self.kept = set(self.there())
 
     def forget(self, path):
         """Delete an uploaded file and the folder made for it."""
@@ -192,14 +198,14 @@ class Desk:
     def size(self):
         """Bytes of what visitors sent and is still there."""
         total = 0
-        for path in self.folder.rglob("*"):
+        for path in self.there():
             with contextlib.suppress(OSError):  # gone since it was listed
                 total += path.stat().st_size if path not in self.kept and path.is_file() else 0
         return total
 
     def sweep(self, age=FORGOTTEN):
         """Delete what arrived `age` seconds ago and was not asked about."""
-        for path in sorted(self.folder.rglob("*"), reverse=True):
+        for path in self.there():
             with contextlib.suppress(OSError):
                 if path not in self.kept and time.time() - path.stat().st_mtime >= age:
                     path.rmdir() if path.is_dir() else path.unlink()
@@ -209,8 +215,7 @@ class Desk:
 
         def run():
             while not self.over.wait(5):
-                with contextlib.suppress(OSError):  # what is listed may be gone a moment later
-                    self.sweep()
+                self.sweep()
 
         threading.Thread(target=run, daemon=True).start()
 

@@ -350,3 +350,29 @@ def test_the_sweep_spares_what_the_demo_brought(tmp_path):
     assert (tmp_path / "mine.jpg").exists() and [path.name for path in desk.folder.rglob("*")] == ["example.jpg"]
     desk.close()
     assert not desk.folder.exists()
+
+
+def test_the_desk_is_measured_while_others_come_and_go():
+    import threading
+
+    desk, over = app.Desk(), threading.Event()
+
+    def visit(number):
+        while not over.is_set():
+            place = desk.folder / f"visitor{number}"
+            place.mkdir()
+            (place / "a.jpg").write_bytes(b"1234")
+            desk.forget(place / "a.jpg")
+
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(4)]
+    try:
+        for one in visitors:
+            one.start()
+        sizes = [desk.size() for _ in range(1500)]  # rglob failed here
+        desk.sweep()
+    finally:
+        over.set()
+        for one in visitors:
+            one.join()
+        desk.close()
+    assert 0 <= min(sizes) <= max(sizes) <= 16
