@@ -1,4 +1,4 @@
-"""Photos -> pixels: reading whatever a camera or a stranger made of a photo, presets of augmentation, batches.
+"""Photos -> pixels: reading whatever a camera or a stranger made of a photo, and batches of them.
 
 Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
 """
@@ -93,101 +93,6 @@ def is_photo(name):
     return name.lower().endswith(SUFFIXES) and not re.match(r"\.|Thumbs", name)
 
 
-# ---------------------------------------------------------------------------------------------- augmentation
-
-
-def squared(fit, size):
-    """The steps that make a photo square: stretched, padded with black (its whole is seen, in its proportions), or its
-    middle cut out."""
-    import albumentations as A
-
-    if fit == "pad":
-        return [
-            A.LongestMaxSize(size, interpolation=cv2.INTER_AREA),
-            A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=0),
-        ]
-    if fit == "crop":
-        return [A.SmallestMaxSize(size, interpolation=cv2.INTER_AREA), A.CenterCrop(size, size)]
-    return [A.Resize(size, size, interpolation=cv2.INTER_AREA)]
-
-
-def shape(augment, size, fit="stretch"):
-    """What a preset does to every photo alike: (h, w, 3) uint8 -> (size, size, 3) uint8. fit: see `squared`.
-
-    It is all that a model is shown when it answers. Normalize follows on the device (`normalize`).
-    """
-    import albumentations as A
-
-    if augment == "report":  # the second-place team's list, in its order and with albumentations' defaults
-        return A.Compose([A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)])
-    return A.Compose(squared(fit, size))
-
-
-def variation(augment, erasing=0.0):
-    """What a preset does to a training photo after `shape`, each time another: (s, s, 3) uint8 -> the same.
-
-    erasing: probability of random erasing (Zhong et al. 2020) at the end.
-    """
-    import albumentations as A
-
-    if augment == "report":
-        varied = [
-            A.RandomBrightnessContrast(),
-            A.HorizontalFlip(),
-            A.InvertImg(),
-            A.CoarseDropout(num_holes_range=(4, 4), hole_height_range=(50, 50), hole_width_range=(50, 50)),
-        ]
-    elif augment == "light":
-        varied = [
-            A.HorizontalFlip(),
-            A.Affine(
-                rotate=(-8, 8),
-                scale=(0.92, 1.08),
-                translate_percent=(-0.04, 0.04),
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=0.8,
-            ),
-            A.RandomBrightnessContrast(0.2, 0.2),
-        ]
-    elif augment == "strong":
-        varied = [
-            A.HorizontalFlip(),
-            A.Affine(
-                rotate=(-15, 15),
-                scale=(0.85, 1.15),
-                translate_percent=(-0.08, 0.08),
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=0.9,
-            ),
-            A.RandomBrightnessContrast(0.3, 0.3, p=0.7),
-            A.HueSaturationValue(10, 25, 15),
-            A.ToGray(p=0.1),
-            A.OneOf(
-                [A.GaussianBlur((3, 5)), A.ImageCompression(quality_range=(40, 80)), A.GaussNoise((0.02, 0.08))], p=0.4
-            ),
-            A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
-        ]
-    elif augment == "shapes":  # the trash report's: no colours, and of each kind one change at a time
-        varied = [
-            A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.75),
-            A.OneOf(
-                [
-                    A.Affine(rotate=(-45, 45), scale=(0.8, 1.2), translate_percent=(-0.08, 0.08), p=1),
-                    A.Perspective(p=1),
-                    A.GridDistortion(p=1),
-                    A.OpticalDistortion(p=1),
-                ],
-                p=0.6,
-            ),
-            A.OneOf([A.MotionBlur((3, 5), p=1), A.MedianBlur(3, p=1), A.GaussianBlur((3, 5), p=1)], p=0.2),
-        ]
-    else:
-        varied = []
-    if erasing:
-        varied = [*varied, A.Erasing(fill="random_uniform", p=erasing)]
-    return A.Compose(varied)
-
-
 def normalize(images, mean, std):
     """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
     import torch
@@ -208,13 +113,16 @@ class Photos:
 
     def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0):
         """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
-        whole photo); memory_gb: for photos as `shape` leaves them, so that they are decoded once, not every epoch; the
-        rest as in `shape` and `variation`."""
+        whole photo); memory_gb: for photos as augment.shape leaves them, so that they are decoded once, not every
+        epoch; the rest as in augment.shape and augment.variation."""
+        import augment as presets
+
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
         self.side = 0 if augment == "report" or self.boxes is not None else size  # what is cut out wants all pixels
-        self.shape, self.vary = shape(augment, size, fit), variation(augment, erasing) if training else None
+        self.shape = presets.shape(augment, size, fit)
+        self.vary = presets.variation(augment, erasing) if training else None
         self.kept = self.there = np.zeros(0, np.uint8)
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
         if count:  # pages that all workers share; they are taken as they are written to
@@ -222,7 +130,7 @@ class Photos:
             self.there = np.frombuffer(mmap.mmap(-1, count), np.uint8)
 
     def read(self, index):
-        """A photo as `shape` leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
+        """A photo as augment.shape leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
         if index < len(self.there) and self.there[index]:
             return self.kept[index]
         photo = read_photo(self.files[index], self.side)

@@ -190,10 +190,11 @@ def answer_photos(nets, abouts, heads, photos, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
     import torch
 
+    import augment
     import images
 
     about = next(iter(abouts.values()))
-    shape = images.shape(about["augment"], about["image_size"], about["fit"])
+    shape = augment.shape(about["augment"], about["image_size"], about["fit"])
     found = []
     with torch.inference_mode():
         for start in range(0, len(photos), batch):

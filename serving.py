@@ -88,11 +88,11 @@ class Answerer:
 
     def look_at(self, seen, best):
         """Grad-CAM of the first fold laid over what it saw: (h, w, 3) uint8."""
+        import augment
         import explain
-        import images
 
         net, about = next(iter(self.nets.values())), self.about
-        photo = images.shape(about["augment"], about["image_size"], about["fit"])(image=seen)["image"]
+        photo = augment.shape(about["augment"], about["image_size"], about["fit"])(image=seen)["image"]
         known = explain.spatial_layers(net, about["image_size"])
         layer = known[explain.default_layer(net, known)]
         heat = explain.maps(net, self.heads, [layer], photo[None], about, None, [best])

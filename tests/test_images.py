@@ -1,5 +1,7 @@
 """Photos as they come, augmentation as promised, and nothing that hangs on the number of workers."""
 
+import pickle
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import augment
 import images
 
 
@@ -59,8 +62,8 @@ def test_what_is_no_photo_is_said_to_be_none(tmp_path, picture):
 
 
 def test_the_report_preset_is_the_reports_list():
-    shown = images.shape("report", 224).transforms
-    steps = [*shown, *images.variation("report").transforms]
+    shown = augment.shape("report", 224).transforms
+    steps = [*shown, *augment.variation("report").transforms]
     assert [type(step).__name__ for step in steps] == ["CenterCrop", "Resize", "RandomBrightnessContrast",
                                                        "HorizontalFlip", "InvertImg", "CoarseDropout"]  # fmt: skip
     assert (steps[0].height, steps[0].width, steps[1].height, steps[1].width) == (400, 256, 224, 224)
@@ -77,14 +80,34 @@ def test_normalising_on_the_device_equals_albumentations_normalize(picture):
     assert np.abs(found[0].numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("augment", ["none", "light", "strong"])
-def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, augment):
+@pytest.mark.parametrize("preset", ["none", "light", "strong"])
+def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, preset):
     path = save(tmp_path / "a.png", picture)
     for training in (False, True):
-        photos = images.Photos(pd.DataFrame({"file": [path]}), augment, 32, training)
+        photos = images.Photos(pd.DataFrame({"file": [path]}), preset, 32, training)
         found = [photos[0, seed][1] for seed in range(20)]
         assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in found)
-        assert any((image != found[0]).any() for image in found) == (training and augment != "none")
+        assert any((image != found[0]).any() for image in found) == (training and preset != "none")
+
+
+def test_an_affine_step_turns_scales_and_shifts_about_the_middle_and_mirrors_beyond():
+    photo = np.full((40, 60, 3), 50, np.uint8)
+    photo[18:22, 28:32] = 250
+    step = augment.RandomAffine(20, 0.2, 0.1, p=1)
+    step = pickle.loads(pickle.dumps(step))  # as it reaches the workers where processes are spawned
+    places, sizes = [], []
+    for seed in range(400):
+        step.set_random_seed(seed)
+        image = step(image=photo)["image"]
+        assert image.shape == photo.shape and image.min() >= 49  # no black corner
+        y, x = np.nonzero(image[..., 0] > 150)
+        places.append((x.mean() - 29.5, y.mean() - 19.5))
+        sizes.append(len(x) / 16)
+    places = np.abs(places)
+    assert places.max(0) == pytest.approx([6, 4], abs=0.7) and places.mean(0) == pytest.approx([3, 2], abs=0.4)
+    assert np.mean(sizes) == pytest.approx(1, abs=0.1) and 1.2 < max(sizes) < 1.6 and 0.4 < min(sizes) < 0.85
+    still = augment.RandomAffine(0, 0.0, 0.0, p=1)
+    assert (still(image=photo)["image"] == photo).all()
 
 
 def test_the_changes_of_a_photo_are_drawn_apart(tmp_path):

@@ -14,6 +14,7 @@ from test_predict import main_of
 
 import answers
 import args
+import augment
 import blend
 import compare
 import dataset
@@ -226,8 +227,8 @@ def test_runs_with_other_classes_never_vote_together(things, monkeypatch):
 def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
     settings = of(things, "--data.fit", "pad")
     train.train_folds(settings, [0])
-    seen, honest = [], images.shape
-    monkeypatch.setattr(images, "shape", lambda *words: seen.append(words[2]) or honest(*words))
+    seen, honest = [], augment.shape
+    monkeypatch.setattr(augment, "shape", lambda *words: seen.append(words[2]) or honest(*words))
     main_of(inference, of(things, "--data.fit", "crop"), monkeypatch)
     assert seen == ["pad"]
 
@@ -626,7 +627,7 @@ def test_fit_stretches_pads_or_cuts():
     image = np.full((20, 60, 3), 200, np.uint8)
     image[:, :15] = 50
     for fit in ("stretch", "pad", "crop"):
-        out = images.shape("none", 30, fit)(image=image)["image"]
+        out = augment.shape("none", 30, fit)(image=image)["image"]
         assert out.shape == (30, 30, 3)
         dark = (out.mean(2) < 20).mean(1) > 0.9  # black rows
         if fit == "pad":
@@ -639,7 +640,7 @@ def test_fit_stretches_pads_or_cuts():
 def test_shapes_change_no_colour():
     image = np.zeros((64, 64, 3), np.uint8)
     image[:] = (10, 120, 230)
-    turned = images.variation("shapes")
+    turned = augment.variation("shapes")
     for seed in range(20):
         turned.set_random_seed(seed)
         out = turned(image=image)["image"].reshape(-1, 3)
