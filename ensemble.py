@@ -120,36 +120,46 @@ class Known:
         for run in runs:
             path = Path(run) / "oof.csv"
             frame = answers.read_oof(task, path)
-            frame = frame.set_index("ImageID", drop=False)
-            if found and (set(frame.index) != set(found[0].index) or len(frame) != len(found[0])):
-                raise InputError(f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data")
-            found.append(frame.loc[found[0].index] if found else frame)
+            if found and not np.array_equal(frame["ImageID"].to_numpy(), found[0]["ImageID"].to_numpy()):
+                if sorted(frame["ImageID"]) != sorted(found[0]["ImageID"]):
+                    raise InputError(
+                        f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data"
+                    )
+                frame = frame.set_index("ImageID", drop=False).loc[found[0]["ImageID"]]
+            found.append(frame.reset_index(drop=True))
             if (found[-1]["target"] != found[0]["target"]).any():
                 raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
         first, self.task, self.said = found[0], task, []
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
-        self.told = np.stack([told(task, frame).astype(float) for frame in found])
-        self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first.index)
+        self.told = np.stack([told(task, frame) for frame in found], dtype=float)
+        self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
 
     def tell(self, answer, title, bar=None):
         """Print the score of answers (n,) with its interval, and its difference to a bar's; returns whether it is
         better than the bar."""
-        task = self.task
-        draws = task.draws(self.target, [answer] if bar is None else [answer, bar], self.people)
-        low, high = np.quantile(draws[0], [0.025, 0.975])
-        value = task.value(self.target, answer)
-        line = f"{title}: out-of-fold {task.title} {value:.4f} ({low:.3f}-{high:.3f})"
-        gain = None
-        if bar is not None:
-            gain = value - task.value(self.target, bar)
-            low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-            line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
-                "; luck could explain it" if low <= 0 <= high else ""
-            )
-        print(line)
-        self.said.append(line)
-        return gain is not None and task.sign * gain > 0
+        return self.tell_all([(answer, title, bar)])[0]
+
+    def tell_all(self, lines):
+        """`tell` for several (answer, title, bar or None), all on the same people drawn: a list of bool."""
+        task, better = self.task, []
+        told = [one for answer, _, bar in lines for one in (answer, bar) if one is not None]
+        kept = {id(one): one for one in told}
+        draws = dict(zip(kept, task.draws(self.target, list(kept.values()), self.people), strict=True))
+        for answer, title, bar in lines:
+            low, high = np.quantile(draws[id(answer)], [0.025, 0.975])
+            value = task.value(self.target, answer)
+            line, gain = f"{title}: out-of-fold {task.title} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
+            if bar is not None:
+                gain = value - task.value(self.target, bar)
+                low, high = np.quantile(draws[id(answer)] - draws[id(bar)], [0.025, 0.975])
+                line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
+                    "; luck could explain it" if low <= 0 <= high else ""
+                )
+            print(line)
+            self.said.append(line)
+            better.append(task.sign * gain > 0)
+        return better
 
 
 def read_numbers(task, paths, ids):
@@ -170,13 +180,13 @@ def read_numbers(task, paths, ids):
 
 def introduce(known, runs, vote):
     """Print each run's own score, and what the vote of all loses without it. Returns the vote's answers (n,)."""
-    everyone = VOTES[vote](known.task, known.told)
+    everyone, lines = VOTES[vote](known.task, known.told), []
     if len(runs) > 1:
-        for k, run in enumerate(runs):
-            known.tell(blend.answer_of(known.told[k]), str(run))
-        for k, run in enumerate(runs):
-            known.tell(everyone, f"  with {run} in it", VOTES[vote](known.task, np.delete(known.told, k, 0)))
-    known.tell(everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]))
+        lines += [(blend.answer_of(known.told[k]), str(run), None) for k, run in enumerate(runs)]
+        others = [VOTES[vote](known.task, np.delete(known.told, k, 0)) for k in range(len(runs))]
+        lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
+    lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
+    known.tell_all(lines)
     return everyone
 
 
@@ -308,10 +318,10 @@ def main():
         shares = equal if weights is None else weights
         bar = np.tensordot(shares, known.told, 1).argmax(1)
         decision = decide(known, settings.decide, shares, bar)
-    told, numbers = by_run(task, runs, found, ids)
     if decision:
-        answer = decision(told, numbers).argmax(1)
+        answer = decision(*by_run(task, runs, found, ids)).argmax(1)
     elif weights is not None:
+        told, _ = by_run(task, runs, found, ids)
         answer = blend.answer_of(np.tensordot(weights, blend.votes(told, vote), 1))
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))

@@ -176,5 +176,5 @@ def read_csv(path, columns, remedy="", numbers=()):
     if missing:
         raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
     for name in frame.columns.difference(list(numbers)):
-        frame[name] = frame[name].fillna("").str.strip()
+        frame[name] = [word.strip() for word in frame[name].fillna("").tolist()]  # .str.strip() takes ten times as long
     return frame

@@ -186,6 +186,22 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     return found, reasons
 
 
+def some_inputs(rows, about, count):
+    """What a model is shown of `count` of the photos, from first to last: (n, 3, s, s) float32. InputError if none can
+    be read."""
+    import torch
+
+    import images
+
+    photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+    found = [photos[k, 0] for k in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    readable = [image for _, image, error in found if not error]
+    if len(readable) < 2:
+        raise InputError("inference.backend int8 takes ranges from the photos to answer for: none of them can be read")
+    inputs = images.normalize(torch.from_numpy(np.stack(readable)), about["mean"], about["std"])
+    return inputs.contiguous().numpy()
+
+
 def answer_photos(nets, abouts, heads, photos, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
     import torch
@@ -210,11 +226,13 @@ def main():
     rows = dataset.eval_rows(settings)
     nets, abouts, heads = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
-    if settings.inference.backend == "onnx":
+    rows = dataset.with_files(rows, settings.data.crops)
+    if settings.inference.backend != "torch":
         import export
 
         nets = export.exported(nets, abouts, paths)
-    rows = dataset.with_files(rows, settings.data.crops)
+        if settings.inference.backend == "int8":
+            nets = export.quantized(nets, some_inputs(rows, next(iter(abouts.values())), 2 * export.CALIBRATED), heads)
     files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
     with alone(settings.run):
         found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings))

@@ -352,12 +352,15 @@ class Task:
         n, target, score = person.max() + 1, np.asarray(target), score or self.score
         rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
         sums = [self.sums(target, np.asarray(answer), person, n, score) for answer in answers]
-        for draw in range(samples):
-            times = np.bincount(rng.integers(n, size=n), minlength=n)
+        block = max(1, min(samples, 2_000_000 // n))  # draws at a time: one matrix product, within some 16 MB
+        for start in range(0, samples, block):
+            count = min(block, samples - start)
+            drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(float)
             for row, (above, below) in enumerate(sums):
                 whole = times @ below
-                seen = whole > 0
-                values[row, draw] = ((times @ above)[seen] / whole[seen]).mean()
+                ratio = np.divide(times @ above, whole, out=np.zeros_like(whole), where=whole > 0)
+                values[row, start : start + count] = ratio.sum(1) / (whole > 0).sum(1)
         return values
 
     def sums(self, target, answer, person, n, score):
@@ -365,11 +368,11 @@ class Task:
         if score != "f1":
             photos = np.bincount(person, minlength=n)
             return np.bincount(person, self.each(target, answer, score), n)[:, None], photos[:, None]
-        true, told, hits = (np.zeros((n, self.size)) for _ in range(3))
-        right = target == answer
-        np.add.at(true, (person, target), 1)
-        np.add.at(told, (person, answer), 1)
-        np.add.at(hits, (person[right], target[right]), 1)
+        right, size = target == answer, self.size
+        true, told, hits = (
+            np.bincount(who * size + what, minlength=n * size).reshape(n, size).astype(float)
+            for who, what in ((person, target), (person, answer), (person[right], target[right]))
+        )
         return 2 * hits, true + told
 
     def interval(self, target, answer, people, samples=1000, level=0.95, seed=0, score=None):

@@ -123,6 +123,26 @@ def test_onnx_answers_as_torch_does_and_is_exported_once(trained, monkeypatch):
     assert len(list(weights.parent.glob("*.onnx"))) == 1
 
 
+def test_eight_bits_answer_where_they_answer_alike_and_it_is_said(trained, monkeypatch, capsys):
+    import export
+
+    competition, settings = trained
+    settings.inference.backend = "onnx"
+    main_of(inference, settings, monkeypatch)
+    whole = predictions(competition, 0)[MASK.probabilities]
+    settings.inference.backend = "int8"
+    for least, kept in ((0.0, True), (1.1, False)):
+        monkeypatch.setattr(export, "ALIKE", least)
+        main_of(inference, settings, monkeypatch)
+        assert capsys.readouterr().out.count("too few, it stays in float32") == (0 if kept else 2)
+        found = predictions(competition, 0)[MASK.probabilities]
+        assert abs(found - whole).max().max() < 0.2
+        assert ((found - whole).abs().max().max() > 1e-4) == kept  # 8 bits are not 32
+    small = Path(settings.run) / "fold0"
+    sizes = {path.name.endswith("-int8.onnx"): path.stat().st_size for path in small.glob("*.onnx")}
+    assert sizes[True] < 0.5 * sizes[False]
+
+
 def test_a_flip_averages_both_views(trained, monkeypatch):
     competition, settings = trained
     main_of(inference, settings, monkeypatch)
