@@ -4,6 +4,7 @@
     python bench.py --data.train DIR --data.eval DIR --data.crops DIR --rounds 5 --json bench.json
     python bench.py --quick                                       fewer photos and steps: within five minutes
     python bench.py --stages loader train --config recipes/people_small.json
+    python bench.py --profile                                     where training and inference spend their time
 
 Prints a Markdown table of medians and spreads. A ratio is ours / peer within one round: machines drift, rounds don't.
 
@@ -254,6 +255,46 @@ STAGES = {
 }
 
 
+# --------------------------------------------------------------------------------------------- where the time goes
+
+
+WORK = {  # what torch's profiler calls it, the first that fits
+    "waiting for photos": ("DataLoader",),
+    "convolutions, backward": ("convolution_backward",),
+    "convolutions": ("convolution", "mkldnn", "conv2d"),
+    "batch norm": ("batch_norm",),
+    "activations": ("hardtanh", "relu", "clamp", "silu", "sigmoid"),
+    "optimizer and clipping": ("Optimizer", "_fused_", "_foreach", "linalg_vector_norm"),
+    "linear layers": ("addmm", "aten::mm", "linear"),
+}
+
+
+def where(act):
+    """What a function spends its time on, as torch's profiler counts each operation without those inside it:
+    {kind of work: share of the seconds on the main thread}, the largest first."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
+        act()
+    taken = dict.fromkeys([*WORK, "all else"], 0.0)
+    for event in seen.key_averages():
+        kind = next((kind for kind, names in WORK.items() if any(name in event.key for name in names)), "all else")
+        taken[kind] += event.self_cpu_time_total
+    return {kind: took / sum(taken.values()) for kind, took in sorted(taken.items(), key=lambda item: -item[1])}
+
+
+def profiles(settings, folder):
+    """Where an epoch of training and a pass of five folds spend their time, as Markdown; the first one, which starts
+    workers and decodes, is not looked at."""
+    found = {}
+    for name, ours in (("train", train(settings, folder)[0]), ("inference", folds_asked(settings, folder, "torch")[0])):
+        ours()
+        found[name] = where(ours)
+    kinds = sorted(found["train"], key=lambda kind: -found["train"][kind])
+    rows = [f"| {kind} | {found['train'][kind]:.1%} | {found['inference'][kind]:.1%} |" for kind in kinds]
+    return "\n".join(["| work | a training epoch | five folds' answers |", "|---|---|---|", *rows])
+
+
 # -------------------------------------------------------------------------------------------- seconds, without peers
 
 
@@ -306,12 +347,17 @@ FLAGS = {
     "--rounds": {"type": int, "default": 3, "help": "pairs of ours and peer"},
     "--quick": {"action": "store_true", "help": "fewer photos and steps, within five minutes"},
     "--stages": {"nargs": "+", "default": [], "metavar": "STAGE", "help": f"of {', '.join(STAGES)}; default: all"},
+    "--profile": {"action": "store_true", "help": "only print where training and inference spend their time"},
     "--json": {"type": str, "default": "", "help": "also write the median ratios, and the seconds, to this file"},
 }
 
 
 def main():
     settings = args.read(__doc__, FLAGS)
+    if settings.profile:
+        with tempfile.TemporaryDirectory() as place:
+            print(profiles(settings, Path(place)))
+        return
     unknown = set(settings.stages) - set(STAGES)
     if unknown:
         raise InputError(f"--stages {min(unknown)}: there are {', '.join(STAGES)}")

@@ -25,6 +25,8 @@ COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety
 MEASURED = 2000  # pictures that distances are measured with
 SHOWN = 8  # rows of the grid
 EMA = 0.999  # of the generator's weights, at each step
+REDRAWN = 1.5  # weight of how far a photo that is drawn anew looks from itself, beside what the discriminator says
+CALMING = 0.4  # share of the training, at its end, in which the learning rates go down to nothing
 WON = 0.1  # loss of the discriminator below which it has won
 ALIKE = 0.5  # of the variety of photos: below it pictures of a label are alike
 WORSE = 1.5  # times the best distance
@@ -68,7 +70,8 @@ def order(target, batch_size, seed):
 class Pair:
     """A generator and a discriminator, all that moves them, and what was seen of them: as it is saved."""
 
-    def __init__(self, settings, classes, device):
+    def __init__(self, settings, store, target, classes, device):
+        """store: (n, s, s, 3) uint8 tensor of the photos; target: (n,) their classes, an index below `classes`."""
         import timm.utils
         import torch
 
@@ -77,17 +80,21 @@ class Pair:
         gan = settings.gan
         torch.manual_seed(settings.seed)
         self.kind, self.device = gan.kind, device
-        self.maker, self.judge = (
-            make(gan.kind, gan.image_size, len(classes), gan.width).to(device, memory_format=torch.channels_last)
-            for make in (generator.make_generator, generator.make_discriminator)
-        )
+        self.maker = generator.make_generator(gan.kind, gan.image_size, classes, gan.width, len(store))
+        self.judge = generator.make_discriminator(gan.kind, gan.image_size, classes, gan.width)
+        if not self.vanilla:
+            photos = store.permute(0, 3, 1, 2).float() / 127.5 - 1
+            self.maker.codes.learn(photos, target)
+            self.judge.settle(photos[torch.randperm(len(photos))[:256]])
+        for net in (self.maker, self.judge):
+            net.to(device, memory_format=torch.channels_last)
         self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
         betas = (0.5, 0.999) if self.vanilla else (0.0, 0.99)
         self.learned = [value for value in self.judge.parameters() if value.requires_grad]
-        rates = gan.lr, gan.lr * (1 if self.vanilla else JUDGE_RATE)
+        self.rates = gan.lr, gan.lr * (1 if self.vanilla else JUDGE_RATE)
         self.optimizers = [
             torch.optim.Adam(values, rate, betas=betas, fused=True)
-            for values, rate in zip((self.maker.parameters(), self.learned), rates, strict=True)
+            for values, rate in zip((self.maker.parameters(), self.learned), self.rates, strict=True)
         ]
         self.epoch, self.step, self.steps, self.spent = 0, 0, 0, 0.0
         self.losses, self.log = [0.0, 0.0], []
@@ -101,29 +108,50 @@ class Pair:
         """The generator whose pictures are shown: its average over the steps, or the vanilla one itself."""
         return self.maker if self.vanilla else self.average.module
 
-    def train_step(self, real, kind):
-        """One step of both. real: (n, 3, s, s) in -1..1; kind: (n,). Returns their losses as tensors."""
+    def set_rates(self, progress):
+        """Set the learning rates for a share of the training that is done."""
+        if not self.vanilla:
+            for one, rate in zip(self.optimizers, self.rates, strict=True):
+                one.param_groups[0]["lr"] = rate * min(1, max(0.01, 1 - progress) / CALMING)
+
+    def train_step(self, real, kind, index, turned):
+        """One step of both, which judge and are judged at once. real: (n, 3, s, s) in -1..1, the photos `index` (n,),
+        mirrored where `turned` (n,); kind: (n,). Returns their losses as tensors.
+
+        Half of the pictures are the photos themselves, drawn anew from their coarse looks: there it is known what comes
+        out. The others are blends, which the discriminator alone judges.
+        """
         import torch
 
         import generator
 
-        varied = (lambda x: x) if self.vanilla else generator.augment
-        made = self.maker(torch.randn(len(real), generator.LATENT, device=self.device), kind)
+        noise, half, shown = torch.randn(len(real), generator.LATENT, device=self.device), 0, real
+        if self.vanilla:
+            made = varied = self.maker(noise, kind)
+        else:
+            codes, half = self.maker.codes.blend(noise, kind), len(real) // 2
+            codes[:half] = self.maker.codes.own(index[:half], turned[:half])
+            made = self.maker(noise, kind, codes)
+            shown, varied = generator.augment(real, made)
         with torch.no_grad():
-            seen = self.judge.look(varied(real))
-        seen_made = self.judge.look(varied(made))
-        d_loss = generator.discriminator_loss(self.kind, self.judge(seen, kind), self.judge(detached(seen_made), kind))
+            seen = self.judge.look(shown)
+        seen_made = self.judge.look(varied)
+        judged = [each.detach().requires_grad_() for each in seen_made]
+        both = [torch.cat(pair) for pair in zip(seen, judged, strict=True)]
+        scores, made_scores = self.judge(both, torch.cat([kind, kind])).chunk(2)
+        g_loss = generator.generator_loss(self.kind, made_scores)
+        pulls = torch.autograd.grad(g_loss, judged, retain_graph=True)
+        d_loss = generator.discriminator_loss(self.kind, scores, made_scores)
         self.optimizers[1].zero_grad(set_to_none=True)
-        d_loss.backward()
+        d_loss.backward(inputs=self.learned)
         self.optimizers[1].step()
-        for value in self.learned:
-            value.requires_grad_(False)
-        g_loss = generator.generator_loss(self.kind, self.judge(seen_made, kind))
+        total = sum((pull * each).sum() for pull, each in zip(pulls, seen_made, strict=True))
+        if half:
+            apart = (abs(one[:half] - other[:half]).mean() for one, other in zip(seen, seen_made, strict=True))
+            total = total + REDRAWN * sum(apart) + abs(made[:half] - real[:half]).mean()
         self.optimizers[0].zero_grad(set_to_none=True)
-        g_loss.backward()
+        total.backward()
         self.optimizers[0].step()
-        for value in self.learned:
-            value.requires_grad_(True)
         self.steps += 1
         self.average.update(self.maker, step=self.steps)
         return d_loss.detach(), g_loss.detach()
@@ -147,11 +175,6 @@ class Pair:
         for name in self.KEPT:
             setattr(self, name, state[name])
         set_random_states(state["random"])
-
-
-def detached(seen):
-    """What a discriminator has looked at, without the way back to the generator."""
-    return [each.detach() for each in seen] if isinstance(seen, list) else seen.detach()
 
 
 # ------------------------------------------------------------------------------------------------- what is looked at
@@ -262,9 +285,12 @@ def train(settings, overwrite=False):
         raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
     device = learner.make_accelerator(settings).device
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
-    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed, "photos": len(rows)}
+    about["photos"] = len(rows)
+    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed}
     with alone(home):
-        pair, path = Pair(settings, task.classes, device), home / "state.pt"
+        photos, path = read_photos(rows, settings), home / "state.pt"
+        store, kinds = torch.from_numpy(photos), torch.tensor(target)
+        pair = Pair(settings, store, kinds, task.size, device)
         if path.is_file() and not overwrite:
             kept = torch.load(path, device, weights_only=True)
             if kept["fixed"] != fixed:
@@ -275,12 +301,7 @@ def train(settings, overwrite=False):
         else:
             for old in [*home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
-        photos = read_photos(rows, settings)
-        ruler, kinds = Ruler(photos, target, task.size), torch.tensor(target).to(device)
-        store = torch.from_numpy(photos)
-        if not pair.steps and not pair.vanilla:
-            some = store[np.random.default_rng(0).permutation(len(store))[:256]]
-            pair.judge.settle(some.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
         saved, over = time.monotonic(), False
 
         def save():
@@ -297,9 +318,13 @@ def train(settings, overwrite=False):
                     for place in batches[pair.step :]:
                         index = torch.from_numpy(place)
                         real = store[index].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
-                        turned = torch.rand(len(real), 1, 1, 1, device=device) < 0.5
-                        real = torch.where(turned, real.flip(3), real)
-                        sums += torch.stack(pair.train_step(real, kinds[index.to(device)]))
+                        index, turned = index.to(device), torch.rand(len(real), device=device) < 0.5
+                        real = torch.where(turned[:, None, None, None], real.flip(3), real)
+                        done = (pair.epoch + pair.step / len(batches)) / gan.epochs
+                        if gan.minutes:
+                            done = max(done, (pair.spent + time.monotonic() - began) / 60 / gan.minutes)
+                        pair.set_rates(done)
+                        sums += torch.stack(pair.train_step(real, kinds[index], index, turned))
                         pair.step += 1
                         bar.update()
                         due = time.monotonic() - saved > 60 * settings.save_minutes

@@ -1,8 +1,9 @@
 """The two GANs of gan.py: networks, what they minimise, and how a generator is stored.
 
-    projected  a small convolutional generator with class-conditional batch norm; a discriminator on the features of a
-               pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al. 2018; Miyato
-               & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
+    projected  a small convolutional generator that blends the coarse looks of two photos of a label and draws the
+               blend anew (fusion; Hong et al. 2020, F2GAN), with class-conditional batch norm; a discriminator on the
+               features of a pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al.
+               2018; Miyato & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
     vanilla    two perceptrons (Goodfellow et al. 2014) that are told the class (Mirza & Osindero 2014), to compare with
 
 Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
@@ -10,6 +11,7 @@ Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
 
 import itertools
 import json
+import math
 
 import torch
 from safetensors import safe_open
@@ -23,6 +25,7 @@ import model
 from files import InputError
 
 LATENT = 128
+CODE = 256  # numbers that a photo's coarse look comes down to
 CALM = 3.0  # what the discriminator sees is divided by it: at 1.4 it wins more, and pictures come nearer half as fast
 
 
@@ -50,26 +53,90 @@ def widths(size, width):
     return [min(width * 2 ** (steps - 1 - k), 8 * width) for k in range(steps)]
 
 
-class Generator(nn.Module):
-    """Noise (n, LATENT) and classes -> pictures; each step doubles the side."""
+class Codes(nn.Module):
+    """The coarse looks of the photos, as principal components of small copies (side pixels), each photo's and its
+    mirror image's; saved with the weights: a generator's file says that much of every photo that it learned from.
 
-    def __init__(self, size, classes, width):
+    Of few photos a label has, a normal distribution of codes is a blur; blends of two of them are not.
+    """
+
+    LEAST = math.pi / 8  # a blend is cos a of one photo and sin a of another, a from LEAST to pi / 2 - LEAST
+
+    def __init__(self, side, classes, photos):
         super().__init__()
-        channels = widths(size, width)
-        self.first = nn.Linear(LATENT, channels[0] * 16)
-        self.norms = nn.ModuleList(ClassNorm(count, classes) for count in channels)
-        outs = [*channels[1:], 3]
-        self.steps = nn.ModuleList(
-            nn.ConvTranspose2d(count, out, 4, 2, 1) for count, out in zip(channels, outs, strict=True)
-        )
+        self.side, pixels = side, 3 * side * side
+        shapes = {"mean": (pixels,), "basis": (CODE, pixels), "codes": (2 * photos, CODE), "middles": (classes, CODE)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+        for name, count in (("place", 2 * photos), ("start", classes), ("count", classes)):
+            self.register_buffer(name, torch.ones(count, dtype=torch.long))
+
+    @torch.no_grad()
+    def learn(self, photos, kind):
+        """Take the codes of photos (n, 3, s, s) in -1..1 of classes (n,), of each at least one."""
+        small = F.interpolate(photos, (self.side, self.side), mode="area")
+        rows, kind = torch.cat([small, small.flip(3)]).flatten(1), torch.cat([kind, kind])
+        self.mean.copy_(rows.mean(0))
+        left, size, right = torch.svd_lowrank(rows - self.mean, min(CODE, *rows.shape), niter=4)
+        scale, found = len(rows) ** 0.5, len(size)
+        self.basis[:found] = size[:, None] * right.T / scale
+        order = kind.argsort(stable=True)  # a class's codes stand in a row
+        self.codes[:, :found] = left[order] * scale
+        self.place[order] = torch.arange(len(rows))
+        self.count.copy_(kind.bincount(minlength=len(self.count)))
+        self.start.copy_(self.count.cumsum(0) - self.count)
+        self.middles.copy_(torch.stack([part.mean(0) for part in self.codes.split(self.count.tolist())]))
+
+    def own(self, index, turned):
+        """The codes (n, CODE) of the photos `index` (n,), mirrored where `turned` (n,) bool."""
+        return self.codes[self.place[index + turned * (len(self.place) // 2)]]
+
+    def blend(self, noise, kind):
+        """The codes (n, CODE) of blends of two photos of classes (n,): noise (n, 3 or more) says which and how much."""
+        chance, middle = torch.special.ndtr(noise[:, :3]), self.middles[kind]
+        count = self.count[kind, None]
+        pair = self.start[kind, None] + torch.minimum((chance[:, :2] * count).long(), count - 1)
+        angle = self.LEAST + chance[:, 2:] * (math.pi / 2 - 2 * self.LEAST)
+        one, other = (self.codes[pair[:, k]] - middle for k in (0, 1))
+        return middle + angle.cos() * one + angle.sin() * other
+
+    def look(self, codes):
+        """Codes (n, CODE) -> the small pictures (n, 3, side, side) that they stand for, about -1..1."""
+        return (self.mean + codes @ self.basis).unflatten(1, (3, self.side, self.side))
+
+
+class Generator(nn.Module):
+    """Noise (n, LATENT) and classes -> pictures: a blend of two photos' coarse looks, half as large as the picture, and
+    what a network that starts from its code at 4 pixels adds to it."""
+
+    def __init__(self, size, classes, width, photos):
+        super().__init__()
+        channels, self.size = widths(size, width), size
+        self.codes = Codes(size // 2, classes, photos)
+        self.first = nn.Linear(CODE + LATENT, channels[0] * 16)
+        self.norms = nn.ModuleList(ClassNorm(count, classes) for count in channels[:-1])
+        self.steps = nn.ModuleList(nn.ConvTranspose2d(*pair, 4, 2, 1) for pair in itertools.pairwise(channels))
+        self.enter = nn.Conv2d(3, width, 3, 1, 1)
+        self.details = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in range(3))
+        self.detail_norms = nn.ModuleList(ClassNorm(width, classes) for _ in self.details)
+        self.last = nn.Conv2d(width // 4, 3, 3, 1, 1)
         for part in [self.first, *self.steps]:
             nn.init.orthogonal_(part.weight)
+        nn.init.zeros_(self.last.weight)  # it begins with the blends as they are
+        nn.init.zeros_(self.last.bias)
 
-    def forward(self, noise, kind):
-        x = self.first(noise).unflatten(1, (-1, 4, 4))
+    def forward(self, noise, kind, codes=None):
+        """codes: those to draw, (n, CODE), instead of blends that the noise chooses."""
+        codes = self.codes.blend(noise, kind) if codes is None else codes
+        look = self.codes.look(codes)
+        x = self.first(torch.cat([codes, noise], 1)).unflatten(1, (-1, 4, 4))
         for norm, step in zip(self.norms, self.steps, strict=True):
             x = step(F.relu(norm(x, kind)))
-        return torch.tanh(x)
+        x = x + self.enter(look)
+        one, two, three = (lambda x, k=k: self.details[k](F.relu(self.detail_norms[k](x, kind))) for k in range(3))
+        x = F.relu(F.pixel_shuffle(three(x + two(one(x))), 2))
+        coarse = F.interpolate(look, (self.size, self.size), mode="bicubic").clamp(-0.97, 0.97)
+        return torch.tanh(self.last(x) + coarse.atanh())
 
 
 class Discriminator(nn.Module):
@@ -173,16 +240,17 @@ class FlatDiscriminator(nn.Module):
         )  # fmt: skip
 
     def look(self, x):
-        return x
+        return [x]
 
-    def forward(self, x, kind):
+    def forward(self, seen, kind):
         """-> scores (n,)."""
+        (x,) = seen
         return self.net(torch.cat([x.flatten(1), F.one_hot(kind, self.classes).to(x.dtype)], 1))[:, 0]
 
 
-def make_generator(kind, size, classes, width):
-    """The generator of a kind, for pictures of `size` pixels (a power of two from 16 on)."""
-    return (FlatGenerator if kind == "vanilla" else Generator)(size, classes, width)
+def make_generator(kind, size, classes, width, photos):
+    """The generator of a kind, for pictures of `size` pixels (a power of two from 16 on), from so many photos."""
+    return FlatGenerator(size, classes, width) if kind == "vanilla" else Generator(size, classes, width, photos)
 
 
 def make_discriminator(kind, size, classes, width):
@@ -205,29 +273,27 @@ def generator_loss(kind, made):
     return F.softplus(-made).mean() if kind == "vanilla" else -made.mean()
 
 
-def augment(x):
-    """DiffAugment (Zhao et al. 2020): colours, a shift of up to an eighth and a hole of half the side, each picture
-    its own, in steps that gradients pass through. Real and made pictures go through it before they are judged."""
-    n, side, device = len(x), x.shape[-1], x.device
+def augment(real, made):
+    """DiffAugment (Zhao et al. 2020): brightness, colours and a shift of up to an eighth, each pair of pictures its
+    own, in steps that gradients pass through. Real and made pictures go through it before they are judged.
 
-    def some(low, high):
-        return torch.rand(n, 1, 1, 1, device=device) * (high - low) + low
-
-    x = x + some(-0.5, 0.5)
-    grey = x.mean(1, keepdim=True)
-    x = (x - grey) * some(0, 2) + grey
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * some(0.5, 1.5) + mean
+    Milder than in the paper, and without its hole: colours that are always changed are not judged, and drift.
+    """
+    n, side, device = len(real), real.shape[-1], real.device
+    brighter = 0.4 * torch.rand(n, 1, 1, 1, device=device) - 0.2
+    colourful = torch.rand(n, 1, 1, 1, device=device) + 0.5
     most = side // 8
     down, across = torch.randint(-most, most + 1, (2, n, 1, 1), device=device)
-    at = torch.arange(side, device=device)
-    rows = (at[None, :, None] + down + most).clamp(0, side + 2 * most - 1)
-    columns = (at[None, None, :] + across + most).clamp(0, side + 2 * most - 1)
-    padded = F.pad(x, [most] * 4).permute(0, 2, 3, 1)
-    x = padded[torch.arange(n, device=device)[:, None, None], rows, columns].permute(0, 3, 1, 2)
-    top, left = torch.randint(0, side, (2, n, 1, 1), device=device)
-    hole = (abs(at[None, :, None] - top) < side // 4) & (abs(at[None, None, :] - left) < side // 4)
-    return x * (~hole[:, None])
+    at = torch.arange(side, device=device) + most
+    each, rows, columns = torch.arange(n, device=device)[:, None, None], at[None, :, None], at[None, None, :]
+
+    def vary(x):
+        grey = x.mean(1, keepdim=True)
+        x = (x - grey) * colourful + grey + brighter
+        padded = F.pad(x, [most] * 4).permute(0, 2, 3, 1)
+        return padded[each, rows + down, columns + across].permute(0, 3, 1, 2)
+
+    return vary(real), vary(made)
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
@@ -252,7 +318,8 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        net = make_generator(about["gan"], about["image_size"], len(about["classes"]), about["width"])
+        size, width, photos = (about[key] for key in ("image_size", "width", "photos"))
+        net = make_generator(about["gan"], size, len(about["classes"]), width, photos)
         net.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]

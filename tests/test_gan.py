@@ -13,11 +13,20 @@ import generator
 from files import InputError
 
 
+def small_generator(kind, size, classes, photos=12, width=4):
+    """A generator that has learned the codes of so many photos of noise, whose mean is that of their class."""
+    torch.manual_seed(0)
+    maker = generator.make_generator(kind, size, classes, width, photos)
+    if kind == "projected":
+        told = torch.arange(photos) % classes
+        maker.codes.learn((torch.randn(photos, 3, size, size) * 0.3 + told[:, None, None, None] / 3).clamp(-1, 1), told)
+    return maker
+
+
 @pytest.mark.parametrize("kind", ["projected", "vanilla"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
-    torch.manual_seed(0)
-    maker, judge = (make(kind, size, 3, 4) for make in (generator.make_generator, generator.make_discriminator))
+    maker, judge = small_generator(kind, size, 3), generator.make_discriminator(kind, size, 3, 4)
     noise, told = torch.randn(6, generator.LATENT), torch.arange(6) % 3
     made = maker(noise, told)
     assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
@@ -31,8 +40,38 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
     assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
 
 
+def test_codes_are_of_the_photos_and_blends_are_of_two_of_a_label():
+    photos = torch.rand(9, 3, 32, 32) * 1.6 - 0.8
+    told = torch.tensor([0, 1, 2, 1, 1, 0, 2, 1, 1])
+    codes = generator.Codes(16, 3, 9)
+    codes.learn(photos, told)
+    small = torch.nn.functional.interpolate(photos, (16, 16), mode="area")
+    index, turned = torch.arange(9), torch.arange(9) % 2 == 0
+    looks = codes.look(codes.own(index, turned))
+    assert torch.allclose(looks, torch.where(turned[:, None, None, None], small.flip(3), small), atol=1e-3)
+    kind = torch.arange(600) % 3
+    blends = codes.blend(torch.randn(600, generator.LATENT), kind)
+    both = torch.cat([codes.own(index, turned), codes.own(index, ~turned)])
+    for k in range(3):
+        mine = both[torch.cat([told, told]) == k]
+        middle = mine.mean(0)
+        weights = torch.linalg.lstsq((mine - middle).T, (blends[kind == k] - middle).T).solution.T
+        rest = (blends[kind == k] - middle) - weights @ (mine - middle)
+        assert rest.abs().max() < 1e-2  # of its own label's photos, and of nothing else
+        assert torch.cdist(blends[kind == k], mine).min() > 0.1  # and never one of them
+
+
+def test_a_photo_drawn_anew_begins_as_its_coarse_look():
+    maker = small_generator("projected", 32, 3)
+    index, turned = torch.arange(4), torch.zeros(4, dtype=torch.bool)
+    codes = maker.codes.own(index, turned)
+    made = maker(torch.randn(4, generator.LATENT), index % 3, codes)
+    wanted = torch.nn.functional.interpolate(maker.codes.look(codes), (32, 32), mode="bicubic").clamp(-0.97, 0.97)
+    assert torch.allclose(made, wanted, atol=1e-5)
+
+
 def test_the_same_seed_makes_the_same_picture_whatever_else_is_made():
-    maker = generator.make_generator("projected", 32, 2, 4)
+    maker = small_generator("projected", 32, 2)
     both = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
     again = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
     other = generator.pictures(maker, torch.tensor([0, 1]), seed=6)
@@ -55,15 +94,16 @@ def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
     assert all(torch.equal(value, eyes[name]) for name, value in judge.eyes.state_dict().items())
 
 
-def test_diffaugment_moves_pictures_and_lets_gradients_through():
+def test_diffaugment_varies_a_pair_alike_and_lets_gradients_through():
     torch.manual_seed(0)
-    x = torch.rand(64, 3, 32, 32, requires_grad=True)
-    varied = generator.augment(x)
-    assert varied.shape == x.shape and not torch.allclose(varied, x)
+    x = (torch.rand(64, 3, 32, 32) + 1).requires_grad_()
+    varied, same = generator.augment(x, x.detach())
+    assert varied.shape == x.shape and torch.equal(varied, same)
     varied.sum().backward()
-    assert x.grad.isfinite().all() and (x.grad != 0).float().mean() > 0.3
-    holes = (varied.detach() == 0).all(1).flatten(1).float().mean(1)
-    assert 0.05 < holes.mean() < 0.4  # a hole of half the side, part of it beyond the edge
+    assert x.grad.isfinite().all() and (x.grad != 0).float().mean() > 0.7
+    apart = (varied - x).detach().flatten(1).abs().mean(1)
+    assert (apart > 0.05).all() and apart.std() > 0.01  # each its own
+    assert (varied == 0).flatten(1).any(1).float().mean() > 0.8  # shifted: beyond the border is nothing
 
 
 def test_losses_are_those_of_their_papers():
@@ -152,14 +192,14 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
     whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
     step, taken = gan.Pair.train_step, []
 
-    def stopped(self, real, kind):
+    def stopped(self, *words):
         taken.append(1)
         if len(taken) == 5:  # in the middle of the second epoch
             import os
             import signal
 
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, real, kind)
+        return step(self, *words)
 
     settings = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
     monkeypatch.setattr(gan.Pair, "train_step", stopped)
