@@ -286,6 +286,9 @@ class Train:
     keep: Literal["best", "last"] = "best"
     """which epoch's weights answer: the one of best score over the whole validation set, or the last, which nobody
     chose: with few people to validate on and a rate that ends near 0 the best is often an early stroke of luck"""
+    val_interval: PositiveInt = 1
+    """epochs from one look at the validation photos to the next; after the last epoch there always is one. With keep =
+    last nothing is chosen by them, and the time is better spent on training"""
     patience: NonNegativeInt = 0
     """stop when the score has not improved for so many epochs; 0 = never"""
     folds: Folds = 5
@@ -537,6 +540,8 @@ def check(settings):
             )
     elif train.warmup_epochs >= train.epochs:
         raise InputError(f"train.warmup_epochs {train.warmup_epochs}: of {train.epochs} epochs none is left to train")
+    if train.patience and train.val_interval > 1:
+        raise InputError(f"train.patience {train.patience} looks at every epoch: leave train.val_interval at 1")
     wrong = [k for k in train.only_folds or [] if k >= train.folds]
     if wrong:
         raise InputError(

@@ -113,7 +113,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, self.size = widths(size, width), size
         self.codes = Codes(size // 2, classes, photos)
-        self.first = nn.Linear(CODE + LATENT, channels[0] * 16)
+        self.first = nn.Linear(CODE, channels[0] * 16)
         self.norms = nn.ModuleList(ClassNorm(count, classes) for count in channels[:-1])
         self.steps = nn.ModuleList(nn.ConvTranspose2d(*pair, 4, 2, 1) for pair in itertools.pairwise(channels))
         self.enter = nn.Conv2d(3, width, 3, 1, 1)
@@ -129,7 +129,7 @@ class Generator(nn.Module):
         """codes: those to draw, (n, CODE), instead of blends that the noise chooses."""
         codes = self.codes.blend(noise, kind) if codes is None else codes
         look = self.codes.look(codes)
-        x = self.first(torch.cat([codes, noise], 1)).unflatten(1, (-1, 4, 4))
+        x = self.first(codes).unflatten(1, (-1, 4, 4))
         for norm, step in zip(self.norms, self.steps, strict=True):
             x = step(F.relu(norm(x, kind)))
         x = x + self.enter(look)

@@ -106,7 +106,7 @@ class Learner:
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
         inner, self.budget = self.optimizer.optimizer, None
         if seconds is not None:
-            self.budget = optim.Budget(inner, settings.train, seconds, steps, look)
+            self.budget = optim.Budget(inner, settings.train, seconds, steps * settings.train.val_interval, look)
         self.scheduler = self.budget or optim.make_scheduler(inner, settings.train, steps)
         self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
         self.targets = loss.Targets(self.task, rows, settings.loss)
@@ -353,6 +353,11 @@ class Learner:
     def over(self):
         """Is there nothing left to train?"""
         return self.budget.over if self.budget else self.epoch >= self.settings.epochs
+
+    @property
+    def ending(self):
+        """Is the epoch whose steps are done the last one?"""
+        return self.budget.over if self.budget else self.epoch + 1 >= self.settings.epochs
 
     def plan(self, epoch_steps):
         """Plan the rest of a budget: the first process does, for all. The first plan is said."""

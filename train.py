@@ -67,20 +67,23 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None):
         speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}{epochs}")
         began, batches.start = time.perf_counter(), 0
         learner.average_epoch(feed)
-        learner.last = learner.predict(check)
-        row = judge(learner, validation["target"].to_numpy())
+        row = progress(learner)
+        looked = row["epoch"] % train.val_interval == 0 or learner.ending
+        if looked:
+            learner.last = learner.predict(check)
+            row |= judge(learner, validation["target"].to_numpy())
         if not np.isfinite(row["train_loss"]):
             raise InputError(f"fold {fold}: the loss of epoch {row['epoch']} is {row['train_loss']}: lower train.lr")
         learner.log.append(row)
         learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
-        value, best = row[task.score], learner.best_score
-        if best is None or task.sign * value > task.sign * best or train.keep == "last":
+        value, best = row.get(task.score), learner.best_score
+        if looked and (best is None or task.sign * value > task.sign * best or train.keep == "last"):
             learner.best_score, learner.best = value, learner.last
             if FIRST:
                 model.save(folder / "best.safetensors", learner.answering, about | row)
         write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=[*LOG_COLUMNS, *task.score_names]))
         learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
-        if learner.budget:
+        if learner.budget and looked:
             learner.budget.look = learner.speed[-1]["other_seconds"]
         learner.save()
         accelerator.log({f"fold{fold}/{name}": value for name, value in row.items()}, step=learner.epoch)
@@ -149,8 +152,17 @@ def describe(settings, fold, learner, rows):
     }
 
 
+def progress(learner):
+    """What log.csv says of an epoch before anyone looks at the validation photos."""
+    return {
+        "epoch": learner.epoch + 1,
+        "lr": learner.optimizer.param_groups[0]["lr"],
+        "train_loss": learner.loss / learner.seen,
+    }
+
+
 def judge(learner, target):
-    """The row of log.csv of an epoch: losses, and scores of its validation answers against true targets (n,)."""
+    """What log.csv says of an epoch's validation answers: their loss and scores against true targets (n,)."""
     task, found = learner.task, learner.last.numpy()
     if task.numeric:
         answer = found[:, 0]
@@ -158,13 +170,7 @@ def judge(learner, target):
     else:
         answer = found[:, : task.size].argmax(1)
         loss = -np.log(np.maximum(found[np.arange(len(target)), target], 1e-7)).mean()
-    return {
-        "epoch": learner.epoch + 1,
-        "lr": learner.optimizer.param_groups[0]["lr"],
-        "train_loss": learner.loss / learner.seen,
-        "val_loss": float(loss),
-        **task.scores(target, answer),
-    }
+    return {"val_loss": float(loss), **task.scores(target, answer)}
 
 
 def tell(task, fold, epochs, row, speed):
@@ -173,7 +179,7 @@ def tell(task, fold, epochs, row, speed):
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
     )
     names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
-    said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names)
+    said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names if name in row)
     print(
         f"fold {fold} epoch {row['epoch']}{epochs}  loss {row['train_loss']:.3f}  {said}  "
         f"{speed['photos_per_second']:.0f} photos/s{wait}",

@@ -82,6 +82,21 @@ def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch,
     assert keep == "best" or metrics["f1"] == metrics["f1_last_epoch"]
 
 
+def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition, monkeypatch, capsys):
+    looks, honest = [], train.Learner.predict
+    monkeypatch.setattr(train.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed))
+    words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.keep", "last"]
+    train.train_folds(competition.settings(*words), [0])
+    log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
+    assert looks == [2, 4, 5] and log["epoch"].tolist() == [1, 2, 3, 4, 5] and log["train_loss"].notna().all()
+    assert log["f1"].notna().tolist() == log["val_loss"].notna().tolist() == [False, True, False, True, True]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.count(" F1 ") for line in printed if line.startswith("fold 0 epoch")] == [0, 1, 0, 1, 1]
+    assert (competition.root / "run" / "report.html").is_file()
+    with pytest.raises(InputError, match="leave train.val_interval at 1"):
+        competition.settings("--train.patience", "2", "--train.val_interval", "2")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, tmp_path, workers):
     train.train_folds(competition.settings("--data.augment", "strong"), [0])
