@@ -390,7 +390,7 @@ class Demo:
             return card("", {"said": "There is no such picture."}, {}), 0  # the page itself asks for none
         seed = int(seed or 0) % 2**31
         kind = torch.tensor([self.made["classes"].index(label)])
-        small = generator.pictures(self.maker, kind, seed)[0]
+        small = generator.chosen(self.maker, kind, seed)[0]
         large = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
         content = encoded(large, ".png")
         found = {"said": f"{label}, number {seed}"}

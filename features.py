@@ -72,6 +72,20 @@ class Distance:
         return float(same - 2 * xy.mean())
 
 
+def probe(features, kind):
+    """A linear classifier of what a network sees: (weight (classes, d), bias (classes,)) float32 of a logistic
+    regression in which every class counts alike. features: (n, d); kind: (n,) class indices."""
+    from sklearn.linear_model import LogisticRegression
+
+    middle, scale = features.mean(0), features.std(0) + 1e-6
+    fitted = LogisticRegression(C=0.003, max_iter=300, class_weight="balanced").fit((features - middle) / scale, kind)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:  # of two classes scikit-learn tells the second's alone
+        weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    weight = weight / scale
+    return weight.astype(np.float32), (bias - weight @ middle).astype(np.float32)
+
+
 def root_of(matrix):
     """The symmetric square root of a covariance (d, d)."""
     values, vectors = np.linalg.eigh(matrix)

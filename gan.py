@@ -70,8 +70,8 @@ def order(target, batch_size, seed):
 class Pair:
     """A generator and a discriminator, all that moves them, and what was seen of them: as it is saved."""
 
-    def __init__(self, settings, store, target, classes, device):
-        """store: (n, s, s, 3) uint8 tensor of the photos; target: (n,) their classes, an index below `classes`."""
+    def __init__(self, settings, photos, classes, device):
+        """photos: how many there are to learn from; classes: how many labels."""
         import timm.utils
         import torch
 
@@ -80,12 +80,8 @@ class Pair:
         gan = settings.gan
         torch.manual_seed(settings.seed)
         self.kind, self.device = gan.kind, device
-        self.maker = generator.make_generator(gan.kind, gan.image_size, classes, gan.width, len(store))
+        self.maker = generator.make_generator(gan.kind, gan.image_size, classes, gan.width, photos)
         self.judge = generator.make_discriminator(gan.kind, gan.image_size, classes, gan.width)
-        if not self.vanilla:
-            photos = store.permute(0, 3, 1, 2).float() / 127.5 - 1
-            self.maker.codes.learn(photos, target)
-            self.judge.settle(photos[torch.randperm(len(photos))[:256]])
         for net in (self.maker, self.judge):
             net.to(device, memory_format=torch.channels_last)
         self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
@@ -107,6 +103,17 @@ class Pair:
     def answering(self):
         """The generator whose pictures are shown: its average over the steps, or the vanilla one itself."""
         return self.maker if self.vanilla else self.average.module
+
+    def begin(self, store, target):
+        """What is learned from the photos before the first step. store: (n, s, s, 3) uint8 tensor; target: (n,)."""
+        import torch
+
+        if self.vanilla:
+            return
+        self.maker.learn(store, target)
+        some = store[torch.randperm(len(store))[:256]].to(self.device)
+        self.judge.settle(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        self.average.set(self.maker)
 
     def set_rates(self, progress):
         """Set the learning rates for a share of the training that is done."""
@@ -290,7 +297,7 @@ def train(settings, overwrite=False):
     with alone(home):
         photos, path = read_photos(rows, settings), home / "state.pt"
         store, kinds = torch.from_numpy(photos), torch.tensor(target)
-        pair = Pair(settings, store, kinds, task.size, device)
+        pair = Pair(settings, len(rows), task.size, device)
         if path.is_file() and not overwrite:
             kept = torch.load(path, device, weights_only=True)
             if kept["fixed"] != fixed:
@@ -301,6 +308,7 @@ def train(settings, overwrite=False):
         else:
             for old in [*home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
+            pair.begin(store, kinds)
         ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
         saved, over = time.monotonic(), False
 
@@ -380,12 +388,11 @@ def judge(settings, count):
     if list(heads.task.classes) != about["classes"]:
         raise InputError(f"{settings.run}: its classifier has other classes than its GAN")
     kind = labels_of(count * len(about["classes"]), len(about["classes"]))
-    made = generator.pictures(net, kind, seed=2)
-    told = inference.answer_photos(nets, abouts, heads, made)[:, : heads.task.size].argmax(1)
-    right = told == kind.numpy()
-    for k, name in enumerate(about["classes"]):
-        print(f"{name}: {right[kind.numpy() == k].mean():.2f}")
-    print(f"{len(kind)} pictures of epoch {about['epoch']}: {right.mean():.3f} get the label they were made for")
+    for how, make in (("as they come", generator.pictures), ("as the demo chooses them", generator.chosen)):
+        told = inference.answer_photos(nets, abouts, heads, make(net, kind, seed=2))[:, : heads.task.size].argmax(1)
+        right = told == kind.numpy()
+        each = ", ".join(f"{name} {right[kind.numpy() == k].mean():.2f}" for k, name in enumerate(about["classes"]))
+        print(f"{right.mean():.3f} of {len(kind)} pictures {how} get the label they were made for: {each}")
 
 
 FLAGS = {

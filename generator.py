@@ -9,10 +9,12 @@
 Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
 """
 
+import functools
 import itertools
 import json
 import math
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,6 +27,8 @@ import model
 from files import InputError
 
 LATENT = 128
+CANDIDATES = 16  # pictures that one is chosen from
+PROBED = 1280  # what lite1 sees of a picture
 CODE = 256  # numbers that a photo's coarse look comes down to
 CALM = 3.0  # what the discriminator sees is divided by it: at 1.4 it wins more, and pictures come nearer half as fast
 
@@ -120,10 +124,19 @@ class Generator(nn.Module):
         self.details = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in range(3))
         self.detail_norms = nn.ModuleList(ClassNorm(width, classes) for _ in self.details)
         self.last = nn.Conv2d(width // 4, 3, 3, 1, 1)
+        self.probe = nn.Linear(PROBED, classes).requires_grad_(False)
         for part in [self.first, *self.steps]:
             nn.init.orthogonal_(part.weight)
         nn.init.zeros_(self.last.weight)  # it begins with the blends as they are
         nn.init.zeros_(self.last.bias)
+
+    @torch.no_grad()
+    def learn(self, photos, kind):
+        """Take the codes of photos (n, s, s, 3) uint8 of classes (n,), and what tells these apart (`chosen`)."""
+        self.codes.learn(photos.permute(0, 3, 1, 2).float() / 127.5 - 1, kind)
+        seen = np.concatenate([eyes().many(way) for way in (photos.numpy(), photos.flip(2).numpy())])
+        for own, found in zip((self.probe.weight, self.probe.bias), features.probe(seen, kind.repeat(2)), strict=True):
+            own.copy_(torch.from_numpy(found))
 
     def forward(self, noise, kind, codes=None):
         """codes: those to draw, (n, CODE), instead of blends that the noise chooses."""
@@ -311,6 +324,31 @@ def pictures(net, kind, seed, batch=64):
         found.append(((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())
     net.train(training)
     return torch.cat(found).numpy()
+
+
+@functools.cache
+def eyes():
+    """What lite1 sees of pictures, loaded once."""
+    return features.Features(*features.LITE1)
+
+
+def chosen(net, kind, seed):
+    """`pictures`, each the one of CANDIDATES that looks most like its label to a linear classifier of the photos on
+    what lite1 sees (rejection; Azadi et al. 2019). The vanilla generator's are as they come."""
+    found = pictures(net, kind, seed)
+    if isinstance(net, FlatGenerator):
+        return found
+
+    def likeness(made):
+        seen = torch.from_numpy(eyes().many(made)).to(net.probe.weight.device)
+        return net.probe(seen).softmax(1).cpu()[torch.arange(len(kind)), kind].numpy()
+
+    best = likeness(found)
+    for k in range(1, CANDIDATES):
+        made = pictures(net, kind, seed + 1_000_003 * k)
+        told = likeness(made)
+        found[told > best], best = made[told > best], np.maximum(told, best)
+    return found
 
 
 def load(path):

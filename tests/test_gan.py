@@ -34,7 +34,7 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
     scores = judge(seen, told)
     assert len(scores) == 6
     generator.generator_loss(kind, scores).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters() if p.requires_grad)
     with torch.no_grad():
         scores = [judge(judge.look(made), torch.full((6,), k)) for k in range(3)]
     assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
@@ -76,6 +76,32 @@ def test_the_same_seed_makes_the_same_picture_whatever_else_is_made():
     again = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
     other = generator.pictures(maker, torch.tensor([0, 1]), seed=6)
     assert (both == again).all() and (both != other).any() and both.dtype == np.uint8 and maker.training
+
+
+def test_of_several_pictures_the_one_most_like_its_label_is_chosen(monkeypatch):
+    maker = small_generator("projected", 32, 3).eval()
+    pixels = lambda self, photos: photos.reshape(len(photos), -1)[:, :1280] / np.float32(255)  # noqa: E731
+    monkeypatch.setattr(features.Features, "many", pixels)
+    maker.probe.weight.fill_(0.0)
+    maker.probe.weight[1] = 1.0  # the brighter its first pixels, the more it is like label 1
+    kind = torch.ones(20, dtype=torch.long)
+    plain, picked = generator.pictures(maker, kind, 3), generator.chosen(maker, kind, 3)
+    first = [made.reshape(20, -1)[:, :1280].mean(1) for made in (plain, picked)]
+    assert (first[1] >= first[0]).all() and (first[1] > first[0]).mean() > 0.5
+    assert (generator.chosen(maker, kind[:1], 3) == picked[:1]).all()
+    vanilla = generator.make_generator("vanilla", 32, 3, 4, 12)
+    assert (generator.chosen(vanilla, kind, 3) == generator.pictures(vanilla, kind, 3)).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_tells_classes_apart_that_a_line_can(classes):
+    rng = np.random.default_rng(0)
+    kind = np.arange(300) % classes
+    seen = rng.normal(size=(300, 20)) * rng.uniform(0.1, 9, 20) + 5
+    seen[:, :classes] += 30 * np.eye(classes)[kind]
+    weight, bias = features.probe(seen, kind)
+    assert weight.shape == (classes, 20) and bias.shape == (classes,)
+    assert ((seen @ weight.T + bias).argmax(1) == kind).mean() > 0.97
 
 
 def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
