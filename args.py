@@ -550,6 +550,8 @@ def check(settings):
     chain = settings.crop.detectors
     if not chain or len(set(chain)) < len(chain):
         raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
+    if settings.gan.kind == "projected" and settings.gan.width % 4:
+        raise InputError(f"gan.width {settings.gan.width}: give a multiple of 4")
     boxes = data.layout == "boxes" or data.eval.endswith(".json") or any(e.layout == "boxes" for e in data.extra)
     if boxes and (data.crops or data.duplicates == "drop"):
         raise InputError(
@@ -615,10 +617,11 @@ def save(settings):
     begun = (Path(settings.run) / "folds.csv").is_file()  # before that nothing hangs on the settings
     if path.is_file() and begun:
         before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(content)
+        before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
         changed = [
-            f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}"
+            f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
             for key in now
-            if before.get(key) != now[key] and not key.startswith(FREE)
+            if before[key] != now[key] and not key.startswith(FREE)
         ]
         if changed:
             raise InputError(

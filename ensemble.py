@@ -125,6 +125,9 @@ class Known:
                     raise InputError(
                         f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data"
                     )
+                twice = frame["ImageID"][frame["ImageID"].duplicated()]
+                if len(twice):
+                    raise InputError(f"{path}: {twice.iloc[0]} stands there twice: train all runs on the same data")
                 frame = frame.set_index("ImageID", drop=False).loc[found[0]["ImageID"]]
             found.append(frame.reset_index(drop=True))
             if (found[-1]["target"] != found[0]["target"]).any():

@@ -3,7 +3,7 @@
     python inference.py --run runs/mine --inference.backend onnx
     python inference.py --run runs/mine --inference.backend int8
 
-Each fold is exported once, to runs/NAME/fold{k}/best-{digest of its weights}.onnx and -int8.onnx.
+Each fold is exported once, to runs/NAME/fold{k}/best-{digest of its weights}.onnx; in 8 bits once for the same photos.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import torch
 from files import replacing
 
 CALIBRATED = 128  # photos that the ranges of 8-bit activations are taken from; as many others compare
+STRIDE = 8  # of those, at a time
 ALIKE = 0.98  # share of those others that 8 bits must answer as 32 do
 
 
@@ -70,22 +71,31 @@ def exported(nets, abouts, paths):
 
 def quantize(path, inputs):
     """Write the ONNX file `path` with 8-bit weights (a range a channel) and activations (a range that 99.999 % of the
-    inputs' stay within), as path-int8.onnx, atomically; returns its path. inputs: (n, 3, s, s) float32 array.
+    inputs' stay within), atomically; returns its path, path-int8-{digest of the inputs}.onnx, which is made once.
+
+    inputs: (n, 3, s, s) float32 array; all activations of STRIDE of them are held in memory at a time.
     """
+    small = path.with_name(f"{path.stem}-int8-{hashlib.sha1(inputs.tobytes()).hexdigest()[:12]}.onnx")
+    if small.is_file():
+        return small
+    for old in path.parent.glob(f"{path.stem}-int8-*.onnx"):
+        old.unlink()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader:
-        """What quantize_static asks for the next batch of photos, until there is none."""
+        """The photos as quantize_static asks for them: STRIDE at a time."""
 
-        def __init__(self):
-            self.batches = iter(np.array_split(inputs, max(1, len(inputs) // 16)))
+        def __len__(self):
+            return len(inputs) // STRIDE * STRIDE
+
+        def set_range(self, start, end):
+            self.batches = iter([inputs[start:end]])
 
         def get_next(self):
             batch = next(self.batches, None)
             return None if batch is None else {"photos": batch}
 
-    small = path.with_name(f"{path.stem}-int8.onnx")
     quiet = contextlib.redirect_stdout(io.StringIO())  # it says how far it is in words of its own
     with replacing(small) as partial, tempfile.TemporaryDirectory() as place, quiet:
         ready = f"{place}/ready.onnx"
@@ -99,6 +109,7 @@ def quantize(path, inputs):
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibStridedMinMax": STRIDE},
         )
     return small
 
@@ -112,8 +123,7 @@ def quantized(nets, inputs, heads):
     found, others = {}, torch.from_numpy(np.ascontiguousarray(inputs[1::2]))
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises what is done already
     for fold, net in nets.items():
-        path = net.path.with_name(f"{net.path.stem}-int8.onnx")
-        small = OnnxNet(path if path.is_file() else quantize(net.path, inputs[::2]))
+        small = OnnxNet(quantize(net.path, np.ascontiguousarray(inputs[::2])))
         share = float(alike(heads, *(heads.answers(one(others)) for one in (small, net))).float().mean())
         kept = share >= ALIKE
         print(f"fold {fold}: int8 answers {share:.1%} of {len(others)} photos as float32 does"

@@ -20,7 +20,8 @@ class Features:
         import images
         import model
 
-        net = model.build(backbone, 2, pretrained, side).eval()
+        with torch.random.fork_rng(devices=[]):  # building draws weights: who looks must not change what is drawn after
+            net = model.build(backbone, 2, pretrained, side).eval()
         self.net, self.side = net.to(memory_format=torch.channels_last), side
         scale = zip(("mean", "std"), images.IMAGENET, strict=True)
         self.scale = [net.pretrained_cfg.get(key, value) for key, value in scale]

@@ -9,6 +9,7 @@ in what a pretrained network sees. The generator of least distance is kept (best
 photos a GAN gets worse again. Photos of the test set that was put aside are not learned from.
 """
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -172,6 +173,21 @@ class Pair:
         parts["optimizers"] = [one.state_dict() for one in self.optimizers]
         return parts | {name: getattr(self, name) for name in self.KEPT} | {"random": random_states()}
 
+    def go_on(self, path, fixed):
+        """Take over what a file holds. Raises InputError where it is damaged, or of another training than `fixed`."""
+        import torch
+
+        try:
+            kept = torch.load(path, "cpu", weights_only=True)
+            before, state = kept["fixed"], kept["pair"]
+        except Exception as error:  # a damaged file fails in many ways, all with one way out
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"{path}: can't go on from it ({first}): begin anew with --overwrite") from None
+        wrong = [name for name in fixed if fixed[name] != before.get(name)]
+        if wrong:
+            raise InputError(f"{path}: {wrong[0]} is another than it was: go on as before, or --overwrite")
+        self.set_state(state)
+
     def set_state(self, state):
         from resume import set_random_states
 
@@ -288,29 +304,28 @@ def train(settings, overwrite=False):
     empty = [name for k, name in enumerate(task.classes) if not (target == k).any()]
     if empty:
         raise InputError(f"{settings.data.train}: no photo of {', '.join(empty)}: a GAN can't learn what it never saw")
+    if np.bincount(target).max() < 2:
+        raise InputError(f"{settings.data.train}: one photo a label is nothing to learn a label from")
     if len(rows) < gan.batch_size:
         raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
     device = learner.make_accelerator(settings).device
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
-    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed}
+    learned = hashlib.sha1("\n".join([settings.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
+    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed, "photos and labels": learned}
     with alone(home):
         photos, path = read_photos(rows, settings), home / "state.pt"
         store, kinds = torch.from_numpy(photos), torch.tensor(target)
         pair = Pair(settings, len(rows), task.size, device)
         if path.is_file() and not overwrite:
-            kept = torch.load(path, device, weights_only=True)
-            if kept["fixed"] != fixed:
-                wrong = next(name for name in fixed if fixed[name] != kept["fixed"].get(name))
-                raise InputError(f"{path}: {wrong} is another than it was: go on as before, or --overwrite")
-            pair.set_state(kept["pair"])
+            pair.go_on(path, fixed)
             print(f"{home}: goes on in epoch {pair.epoch + 1}")
         else:
             for old in [*home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
             pair.begin(store, kinds)
         ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
-        saved, over = time.monotonic(), False
+        saved, over = time.monotonic(), bool(gan.minutes) and pair.spent > 60 * gan.minutes
 
         def save():
             with replacing(path) as partial:

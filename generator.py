@@ -77,19 +77,24 @@ class Codes(nn.Module):
 
     @torch.no_grad()
     def learn(self, photos, kind):
-        """Take the codes of photos (n, 3, s, s) in -1..1 of classes (n,), of each at least one."""
-        small = F.interpolate(photos, (self.side, self.side), mode="area")
-        rows, kind = torch.cat([small, small.flip(3)]).flatten(1), torch.cat([kind, kind])
-        self.mean.copy_(rows.mean(0))
-        left, size, right = torch.svd_lowrank(rows - self.mean, min(CODE, *rows.shape), niter=4)
-        scale, found = len(rows) ** 0.5, len(size)
-        self.basis[:found] = size[:, None] * right.T / scale
-        order = kind.argsort(stable=True)  # a class's codes stand in a row
-        self.codes[:, :found] = left[order] * scale
-        self.place[order] = torch.arange(len(rows))
-        self.count.copy_(kind.bincount(minlength=len(self.count)))
-        self.start.copy_(self.count.cumsum(0) - self.count)
-        self.middles.copy_(torch.stack([part.mean(0) for part in self.codes.split(self.count.tolist())]))
+        """Take the codes of photos (n, s, s, 3) uint8 of classes (n,), of each at least one, all on the CPU."""
+        size = (self.side, self.side)
+        small = torch.cat(
+            [F.interpolate(part.permute(0, 3, 1, 2).float(), size, mode="area") for part in photos.split(256)]
+        )
+        rows, kind = torch.cat([small, small.flip(3)]).flatten(1) / 127.5 - 1, torch.cat([kind, kind])
+        mean, scale, order = rows.mean(0), len(rows) ** 0.5, kind.argsort(stable=True)
+        left, size, right = torch.svd_lowrank(rows - mean, min(CODE, *rows.shape), niter=4)
+        codes, found = torch.zeros(self.codes.shape), len(size)
+        codes[:, :found] = left[order] * scale  # a class's codes stand in a row
+        count = kind.bincount(minlength=len(self.count))
+        self.mean.copy_(mean)
+        self.basis[:found].copy_(size[:, None] * right.T / scale)
+        self.codes.copy_(codes)
+        self.place.copy_(order.argsort())
+        self.count.copy_(count)
+        self.start.copy_(count.cumsum(0) - count)
+        self.middles.copy_(torch.stack([part.mean(0) for part in codes.split(count.tolist())]))
 
     def own(self, index, turned):
         """The codes (n, CODE) of the photos `index` (n,), mirrored where `turned` (n,) bool."""
@@ -133,7 +138,7 @@ class Generator(nn.Module):
     @torch.no_grad()
     def learn(self, photos, kind):
         """Take the codes of photos (n, s, s, 3) uint8 of classes (n,), and what tells these apart (`chosen`)."""
-        self.codes.learn(photos.permute(0, 3, 1, 2).float() / 127.5 - 1, kind)
+        self.codes.learn(photos, kind)
         seen = np.concatenate([eyes().many(way) for way in (photos.numpy(), photos.flip(2).numpy())])
         for own, found in zip((self.probe.weight, self.probe.bias), features.probe(seen, kind.repeat(2)), strict=True):
             own.copy_(torch.from_numpy(found))

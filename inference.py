@@ -187,8 +187,8 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
 
 
 def some_inputs(rows, about, count):
-    """What a model is shown of `count` of the photos, from first to last: (n, 3, s, s) float32. InputError if none can
-    be read."""
+    """What a model is shown of `count` of the photos, from first to last: (n, 3, s, s) float32. Raises InputError if
+    there are fewer than half as many that can be read."""
     import torch
 
     import images
@@ -196,8 +196,11 @@ def some_inputs(rows, about, count):
     photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
     found = [photos[k, 0] for k in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     readable = [image for _, image, error in found if not error]
-    if len(readable) < 2:
-        raise InputError("inference.backend int8 takes ranges from the photos to answer for: none of them can be read")
+    if len(readable) < count // 2:
+        raise InputError(
+            f"inference.backend int8 takes its ranges from at least {count // 2} of the photos to answer for, "
+            f"{len(readable)} of {len(rows)} could be used: take inference.backend onnx"
+        )
     inputs = images.normalize(torch.from_numpy(np.stack(readable)), about["mean"], about["std"])
     return inputs.contiguous().numpy()
 

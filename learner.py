@@ -322,7 +322,7 @@ class Learner:
 
         with bar, resume.stopping_between_steps() as stop:
             asked = time.perf_counter()
-            for indices, photos, errors in feed:
+            for indices, photos, errors in feed if not self.over else ():  # saved at a budget's last step
                 waited += time.perf_counter() - asked
                 refuse_unreadable(errors, indices, feed.dataset.files)
                 whole = batches.size(self.step)

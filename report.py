@@ -41,13 +41,15 @@ def training(task, run):
     def losses(ax):
         for k, (name, log) in enumerate(logs.items()):
             ax.plot(log["epoch"], log["train_loss"], "--", color=f"C{k % 10}", lw=1)
-            ax.plot(log["epoch"], log["val_loss"], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
+            seen = log.dropna(subset=["val_loss"])  # not every epoch need be looked at
+            ax.plot(seen["epoch"], seen["val_loss"], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
         ax.set(title="loss: validation (line), training (dashes)", xlabel="epoch")
         ax.legend(frameon=False, fontsize=7)
 
     def score(ax):
         for name, log in logs.items():
-            ax.plot(log["epoch"], log[task.score], "o-", ms=3, lw=1, label=name)
+            seen = log.dropna(subset=[task.score])
+            ax.plot(seen["epoch"], seen[task.score], "o-", ms=3, lw=1, label=name)
         ax.set(title=f"{task.title}, on people not trained on", xlabel="epoch")
 
     def rate(ax):

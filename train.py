@@ -62,7 +62,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None):
     task = learner.task
     about = describe(settings, fold, learner, rows[rows["source"] == "train"])
     epochs = "" if learner.budget else f"/{train.epochs}"
-    while not learner.over and not stalled(learner.log, train.patience, learner.task):
+    while learner.step or not (learner.over or stalled(learner.log, train.patience, learner.task)):
         batches.epoch, batches.start = learner.epoch, learner.step
         speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}{epochs}")
         began, batches.start = time.perf_counter(), 0
@@ -244,7 +244,8 @@ def draw_history(run):
     for name, log in logs.items():
         score = log.columns[len(LOG_COLUMNS)]
         for ax, column in zip(axes, ("train_loss", "val_loss", score), strict=True):
-            ax.plot(log["epoch"], log[column], marker="o", markersize=3, label=name)
+            seen = log.dropna(subset=[column])  # not every epoch need be looked at
+            ax.plot(seen["epoch"], seen[column], marker="o", markersize=3, label=name)
     for ax, title in zip(axes, ("training loss", "validation loss", score), strict=True):
         ax.set(title=title, xlabel="epoch")
         ax.spines[["top", "right"]].set_visible(False)

@@ -47,7 +47,8 @@ def served(tmp_path_factory):
     import generator
 
     maker = generator.make_generator("projected", 32, MASK.size, 4, 40)
-    maker.codes.learn(torch.rand(40, 3, 32, 32) * 2 - 1, torch.arange(40) % MASK.size)
+    photos = torch.randint(256, (40, 32, 32, 3), dtype=torch.uint8)
+    maker.codes.learn(photos, torch.arange(40) % MASK.size)
     about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "photos": 40, "epoch": 1}
     (root / "run" / "gan").mkdir()
     model.save(root / "run" / "gan" / "best.safetensors", maker, about)

@@ -1,5 +1,6 @@
 """Training by the clock: over in time, the learning rate all the way down, whatever the machine does meanwhile."""
 
+import signal
 import time
 import types
 
@@ -93,6 +94,29 @@ def test_momentum_follows_the_cycle_too():
     budget.progress = 0.3
     budget.apply()
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.85, abs=0.01)
+
+
+@pytest.mark.parametrize("interval", [1, 5])
+def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, monkeypatch, interval):
+    step = train.Learner.train_step
+
+    def last_step(self, *words):
+        found = step(self, *words)
+        if self.steps == 4:
+            self.budget.left = 0
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.keep", "last"]
+    words += ["--train.batch_size", "2", "--train.val_interval", interval]
+    monkeypatch.setattr(train.Learner, "train_step", last_step)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_folds(competition.settings(*words), [0])
+    monkeypatch.setattr(train.Learner, "train_step", step)
+    train.train_folds(competition.settings(*words), [0])
+    log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
+    assert len(log) == 1 and log["f1"].notna().all() and (competition.root / "run" / "oof.csv").is_file()
 
 
 def test_what_counts_in_epochs_is_refused_with_minutes(competition):

@@ -19,7 +19,8 @@ def small_generator(kind, size, classes, photos=12, width=4):
     maker = generator.make_generator(kind, size, classes, width, photos)
     if kind == "projected":
         told = torch.arange(photos) % classes
-        maker.codes.learn((torch.randn(photos, 3, size, size) * 0.3 + told[:, None, None, None] / 3).clamp(-1, 1), told)
+        pixels = 127 + 40 * torch.randn(photos, size, size, 3) + 40 * told[:, None, None, None]
+        maker.codes.learn(pixels.clamp(0, 255).to(torch.uint8), told)
     return maker
 
 
@@ -41,11 +42,12 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
 
 
 def test_codes_are_of_the_photos_and_blends_are_of_two_of_a_label():
-    photos = torch.rand(9, 3, 32, 32) * 1.6 - 0.8
+    photos = torch.randint(30, 220, (9, 32, 32, 3), dtype=torch.uint8)
     told = torch.tensor([0, 1, 2, 1, 1, 0, 2, 1, 1])
     codes = generator.Codes(16, 3, 9)
     codes.learn(photos, told)
-    small = torch.nn.functional.interpolate(photos, (16, 16), mode="area")
+    pixels = photos.permute(0, 3, 1, 2) / 127.5 - 1
+    small = torch.nn.functional.interpolate(pixels, (16, 16), mode="area")
     index, turned = torch.arange(9), torch.arange(9) % 2 == 0
     looks = codes.look(codes.own(index, turned))
     assert torch.allclose(looks, torch.where(turned[:, None, None, None], small.flip(3), small), atol=1e-3)
@@ -241,6 +243,29 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
     assert whole and all(torch.equal(ours[name], theirs[name]) for name in ours) and len(log) == 3
     with pytest.raises(InputError, match="lr is another"):
         gan.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
+
+
+def test_who_measures_draws_nothing():
+    before = torch.get_rng_state()
+    features.Features()  # a GAN that goes on builds it where the undisturbed one has it already
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    monkeypatch.setattr(generator.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
+    settings = words(tmp_path, "--gan.epochs", 1)
+    gan.train(settings)
+    (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
+    (tmp_path / "run" / "folds.csv").unlink()
+    with pytest.raises(InputError, match="photos and labels is another"):
+        gan.train(settings)
+    (tmp_path / "run" / "gan" / "state.pt").write_bytes(b"half of it")
+    with pytest.raises(InputError, match="can't go on from it"):
+        gan.train(settings)
+    with pytest.raises(InputError, match="multiple of 4"):
+        words(tmp_path, "--gan.width", 6)
 
 
 def test_a_file_that_is_no_generator_is_refused(tmp_path):
