@@ -89,8 +89,8 @@ def quantize(path, inputs):
         def __len__(self):
             return len(inputs) // STRIDE * STRIDE
 
-        def set_range(self, start, end):
-            self.batches = iter([inputs[start:end]])
+        def set_range(self, start_index, end_index):
+            self.batches = iter([inputs[start_index:end_index]])
 
         def get_next(self):
             batch = next(self.batches, None)

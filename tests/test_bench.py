@@ -15,7 +15,7 @@ def small(competition, monkeypatch):
     settings = competition.settings("--inference.batch_size", 64)
 
     def run(*stages, **flags):
-        settings.rounds, settings.quick, settings.stages = 1, True, list(stages)
+        settings.rounds, settings.quick, settings.stages, settings.profile = 1, True, list(stages), False
         settings.json = str(competition.root / "bench.json")
         for name, value in flags.items():
             setattr(settings, name, value)
