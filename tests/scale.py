@@ -8,7 +8,8 @@ pseudo_label.py and report.py of one run.
 """
 
 import argparse
-import os
+import contextlib
+import io
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,9 @@ def guessed(task, target, rng):
 
 def make_competition(home, rows):
     """train.csv and info.csv of so many photos, which are all the same one."""
-    photo, people, table = write_photo(home / "photo.jpg", 0), rows // 7, []
+    people, table = rows // 7, []
+    write_photo(home / "photo.jpg", 0)
+    photo = (home / "photo.jpg").read_bytes()
     (home / "eval" / "images").mkdir(parents=True)
     asked = pd.DataFrame({"ImageID": [f"{k:07}.jpg" for k in range(rows)], "ans": 0})
     asked.to_csv(home / "eval" / "info.csv", index=False)
@@ -43,7 +46,7 @@ def make_competition(home, rows):
         folder = home / "train" / "images" / f"{k:07}_{gender}_{age}"
         folder.mkdir(parents=True)
         for name in ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"):
-            os.link(photo, folder / f"{name}.jpg")
+            (folder / f"{name}.jpg").write_bytes(photo)
         table.append((f"{k:07}", gender, "drawn", age, folder.name))
     frame = pd.DataFrame(table, columns=["id", "gender", "race", "age", "path"])
     frame.to_csv(home / "train" / "train.csv", index=False)
@@ -59,7 +62,8 @@ def make_run(home, name, photos, seed):
     known = photos[["ImageID", "id"]].assign(fold=0, target=target)
     for table in ("oof.csv", "oof_last.csv"):
         files.write_csv(run / "fold0" / table, answers.with_answers(task, known, guessed(task, target, rng)))
-    answers.gather(task, run, [0])
+    with contextlib.redirect_stdout(io.StringIO()):
+        answers.gather(task, run, [0])
     asked = pd.read_csv(home / "eval" / "info.csv", dtype=str)[["ImageID"]]
     some = rng.integers(task.size, size=len(asked))
     files.write_csv(run / "fold0.csv", answers.with_answers(task, asked, guessed(task, some, rng)))
