@@ -135,7 +135,7 @@ def train(settings, folder):
     chosen, batch = copy.deepcopy(settings), settings.train.batch_size
     chosen.run = str(folder / "train")
     dataset.settle(chosen)
-    steps = 20 if settings.quick else 60
+    steps = 40 if settings.quick else 60
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data

@@ -320,7 +320,9 @@ class Learner:
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
-        with bar, resume.stopping_between_steps() as stop:
+        compiled = self.settings.compile  # a compiler fuses them itself
+        folded = contextlib.nullcontext() if compiled else model.frozen_folded(self.module)
+        with bar, folded, resume.stopping_between_steps() as stop:
             asked = time.perf_counter()
             for indices, photos, errors in feed if not self.over else ():  # saved at a budget's last step
                 waited += time.perf_counter() - asked

@@ -4,6 +4,8 @@ A weights file is safetensors; its metadata holds how the model was built and ho
 inference can't prepare them otherwise.
 """
 
+import collections
+import contextlib
 import importlib.util
 import json
 import types
@@ -113,34 +115,70 @@ class LayerTracer(torch.fx.Tracer):
         return whole or super().is_leaf_module(module, name)
 
 
-def fold_batch_norm(model):
-    """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear, and
-    one is less to compute. Answers stay the same but for rounding. Returns how many were folded; 0 where torch.fx can't
-    follow the model.
-    """
-    if not any(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules()):
-        return 0
+def norm_pairs(model):
+    """[(convolution, batch norm, its name)] where a batch norm in eval mode, and nothing else, takes what a convolution
+    gives; [] where torch.fx can't follow the model."""
+    if not any(isinstance(part, torch.nn.BatchNorm2d) and not part.training for part in model.modules()):
+        return []
     try:
         graph = LayerTracer().trace(model)
     except Exception:  # control flow that hangs on the input fails in many ways
-        return 0
-    layers, folded = dict(model.named_modules()), 0
+        return []
+    layers, pairs = dict(model.named_modules()), []
+    calls = collections.Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         norm, conv = layers[node.target], layers[before.target]
         linear = isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d)
-        uses = [sum(other.target == one.target for other in graph.nodes) for one in (node, before)]
-        if not linear or norm.training or norm.running_mean is None or uses != [1, 1]:
-            continue
+        once = calls[node.target] == calls[before.target] == 1
+        if linear and once and not norm.training and norm.running_mean is not None and norm.affine:
+            pairs.append((conv, norm, node.target))
+    return pairs
+
+
+def after_norm(norm):
+    """What timm's batch norm does besides: [its dropout, its activation]."""
+    return [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+
+
+def fold_batch_norm(model):
+    """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear, and
+    one is less to compute. Answers stay the same but for rounding. Returns how many were folded; 0 where torch.fx can't
+    follow the model.
+    """
+    pairs = norm_pairs(model)
+    for conv, norm, name in pairs:
         conv.weight, conv.bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        model.set_submodule(node.target, torch.nn.Sequential(*rest))  # timm's batch norm has its activation in it
-        folded += 1
-    return folded
+        model.set_submodule(name, torch.nn.Sequential(*after_norm(norm)))
+    return len(pairs)
+
+
+@contextlib.contextmanager
+def frozen_folded(model):
+    """While the block runs, batch norms of frozen layers are folded into the convolutions before them: neither learns,
+    nor are statistics taken. All else learns as before but for rounding; parameters and their names stay. Yields how
+    many were folded."""
+    pairs = [
+        (conv, norm)
+        for conv, norm, _ in norm_pairs(model)
+        if not any(value.requires_grad for part in (conv, norm) for value in part.parameters())
+    ]
+    for conv, norm in pairs:
+        weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        # before the parameters of these names, not in their place: a layer's own attributes are looked up first
+        conv.__dict__.update(weight=weight.detach(), bias=bias.detach())
+        norm.forward = torch.nn.Sequential(*after_norm(norm)).forward
+    try:
+        yield len(pairs)
+    finally:
+        for conv, norm in pairs:
+            del conv.__dict__["weight"], conv.__dict__["bias"], norm.forward  # del conv.weight would be the parameter
 
 
 def quiet_classifier(model):
