@@ -3,6 +3,7 @@
 Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
 """
 
+import math
 import mmap
 import multiprocessing
 import os
@@ -177,6 +178,11 @@ class Batches:
     def __len__(self):
         return len(self.spans)
 
+    @property
+    def most(self):
+        """Photos in the largest share of a batch."""
+        return max((len(range(start + self.share[0], end, self.share[1])) for start, end in self.spans), default=0)
+
     def size(self, step):
         """Photos in a batch of the epoch, all processes together."""
         start, end = self.spans[step]
@@ -196,29 +202,74 @@ class Batches:
 
 
 def loader(photos, batches, workers):
-    """A DataLoader of (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start once."""
-    import torch
-
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1)
-    return torch.utils.data.DataLoader(
-        photos,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=quiet_worker,
-        generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
-    )
+    """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most."""
+    return Feed(photos, batches, min(8, os.cpu_count() or 1) if workers is None else workers)
 
 
-def collate(items):
-    """List of Photos' items -> one batch."""
-    import torch
+class Feed:
+    """What a DataLoader gives of Photos: (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start
+    once."""
 
-    indices, images, errors = zip(*items, strict=True)
-    return torch.tensor(indices), torch.from_numpy(np.stack(images)), list(errors)
+    def __init__(self, photos, batches, workers):
+        import torch
+
+        self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
+        self.desk = Desk(workers, batches.most, photos.size)
+        self.pin = torch.cuda.is_available()
+        self.batches = torch.utils.data.DataLoader(
+            photos,
+            batch_sampler=batches,
+            collate_fn=self.desk.put,
+            num_workers=workers,
+            prefetch_factor=Desk.AHEAD if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=quiet_worker,
+            generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
+        )
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        import torch
+
+        for indices, place, errors in self.batches:
+            images = torch.from_numpy(self.desk.take(place))
+            yield torch.from_numpy(indices), images.pin_memory() if self.pin else images, errors
+
+
+class Desk:
+    """Where a loader's workers lay batches and their owner takes them: memory that all share. A DataLoader's own way, a
+    new file in /dev/shm for each tensor, costs more than a small batch is worth, and a container's 64 MB are soon full.
+
+    A worker is at most AHEAD batches ahead of what its owner asked for; one more is being taken.
+    """
+
+    AHEAD = 2  # as in torch
+
+    def __init__(self, workers, most, size):
+        """most: photos in the largest batch."""
+        self.turn, self.places = 0, None
+        if workers and shared_by_fork():
+            shape = workers, self.AHEAD + 1, most, size, size, 3
+            self.places = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+
+    def put(self, items):
+        """List of Photos' items -> one batch (a collate_fn): indices, images or where they lie, errors."""
+        import torch
+
+        indices, images, errors = zip(*items, strict=True)
+        worker = torch.utils.data.get_worker_info()
+        if worker is None or self.places is None:
+            return np.array(indices), np.stack(images), list(errors)
+        place = worker.id, self.turn % (self.AHEAD + 1), slice(len(images))
+        np.stack(images, out=self.places[place])
+        self.turn += 1
+        return np.array(indices), place, list(errors)
+
+    def take(self, place):
+        """The images that `put` spoke of: (b, h, w, 3) uint8, the owner's own."""
+        return self.places[place].copy() if isinstance(place, tuple) else place
 
 
 def quiet_worker(_):

@@ -164,6 +164,24 @@ def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, a
     assert [a for a, _ in epoch(0, 1)] != [a for a, _ in alone]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypatch, shared):
+    """Workers write into the same memory again and again, also after an epoch that was left halfway."""
+    monkeypatch.setattr(images, "shared_by_fork", lambda: shared)
+    rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(20)]})
+    rows = pd.concat([rows, rows, pd.DataFrame({"file": [tmp_path / "gone.png"]})], ignore_index=True)
+    photos = images.Photos(rows, "light", 24, True)
+    alone = list(images.loader(photos, images.Batches(41, 3), 0))
+    feed = images.loader(photos, images.Batches(41, 3), 3)
+    assert len(feed) == len(alone) == 14 and (feed.desk.places is not None) == shared
+    for _, _ in zip(feed, range(5), strict=False):
+        pass
+    for found in (list(feed), list(feed)):
+        for one, other in zip(alone, found, strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2]
+    assert "No such file" in alone[-1][2][-1]
+
+
 def test_a_resumed_epoch_goes_on_with_the_same_batches():
     batches = images.Batches(50, 8, shuffle=True, seed=1)
     whole = list(batches)
