@@ -234,15 +234,15 @@ class Feed:
         import torch
 
         for indices, place, errors in self.batches:
-            images = torch.from_numpy(self.desk.take(place))
-            yield torch.from_numpy(indices), images.pin_memory() if self.pin else images, errors
+            images = torch.from_numpy(self.desk.see(place))
+            yield torch.from_numpy(indices), images.pin_memory() if self.pin else images.clone(), errors
 
 
 class Desk:
-    """Where a loader's workers lay batches and their owner takes them: memory that all share. A DataLoader's own way, a
-    new file in /dev/shm for each tensor, costs more than a small batch is worth, and a container's 64 MB are soon full.
+    """Where a loader's workers lay batches and their owner finds them: memory that all share. A DataLoader's own way, a
+    new file in /dev/shm for each tensor, took as long as a small batch itself, and a container's 64 MB are soon full.
 
-    A worker is at most AHEAD batches ahead of what its owner asked for; one more is being taken.
+    A worker has at most AHEAD batches waiting or in work; one more is being copied.
     """
 
     AHEAD = 2  # as in torch
@@ -267,9 +267,9 @@ class Desk:
         self.turn += 1
         return np.array(indices), place, list(errors)
 
-    def take(self, place):
-        """The images that `put` spoke of: (b, h, w, 3) uint8, the owner's own."""
-        return self.places[place].copy() if isinstance(place, tuple) else place
+    def see(self, place):
+        """The images that `put` spoke of, (b, h, w, 3) uint8, to be copied before the next batch is asked for."""
+        return self.places[place] if isinstance(place, tuple) else place
 
 
 def quiet_worker(_):

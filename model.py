@@ -162,9 +162,10 @@ def frozen_folded(model):
     """While the block runs, batch norms of frozen layers are folded into the convolutions before them: neither learns,
     nor are statistics taken. All else learns as before but for rounding; parameters and their names stay. Yields how
     many were folded."""
+    learns_all = all(value.requires_grad for value in model.parameters())
     pairs = [
         (conv, norm)
-        for conv, norm, _ in norm_pairs(model)
+        for conv, norm, _ in (() if learns_all else norm_pairs(model))
         if not any(value.requires_grad for part in (conv, norm) for value in part.parameters())
     ]
     for conv, norm in pairs:
