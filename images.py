@@ -214,14 +214,14 @@ class Feed:
         import torch
 
         self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
-        self.desk = Desk(workers, batches.most, photos.size)
+        self.ring = Ring(workers, batches.most, photos.size)
         self.pin = torch.cuda.is_available()
-        self.batches = torch.utils.data.DataLoader(
+        self.source = torch.utils.data.DataLoader(
             photos,
             batch_sampler=batches,
-            collate_fn=self.desk.put,
+            collate_fn=self.ring.put,
             num_workers=workers,
-            prefetch_factor=Desk.AHEAD if workers else None,
+            prefetch_factor=Ring.AHEAD if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
@@ -233,14 +233,15 @@ class Feed:
     def __iter__(self):
         import torch
 
-        for indices, place, errors in self.batches:
-            images = torch.from_numpy(self.desk.see(place))
-            yield torch.from_numpy(indices), images.pin_memory() if self.pin else images.clone(), errors
+        for indices, place, errors in self.source:
+            images = self.ring.take(place)
+            yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
 
 
-class Desk:
-    """Where a loader's workers lay batches and their owner finds them: memory that all share. A DataLoader's own way, a
-    new file in /dev/shm for each tensor, took as long as a small batch itself, and a container's 64 MB are soon full.
+class Ring:
+    """Where processes are forked: memory that a loader's workers and their owner share, in which each worker lays its
+    batches in turn. A DataLoader's own way, a new file in /dev/shm for each tensor, takes as long as a small batch
+    itself, and a container's 64 MB are soon full; it remains the way where processes are not forked.
 
     A worker has at most AHEAD batches waiting or in work; one more is being copied.
     """
@@ -250,7 +251,7 @@ class Desk:
     def __init__(self, workers, most, size):
         """most: photos in the largest batch."""
         self.turn, self.places = 0, None
-        if workers and shared_by_fork():
+        if workers and most and shared_by_fork():
             shape = workers, self.AHEAD + 1, most, size, size, 3
             self.places = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
@@ -261,15 +262,17 @@ class Desk:
         indices, images, errors = zip(*items, strict=True)
         worker = torch.utils.data.get_worker_info()
         if worker is None or self.places is None:
-            return np.array(indices), np.stack(images), list(errors)
+            return torch.tensor(indices), torch.from_numpy(np.stack(images)), list(errors)
         place = worker.id, self.turn % (self.AHEAD + 1), slice(len(images))
         np.stack(images, out=self.places[place])
         self.turn += 1
         return np.array(indices), place, list(errors)
 
-    def see(self, place):
-        """The images that `put` spoke of, (b, h, w, 3) uint8, to be copied before the next batch is asked for."""
-        return self.places[place] if isinstance(place, tuple) else place
+    def take(self, place):
+        """What `put` gave for images -> the images themselves; those of a place are copied: it is used again."""
+        import torch
+
+        return torch.from_numpy(self.places[place].copy()) if isinstance(place, tuple) else place
 
 
 def quiet_worker(_):

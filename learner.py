@@ -315,14 +315,14 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
         batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
-        if self.budget:
-            self.budget.begin()
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
         compiled = self.settings.compile  # a compiler fuses them itself
         folded = contextlib.nullcontext() if compiled else model.frozen_folded(self.module)
         with bar, folded, resume.stopping_between_steps() as stop:
+            if self.budget:
+                self.budget.begin()
             asked = time.perf_counter()
             for indices, photos, errors in feed if not self.over else ():  # saved at a budget's last step
                 waited += time.perf_counter() - asked

@@ -133,7 +133,7 @@ def norm_pairs(model):
         norm, conv = layers[node.target], layers[before.target]
         linear = isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d)
         once = calls[node.target] == calls[before.target] == 1
-        if linear and once and not norm.training and norm.running_mean is not None and norm.affine:
+        if linear and once and not norm.training and norm.running_mean is not None:
             pairs.append((conv, norm, node.target))
     return pairs
 
@@ -173,7 +173,7 @@ def frozen_folded(model):
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         # before the parameters of these names, not in their place: a layer's own attributes are looked up first
-        conv.__dict__.update(weight=weight.detach(), bias=bias.detach())
+        conv.__dict__.update(weight=weight, bias=bias)
         norm.forward = torch.nn.Sequential(*after_norm(norm)).forward
     try:
         yield len(pairs)

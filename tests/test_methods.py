@@ -203,6 +203,7 @@ def fit(competition, *words):
         ["--model.heads", "joint", "--train.cutmix", 1.0, "--train.mixup", 0.5, "--loss.name", "f1"],
         ["--train.average", "swa", "--train.swa_start", 1, "--train.scheduler", "cosine", "--model.freeze_bn", "false"],
         ["--train.freeze_epochs", 1, "--train.backbone_lr", 1e-4, "--train.sampler", "balanced"],
+        ["--train.freeze_layers", 2, "--train.average", "ema", "--model.freeze_bn", "false"],
         ["--train.layer_decay", 0.7, "--loss.name", "focal", "--loss.balance", "effective", "--data.erasing", 0.5],
     ],
 )
