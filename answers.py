@@ -55,7 +55,7 @@ def read_fold(task, path):
     Raises InputError if they can't be right.
     """
     columns = numbers(task)
-    frame = read_csv(path, ["ImageID", "ans"], "inference.py writes it", numbers=[*columns, *["ans"] * task.numeric])
+    frame = read_csv(path, ["ImageID", "ans"], "inference.py writes it", numbers=[*columns, "ans"])
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"{path}: has no column {missing[0]}")
@@ -72,12 +72,17 @@ def read_fold(task, path):
 
 def read_oof(task, path):
     """Out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target and ans int or float."""
-    kind = float if task.numeric else int
-    frame = read_csv(path, OOF_COLUMNS, "train first", numbers=numbers(task))
+    # an age keeps float64; text that is to become an int takes as long to turn into one as to read
+    kind, whole = (float, ["fold"]) if task.numeric else (int, ["fold", "target", "ans"])
+    frame = read_csv(path, OOF_COLUMNS, "train first", numbers=[*numbers(task), *whole])
+    bad = next((name for name in whole if (frame[name] % 1 != 0).any()), None)  # NaN is not 0 either
+    if bad:
+        row = int((frame[bad] % 1 != 0).argmax()) + 2
+        raise InputError(f"{path}, row {row}: {bad} is no whole number: train again")
     try:
         return frame.astype({"fold": int, "target": kind, "ans": kind})
     except ValueError as error:
-        raise InputError(f"{path}: fold, target or ans is no number ({error})") from None
+        raise InputError(f"{path}: target or ans is no number ({error})") from None
 
 
 def gather(task, run, wanted, more=()):

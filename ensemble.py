@@ -116,26 +116,28 @@ class Known:
 
     def __init__(self, task, runs):
         """Raises InputError where a run has none, or has them for other photos or with other true classes."""
-        found = []
-        for run in runs:
+        first = None
+        for k, run in enumerate(runs):
             path = Path(run) / "oof.csv"
             frame = answers.read_oof(task, path)
-            if found and not np.array_equal(frame["ImageID"].to_numpy(), found[0]["ImageID"].to_numpy()):
-                if sorted(frame["ImageID"]) != sorted(found[0]["ImageID"]):
+            if first is None:
+                first = frame
+                self.told = np.empty((len(runs), *told(task, frame).shape))
+            if not np.array_equal(frame["ImageID"].to_numpy(), first["ImageID"].to_numpy()):
+                if sorted(frame["ImageID"]) != sorted(first["ImageID"]):
                     raise InputError(
                         f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data"
                     )
                 twice = frame["ImageID"][frame["ImageID"].duplicated()]
                 if len(twice):
                     raise InputError(f"{path}: {twice.iloc[0]} stands there twice: train all runs on the same data")
-                frame = frame.set_index("ImageID", drop=False).loc[found[0]["ImageID"]]
-            found.append(frame.reset_index(drop=True))
-            if (found[-1]["target"] != found[0]["target"]).any():
+                frame = frame.set_index("ImageID", drop=False).loc[first["ImageID"]]
+            if (frame["target"].to_numpy() != first["target"].to_numpy()).any():
                 raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
-        first, self.task, self.said = found[0], task, []
+            self.told[k] = told(task, frame)
+        self.task, self.said = task, []
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
-        self.told = np.stack([told(task, frame) for frame in found], dtype=float)
         self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
 
     def tell(self, answer, title, bar=None):
@@ -186,11 +188,19 @@ def introduce(known, runs, vote):
     everyone, lines = VOTES[vote](known.task, known.told), []
     if len(runs) > 1:
         lines += [(blend.answer_of(known.told[k]), str(run), None) for k, run in enumerate(runs)]
-        others = [VOTES[vote](known.task, np.delete(known.told, k, 0)) for k in range(len(runs))]
+        others = votes_without_one(known.task, vote, known.told)
         lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
     lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
     known.tell_all(lines)
     return everyone
+
+
+def votes_without_one(task, vote, told):
+    """The vote without the first member, without the second, ...: m answers (n,). told: (m, n, k) or (m, n)."""
+    if vote != "soft":  # ranks and votes tie, and a tie hangs on the last digit of a sum
+        return [VOTES[vote](task, np.delete(told, k, 0)) for k in range(len(told))]
+    total = told.sum(0)  # all but one are the sum less that one: no pass over all members for each
+    return [blend.answer_of((total - one) / (len(told) - 1)) for one in told]
 
 
 def search_weights(known, runs, vote, bar):

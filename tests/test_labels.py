@@ -43,6 +43,29 @@ def test_the_interval_holds_the_score_and_is_wide_when_people_are_few():
     assert high - low > 1.5 * (alone[1] - alone[0])
 
 
+def test_draws_are_scores_of_tables_drawn_person_by_person(monkeypatch):
+    rng = np.random.default_rng(2)
+    people, target = np.repeat(np.arange(10, 50), 3), rng.integers(18, size=120)
+    told = [rng.integers(18, size=120), np.where(rng.random(120) < 0.7, target, 0)]
+    found, again = MASK.draws(target, told, people, samples=5), np.random.default_rng(0)
+    for draw, who in enumerate(again.integers(40, size=(5, 40))):
+        photos = (who[:, None] * 3 + np.arange(3)).ravel()
+        scores = [f1_score(target[photos], one[photos], average="macro") for one in told]
+        assert found[:, draw] == pytest.approx(scores)
+    exact = MASK.draws(target, told, people)
+    monkeypatch.setattr(labels.np, "float32", float)  # short floats save time, not digits
+    assert np.array_equal(MASK.draws(target, told, people), exact)
+
+
+def test_a_fold_or_target_that_is_no_whole_number_is_named_with_its_row(tmp_path):
+    header = ",".join(["ImageID", "id", "fold", "target", "ans", *MASK.probabilities])
+    rows = [["a", "7", "0", "3", "3"], ["b", "8", "1", "", "3"]]
+    lines = [",".join([*row, "1", *["0"] * 17]) for row in rows]
+    (tmp_path / "oof.csv").write_text("\n".join([header, *lines]) + "\n")
+    with pytest.raises(InputError, match="row 3: target"):
+        answers.read_oof(MASK, tmp_path / "oof.csv")
+
+
 def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path):
     import pandas as pd
 

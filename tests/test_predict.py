@@ -312,6 +312,13 @@ def test_soft_is_the_mean_and_hard_the_majority():
     assert ensemble.soft_vote(MASK, stack).tolist() == [4] and ensemble.hard_vote(MASK, stack).tolist() == [0]
 
 
+@pytest.mark.parametrize("vote", ["soft", "hard", "rank"])
+def test_the_vote_without_a_member_is_the_vote_of_the_others(vote):
+    told = np.random.default_rng(3).dirichlet(np.ones(18), size=(5, 60))
+    others = [ensemble.VOTES[vote](MASK, np.delete(told, k, 0)) for k in range(5)]
+    assert np.array_equal(ensemble.votes_without_one(MASK, vote, told), others)
+
+
 def test_a_tied_vote_goes_by_attribute_and_then_by_mean_probability():
     wear_male_young, wear_female_young, wear_female_middle = 0, 3, 4
     stack = votes({wear_male_young: 1.0}, {wear_female_young: 0.6, 17: 0.4}, {wear_female_middle: 1.0})
