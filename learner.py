@@ -301,6 +301,7 @@ class Learner:
         import torch
         from tqdm import tqdm
 
+        import convolutions
         import model
 
         self.net.train()
@@ -318,9 +319,14 @@ class Learner:
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
 
-        compiled = self.settings.compile  # a compiler fuses them itself
-        folded = contextlib.nullcontext() if compiled else model.frozen_folded(self.module)
-        with bar, folded, resume.stopping_between_steps() as stop:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(bar)
+            if not self.settings.compile:  # a compiler finds its own way
+                stack.enter_context(model.frozen_folded(self.module))
+                one_dnn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+                if one_dnn and self.accelerator.mixed_precision == "no":
+                    stack.enter_context(convolutions.quick(self.module))
+            stop = stack.enter_context(resume.stopping_between_steps())
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()

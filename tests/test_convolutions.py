@@ -1,0 +1,83 @@
+"""Convolutions computed another way while they train: the same answers, the same gradients."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import convolutions
+
+
+def gradients(layer, inputs):
+    """What a layer answers, and the gradients of its inputs and parameters."""
+    inputs = inputs.clone().requires_grad_(True)
+    outputs = layer(inputs)
+    told = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).reshape(outputs.shape).square()
+    return [outputs, *torch.autograd.grad(outputs, [inputs, *layer.parameters()], told)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (4, 3), (5, 5), (6, 9), (7, 7), (12, 8)])
+def test_answers_and_gradients_are_those_of_torch(kernel, shape, bias):
+    torch.manual_seed(0)
+    groups = 6 if kernel > 1 else 1
+    layer = torch.nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=groups, bias=bias).double()
+    inputs = torch.randn(3, 6, *shape).double().to(memory_format=torch.channels_last)
+    usual = gradients(layer, inputs)
+    with convolutions.quick(layer) as count:
+        found = gradients(layer, inputs)
+    assert count == (kernel != 3)
+    for mine, other in zip(found, usual, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_each_way_is_taken_where_it_is_the_faster_one(monkeypatch):
+    taken = []
+
+    def noting(way):
+        def noted(*given):
+            taken.append(way.__name__)
+            return way(*given)
+
+        return noted
+
+    for way in (convolutions.by_pairs, convolutions.by_columns):
+        monkeypatch.setattr(convolutions, way.__name__, noting(way))
+    layer = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    with convolutions.quick(layer):
+        for side in (2, 4, 5, 24):
+            gradients(layer, torch.randn(1, 4, side, side))
+        gradients(layer, torch.randn(1, 4, 4, 5))  # neither small nor wide: torch's own way
+    assert taken == ["by_pairs", "by_pairs", "by_columns", "by_columns"]
+
+
+def test_other_convolutions_stay_as_they_are():
+    others = [
+        torch.nn.Conv2d(4, 4, 5, 2, 2, groups=4),
+        torch.nn.Conv2d(4, 4, 5, 1, 4, 2, groups=4),
+        torch.nn.Conv2d(4, 4, 5, groups=4),
+        torch.nn.Conv2d(4, 8, 5, padding=2, groups=4),
+        torch.nn.Conv2d(4, 4, 5, padding=2),
+        torch.nn.Conv2d(4, 4, 5, padding=2, groups=4, padding_mode="reflect"),
+        torch.nn.Conv2d(4, 4, 1, 2),
+        timm.layers.StdConv2d(4, 4, 1),
+        torch.nn.Conv2d(4, 4, 1, groups=2),
+    ]
+    with convolutions.quick(torch.nn.ModuleList(others)) as count:
+        assert count == 0
+
+
+def test_a_network_learns_the_same_and_is_itself_again_afterwards():
+    torch.manual_seed(0)
+    net = timm.create_model("tf_efficientnet_lite0", num_classes=3).double().eval()
+    inputs = torch.randn(2, 3, 64, 64).double().to(memory_format=torch.channels_last)
+    usual, plain = gradients(net, inputs), copy.deepcopy(net)
+    with convolutions.quick(net) as count:
+        found = gradients(net, inputs)
+        assert net.state_dict().keys() == plain.state_dict().keys()
+    assert count > 30
+    for mine, other in zip(found, usual, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-9 * other.abs().max().item())
+    assert not any("forward" in vars(layer) for layer in net.modules())
