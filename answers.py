@@ -50,15 +50,13 @@ def fold_files(run):
 
 
 def read_fold(task, path):
-    """A fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32). ans: int, or float of a number.
+    """A fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32). ans: of a number as it stands
+    there, float; else the class of the largest probability, int.
 
     Raises InputError if they can't be right.
     """
-    columns = numbers(task)
-    frame = read_csv(path, ["ImageID", "ans"], "inference.py writes it", numbers=[*columns, "ans"])
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise InputError(f"{path}: has no column {missing[0]}")
+    columns = [*numbers(task), *["ans"] * task.numeric]
+    frame = read_csv(path, ["ImageID", "ans", *columns], "inference.py writes it", numbers=columns)
     if task.numeric:
         bad, what = ~np.isfinite(frame["ans"]), "ans is no number"
     else:
@@ -71,14 +69,19 @@ def read_fold(task, path):
 
 
 def read_oof(task, path):
-    """Out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target and ans int or float."""
-    # an age keeps float64; text that is to become an int takes as long to turn into one as to read
-    kind, whole = (float, ["fold"]) if task.numeric else (int, ["fold", "target", "ans"])
-    frame = read_csv(path, OOF_COLUMNS, "train first", numbers=[*numbers(task), *whole])
-    bad = next((name for name in whole if (frame[name] % 1 != 0).any()), None)  # NaN is not 0 either
-    if bad:
-        row = int((frame[bad] % 1 != 0).argmax()) + 2
-        raise InputError(f"{path}, row {row}: {bad} is no whole number: train again")
+    """Out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target and ans int or float.
+
+    Raises InputError if they can't be right.
+    """
+    counted = {"fold": np.inf} | ({} if task.numeric else {"target": task.size, "ans": task.size})
+    columns = [*numbers(task), *counted]  # an age keeps float64, and is read as text
+    frame = read_csv(path, [*OOF_COLUMNS, *numbers(task)], "train first", numbers=columns)
+    for name, end in counted.items():
+        bad = ~(frame[name].between(0, end, inclusive="left") & (frame[name] % 1 == 0)).to_numpy()
+        if bad.any():
+            what = "no fold" if name == "fold" else f"no class, 0 to {end - 1}"
+            raise InputError(f"{path}, row {int(bad.argmax()) + 2}: {name} is {what}: train again")
+    kind = float if task.numeric else int
     try:
         return frame.astype({"fold": int, "target": kind, "ans": kind})
     except ValueError as error:

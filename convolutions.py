@@ -1,4 +1,4 @@
-"""Convolutions that a CPU is slow to train, while they train: the same sums in another order.
+"""Convolutions that a CPU is slow to train, while they train: the same sums in another order. Maps are channels_last.
 
 Of oneDNN, which computes torch's convolutions on a CPU (seen in 3.7; ONEDNN_VERBOSE=1 names the kernel that it takes):
 - 1 x 1 over few places: it lays the weights out anew at each call, which takes as long as the sums. A product of
@@ -15,16 +15,22 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 FEW_PLACES = 512  # of a batch, n * h * w: with more of them a product is no faster
-SMALL_MAP = 4  # of so many pixels a side all pairs of places are fewer than a kernel's sums
+SMALL_MAP = 4  # pixels a side: of larger maps all pairs of places are too many
+AT_ONCE = 8  # photos whose pairs are in memory together
+
+
+def helps(device, precision):
+    """Is `quick` quicker on a torch.device, in accelerate's precision? It was measured with oneDNN, in float32."""
+    return device.type == "cpu" and precision == "no" and torch.backends.mkldnn.is_available()
 
 
 @contextlib.contextmanager
 def quick(model):
-    """While the block runs, these convolutions of a float32 model on the CPU are computed the faster way. Parameters
-    and their names stay. Yields how many there are."""
+    """While the block runs, these convolutions of a model are computed the faster way (a copy made meanwhile keeps it).
+    Parameters and their names stay. Yields how many there are."""
     found = {}
     for layer in model.modules():
-        if type(layer) is not torch.nn.Conv2d:  # a subclass may do more with its weights
+        if type(layer) is not torch.nn.Conv2d or "forward" in vars(layer):  # may do more with its weights
             continue
         side, moves = layer.kernel_size[0], (layer.stride, layer.dilation, layer.padding_mode)
         same = layer.kernel_size == (side, side) and side % 2 == 1 and layer.padding == (side // 2, side // 2)
@@ -86,22 +92,23 @@ def by_columns(inputs, grad, shape):
     pad, first = side // 2, side // 2 - 1
     found = grad.new_empty(shape)
 
-    def part(grad, columns, padding):
-        return conv2d_weight(inputs, (*shape[:3], columns), grad, padding=(pad, padding), groups=shape[0])
+    def columns(count, grad, padding):
+        return conv2d_weight(inputs, (*shape[:3], count), grad, padding=(pad, padding), groups=shape[0])
 
-    found[..., first : first + 3] = part(grad, 3, 1)
+    found[..., first : first + 3] = columns(3, grad, 1)
     for column in (*range(first), *range(first + 3, side)):
         moved = functional.pad(grad, (column - pad, pad - column))  # so that the inputs can stay where they are
-        found[..., column : column + 1] = part(moved, 1, 0)
+        found[..., column : column + 1] = columns(1, moved, 0)
     return found
 
 
 def by_pairs(inputs, grad, shape):
     """The weights' gradient (c, 1, k, k) from the products of all places with all places."""
     count, channels, height, width = grad.shape
-    told = grad.permute(0, 2, 3, 1).reshape(count, -1, 1, channels)
-    seen = inputs.permute(0, 2, 3, 1).reshape(count, 1, -1, channels)
-    sums = (told * seen).sum(0).flatten(0, 1)
+    slopes = grad.permute(0, 2, 3, 1).reshape(count, height * width, 1, channels)
+    pixels = inputs.permute(0, 2, 3, 1).reshape(count, 1, height * width, channels)
+    some = zip(slopes.split(AT_ONCE), pixels.split(AT_ONCE), strict=True)
+    sums = sum((slope * pixel).sum(0) for slope, pixel in some).flatten(0, 1)
     taps = grad.new_zeros(shape[-1] ** 2 + 1, channels).index_add_(0, taps_of(height, width, shape[-1]), sums)
     return taps[:-1].t().reshape(shape)
 

@@ -120,9 +120,7 @@ class Known:
         for k, run in enumerate(runs):
             path = Path(run) / "oof.csv"
             frame = answers.read_oof(task, path)
-            if first is None:
-                first = frame
-                self.told = np.empty((len(runs), *told(task, frame).shape))
+            first = frame if first is None else first
             if not np.array_equal(frame["ImageID"].to_numpy(), first["ImageID"].to_numpy()):
                 if sorted(frame["ImageID"]) != sorted(first["ImageID"]):
                     raise InputError(
@@ -134,7 +132,10 @@ class Known:
                 frame = frame.set_index("ImageID", drop=False).loc[first["ImageID"]]
             if (frame["target"].to_numpy() != first["target"].to_numpy()).any():
                 raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
-            self.told[k] = told(task, frame)
+            mine = told(task, frame)
+            if k == 0:  # room for all: a list of them would be held twice
+                self.told = np.empty((len(runs), *mine.shape))
+            self.told[k] = mine
         self.task, self.said = task, []
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
@@ -196,8 +197,11 @@ def introduce(known, runs, vote):
 
 
 def votes_without_one(task, vote, told):
-    """The vote without the first member, without the second, ...: m answers (n,). told: (m, n, k) or (m, n)."""
-    if vote != "soft":  # ranks and votes tie, and a tie hangs on the last digit of a sum
+    """The vote without the first member, without the second, ...: m answers (n,). told: (m, n, k) or (m, n).
+
+    Of a soft vote ties may fall otherwise: they hang on a sum's last digit.
+    """
+    if vote != "soft":  # ranks and votes tie often
         return [VOTES[vote](task, np.delete(told, k, 0)) for k in range(len(told))]
     total = told.sum(0)  # all but one are the sum less that one: no pass over all members for each
     return [blend.answer_of((total - one) / (len(told) - 1)) for one in told]

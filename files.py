@@ -152,8 +152,8 @@ def read_csv(path, columns, remedy="", numbers=()):
     """
     import pandas as pd
 
-    try:
-        frame = pd.read_csv(
+    def read(numbers):
+        return pd.read_csv(
             path,
             dtype=collections.defaultdict(lambda: str, dict.fromkeys(numbers, "float32")),
             keep_default_na=False,
@@ -162,6 +162,12 @@ def read_csv(path, columns, remedy="", numbers=()):
             skipinitialspace=True,
             index_col=False,  # a comma too many at the end of each row doesn't make the first column an index
         )
+
+    try:
+        try:
+            frame = read(numbers)
+        except ValueError:  # text where numbers should be, or worse, which will be so again
+            frame = read(())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{': ' + remedy if remedy else ''}") from None
     except IsADirectoryError:
@@ -173,9 +179,28 @@ def read_csv(path, columns, remedy="", numbers=()):
     except (pd.errors.ParserError, ValueError, OSError) as error:
         raise InputError(f"{path}: can't be read as CSV ({' '.join(str(error).split())})") from None
     frame.columns = [str(name).strip() for name in frame.columns]
+    if not frame.columns.is_unique:
+        raise InputError(f"{path}: has the column {frame.columns[frame.columns.duplicated()][0]} twice")
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    for name in frame.columns.difference(list(numbers)):
+    for name in frame.columns:
+        if frame[name].dtype == "float32":
+            continue
         frame[name] = [word.strip() for word in frame[name].fillna("").tolist()]  # .str.strip() takes ten times as long
+        if name in numbers:
+            frame[name] = numbers_of(path, frame[name])
     return frame
+
+
+def numbers_of(path, words):
+    """A column of text as float32. Raises InputError that names the row of what is no number."""
+    import pandas as pd
+
+    missing = words.isin(["", "nan", "NaN"])
+    found = pd.to_numeric(words.where(~missing), errors="coerce")
+    bad = found.isna() & ~missing
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise InputError(f"{path}, row {row + 2}: {words.name} is '{words.iloc[row]}', which is no number")
+    return found.astype("float32")

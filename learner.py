@@ -294,13 +294,9 @@ class Learner:
                 torch.cuda.empty_cache()
             print(f"out of memory: a batch is now computed in {self.pieces} pieces; steps stay as they are", flush=True)
 
-    def train_epoch(self, feed, title):
-        """The rest of the epoch. feed: a loader of images.py. Returns {"seconds", "photos_per_second", "waited"},
-        the last a share of the seconds. On Ctrl-C, and every few minutes, everything is saved.
-        """
-        import torch
-        from tqdm import tqdm
-
+    @contextlib.contextmanager
+    def training(self):
+        """While the block runs, all that learns in this epoch is in training mode, and the rest is not."""
         import convolutions
         import model
 
@@ -315,18 +311,24 @@ class Learner:
             self.module.get_classifier().requires_grad_(True)
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
+        with contextlib.ExitStack() as stack:
+            if not self.settings.compile:  # a compiler finds its own way
+                stack.enter_context(model.frozen_folded(self.module))
+                if convolutions.helps(self.device, self.accelerator.mixed_precision):
+                    stack.enter_context(convolutions.quick(self.module))
+            yield
+
+    def train_epoch(self, feed, title):
+        """The rest of the epoch. feed: a loader of images.py. Returns {"seconds", "photos_per_second", "waited"},
+        the last a share of the seconds. On Ctrl-C, and every few minutes, everything is saved.
+        """
+        import torch
+        from tqdm import tqdm
+
         batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(bar)
-            if not self.settings.compile:  # a compiler finds its own way
-                stack.enter_context(model.frozen_folded(self.module))
-                one_dnn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
-                if one_dnn and self.accelerator.mixed_precision == "no":
-                    stack.enter_context(convolutions.quick(self.module))
-            stop = stack.enter_context(resume.stopping_between_steps())
+        with bar, self.training(), resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()

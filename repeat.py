@@ -44,20 +44,16 @@ def trace(rows, settings, steps, accelerator):
     for name, layer in learner.module.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
-    learner.net.train()
-    if learner.freeze_bn:
-        import model
-
-        model.freeze_batch_norm(learner.net)
-    while step < steps:
-        batches.epoch += 1
-        for indices, batch, _ in feed:
-            step += 1
-            note("the batch: which photos it holds", indices)
-            note("the augmentation: the photos' pixels", batch)
-            note("the loss", learner.train_step(indices, batch, len(indices)))
-            for name, weight in learner.module.named_parameters():
-                note(f"the optimizer's update of {name}", weight)
-            if step == steps:
-                break
+    with learner.training():
+        while step < steps:
+            batches.epoch += 1
+            for indices, batch, _ in feed:
+                step += 1
+                note("the batch: which photos it holds", indices)
+                note("the augmentation: the photos' pixels", batch)
+                note("the loss", learner.train_step(indices, batch, len(indices)))
+                for name, weight in learner.module.named_parameters():
+                    note(f"the optimizer's update of {name}", weight)
+                if step == steps:
+                    break
     return seen

@@ -57,12 +57,34 @@ def test_draws_are_scores_of_tables_drawn_person_by_person(monkeypatch):
     assert np.array_equal(MASK.draws(target, told, people), exact)
 
 
-def test_a_fold_or_target_that_is_no_whole_number_is_named_with_its_row(tmp_path):
-    header = ",".join(["ImageID", "id", "fold", "target", "ans", *MASK.probabilities])
-    rows = [["a", "7", "0", "3", "3"], ["b", "8", "1", "", "3"]]
+@pytest.mark.parametrize(
+    "fold, target, said",
+    [
+        ("0", "", "row 3: target is no class, 0 to 17"),
+        ("0", "18", "row 3: target is no class"),
+        ("0", "1.5", "row 3: target is no class"),
+        ("0", "male", "row 3: target is 'male', which is no number"),
+        ("-1", "3", "row 3: fold is no fold"),
+        ("nan", "3", "row 3: fold is no fold"),
+    ],
+)
+def test_a_fold_or_target_that_can_not_be_is_named_with_its_row(tmp_path, fold, target, said):
+    header = ",".join(["ImageID", "id", "fold", "target ", "ans", *MASK.probabilities])  # the space is no matter
+    rows = [["a", "007", "0", "3", "3"], ["b", "8", fold, target, "3"]]
     lines = [",".join([*row, "1", *["0"] * 17]) for row in rows]
     (tmp_path / "oof.csv").write_text("\n".join([header, *lines]) + "\n")
-    with pytest.raises(InputError, match="row 3: target"):
+    with pytest.raises(InputError, match=said):
+        answers.read_oof(MASK, tmp_path / "oof.csv")
+    (tmp_path / "oof.csv").write_text("\n".join([header, lines[0]]) + "\n")
+    frame = answers.read_oof(MASK, tmp_path / "oof.csv")
+    assert frame[["id", "fold", "target"]].values.tolist() == [["007", 0, 3]]
+
+
+@pytest.mark.parametrize("columns", [["p0", "p0 "], ["p0"]])
+def test_probabilities_that_are_missing_or_doubled_are_said(tmp_path, columns):
+    lines = [",".join(["ImageID", "id", "fold", "target", "ans", *columns]), ",".join(["a,1,0,3,3", *"1" * len(columns)])]
+    (tmp_path / "oof.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="twice" if len(columns) > 1 else "no column p1"):
         answers.read_oof(MASK, tmp_path / "oof.csv")
 
 

@@ -397,10 +397,21 @@ def test_no_step_waits_for_the_device(competition, words):
     accelerator = train.make_accelerator(settings)
     mine = learner.Learner(settings, rows, 0, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
-    mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
-    with Counter() as counter:
-        mine.train_step(torch.arange(8), photos, 8)
+    with mine.training():
+        mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
+        with Counter() as counter:
+            mine.train_step(torch.arange(8), photos, 8)
     assert counter.met == ()
+
+
+@pytest.mark.parametrize("words, quick", [([], True), (["--train.amp", "bf16"], False)])
+def test_layers_are_computed_the_faster_way_while_they_train_and_only_then(competition, words, quick):
+    settings = competition.settings(*words)
+    dataset.settle(settings)
+    mine = learner.Learner(settings, folds.prepare(settings), 0, 10, train.make_accelerator(settings))
+    with mine.training():
+        assert any("forward" in vars(layer) for layer in mine.module.modules()) == quick
+    assert not any("forward" in vars(layer) for layer in mine.module.modules())
 
 
 def test_memory_that_was_freed_is_not_asked_for_again():
