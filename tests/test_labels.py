@@ -82,7 +82,7 @@ def test_a_fold_or_target_that_can_not_be_is_named_with_its_row(tmp_path, fold, 
 
 @pytest.mark.parametrize("columns", [["p0", "p0 "], ["p0"]])
 def test_probabilities_that_are_missing_or_doubled_are_said(tmp_path, columns):
-    lines = [",".join(["ImageID", "id", "fold", "target", "ans", *columns]), ",".join(["a,1,0,3,3", *"1" * len(columns)])]
+    lines = [",".join(["ImageID,id,fold,target,ans", *columns]), ",".join(["a,1,0,3,3", *"1" * len(columns)])]
     (tmp_path / "oof.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="twice" if len(columns) > 1 else "no column p1"):
         answers.read_oof(MASK, tmp_path / "oof.csv")
