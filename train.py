@@ -230,8 +230,8 @@ def answer_test(settings, rows):
     return {"test": answers.measured(task, frame) | {"photos": len(frame)}}
 
 
-def draw_history(run):
-    """Draw the losses of all folds' epochs, and the score that tells epochs apart, to runs/NAME/history.png."""
+def draw_history(run, task):
+    """Draw the losses of all folds' epochs, and the task's score, which tells them apart, to runs/NAME/history.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -240,13 +240,13 @@ def draw_history(run):
     logs = {path.parent.name: pd.read_csv(path) for path in sorted(Path(run).glob("fold*/log.csv"))}
     if not logs:
         return
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2))
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), sharex=True)
     for name, log in logs.items():
         score = log.columns[len(LOG_COLUMNS)]
         for ax, column in zip(axes, ("train_loss", "val_loss", score), strict=True):
             seen = log.dropna(subset=[column])  # not every epoch need be looked at
             ax.plot(seen["epoch"], seen[column], marker="o", markersize=3, label=name)
-    for ax, title in zip(axes, ("training loss", "validation loss", score), strict=True):
+    for ax, title in zip(axes, ("training loss", "validation loss", task.title), strict=True):
         ax.set(title=title, xlabel="epoch")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.93")
@@ -310,7 +310,7 @@ def train_folds(settings, folds, overwrite=False):
         accelerator.end_training()
     if FIRST:
         answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
-        draw_history(settings.run)
+        draw_history(settings.run, settings.predicted)
         if (Path(settings.run) / "metrics.json").is_file():
             import report
 
