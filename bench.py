@@ -152,7 +152,7 @@ def train(settings, folder):
     def bare(order):
         net = copy.deepcopy(mine.module).to(memory_format=order)
         net.requires_grad_(True)
-        optimizer = optim.make_optimizer(list(net.parameters()), chosen.train)
+        optimizer = optim.make_optimizer(optim.parameter_groups(net, chosen.train), chosen.train)
         inputs = torch.randn(batch, 3, data.image_size, data.image_size).to(mine.device, memory_format=order)
         target = torch.randint(0, 2, (batch,), device=mine.device)
 

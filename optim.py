@@ -9,23 +9,28 @@ import time
 
 
 def parameter_groups(net, settings):
-    """Parameters with their learning rates: the backbone may have its own, and each layer less than the one above."""
-    from timm.optim import param_groups_layer_decay
+    """The parameters that learn, in groups with their rates: [{"params", "weight_decay", "lr"}].
 
-    backbone = settings.backbone_lr or settings.lr
+    As in timm's optimizer factory, biases, norm weights and what the model itself names (no_weight_decay) do not decay.
+    The backbone may have a learning rate of its own, and each layer less than the one above (layer_decay).
+    """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    options = {"weight_decay": settings.weight_decay}
+    if hasattr(net, "no_weight_decay"):
+        options["no_weight_decay_list"] = net.no_weight_decay()
     if settings.layer_decay < 1:
-        found = param_groups_layer_decay(net, settings.weight_decay, layer_decay=settings.layer_decay)
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in found]
-        for group, scale in zip(groups, (group["lr_scale"] for group in found), strict=True):
-            group["lr"] = settings.lr if scale == 1 else backbone * scale  # the classifier's scale alone is 1
-        return groups
-    if backbone == settings.lr:
-        return list(net.parameters())
-    head = {id(value) for value in net.get_classifier().parameters()}
-    return [
-        {"params": [value for value in net.parameters() if id(value) not in head], "lr": backbone},
-        {"params": [value for value in net.parameters() if id(value) in head], "lr": settings.lr},
-    ]
+        found = param_groups_layer_decay(net, **options, layer_decay=settings.layer_decay)
+    else:
+        found = param_groups_weight_decay(net, **options)
+    head, backbone_lr = {id(value) for value in net.get_classifier().parameters()}, settings.backbone_lr or settings.lr
+    groups = []
+    for group in found:
+        for lr, in_head in ((backbone_lr * group.get("lr_scale", 1.0), False), (settings.lr, True)):
+            params = [value for value in group["params"] if (id(value) in head) == in_head]
+            if params:
+                groups.append({"params": params, "weight_decay": group["weight_decay"], "lr": lr})
+    return groups
 
 
 def make_optimizer(parameters, settings):

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import MASK, ROOT
 from safetensors.torch import load_file
@@ -276,14 +277,32 @@ def test_new_statistics_leave_those_of_frozen_layers_alone():
 def test_backbone_and_layers_have_their_own_learning_rates():
     net = model.build("test_resnet", 8, False, 32)
     settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)
-    backbone, head = optim.parameter_groups(net, settings)
-    assert (backbone["lr"], head["lr"]) == (1e-5, 6e-4)
-    assert {id(p) for p in head["params"]} == {id(p) for p in net.get_classifier().parameters()}
+    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, settings) for p in g["params"]}
+    head = {id(p) for p in net.get_classifier().parameters()}
+    assert rates == {id(p): 6e-4 if id(p) in head else 1e-5 for p in net.parameters()}
     settings.layer_decay = 0.5
     rates = {id(p): g["lr"] for g in optim.parameter_groups(net, settings) for p in g["params"]}
     assert len(rates) == len(list(net.parameters()))
     assert rates[id(net.get_classifier().weight)] == 6e-4
     assert rates[id(net.conv1[0].weight)] < rates[id(net.layer4[0].conv1.weight)] <= 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"backbone_lr": 1e-5}, {"layer_decay": 0.5}], ids=str)
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes):
+    net = timm.create_model(name, num_classes=8)
+    groups = optim.parameter_groups(net, args.Train(weight_decay=0.01, **changes))
+    decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    spared = {"pos_embed", "cls_token"}
+    assert decays == {id(p): 0.0 if p.ndim < 2 or n in spared else 0.01 for n, p in net.named_parameters()}
+    assert sum(len(g["params"]) for g in groups) == len(decays), "each parameter is in one group"
+
+
+def test_frozen_layers_are_in_no_group():
+    net = timm.create_model("test_resnet", num_classes=8)
+    net.conv1.requires_grad_(False)
+    taught = {id(p) for g in optim.parameter_groups(net, args.Train()) for p in g["params"]}
+    assert taught == {id(p) for p in net.parameters() if p.requires_grad}
 
 
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
