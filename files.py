@@ -7,14 +7,22 @@ import collections
 import contextlib
 import csv
 import ctypes
+import errno
+import functools
 import json
+import math
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 STARTED = time.monotonic()  # this process, but for Python itself
 FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of one run, the first alone writes and speaks
+PREFIX, SUFFIX = ".foldface-", ".partial"  # of the names of temporary files
+DAY = 24 * 3600
+UMASK = os.umask(0o077)  # there is no way to read it without setting it
+os.umask(UMASK)
 
 
 class InputError(Exception):
@@ -67,16 +75,20 @@ def replacing(path, sync=True):
 
     A reader sees the old file or the new one, never half of one; a failed write leaves the old one whole. Without
     `sync` that holds for killed processes but not for a machine that loses power: for what is quickly made again.
+    The temporary file is new (O_EXCL), has a random name of its own for each writer and is locked while it is written
+    to, so that no link of that name is followed and writers don't share one. Where `path` itself is a link, the link is
+    replaced; the file that it leads to stays as it is.
     Raises InputError when the disk is full or the folder can't be written to. In other processes than the first of a
-    run what is written goes nowhere.
+    run, what is written is discarded.
     """
     if not FIRST:
         yield Path(os.devnull)
         return
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")  # one name: what a kill leaves is overwritten, not collected
+    path, partial = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        partial, handle = temporary(path.parent)
         yield partial
         if sync:
             with open(partial, "rb") as file:
@@ -87,38 +99,151 @@ def replacing(path, sync=True):
         if not isinstance(cause, OSError):
             raise
         raise InputError(
-            f"{path}: can't be written ({cause.strerror or cause}); the file that was there before is untouched"
+            f"{path}: can't be written ({reason_of(cause)}); the file that was there before is untouched"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial:
+            with contextlib.suppress(OSError):  # it would hide the error above, which says what to do
+                partial.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def temporary(folder):
+    """Make a new empty file in `folder`, which must exist: (its path, its open and locked descriptor)."""
+    while True:
+        handle, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are for their owner alone
+        if locked(handle) is not False and os.path.exists(name):
+            return Path(name), handle
+        os.close(handle)  # another process swept it up before it was locked
+
+
+def locked(handle):
+    """Lock an open file or folder for this process: True; False where another process holds it, None where there are
+    no locks (Windows, some network disks)."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@functools.cache  # once in each process: a folder of 10,000 crops is not listed for each of them
+def sweep(folder):
+    """Remove the temporary files that killed processes left in `folder`: those of `replacing` that no process holds;
+    where there are no locks, those older than a day."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            ours = entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX)
+            if ours and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):  # its writer has just moved it
+                    handle = os.open(entry, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                    free = locked(handle)
+                    if free or (free is None and time.time() - entry.stat().st_mtime > DAY):
+                        os.unlink(entry)
+                    os.close(handle)
+
+
+def reason_of(error):
+    """An OSError in a few words."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{error.filename or 'the folder'} is not a folder"
+    return error.strerror or str(error)
+
+
+def refuse_unwritable(folder, remedy="choose another folder"):
+    """Raise InputError where nothing can be written into `folder`, which need not exist yet; leave no trace there.
+
+    For the start of long work, so that it isn't lost at its end.
+    """
+    if not FIRST:
+        return
+    place = Path(folder)
+    try:
+        while not there(place):
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(place))
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+            file.flush()
+    except (OSError, ValueError) as error:
+        what = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"{folder}: can't be written to ({what}): {remedy}") from None
+
+
+def there(path):
+    """Is there something, if only a link that leads nowhere? Raises OSError where it can't be, such as for a name that
+    is too long or that lies below a file."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
-def alone(folder):
-    """Hold `folder` (made if need be) for this process while the block runs; raise InputError if another one does.
+def alone(folder, wait=0.0):
+    """Hold `folder` (made if need be) for this process while the block runs; raise InputError if another process holds
+    it, and still does after `wait` seconds.
 
     The lock ends with the process, however that ends. Where file locks are not to be had nothing is held.
     """
     if not FIRST:
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: can't be made ({reason_of(error)}): choose another folder") from None
+    if os.name == "nt":  # it opens no folders
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle, until = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing there now: wait for it, or stop it") from None
-        except OSError:  # a network disk without locks
-            pass
+        while locked(handle) is False:
+            if time.monotonic() >= until:
+                raise InputError(f"{folder}: another process is writing there now: wait for it, or stop it")
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
+
+
+def cores(most=32):
+    """CPU cores that this process may use: those of its affinity, or fewer where a container's quota (cgroup v2 or v1)
+    allows fewer, at least 1 and at most `most`."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(count, most, quota())))
+
+
+def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
+    """CPU seconds a second that this process's control groups, and those above them, allow; inf where none says."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(own).read_text().splitlines():
+            _, names, place = line.split(":", 2)
+            if names and "cpu" not in names.split(","):
+                continue
+            home = Path(root, *([] if not names else ["cpu"]), place.strip("/"))
+            for group in (home, *home.parents):
+                if not group.is_relative_to(root):
+                    break
+                with contextlib.suppress(OSError, ValueError):  # "max", -1, or a group that isn't shown here
+                    if names:
+                        limit, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                    else:
+                        limit, period = (group / "cpu.max").read_text().split()
+                    if int(limit) > 0:
+                        found.append(int(limit) / int(period))
+    return min(found)
 
 
 def write_json(path, content):

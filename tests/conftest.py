@@ -1,6 +1,7 @@
 """What the tests share: a tiny competition of plain photos in milliseconds, and one of drawn people for the chain."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,6 +69,54 @@ def competition(tmp_path):
 @pytest.fixture
 def make_competition(tmp_path):
     return lambda **keywords: Competition(tmp_path, **keywords)
+
+
+def mounted(*words):
+    """Mount a file system, or skip the test where that isn't allowed."""
+    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True) if os.name == "posix" else None
+    if done is None or done.returncode:
+        pytest.skip(f"this test mounts a file system, which is not allowed here: {done and done.stderr.strip()}")
+
+
+@pytest.fixture
+def read_only():
+    """A function that makes a folder read-only, as /kaggle/input is, until the test ends."""
+    folders = []
+
+    def make(folder):
+        mounted("--bind", folder, folder)
+        folders.append(folder)
+        mounted("-o", "remount,ro,bind", folder)
+
+    yield make
+    for folder in reversed(folders):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk():
+    """A function that mounts a disk of so many kilobytes at a folder, which it makes; it is gone when the test ends."""
+    folders = []
+
+    def make(folder, kilobytes):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        mounted("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder)
+        folders.append(folder)
+        return Path(folder)
+
+    yield make
+    for folder in reversed(folders):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(folder):
+    """Leave no byte free on a small disk."""
+    with open(Path(folder) / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
 
 
 @pytest.fixture(scope="session")
