@@ -266,7 +266,8 @@ class Train:
     step_epochs: PositiveInt = 10
     """epochs between two drops of step"""
     warmup_epochs: NonNegativeInt = 0
-    """epochs in which the learning rate rises to train.lr first (onecycle has a rise of its own)"""
+    """epochs in which the learning rate rises to train.lr first; onecycle's own rise then takes that long (0 = three
+    tenths of the steps)"""
     clip_grad: NonNegativeFloat = 5.0
     """largest gradient norm; 0 = no limit"""
     sampler: Literal["all", "balanced"] = "all"
@@ -527,6 +528,11 @@ def check(settings):
     check_task(settings)
     if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
+    if train.average == "swa" and 0 < train.warmup_epochs and train.swa_start <= train.warmup_epochs:
+        raise InputError(
+            f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
+            "learning rate has risen: give less, or a larger train.swa_start"
+        )
     if train.minutes:
         counted = [f"train.{name}" for name in ("warmup_epochs", "freeze_epochs", "patience") if getattr(train, name)]
         if train.average == "swa":
@@ -572,6 +578,8 @@ def check_task(settings):
         raise InputError(f"loss.weights is {settings.loss.weights}: give one a head ({', '.join(names)}), or []")
     if chosen.heads == "joint" and (task.numeric or len(task.answered) < len(names)):
         raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
+    if chosen.heads == "joint" and settings.loss.weights:
+        raise InputError("loss.weights weighs heads against one another, model.heads joint has one: leave it at []")
     if chosen.heads == "joint" and chosen.age != "classes":
         raise InputError(f"model.age {chosen.age} needs an age head of its own: model.heads multi")
     if chosen.age != "classes" and task.number is None:

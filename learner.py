@@ -101,8 +101,11 @@ class Learner:
         self.average = optim.make_average(net.to(self.device), settings.train)
         if settings.train.compile:
             net.compile()  # in place: its weights keep their names
+        if accelerator.scaler is not None:  # its own: what an earlier fold came to is no beginning
+            accelerator.scaler = torch.amp.GradScaler(self.device.type)
         parameters = optim.parameter_groups(net, settings.train)
-        self.net, self.optimizer = accelerator.prepare(net, optim.make_optimizer(parameters, settings.train))
+        optimizer = optim.make_optimizer(parameters, settings.train, fused=accelerator.scaler is None)
+        self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
         inner, self.budget = self.optimizer.optimizer, None
         if seconds is not None:

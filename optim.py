@@ -33,12 +33,16 @@ def parameter_groups(net, settings):
     return groups
 
 
-def make_optimizer(parameters, settings):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum: fused, all parameters in
-    one pass, which asks no device how far it is."""
+def make_optimizer(parameters, settings, fused=True):
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum.
+
+    fused: all parameters in one pass, which asks no device how far it is. Not with loss scaling: a fused optimizer is
+    called for a step that is to be skipped too, which nothing then can tell, and SGD's momentum, made in its first
+    step, would never be filled.
+    """
     import torch
 
-    options = {"weight_decay": settings.weight_decay, "fused": True}
+    options = {"weight_decay": settings.weight_decay, "fused": fused}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, **options)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
@@ -48,30 +52,33 @@ def make_optimizer(parameters, settings):
 def make_scheduler(optimizer, settings, steps):
     """The learning rates' course, moved on once a step; `steps` make an epoch.
 
-    It may have a rise before it (warmup_epochs) and, once weights are averaged, SWA's constant rate after it.
+    A rise comes before it (warmup_epochs; onecycle's own rise takes that long instead), and, once weights are averaged,
+    SWA's constant rate after it.
     """
     from torch.optim import lr_scheduler
 
     warm, total = settings.warmup_epochs * steps, settings.epochs * steps
     end = min(settings.swa_start * steps, total) if settings.average == "swa" else total
     rates = [group["lr"] for group in optimizer.param_groups]
-    parts, starts = [], []
-    if warm:
-        parts.append(lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm))
-        starts.append(warm)
-    if settings.scheduler == "onecycle":  # Smith & Topin 2018
-        parts.append(lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(end - warm, 1)))
-    elif settings.scheduler == "cosine":
-        parts.append(lr_scheduler.CosineAnnealingLR(optimizer, max(end - warm, 1)))
-    elif settings.scheduler == "step":
-        parts.append(lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma))
-    else:
+    parts = []  # (its first step, scheduler)
+    if end < total:  # made first: OneCycleLR overwrites the rates that a LambdaLR made after it would multiply
+        swa = lr_scheduler.LambdaLR(optimizer, [lambda _, rate=rate: settings.swa_lr / rate for rate in rates])
+    if warm and settings.scheduler != "onecycle":
+        parts.append((0, lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm)))
+    if settings.scheduler == "onecycle" and end:  # Smith & Topin 2018
+        rise = (warm + 1) / end if warm else 0.3
+        parts.append((0, lr_scheduler.OneCycleLR(optimizer, rates, total_steps=end, pct_start=rise)))
+    elif settings.scheduler == "cosine" and end:
+        parts.append((warm, lr_scheduler.CosineAnnealingLR(optimizer, end - warm)))
+    elif settings.scheduler == "step" and end:
+        parts.append((warm, lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma)))
+    elif end:
         gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
-        parts.append(lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps)))
+        parts.append((warm, lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps))))
     if end < total:
-        parts.append(lr_scheduler.LambdaLR(optimizer, [lambda _, rate=r: settings.swa_lr / rate for r in rates]))
-        starts.append(end)
-    return parts[0] if len(parts) == 1 else lr_scheduler.SequentialLR(optimizer, parts, starts)
+        parts.append((end, swa))
+    starts, schedulers = zip(*parts, strict=True)
+    return schedulers[0] if len(parts) == 1 else lr_scheduler.SequentialLR(optimizer, [*schedulers], [*starts[1:]])
 
 
 class Budget:
@@ -137,7 +144,7 @@ class Budget:
     @property
     def due(self):
         """Is it time for a plan? So early that even a minute has one, later every few steps."""
-        return self.done == 3 or (self.done % self.EVERY == 0 and self.left != 0)
+        return self.done == 3 or (self.done > 0 and self.done % self.EVERY == 0 and self.left != 0)
 
     def plan(self):
         """Steps that still fit, with a look at the end of each epoch and of all: an int."""
