@@ -336,20 +336,6 @@ def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
         assert (inputs[k] == k).float().mean() == pytest.approx(share[k].item(), abs=1e-6)
 
 
-def test_swa_keeps_its_rate_and_warm_up_rises():
-    settings = args.Train(
-        lr=0.1, epochs=5, scheduler="cosine", warmup_epochs=1, average="swa", swa_start=3, swa_lr=0.02
-    )
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
-    course, rates = optim.make_scheduler(optimizer, settings, 10), []
-    for _ in range(50):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        course.step()
-    assert rates[0] == pytest.approx(0.001) and rates[10] == pytest.approx(0.1) and rates[28] < 0.01
-    assert rates[30:] == pytest.approx([0.02] * 20)
-
-
 def test_balanced_draws_make_classes_and_people_as_likely():
     rows = pd.DataFrame({"id": ["a"] * 5 + ["b"] * 5 + ["c"], "label": [0] * 10 + [2]})
     chance = train.balanced(rows)

@@ -163,21 +163,60 @@ def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, t
     assert all(set(validation["source"]) == {"train"} for _, validation in seen.values())
 
 
+SWA = {"average": "swa", "swa_lr": 0.02}
+
+
+@pytest.mark.parametrize("ends", [{}, *({**SWA, "swa_start": first} for first in (0, 1, 3, 9))])
+@pytest.mark.parametrize("warm", [0, 1, 2])
 @pytest.mark.parametrize("scheduler", ["constant", "exponential", "cosine", "onecycle", "step"])
-def test_the_learning_rate_takes_its_course(scheduler):
-    settings = train.args.Train(lr=0.1, epochs=4, scheduler=scheduler, gamma=0.5, step_epochs=2)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.lr)
-    course = optim.make_scheduler(optimizer, settings, 5)
+def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
+    """After any warm-up, before any averaging, whatever the rate of a group: at each of 5 epochs' 10 steps."""
+    settings = train.args.Train(
+        lr=0.1, epochs=5, scheduler=scheduler, gamma=0.5, step_epochs=2, warmup_epochs=warm, **ends
+    )
+    last = 10 * min(5, ends.get("swa_start", 5))
+    if warm and 10 * warm >= last:
+        pytest.skip("refused")
+
+    def make():
+        weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+        groups = [{"params": [one], "lr": rate} for one, rate in zip(weights, (0.1, 0.01), strict=True)]
+        optimizer = torch.optim.SGD(groups, 0.1)
+        return optimizer, optim.make_scheduler(optimizer, settings, 10)
+
+    optimizer, course = make()
     rates = []
-    for _ in range(20):
-        rates.append(optimizer.param_groups[0]["lr"])
+    for step in range(50):
+        if step == 25:  # stopped, and started again
+            kept, (optimizer, course) = (optimizer.state_dict(), course.state_dict()), make()
+            optimizer.load_state_dict(kept[0])
+            course.load_state_dict(kept[1])
+        rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         course.step()
-    expected = {"constant": [0.1] * 4, "exponential": [0.1, 0.05, 0.025, 0.0125], "step": [0.1, 0.1, 0.05, 0.05]}
-    if scheduler in expected:
-        assert rates == pytest.approx(np.repeat(expected[scheduler], 5).tolist())
-    else:
-        assert rates[-1] < 0.01 and max(rates) == pytest.approx(0.1)
+
+    def share(step):
+        """The rate that belongs there, of the peak."""
+        step, end = step - 10 * warm, last - 10 * warm
+        if scheduler == "onecycle":  # from a 25th to the peak, down to next to nothing; warm-up is its own rise
+            step, end = step + 10 * warm, last - 1
+            top = 10 * warm if warm else 0.3 * last - 1
+            low, far = (0.04, 1 - step / top) if step < top else (0.04 / 1e4, (step - top) / (end - top))
+            return low + (1 - low) * (1 + np.cos(np.pi * far)) / 2
+        if step < 0:
+            return 0.01 + 0.99 * (step + 10 * warm) / (10 * warm)
+        courses = {"exponential": 0.5 ** (step // 10), "step": 0.5 ** (step // 20)}
+        return courses.get(scheduler, 1.0 if scheduler == "constant" else (1 + np.cos(np.pi * step / end)) / 2)
+
+    expected = [[0.1 * share(step), 0.01 * share(step)] if step < last else [0.02, 0.02] for step in range(50)]
+    assert np.allclose(rates, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_warm_up_that_ends_in_the_average_is_refused(competition):
+    words = ["--train.epochs", 6, "--train.average", "swa", "--train.warmup_epochs", 3]
+    with pytest.raises(InputError, match=r"train.warmup_epochs 3: swa averages from epoch 2 on"):
+        competition.settings(*words, "--train.swa_start", 2)
+    competition.settings(*words, "--train.swa_start", 4)
 
 
 def test_patience_stops_when_f1_no_longer_rises():
