@@ -528,7 +528,7 @@ def check(settings):
     check_task(settings)
     if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
-    if train.average == "swa" and 0 < train.warmup_epochs and train.swa_start <= train.warmup_epochs:
+    if train.average == "swa" and train.warmup_epochs > 0 and train.swa_start <= train.warmup_epochs:
         raise InputError(
             f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
             "learning rate has risen: give less, or a larger train.swa_start"
