@@ -23,6 +23,9 @@ test: $(READY)
 	$(PY) -m pytest
 
 $(READY): requirements.txt
+	@used=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \
+	$$used -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: Python 3.11 or newer is needed, $$used is $$($$used -V 2>&1): make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --requirement requirements.txt

@@ -18,7 +18,6 @@ Prints a Markdown table of medians and spreads. A ratio is ours / peer within on
 """
 
 import copy
-import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 import args
-from files import InputError, guarded, write_json
+from files import InputError, cores, guarded, write_json
 
 PEOPLE = 1_000_000  # of the tables that folds are dealt for
 FOLDS = 5  # models that answer
@@ -230,7 +229,7 @@ def folds_asked(settings, folder, backend):
         return count / taken.passed
 
     def peer():
-        workers = data.workers if data.workers is not None else os.cpu_count()
+        workers = data.workers if data.workers is not None else cores()
         with Seconds() as taken, torch.inference_mode():
             for net in plain.values():
                 for batch in torch.utils.data.DataLoader(Loop(), chosen.inference.batch_size, num_workers=workers):

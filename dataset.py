@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import InputError, read_csv, write_csv
+from files import InputError, cores, read_csv, write_csv
 from layouts import BOX, LAYOUTS, PHOTO_COLUMNS, Fence, Problems, boxes_of, grouped, photo_root, photos_below
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
@@ -363,7 +363,7 @@ def drop_unreadable(rows, settings, problems):
         reasons = np.where(rows["file"] == "", "unreadable (see the crops' manifest.csv)", "")
     else:
         boxes = rows[BOX].to_numpy(float) if "x1" in rows else [None] * len(rows)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside Python's lock
+        with ThreadPoolExecutor(cores()) as pool:  # OpenCV decodes outside Python's lock
             found = pool.map(reason, rows["file"], boxes)
             reasons = np.array(
                 list(tqdm(found, "checking photos", len(rows), unit="photo", disable=None)),

@@ -24,7 +24,7 @@ import pandas as pd
 import args
 import detect
 from dataset import MANIFEST_COLUMNS, answerable, eval_rows, training_rows
-from files import InputError, alone, guarded, read_csv, read_json, replacing, write_csv, write_json
+from files import InputError, alone, cores, guarded, read_csv, read_json, replacing, write_csv, write_json
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 CHUNK = 8  # photos that a process takes, and does, at a time
@@ -263,7 +263,7 @@ def crop_plan(todo, folder, crop):
     if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
         forget_review(folder)
         chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
-        workers = min(crop.workers or os.cpu_count(), len(chunks) or 1)
+        workers = min(crop.workers or cores(), len(chunks) or 1)
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             with tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None) as bar:
                 for done in pool.imap_unordered(crop_chunk, chunks):

@@ -38,6 +38,8 @@ def guarded(main):
     # a training step 1.6 times as long (at ten times this count 2.3 times; alone it gained 0-8 %). torch reads this at
     # its import, which comes later.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if quota() < math.inf:  # OpenMP counts the machine's cores, and its threads would wait for one another
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     keep_memory()
     if not FIRST:
         os.environ["TQDM_DISABLE"] = "1"
@@ -154,7 +156,7 @@ def sweep(folder):
 def reason_of(error):
     """An OSError in a few words."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return f"{error.filename or 'the folder'} is not a folder"
+        return f"{error.filename or 'its place'} is not a folder"
     return error.strerror or str(error)
 
 

@@ -19,6 +19,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import cv2
 
+from files import cores
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -203,7 +205,7 @@ class Batches:
 
 def loader(photos, batches, workers):
     """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most."""
-    return Feed(photos, batches, min(8, os.cpu_count() or 1) if workers is None else workers)
+    return Feed(photos, batches, cores(most=8) if workers is None else workers)
 
 
 class Feed:

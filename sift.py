@@ -9,12 +9,12 @@
 Nothing here writes, moves or deletes a file, and nothing imports torch.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
+from files import cores
 from images import PhotoError, cv2, read_photo
 
 SIDE = 32  # of the grey thumbnail: what phash looks at, and enough to tell hits from misses
@@ -53,7 +53,7 @@ def look(files):
     """
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside Python's lock
+    with ThreadPoolExecutor(cores()) as pool:  # OpenCV decodes outside Python's lock
         seen = list(tqdm(pool.map(glance, files), "looking at photos", len(files), unit="photo", disable=None))
     frame = pd.DataFrame(seen, columns=["hash", "width", "height", "grey", "colour", "reason"])
     return frame.astype({"hash": np.uint64, "width": np.int64, "height": np.int64})

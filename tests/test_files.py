@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 
+import pandas as pd
 import pytest
 from conftest import ROOT, fill_up
 
@@ -135,12 +136,20 @@ def test_a_read_only_folder_is_refused_before_the_work_and_after_it(tmp_path, re
         pass
 
 
+def test_a_disk_that_becomes_read_only_while_a_file_is_written_is_still_one_line(tmp_path, read_only):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="Read-only file system"), replacing(tmp_path / "run" / "a.csv") as partial:
+        partial.write_text("new")
+        read_only(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "file", "file/deeper", "nowhere", "a\0b"])
 def test_a_folder_that_can_not_be_is_refused_at_the_start(tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="can't be written to"):
+    with pytest.raises(InputError, match="can't be written to") as error:
         refuse_unwritable(tmp_path / name)
+    assert ("is not a folder" in str(error.value)) == (name in ("file", "file/deeper", "nowhere"))
 
 
 def test_asking_whether_a_folder_can_be_written_to_leaves_no_trace(tmp_path):
@@ -153,12 +162,13 @@ def test_asking_whether_a_folder_can_be_written_to_leaves_no_trace(tmp_path):
 
 
 def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
-    held = threading.Event()
+    held, done = threading.Event(), []
 
     def hold(seconds):
         with alone(tmp_path):
             held.set()
             time.sleep(seconds)
+            done.append(True)
 
     thread = threading.Thread(target=hold, args=(0.3,))
     thread.start()
@@ -166,10 +176,24 @@ def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
     with pytest.raises(InputError, match="another process is writing there"), alone(tmp_path):
         pass
     with alone(tmp_path, wait=10):
-        assert not thread.is_alive() or thread.join() is None
+        assert done
+    thread.join()
     (tmp_path / "a").write_text("")
     with pytest.raises(InputError, match="is not a folder"), alone(tmp_path / "a" / "b"):
         pass
+
+
+def test_photos_are_read_by_as_many_processes_as_this_one_may_use_cores():
+    import images
+
+    assert not [path.name for path in ROOT.glob("*.py") if path.name != "files.py" and "cpu_count" in path.read_text()]
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        photos = images.Photos(pd.DataFrame({"file": ["a"]}), "none", 8, False)
+        assert images.loader(photos, images.Batches(1, 1), None).num_workers == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_containers_quota_counts_as_its_cores(tmp_path, monkeypatch):
