@@ -504,6 +504,8 @@ def read_for_run(doc, flags=None, argv=None):
         flatten(as_dict(Settings())),
     )
     for key, value in then.items():
+        if key == "task.answer_as" and key in settings.given:  # how an answer is written is free
+            continue
         if key.startswith("task."):  # the run's models answer no other
             put(settings, key, value)
         elif key in now and key not in settings.given and key != "run" and now[key] == default[key] != value:

@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import InputError, cores, read_csv, write_csv
-from layouts import BOX, LAYOUTS, PHOTO_COLUMNS, Fence, Problems, boxes_of, grouped, photo_root, photos_below
+import names
+from files import InputError, cores, read_csv, read_json, write_csv
+from layouts import BOX, LAYOUTS, PHOTO_COLUMNS, Fence, Problems, boxes_of, grouped, located, photo_root, photos_below
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
@@ -35,10 +36,11 @@ ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
 # ----------------------------------------------------------------------------------------------------- the rows
 
 
-def settle(settings):
-    """Put the classes that the data has, sorted, where the task names none; returns the labels.Task.
+def settle(settings, overwrite=False):
+    """Put the classes that the data has, in order, where the task names none; returns the labels.Task.
 
-    They go into the run's args.json and its weights, which nothing that follows may contradict.
+    They go into the run's args.json and its weights, which nothing that follows may contradict: a run that goes on
+    (not with overwrite) keeps the order that it was begun with.
     """
     task = settings.predicted
     if task.settled:
@@ -49,7 +51,12 @@ def settle(settings):
         problems.stop_if_strict(True)
     for head in settings.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
-            head.classes = sorted(set(rows[head.name].astype(str)))
+            counts = rows[head.name].astype(str).value_counts().to_dict()
+            head.classes, said = names.classes_of(counts, f"{settings.data.train}: {head.name}")
+            print(*said, sep="\n", end="\n" if said else "")
+            begun = [] if overwrite else classes_of_run(settings.run, head.name)
+            if sorted(begun) == sorted(head.classes):
+                head.classes = begun
             if len(head.classes) < 2:
                 raise InputError(
                     f"{settings.data.train}: {len(head.classes)} classes of {head.name} found"
@@ -57,6 +64,13 @@ def settle(settings):
                     + ": a class a folder, or a table's column, and at least two of them"
                 )
     return settings.predicted
+
+
+def classes_of_run(run, name):
+    """The classes of a head in a run's args.json, [] if there are none."""
+    path = Path(run) / "args.json"
+    heads = read_json(path, "remove it").get("task", {}).get("heads", []) if path.is_file() else []
+    return next((head.get("classes", []) for head in heads if head.get("name") == name), [])
 
 
 def training_rows(settings):
@@ -73,7 +87,7 @@ def training_rows(settings):
         found["id"] = found["id"].where(~alone, f"{extra.path}/" + found["id"])
         parts.append(found.drop(columns=["grouped", "split"], errors="ignore").assign(source="extra"))
     problems.stop_if_strict(data.strict)
-    rows = pd.concat(parts, ignore_index=True)
+    rows = one_spelling(pd.concat(parts, ignore_index=True), data.train)
     rows["split"] = rows["split"].fillna("") if "split" in rows else ""
     if data.corrections:
         rows = correct(rows, data.corrections, task)
@@ -90,6 +104,23 @@ def training_rows(settings):
     if data.pseudo:
         rows = pd.concat([rows, pseudo_rows(settings, task)], ignore_index=True)
     return rows, problems
+
+
+def one_spelling(rows, where):
+    """The rows with one id where ids are the same to a reader (kim and Kim, é in two Unicode forms), which is said;
+    photos whose names are the same to a reader stay two, which is said too."""
+    same = names.one_spelling(rows["id"].unique())
+    if same:
+        rows["id"] = rows["id"].replace(same)
+        other, kept = next(iter(same.items()))
+        print(f"{where}: {len(same)} ids read like another and are taken for it: {other!a} for {kept!a}")
+    same = names.one_spelling(rows["ImageID"].unique())
+    if same:
+        other, kept = next(iter(same.items()))
+        print(
+            f"{where}: {len(same)} photos have a name that reads like another's; they stay apart: {other!a}, {kept!a}"
+        )
+    return rows
 
 
 def only(rows, task, words):
@@ -230,13 +261,16 @@ def listed_rows(path, roots):
     else:
         table, home, column = path / "info.csv", path / "images", "ImageID"
         frame = read_csv(table, [column], "data.eval should be a folder that holds info.csv, or one of photos alone")
-    fence = Fence(home, roots)
+    fence, finder, photos = Fence(home, roots), names.Finder(home), []
     for line, name in enumerate(frame[column], start=2):
-        if reason := fence.refuses(name) if name else "is empty":
-            raise InputError(f"{table}, row {line}: {column} '{name}' {reason}")
+        real, reason = located(finder, fence, column, name) if name else ("", f"{column} is empty")
+        if reason:
+            raise InputError(f"{table}, row {line}: {reason}")
+        photos.append(os.path.join(home, real))
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
-    return pd.DataFrame({"ImageID": frame[column], "photo": [os.path.join(home, name) for name in frame[column]]})
+    finder.said(table)
+    return pd.DataFrame({"ImageID": frame[column], "photo": photos})
 
 
 def with_files(rows, crops):

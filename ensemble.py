@@ -12,6 +12,7 @@ decisions are chosen on out-of-fold predictions, scored on people that they were
 beat the plain vote there.
 """
 
+import sys
 from html import escape
 from pathlib import Path
 
@@ -343,6 +344,8 @@ def main():
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))
     write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
+    if task.confused:
+        print(f"warning: {settings.submission}: {task.confused}", file=sys.stderr)
     spread = task.spread(columns | {"answers": answer})
     print(spread)
     tell_true(task, rows, answer)

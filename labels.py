@@ -8,12 +8,14 @@ The mask task is one description, MASK_TASK; another is written in the settings 
 Nothing here needs torch.
 """
 
+import collections
 import itertools
 import math
 import re
 
 import numpy as np
 
+import names as spelling
 from files import InputError
 
 MASK_TASK = {
@@ -57,6 +59,7 @@ class Head:
             raise InputError(f"task.heads: {name} names classes of a number: give the bounds between them too")
         if range:
             self.low, self.high = map(float, range)
+        self.index = spellings(self.classes)
 
     def said(self, number):
         """A number in words: as many decimals as tell numbers of the range apart, none of years."""
@@ -70,8 +73,7 @@ class Head:
         if self.kind == "named":
             if not self.classes:
                 return (text, "") if text else (None, f"{self.column} is empty")
-            known = {name.lower(): index for index, name in enumerate(self.classes)}
-            index = self.classes.index(text) if text in self.classes else known.get(text.lower())
+            index = self.index_of(text)
             return index, "" if index is not None else f"{self.column} is '{text}', should be {one_of(self.classes)}"
         try:
             value = float(text)
@@ -81,6 +83,13 @@ class Head:
         if not least <= value <= most:
             return None, f"{self.column} is '{text}', should be a number from {plain(least)} to {plain(most)}"
         return min(max(value, self.low), self.high), ""
+
+    def index_of(self, name):
+        """The index of the class that a name means, whatever its spelling; None if it means none."""
+        for spelled in (name, spelling.meaning(name), spelling.folded(spelling.meaning(name))):
+            if spelled in self.index:
+                return self.index[spelled]
+        return None
 
     def class_of(self, values, bounds=None):
         """Class indices of numbers, of any shape: int64. bounds: the head's own unless others are given."""
@@ -104,6 +113,19 @@ class Head:
     def columns(self):
         """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
         return [self.unit or "mean", *(f"from{plain(bound)}" for bound in self.steps)]
+
+
+def spellings(classes):
+    """{spelling: class index}: each class as it is written, by its meaning, and by that without its letter case, where
+    that means one class alone. What is written exactly so goes before what only means it."""
+    found = {name: index for index, name in enumerate(classes)}
+    for form in (spelling.meaning, lambda name: spelling.folded(spelling.meaning(name))):
+        forms = list(map(form, classes))
+        count = collections.Counter(forms)
+        for index, text in enumerate(forms):
+            if count[text] == 1:
+                found.setdefault(text, index)
+    return found
 
 
 def one_of(names, most=8):
@@ -273,15 +295,36 @@ class Task:
         return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
 
     def read(self, cells):
-        """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer."""
-        known = {name: index for index, name in enumerate(self.classes)} if self.answer_as == "name" else {}
-        found = []
-        for cell in cells:
+        """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer. Names may be
+        spelled otherwise; an index counts too, unless a class's name is a number."""
+        by_name = self.answer_as == "name" and not self.numeric
+        known = spellings(self.classes) if by_name else {}
+        by_index = not (by_name and any(spelling.number_of(name) is not None for name in self.classes))
+
+        def read(cell):
+            for text in (cell, spelling.meaning(cell), spelling.folded(spelling.meaning(cell))) if by_name else ():
+                if text in known:
+                    return known[text]
             try:
-                found.append(known[cell] if cell in known else float(cell))
+                return float(cell) if by_index else float("nan")
             except ValueError:
-                found.append(float("nan"))
-        return np.array(found, float)
+                return float("nan")
+
+        found = {cell: read(cell) for cell in dict.fromkeys(cells)}
+        return np.array([found[cell] for cell in cells], float)
+
+    @property
+    def confused(self):
+        """What to say where classes are called numbers and submission.csv has other numbers, their index; else ""."""
+        if self.numeric or self.answer_as == "name":
+            return ""
+        values = [spelling.number_of(name) for name in self.classes]
+        wrong = next((k for k, value in enumerate(values) if None not in values and value != k), None)
+        return (
+            ""
+            if wrong is None
+            else f"class {self.classes[wrong]} is written as its index, {wrong}: --task.answer_as name writes the names"
+        )
 
     # ----------------------------------------------------------------------------------------------- scores
 

@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 
 from files import InputError, read_csv, read_json
+from labels import one_of
+from names import Finder
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
 PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
@@ -60,7 +62,7 @@ def read_competition(folder, task, problems, data):
     table = Path(folder) / "train.csv"
     columns = ["id", *(head.column for head in task.heads if head.column != "mask"), "path"]
     frame = read_csv(table, columns, "data.train should be the folder that holds train.csv")
-    found, seen = [], set()
+    found, seen, finder = [], set(), Finder(Path(folder) / "images")
     for line, row in enumerate(frame.to_dict("records"), start=2):
         identity, path = row["id"], row["path"]
         _, reason = task.parse(row | {"mask": "wear"})
@@ -70,19 +72,19 @@ def read_competition(folder, task, problems, data):
             reason = "id is empty"
         elif not path:
             reason = "path is empty"
-        elif astray := fence.refuses(path):
-            reason = f"path '{path}' {astray}"
-        elif path in seen:
+        else:
+            path, reason = located(finder, fence, "path", path, os.path.isdir)
+        if not reason and path in seen:
             reason = f"path '{path}' stands on an earlier row already"
         if reason:
             problems.add(table, line, reason, len(STEMS))
             continue
         seen.add(path)
         home = Path(folder) / "images" / path
-        names = sorted(os.listdir(home)) if home.is_dir() else None
-        photos = [name for name in names or [] if not name.startswith(".")]
+        content = sorted(os.listdir(home)) if home.is_dir() else None
+        photos = [name for name in content or [] if not name.startswith(".")]
         if not photos:
-            what = "doesn't exist" if names is None else "holds no photo"
+            what = "doesn't exist" if content is None else "holds no photo"
             problems.add(table, line, f"the folder {home} {what}", len(STEMS))
         for name in photos:
             mask = STEMS.get(os.path.splitext(name)[0].lower())
@@ -93,7 +95,21 @@ def read_competition(folder, task, problems, data):
             else:
                 values, _ = task.parse(row | {"mask": mask})
                 found.append((f"{path}/{name}", os.path.join(home, name), identity, *values.values()))
+    finder.said(table)
     return as_rows(found, task)
+
+
+def located(finder, fence, column, name, there=os.path.isfile):
+    """What a table's cell names below a folder, as it is called on the disk, though it may not exist: (name, ""), or
+    (name, why it is refused)."""
+    if astray := fence.refuses(name):
+        return name, f"{column} '{name}' {astray}"
+    found = finder.find(name, there)
+    if len(found) > 1:
+        return name, f"{column} '{name}' may be {one_of(found)}: write it as it is on the disk"
+    real = found[0] if found else name
+    astray = fence.refuses(real) if real != name else ""
+    return real, f"{column} '{name}' {astray}" if astray else ""
 
 
 def as_rows(found, task, more=()):
@@ -236,13 +252,13 @@ def boxes_of(path, problems, data):
     content = read_json(path, "layout boxes wants a JSON file")
     if not isinstance(content, list):
         raise InputError(f'{path}: should be a list of {{"image": ..., "label": ..., "bbox": [x1, y1, x2, y2]}}')
-    fence, count = Fence(Path(path).parent, data.roots), {}
+    fence, finder, count = Fence(Path(path).parent, data.roots), Finder(Path(path).parent), {}
     for number, item in enumerate(content, start=1):
         image = item.get("image") if isinstance(item, dict) else None
         if not isinstance(image, str) or not image:
             problems.add(path, None, f"entry {number} names no image")
             continue
-        whole, box = str(Path(path).parent / image), item.get("bbox")
+        box = item.get("bbox")
         try:
             x1, y1, x2, y2 = map(float, box if isinstance(box, list) else [])
             wide = np.isfinite([x1, y1, x2, y2]).all() and x2 - x1 >= 1 and y2 - y1 >= 1 and x2 >= 1 and y2 >= 1
@@ -250,13 +266,17 @@ def boxes_of(path, problems, data):
             wide = False
         if not wide:
             problems.add(path, None, f"entry {number}: bbox of {image} is {box}, should be [x1, y1, x2, y2]")
-        elif astray := fence.refuses(image):
-            problems.add(path, None, f"entry {number}: image '{image}' {astray}")
+            continue
+        real, reason = located(finder, fence, "image", image)
+        whole = str(Path(path).parent / real)
+        if reason:
+            problems.add(path, None, f"entry {number}: {reason}")
         elif not os.path.isfile(whole):
             problems.add(path, None, f"entry {number}: there is no photo {whole}")
         else:
             count[image] = count.get(image, -1) + 1
             yield f"{image}#{count[image]}", whole, [x1, y1, x2, y2], item
+    finder.said(path)
 
 
 def read_table(table, task, problems, data):
@@ -268,9 +288,9 @@ def read_table(table, task, problems, data):
         raise InputError(f"{table}: has no column photo; it has {', '.join(frame.columns)}")
     root = photo_root(Path(table).parent, frame[named])
     group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else named
-    found, seen, fence = [], set(), Fence(root, data.roots)
+    found, seen, fence, finder = [], set(), Fence(root, data.roots), Finder(root)
     for line, row in enumerate(frame.to_dict("records"), start=2):
-        photo = row[named]
+        photo = real = row[named]
         values, reason = task.parse(row)
         if reason:
             pass
@@ -278,17 +298,18 @@ def read_table(table, task, problems, data):
             reason = f"{named} is empty"
         elif not row[group]:
             reason = f"{group} is empty"
-        elif astray := fence.refuses(photo):
-            reason = f"{named} '{photo}' {astray}"
-        elif photo in seen:
+        else:
+            real, reason = located(finder, fence, named, photo)
+        if not reason and real in seen:
             reason = f"{named} '{photo}' stands on an earlier row already"
-        elif not (root / photo).is_file():
-            reason = f"there is no photo {root / photo}"
+        elif not reason and not os.path.isfile(root / real):
+            reason = f"there is no photo {root / real}"
         if reason:
             problems.add(table, line, reason)
             continue
-        seen.add(photo)
-        found.append((photo, f"{root / photo}", row[group], *values.values()))
+        seen.add(real)
+        found.append((photo, f"{root / real}", row[group], *values.values()))
+    finder.said(table)
     return as_rows(found, task).assign(grouped=bool(data.group) and group == data.group)
 
 

@@ -278,7 +278,7 @@ def train_folds(settings, folds, overwrite=False):
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
     accelerator = make_accelerator(settings) if several else None
-    dataset.settle(settings)
+    dataset.settle(settings, overwrite)
     if FIRST:
         if overwrite:
             begin_anew(settings.run)
