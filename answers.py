@@ -41,6 +41,12 @@ def with_numbers(task, frame, found):
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
 
 
+def folder_of(settings):
+    """The Path of the folder that holds a run's predictions: output, where inference.py wrote there, else the run's."""
+    output = Path(settings.output or settings.run)
+    return output if any(output.glob("fold*.csv")) else Path(settings.run)
+
+
 def fold_files(run):
     """{fold: path} of the predictions of a run, runs/NAME/fold{k}.csv; raises InputError if there are none."""
     found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}

@@ -11,6 +11,8 @@ defaults; a recipe holds what differs from them.
 import dataclasses
 import difflib
 import json
+import operator
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ from jsonargparse.typing import (
 )
 
 import labels
-from files import InputError, read_json, write_json
+from files import InputError, read_json, refuse_unwritable, write_json
 
 AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
 Folds = restricted_number_type("Folds", int, (">=", 2))
@@ -374,6 +376,9 @@ class Settings:
     """decides folds, initial weights, order and augmentation"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto = a GPU if there is one"""
+    output: str = ""
+    """folder that everything after training writes to: predictions, pseudo labels, pages; empty = the run's folder. For
+    a run that can't be written to"""
     submission: str = "submission.csv"
     """file that ensemble.py writes"""
     log: Literal["none", "tensorboard", "wandb"] = "none"
@@ -414,6 +419,7 @@ SWITCHES = {
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
     "run",
+    "output",
     "device",
     "submission",
     "log",
@@ -433,6 +439,23 @@ FREE = (
     "crop.",
 )
 DEFAULT_CONFIG = "args.json"
+
+# Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.
+FILES = (
+    "run",
+    "output",
+    "submission",
+    "data.train",
+    "data.eval",
+    "data.roots",
+    "data.pseudo",
+    "data.crops",
+    "data.corrections",
+    "sample.folder",
+    "model.pretrained",
+    "model.start",
+    "app.advice",
+)
 
 
 def make_parser(doc, flags):
@@ -479,7 +502,7 @@ def read(doc, flags=None, argv=None):
     settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
     for flag in flags or {}:
         name = flag.lstrip("-").replace("-", "_")
-        setattr(settings, name, getattr(values, name))
+        setattr(settings, name, at_home(getattr(values, name)))
     settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
     for key, value in flatten(as_dict(settings)).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -496,6 +519,8 @@ def read_for_run(doc, flags=None, argv=None):
     settings = read(doc, flags, argv)
     first = (getattr(settings, "runs", None) or [settings.run])[0]  # ensemble.py names several
     path = Path(first) / "args.json"
+    if first == settings.run and settings.output and (Path(settings.output) / "args.json").is_file():
+        path = Path(settings.output) / "args.json"  # inference.py wrote there what it answered for
     if not path.is_file():
         return settings
     then, now, default = (
@@ -520,7 +545,12 @@ def read_for_run(doc, flags=None, argv=None):
 
 
 def check(settings):
-    """Refuse settings that each are possible but don't go together (InputError); returns them."""
+    """Refuse settings that each are possible but don't go together (InputError); returns them, with the home folder
+    for a ~ at the beginning of paths."""
+    for key in FILES:
+        put(settings, key, at_home(operator.attrgetter(key)(settings)))
+    for extra in settings.data.extra:
+        extra.path = at_home(extra.path)
     data, train = settings.data, settings.train
     if data.augment == "report" and data.image_size != 224:
         raise InputError(
@@ -642,15 +672,33 @@ def save(settings):
 
 
 def remember(settings, *keys):
-    """Put these settings into the run's args.json, so that what follows finds them without being told again."""
+    """Put these settings into the args.json of the folder that is written to, so that they need not be given again."""
     path = Path(settings.run) / "args.json"
     if not path.is_file():
         return
     content, now = read_json(path, "train again"), as_dict(settings)
+    path = Path(settings.output or settings.run) / "args.json"
     for key in keys:
         group, name = key.split(".")
         content[group][name] = now[group][name]
     write_json(path, content)
+
+
+def output_folder(settings):
+    """The Path of the folder that is written to after training. Raises InputError, before any work, where it can't be
+    written to or is another run's."""
+    output, run = Path(settings.output or settings.run), Path(settings.run)
+    if output.resolve() != run.resolve() and any(output.glob("fold*/best.safetensors")):
+        raise InputError(f"output {output}: is a run of its own, whose files would be replaced: name another folder")
+    refuse_unwritable(output, "name a folder that can be, with --output")
+    return output
+
+
+def at_home(value):
+    """A path, or a list of them, with the home folder for a ~ at its beginning; all else as it is."""
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def as_dict(settings):
@@ -687,9 +735,9 @@ def split_configs(argv):
     files, rest, words = [], [], iter(argv)
     for word in words:
         if word == "--config":
-            files.append(next(words, ""))
+            files.append(at_home(next(words, "")))
         elif word.startswith("--config="):
-            files.append(word.removeprefix("--config="))
+            files.append(at_home(word.removeprefix("--config=")))
         else:
             rest.append(word)
     return (files or [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()), rest

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 import args
-from files import InputError, cores, guarded, write_json
+from files import InputError, cores, guarded, refuse_unwritable, write_json
 
 PEOPLE = 1_000_000  # of the tables that folds are dealt for
 FOLDS = 5  # models that answer
@@ -357,6 +357,8 @@ def main():
         with tempfile.TemporaryDirectory() as place:
             print(profiles(settings, Path(place)))
         return
+    if settings.json:
+        refuse_unwritable(Path(settings.json).parent, "name another file with --json")
     unknown = set(settings.stages) - set(STAGES)
     if unknown:
         raise InputError(f"--stages {min(unknown)}: there are {', '.join(STAGES)}")

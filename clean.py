@@ -195,18 +195,18 @@ FLAGS = {
 
 def main():
     settings = args.read_for_run(__doc__, FLAGS)
-    task, run = settings.predicted, Path(settings.run)
+    task, run, output = settings.predicted, Path(settings.run), args.output_folder(settings)
     if task.numeric:
         raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")
     oof = answers.read_oof(task, run / "oof.csv")
     found = with_numbers(task, find(task, oof), run, oof)
     chosen = choose(found, settings.people)
     ready = chosen[chosen["value"] != ""]
-    write_csv(run / "corrections.csv", ready[COLUMNS])
-    write_page(settings, task, oof, chosen, run / "clean.html")
+    write_csv(output / "corrections.csv", ready[COLUMNS])
+    write_page(settings, task, oof, chosen, output / "clean.html")
     print(
-        f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {run}/clean.html; "
-        f"{len(ready)} corrections to approve: {run}/corrections.csv"
+        f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {output}/clean.html; "
+        f"{len(ready)} corrections to approve: {output}/corrections.csv"
         + (f"; {len(chosen) - len(ready)} without a number to put in their place" if len(ready) < len(chosen) else "")
     )
 

@@ -18,7 +18,7 @@ import pandas as pd
 import answers
 import args
 import labels
-from files import InputError, guarded, read_csv, read_json, replacing
+from files import InputError, guarded, read_csv, read_json, refuse_unwritable, replacing
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
 
@@ -153,7 +153,7 @@ def picture(results, values, names, path):
 def recipes_and_words(argv):
     """A command line -> ({name: path} of the recipes, all other words): recipes are the words before the first flag."""
     count = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
-    found = {Path(word).stem: Path(word) for word in argv[:count]}
+    found = {Path(word).stem: Path(word).expanduser() for word in argv[:count]}
     if len(found) < count:
         raise InputError("two recipes have one name: each needs its own folder")
     for path in found.values():
@@ -168,6 +168,7 @@ def main():
     if not recipes:
         raise InputError("name the recipes to compare: python compare.py recipes/a.json recipes/b.json")
     home = Path(settings.run if "run" in settings.given else "runs/compare")
+    refuse_unwritable(home, "name another --run")
     train(recipes, home, words)
     results = [Result(home, name) for name in recipes]
     refuse_others(results)

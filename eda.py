@@ -1,7 +1,7 @@
-"""A look at the data before anything is trained: report.html, one page that stands alone.
+"""A look at the data before anything is trained: runs/NAME/eda.html, one page that stands alone.
 
     python eda.py --data.train DIR --data.eval DIR --data.crops DIR
-    python eda.py --config recipes/trash.json --data.train FOLDER --page trash.html
+    python eda.py --config recipes/trash.json --data.train FOLDER --run runs/trash
 
 How many photos and people a class has, ages, sizes, brightness and sharpness, what can't be read, what is doubled, who
 found the faces, what each fold holds, and how the photos to answer for differ from those to train on. The page holds
@@ -258,11 +258,9 @@ def look(rows):
     return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
 
 
-FLAGS = {"--page": {"default": "report.html", "help": "the page that is written"}}
-
-
 def main():
-    settings = args.read(__doc__, FLAGS)
+    settings = args.read(__doc__)
+    page = args.output_folder(settings) / "eda.html"
     import sift
 
     settings.data.strict = False  # what is bad is shown, and stops nothing
@@ -292,8 +290,8 @@ def main():
     intro = (
         f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
     )
-    pages.write(Path(settings.page), f"{settings.data.train}: the data", intro, sections)
-    print(settings.page)
+    pages.write(page, f"{settings.data.train}: the data", intro, sections)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import blend
 import dataset
 import labels
 import pages
-from files import InputError, guarded, read_csv, read_json, write_csv
+from files import InputError, guarded, read_csv, read_json, refuse_unwritable, write_csv
 
 
 def members(task, runs):
@@ -304,7 +304,11 @@ def main():
     chosen = [name for name in VOTES if getattr(settings, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
-    vote, runs, task = chosen[0] if chosen else "soft", settings.runs or [settings.run], settings.predicted
+    vote, task = chosen[0] if chosen else "soft", settings.predicted
+    runs = settings.runs or [str(answers.folder_of(settings))]
+    refuse_unwritable(Path(settings.submission).parent, "name another --submission")
+    if (Path(runs[0]) / "report.html").is_file():
+        refuse_unwritable(settings.output or runs[0], "name a folder for report.html with --output")
     choosing = settings.weights == "search" or settings.decide
     if settings.decide and vote != "soft":
         raise InputError("--decide chooses on mean probabilities: leave --hard and --rank out")
@@ -349,7 +353,7 @@ def main():
     spread = task.spread(columns | {"answers": answer})
     print(spread)
     tell_true(task, rows, answer)
-    show(task, runs[0], found, known.said if known else [], spread)
+    show(task, runs[0], settings.output or runs[0], found, known.said if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
         f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
@@ -368,8 +372,8 @@ def agreement(task, found):
     return ["", *told], rows
 
 
-def show(task, run, found, lines, spread):
-    """Put the ensemble into the report of a run, if it has one."""
+def show(task, run, output, found, lines, spread):
+    """Put the ensemble into the report of a run, if it has one; the page is written into the folder `output`."""
     alike = (
         "How far two members are apart on average:"
         if task.numeric
@@ -381,7 +385,7 @@ def show(task, run, found, lines, spread):
         pages.table(*agreement(task, found)),
         f"<pre>{escape(spread)}</pre>",
     ]
-    pages.add(Path(run) / "report.html", "Ensemble", pieces)
+    pages.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
 
 
 def tell_true(task, rows, answer):

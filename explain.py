@@ -6,7 +6,7 @@
     python explain.py --run runs/first --check 300                         does it look at the face? against chance
 
 A photo that was trained on is shown to the one fold that was not trained on its person. Writes explain.png and
-explain.html into the run's folder, with thumbnails of the photos: keep them where the photos may be.
+explain.html into the run's folder (or --output), with thumbnails of the photos: keep them where the photos may be.
 """
 
 from pathlib import Path
@@ -307,13 +307,14 @@ FLAGS = {
 
 def main():
     settings = args.read_for_run(__doc__, FLAGS)
+    home = args.output_folder(settings)
     explainer = Explainer(settings, settings.layers, settings.head, settings.of)
     if settings.check:
         check(settings, explainer, settings.check)
         return
-    rows, home = wanted(settings, explainer.task, settings.photos), Path(settings.run)
+    rows = wanted(settings, explainer.task, settings.photos)
     if not len(rows):
-        raise InputError(f"{home}/oof.csv: holds no mistake; name photos with --photos")
+        raise InputError(f"{settings.run}/oof.csv: holds no mistake; name photos with --photos")
     seen, heat, told = explainer.explain(rows)
     draw(seen, heat, home / "explain.png")
     shown = []
@@ -324,7 +325,7 @@ def main():
     intro = (
         "Red is what spoke most for the answer that is named, by the fold that was not trained on the photo's person."
     )
-    pages.write(home / "explain.html", f"{home}: what it looks at", intro, [("Maps", [pages.gallery(shown)])])
+    pages.write(home / "explain.html", f"{settings.run}: what it looks at", intro, [("Maps", [pages.gallery(shown)])])
     print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")
 
 

@@ -3,7 +3,8 @@
     python inference.py --run runs/mine --inference.backend onnx
     python inference.py --run runs/mine --inference.backend int8
 
-Each fold is exported once, to runs/NAME/fold{k}/best-{digest of its weights}.onnx; in 8 bits once for the same photos.
+Each fold is exported once, to runs/NAME/fold{k}/best-{digest of its weights}.onnx, or below --output; in 8 bits once
+for the same photos.
 """
 
 import contextlib
@@ -55,12 +56,13 @@ def export(net, side, path):
         )
 
 
-def exported(nets, abouts, paths):
-    """{fold: OnnxNet} of {fold: model}: those that are not there yet, or whose weights changed, are exported first."""
+def exported(nets, abouts, paths, output):
+    """{fold: OnnxNet} of {fold: model}: those that are not in output/fold{k} yet, or whose weights changed, are
+    exported first."""
     found = {}
     for fold, net in nets.items():
         digest = hashlib.sha1(paths[fold].read_bytes()).hexdigest()[:12]
-        path = paths[fold].with_name(f"best-{digest}.onnx")
+        path = output / f"fold{fold}" / f"best-{digest}.onnx"
         if not path.is_file():
             for old in path.parent.glob("best-*.onnx"):
                 old.unlink()

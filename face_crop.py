@@ -24,7 +24,18 @@ import pandas as pd
 import args
 import detect
 from dataset import MANIFEST_COLUMNS, answerable, eval_rows, training_rows
-from files import InputError, alone, cores, guarded, read_csv, read_json, replacing, write_csv, write_json
+from files import (
+    InputError,
+    alone,
+    cores,
+    guarded,
+    read_csv,
+    read_json,
+    refuse_unwritable,
+    replacing,
+    write_csv,
+    write_json,
+)
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 CHUNK = 8  # photos that a process takes, and does, at a time
@@ -235,6 +246,7 @@ def crop_all(settings):
     folder, crop = settings.data.crops, settings.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
+    refuse_unwritable(folder, "name another --data.crops")
     todo = plan(settings)
     with alone(folder):
         return crop_plan(todo, folder, crop)

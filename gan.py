@@ -19,7 +19,7 @@ import pandas as pd
 import args
 import dataset
 import pages
-from files import InputError, alone, guarded, replacing, write_csv
+from files import InputError, alone, guarded, refuse_unwritable, replacing, write_csv
 from folds import prepare
 
 COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety", "notice"]
@@ -295,6 +295,7 @@ def train(settings, overwrite=False):
     from resume import stopping_between_steps
 
     gan, home = settings.gan, Path(settings.run) / "gan"
+    refuse_unwritable(home, "name another --run")
     task = dataset.settle(settings)
     if task.numeric:
         raise InputError("gan.py makes pictures of classes: this task's answer is a number")

@@ -4,14 +4,16 @@
     python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
     python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which then are scored too
 
-Writes runs/NAME/fold{k}.csv for each fold that was trained. How photos are prepared is read from the weights, not
-from the settings. A photo that can't be read gets the training labels' shares as its probabilities, a warning, and a
-row in runs/NAME/unreadable.csv.
+Writes runs/NAME/fold{k}.csv for each fold that was trained; with --output FOLDER into that folder, together with what
+other scripts read beside it, so that they take the folder for --run. How photos are prepared is read from the weights,
+not from the settings. A photo that can't be read gets the training labels' shares as its probabilities, a warning, and
+a row in unreadable.csv beside the predictions.
 """
 
 import hashlib
 import math
 import os
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -24,6 +26,7 @@ import args
 import dataset
 from files import InputError, alone, guarded, read_json, replacing, write_csv
 
+CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
 PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary")
 
 
@@ -117,6 +120,14 @@ class Progress:
         with replacing(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, key=self.key, done=self.done, reasons=self.reasons[: self.done].astype(str), **parts)
         self.saved = time.monotonic()
+
+
+def carry(run, output):
+    """Copy what other scripts read beside predictions from a run into the folder `output`, so that it does for them
+    what the run's folder does."""
+    for path in sorted(path for pattern in CARRIED for path in Path(run).glob(pattern)):
+        with replacing(output / path.name) as partial:
+            shutil.copyfile(path, partial)
 
 
 def key_of(paths, files, settings):
@@ -225,7 +236,7 @@ def answer_photos(nets, abouts, heads, photos, batch=64):
 
 def main():
     settings = args.read_for_run(__doc__)
-    paths = checkpoints(settings.run)
+    paths, output = checkpoints(settings.run), args.output_folder(settings)
     rows = dataset.eval_rows(settings)
     nets, abouts, heads = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
@@ -233,14 +244,14 @@ def main():
     if settings.inference.backend != "torch":
         import export
 
-        nets = export.exported(nets, abouts, paths)
+        nets = export.exported(nets, abouts, paths, output)
         if settings.inference.backend == "int8":
             nets = export.quantized(nets, some_inputs(rows, next(iter(abouts.values())), 2 * export.CALIBRATED), heads)
-    files, kept = rows["file"].to_numpy(str), Path(settings.run) / "inference.npz"
-    with alone(settings.run):
+    files, kept = rows["file"].to_numpy(str), output / "inference.npz"
+    with alone(output):
         found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings))
     bad = reasons != ""
-    report = Path(settings.run) / "unreadable.csv"
+    report = output / "unreadable.csv"
     if bad.any():
         write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
         print(
@@ -252,14 +263,16 @@ def main():
     task, names = heads.task, rows[["ImageID"]]
     for fold, told in found.items():
         if heads.in_numbers:
-            path = Path(settings.run) / f"fold{fold}_{task.number.name}.csv"
+            path = output / f"fold{fold}_{task.number.name}.csv"
             write_csv(path, answers.with_numbers(task, names, told))
-        write_csv(Path(settings.run) / f"fold{fold}.csv", answers.with_answers(task, names, told))
+        write_csv(output / f"fold{fold}.csv", answers.with_answers(task, names, told))
     kept.unlink(missing_ok=True)
+    if output.resolve() != Path(settings.run).resolve():
+        carry(settings.run, output)
     args.remember(settings, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
     print(
-        f"{len(rows)} photos, {len(found)} folds: {settings.run}/fold*.csv; "
-        f"next: python ensemble.py --soft --runs {settings.run}"
+        f"{len(rows)} photos, {len(found)} folds: {output}/fold*.csv; "
+        f"next: python ensemble.py --soft --runs {output}"
     )
 
 

@@ -149,9 +149,9 @@ def write(path, title, intro, sections):
         partial.write_text(page, encoding="utf-8")
 
 
-def add(path, heading, pieces):
+def add(path, heading, pieces, new_path=None):
     """Put a section at the end of a page that `write` wrote, or in the place of the one of that heading; a page that
-    isn't there stays away."""
+    isn't there stays away. The page is written to new_path, if that is given."""
     if not path.is_file():
         return
     page = path.read_text(encoding="utf-8")
@@ -162,5 +162,5 @@ def add(path, heading, pieces):
     else:
         page = page.replace("</body>", new + "</body>")
         page = page.replace("</nav>", f'<a href="#sx">{html.escape(heading)}</a></nav>')
-    with replacing(path) as partial:
+    with replacing(new_path or path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -5,11 +5,11 @@
     python pseudo_label.py --run runs/sample-2                     a second round, from the better models
     python pseudo_label.py --answers answers.csv                   where the truth is known: how many are right
 
-Reads runs/NAME/fold{k}.csv, writes runs/NAME/pseudo.csv. Fold k's rows come from the model that never saw fold k's
-people and train fold k alone, so out-of-fold scores stay honest (Lee 2013 for the method, with that care added).
+Reads runs/NAME/fold{k}.csv, writes runs/NAME/pseudo.csv (or into --output). Fold k's rows come from the model that
+never saw fold k's people and train fold k alone, so out-of-fold scores stay honest (Lee 2013 for the method, with that
+care added).
 """
 
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ def main():
             raise InputError(
                 f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of {task.size} classes"
             )
-    run, parts, everything = Path(settings.run), [], 0
+    output, run, parts, everything = args.output_folder(settings), answers.folder_of(settings), [], 0
     unreadable = run / "unreadable.csv"
     skip = set(read_csv(unreadable, ["ImageID"])["ImageID"]) if unreadable.is_file() else set()
     for fold, path in answers.fold_files(run).items():
@@ -94,12 +94,12 @@ def main():
         raise InputError(
             f"{run}: no prediction reaches pseudo.threshold {settings.pseudo.threshold}: lower it, or train better"
         )
-    write_csv(run / "pseudo.csv", rows)
+    write_csv(output / "pseudo.csv", rows)
     if settings.answers:
         tell_right(task, rows, settings.answers)
     print(
-        f"{len(rows)} of {everything} predictions kept: {run}/pseudo.csv; "
-        f"next: python train_kfold.py --data.pseudo {run}/pseudo.csv --run {run}-2"
+        f"{len(rows)} of {everything} predictions kept: {output}/pseudo.csv; "
+        f"next: python train_kfold.py --data.pseudo {output}/pseudo.csv --run {output}-2"
     )
 
 

@@ -291,8 +291,9 @@ def pictures(task, oof, rows, crops):
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def write(settings, rows=None):
-    """Write runs/NAME/report.html of a run that has metrics.json. rows: those it was trained on (default: read)."""
+def write(settings, rows=None, output=None):
+    """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained on
+    (default: read)."""
     run, task = Path(settings.run), settings.predicted
     metrics = read_json(run / "metrics.json", "train first")
     oof = answers.read_oof(task, run / "oof.csv")
@@ -313,14 +314,15 @@ def write(settings, rows=None):
         f"on it; folds {', '.join(map(str, metrics['folds']))}; {settings.model.backbone}, {settings.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )
-    pages.write(run / "report.html", str(run), intro, sections)
+    pages.write(Path(output or run) / "report.html", str(run), intro, sections)
 
 
 def main():
     settings = args.read_for_run(__doc__)
+    output = args.output_folder(settings)
     read_csv(Path(settings.run) / "oof.csv", answers.OOF_COLUMNS, "train first")
-    write(settings)
-    print(f"{settings.run}/report.html")
+    write(settings, output=output)
+    print(f"{output}/report.html")
 
 
 if __name__ == "__main__":

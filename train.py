@@ -20,7 +20,7 @@ import pandas as pd
 import answers
 import args
 import dataset
-from files import FIRST, STARTED, InputError, alone, guarded, read_json, replacing, write_csv
+from files import FIRST, STARTED, InputError, alone, guarded, read_json, refuse_unwritable, replacing, write_csv
 from folds import folds_of, prepare, split
 from learner import Learner, make_accelerator
 
@@ -260,7 +260,7 @@ def draw_history(run, task):
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
-WRITTEN += ["report.html", "clean.html", "corrections.csv"]
+WRITTEN += ["report.html", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
 
 
 def begin_anew(run):
@@ -274,6 +274,7 @@ def begin_anew(run):
 
 def train_folds(settings, folds, overwrite=False):
     """Train these folds, those that are finished left alone, and put together all that are finished."""
+    refuse_unwritable(settings.run, "name another --run")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")

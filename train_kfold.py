@@ -11,7 +11,7 @@ Finished folds are skipped, a stopped one goes on where it was. Writes runs/NAME
 import args
 import dataset
 import train
-from files import guarded
+from files import guarded, refuse_unwritable
 from folds import prepare
 
 
@@ -19,6 +19,7 @@ def main():
     settings = args.read(__doc__, train.FLAGS)
     folds = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     if not list(folds):
+        refuse_unwritable(settings.run, "name another --run")
         dataset.settle(settings)
         if settings.overwrite:
             train.begin_anew(settings.run)

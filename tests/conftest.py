@@ -127,6 +127,18 @@ def accelerator():
 
 
 @pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """A function that does what typing a command does, in this process: typed(inference, "--run", run)."""
+
+    def run(script, *words):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        script.main()
+
+    return run
+
+
+@pytest.fixture
 def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
     import train

@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,40 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
     second.write_text('{"train": {"epochs": 4}}')
     settings = args.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
     assert (settings.seed, settings.train.epochs, settings.train.lr) == (9, 4, 0.5)
+
+
+# settings of text that are no paths; a new one is to be put here or into args.FILES
+TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host"}
+
+
+def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    extra, value = '[{"layout": "aaf", "path": "~/more"}]', {"data.roots": '["~/x"]'}
+    words = [word for key in args.FILES for word in (f"--{key}", value.get(key, "~/x"))]
+    settings = args.read("", {"--photos": {"nargs": "+"}}, [*words, "--data.extra", extra, "--photos", "~/a", "b~"])
+    found = args.flatten(args.as_dict(settings))
+    assert [key for key in args.FILES if found[key] not in ("/home/anna/x", ["/home/anna/x"])] == []
+    assert settings.data.extra[0].path == "/home/anna/more" and settings.photos == ["/home/anna/a", "b~"]
+    kinds = (str, typing.List[str], typing.Union[bool, str])
+    texts = {
+        f"{prefix}{field.name}"
+        for prefix, kind in [("", args.Settings), *((f"{name}.", kind) for name, kind in args.GROUPS.items())]
+        for field in dataclasses.fields(kind)
+        if field.type in kinds
+    }
+    assert texts == TEXTS | set(args.FILES)
+
+
+def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.json").write_text('{"run": "~/mine", "data": {"train": "~/photos", "pseudo": "~/p.csv"}}')
+    for words in (["--config", "~/a.json"], ["--config=~/a.json"]):
+        settings = args.read("", argv=words)
+        assert (settings.run, settings.data.train) == (f"{tmp_path}/mine", f"{tmp_path}/photos")
+    (tmp_path / "mine").mkdir()
+    args.save(settings)
+    (tmp_path / "mine" / "args.json").write_text((tmp_path / "mine" / "args.json").read_text().replace("/photos", "/p"))
+    assert args.read_for_run("", argv=["--run", "~/mine"]).data.train == f"{tmp_path}/p"
 
 
 @pytest.mark.parametrize(

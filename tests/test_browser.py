@@ -58,11 +58,10 @@ def test_the_pages_of_a_run_and_of_the_data_open_anywhere(competition, browser, 
     main_of(ensemble, settings, monkeypatch, soft=True)
     main_of(clean, settings, monkeypatch, people=3)
     main_of(explain, settings, monkeypatch, photos=[], layers=[], head="", of="", check=0)
-    settings.page = str(competition.root / "report.html")
     monkeypatch.setattr(eda.args, "read", lambda *_: settings)
     eda.main()
     run = competition.root / "run"
-    for path in (run / "report.html", run / "clean.html", run / "explain.html", competition.root / "report.html"):
+    for path in (run / "report.html", run / "clean.html", run / "explain.html", run / "eda.html"):
         for width in (1280, 390):
             said, asked, pictures, broken, wide = looked_at(browser, path, width)
             assert (said, asked, broken, wide) == ([], [], 0, 0), f"{path.name} at {width}"

@@ -186,10 +186,9 @@ def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition, monkeypat
     copy = (home / competition.people[1][3] / "normal.jpg").read_bytes()
     (competition.eval / "images" / competition.images[0]).write_bytes(copy)
     settings = competition.settings()
-    settings.page = str(competition.root / "report.html")
     monkeypatch.setattr(eda.args, "read", lambda *_: settings)
     eda.main()
-    page = stands_alone(competition.root / "report.html")
+    page = stands_alone(competition.root / "run" / "eda.html")
     assert "empty file" in page and "AUC" in page and "between train and eval" in page
     assert re.search(r"between train and eval</td><td>1<", page) and "fold 1" in page
 

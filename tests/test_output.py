@@ -1,0 +1,79 @@
+"""A run that can't be written to, as below /kaggle/input: what follows training goes to --output, and is found."""
+
+import os
+import shutil
+
+import pandas as pd
+import pytest
+
+import clean
+import eda
+import ensemble
+import explain
+import inference
+import pseudo_label
+import report
+import train
+import train_kfold
+from files import InputError
+
+pytestmark = pytest.mark.usefixtures("one_accelerator")
+FOLLOW = (inference, pseudo_label, ensemble, report, clean, explain, eda)
+
+
+@pytest.fixture
+def trained(competition):
+    """A competition, words that a command needs beside --run, and a run of two folds."""
+    settings = competition.settings("--train.epochs", 1)
+    train.train_folds(settings, [0, 1])
+    words = ["--data.train", competition.train, "--data.eval", competition.eval, "--data.crops", ""]
+    words += ["--submission", competition.root / "submission.csv", "--data.workers", 0, "--device", "cpu"]
+    return competition, words, competition.root / "run"
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_script_finds_it(
+    trained, typed, read_only, capsys
+):
+    competition, words, run = trained
+    out, before = competition.root / "out", content(run)
+    read_only(run)
+    for script in FOLLOW:
+        with pytest.raises(InputError, match=r"Read-only file system.*--output"):
+            typed(script, *words, "--run", run)
+    output = ["--run", run, "--output", out]
+    typed(inference, *words, *output, "--data.eval", competition.eval / "images", "--inference.backend", "onnx")
+    assert f"next: python ensemble.py --soft --runs {out}" in capsys.readouterr().out
+    words = words[:2] + words[4:]  # data.eval is known from now on
+    typed(pseudo_label, *words, *output, "--pseudo.threshold", "0")
+    typed(ensemble, *words, *output)
+    alone = pd.read_csv(competition.root / "submission.csv")
+    assert len(alone) == len(competition.images)
+    typed(ensemble, *words, "--runs", out)
+    assert pd.read_csv(competition.root / "submission.csv").equals(alone)
+    for script in (report, clean, explain, eda):
+        typed(script, *words, *output)
+    made = {"fold0.csv", "fold1.csv", "pseudo.csv", "report.html", "clean.html", "corrections.csv", "explain.html"}
+    assert made | {"explain.png", "eda.html", "folds.csv", "oof.csv", "args.json"} <= set(os.listdir(out))
+    assert len(list(out.glob("fold0/best-*.onnx"))) == 1 and "Ensemble" not in (out / "report.html").read_text()
+    typed(ensemble, *words, *output)
+    assert "Ensemble" in (out / "report.html").read_text()
+    second = ["--run", competition.root / "second", "--data.pseudo", out / "pseudo.csv", "--train.only_folds", "[]"]
+    photos = ["--data.eval", competition.eval / "images", "--data.age_boundary", 60, "--train.folds", 2]
+    typed(train_kfold, *words, *second, *photos)
+    assert content(run) == before
+
+
+def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, typed):
+    competition, words, run = trained
+    other = competition.root / "other"
+    shutil.copytree(run, other)
+    before = content(other)
+    for script in FOLLOW:
+        if script is not ensemble:  # it writes its report there alone
+            with pytest.raises(InputError, match="is a run of its own"):
+                typed(script, *words, "--run", run, "--output", other)
+    assert content(other) == before
