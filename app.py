@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import args
+import devices
 from files import InputError, guarded, read_json
 
 FILES = 32  # photos of one request
@@ -320,6 +321,8 @@ class Demo:
         self.advice = read_advice(settings.app.advice, answerer.task)
         path = Path(settings.run) / "gan" / "best.safetensors"
         self.maker, self.made = generator.load(path) if path.is_file() else (None, None)
+        if self.maker is not None:
+            self.maker.to(devices.choose(settings))
 
     def look(self, path, heat=False):
         """The answer for an uploaded file, which is deleted; a sentence where it can't be read."""
@@ -511,7 +514,7 @@ def start(settings, desk):
     began = time.perf_counter()
     import serving
 
-    answerer = serving.Answerer(settings.run, settings.folds)
+    answerer = serving.Answerer(settings, settings.folds)
     import gradio as gr
     from starlette.middleware import Middleware
 

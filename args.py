@@ -243,8 +243,9 @@ class Train:
     batch_size: PositiveInt = 16
     """photos a step, all processes together"""
     accumulate: PositiveInt = 1
-    """pieces that a batch is computed in, one after another, to fit into memory; doubled by itself when that
-    runs out"""
+    """pieces that a batch is computed in, one after another, to fit into memory; doubled by itself when that runs out.
+    Steps stay the same, but for batch norm that learns its statistics (model.freeze_bn false): it sees each piece
+    alone"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 (Nesterov)"""
     lr: PositiveFloat = 0.001

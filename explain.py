@@ -17,6 +17,7 @@ import pandas as pd
 import answers
 import args
 import dataset
+import devices
 import pages
 from files import InputError, guarded, read_csv, read_json, replacing
 
@@ -45,10 +46,15 @@ def spatial_layers(net, size):
 
     handles = [part.register_forward_hook(note(name)) for name, part in net.named_modules() if name]
     with torch.no_grad():
-        net(torch.zeros(1, 3, size, size))
+        net(torch.zeros(1, 3, size, size, device=device_of(net)))
     for handle in handles:
         handle.remove()
     return met
+
+
+def device_of(net):
+    """The torch.device that a model lies on."""
+    return next(net.parameters()).device
 
 
 def places(net, out):
@@ -105,7 +111,8 @@ def maps(net, heads, layers, photos, about, place, told):
 
     import images
 
-    inputs = images.normalize(torch.from_numpy(photos), about["mean"], about["std"]).requires_grad_()
+    photos = torch.from_numpy(photos).to(device_of(net))
+    inputs = images.normalize(photos, about["mean"], about["std"]).requires_grad_()
     targets, found = [Speaks(heads, place, int(index)) for index in told], []
     for layer in layers:
         with GradCAM(net, [layer], reshape_transform=lambda out: spread_out(net, out)) as cam:
@@ -178,8 +185,11 @@ class Explainer:
         """layers: names, [] = the last; head, of: names of a head and its class, "" = the answer, what is answered."""
         import inference
 
-        self.nets, abouts, self.heads = inference.load_folds(inference.checkpoints(settings.run))
-        self.about, self.task = next(iter(abouts.values())), self.heads.task
+        self.nets, self.abouts, self.heads = inference.load_folds(inference.checkpoints(settings.run))
+        self.about, self.task = next(iter(self.abouts.values())), self.heads.task
+        self.settings, self.device = settings, devices.choose(settings)
+        for net in self.nets.values():
+            net.to(self.device)
         first = next(iter(self.nets.values()))
         known = spatial_layers(first, self.about["image_size"])
         self.layers = layers or [default_layer(first, known)]
@@ -203,6 +213,7 @@ class Explainer:
         import torch
 
         import images
+        import inference
 
         photos = images.Photos(rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"])
         seen, heat, told = [], [], []
@@ -210,14 +221,17 @@ class Explainer:
             _, image, error = photos[k, 0]
             if error:
                 raise InputError(f"{rows['file'].iloc[k]}: can't be read ({error})")
-            net = self.nets.get(int(fold), next(iter(self.nets.values())))
-            inputs = images.normalize(torch.from_numpy(image[None]), self.about["mean"], self.about["std"])
+            fold = int(fold) if int(fold) in self.nets else next(iter(self.nets))
+            net, inputs = self.nets[fold], torch.from_numpy(image[None]).to(self.device)
+            inputs = images.normalize(inputs, self.about["mean"], self.about["std"])
             if self.of is not None or self.task.numeric:
                 answer = self.of or 0
             else:
                 with torch.no_grad():
-                    parts = self.heads.parts(net(inputs))
-                    found = self.heads.log_probabilities(net(inputs)) if self.place is None else parts[self.place]
+                    with inference.autocast(self.abouts[fold], self.device, self.settings):
+                        outputs = net(inputs)
+                    parts = self.heads.parts(outputs)
+                    found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
                 answer = int(found.argmax(1))
             modules = dict(net.named_modules())
             chosen = [modules[name] for name in self.layers]

@@ -18,6 +18,7 @@ import pandas as pd
 
 import args
 import dataset
+import devices
 import pages
 from files import InputError, alone, guarded, refuse_unwritable, replacing, write_csv
 from folds import prepare
@@ -290,7 +291,6 @@ def train(settings, overwrite=False):
     import torch
     from tqdm import tqdm
 
-    import learner
     import model
     from resume import stopping_between_steps
 
@@ -309,7 +309,7 @@ def train(settings, overwrite=False):
         raise InputError(f"{settings.data.train}: one photo a label is nothing to learn a label from")
     if len(rows) < gan.batch_size:
         raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
-    device = learner.make_accelerator(settings).device
+    device = devices.choose(settings)
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
     learned = hashlib.sha1("\n".join([settings.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
@@ -400,12 +400,15 @@ def judge(settings, count):
     import inference
 
     net, about = generator.load(Path(settings.run) / "gan" / "best.safetensors")
+    net.to(devices.choose(settings))
     nets, abouts, heads = inference.load_folds(inference.checkpoints(settings.run))
     if list(heads.task.classes) != about["classes"]:
         raise InputError(f"{settings.run}: its classifier has other classes than its GAN")
     kind = labels_of(count * len(about["classes"]), len(about["classes"]))
     for how, make in (("as they come", generator.pictures), ("as the demo chooses them", generator.chosen)):
-        told = inference.answer_photos(nets, abouts, heads, make(net, kind, seed=2))[:, : heads.task.size].argmax(1)
+        told = inference.answer_photos(nets, abouts, heads, make(net, kind, seed=2), settings)[
+            :, : heads.task.size
+        ].argmax(1)
         right = told == kind.numpy()
         each = ", ".join(f"{name} {right[kind.numpy() == k].mean():.2f}" for k, name in enumerate(about["classes"]))
         print(f"{right.mean():.3f} of {len(kind)} pictures {how} get the label they were made for: {each}")

@@ -12,6 +12,8 @@ import re
 
 import numpy as np
 
+import devices
+
 # OpenCV reads this at import: a photo with more pixels than 12,000 x 11,000 is refused before memory is taken
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(132_000_000))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # what can't be read is said by us, with its name
@@ -98,9 +100,8 @@ def is_photo(name):
 
 def normalize(images, mean, std):
     """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
-    import torch
 
-    mean, std = (torch.tensor(values, device=images.device, dtype=torch.float32) * 255 for values in (mean, std))
+    mean, std = (devices.constant(tuple(values), images.device) * 255 for values in (mean, std))
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 import answers
 import args
 import dataset
+import devices
 from files import InputError, alone, guarded, read_json, replacing, write_csv
 
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
@@ -139,6 +140,11 @@ def key_of(paths, files, settings):
     return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
 
 
+def autocast(about, device, settings):
+    """A context in which a network answers in the precision that it was trained in, as its file says."""
+    return devices.autocast(device, devices.answering_precision(device, settings.train.amp, about.get("precision")))
+
+
 def views_of(inputs, settings):
     """The views of photos (n, 3, h, w) that answers are averaged over: themselves, four enlarged corners, mirrored."""
     from torch.nn.functional import interpolate
@@ -165,10 +171,7 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     import images
     import model
 
-    about = next(iter(abouts.values()))
-    gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-    device = torch.device("cuda" if gpu else "cpu")
-    precision = torch.autocast("cuda", torch.float16, enabled=gpu and settings.train.amp != "off")
+    about, device = next(iter(abouts.values())), devices.choose(settings)
     for net in nets.values():
         model.fold_batch_norm(net.to(device))
     photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
@@ -179,14 +182,15 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     feed = images.loader(photos, batches, settings.data.workers)
     with (
         torch.inference_mode(),
-        precision,
         tqdm(total=len(rows), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
     ):
         for indices, batch, errors in feed:
             inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
             views = views_of(inputs, settings.inference)
             for fold, net in nets.items():
-                mean = sum(heads.answers(net(view)) for view in views) / len(views)
+                with autocast(abouts[fold], device, settings):
+                    outputs = [net(view) for view in views]
+                mean = sum(heads.answers(output) for output in outputs) / len(views)
                 found[fold][indices.numpy()] = mean.cpu().numpy()
             reasons[indices.numpy()] = errors
             progress.done += len(indices)
@@ -216,21 +220,26 @@ def some_inputs(rows, about, count):
     return inputs.contiguous().numpy()
 
 
-def answer_photos(nets, abouts, heads, photos, batch=64):
+def answer_photos(nets, abouts, heads, photos, settings, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
     import torch
 
     import augment
     import images
 
-    about = next(iter(abouts.values()))
+    about, device = next(iter(abouts.values())), devices.choose(settings)
     shape = augment.shape(about["augment"], about["image_size"], about["fit"])
     found = []
     with torch.inference_mode():
         for start in range(0, len(photos), batch):
             seen = np.stack([shape(image=photo)["image"] for photo in photos[start : start + batch]])
-            inputs = images.normalize(torch.from_numpy(seen), about["mean"], about["std"])
-            found.append(np.mean([heads.answers(net(inputs)).numpy() for net in nets.values()], 0))
+            inputs = images.normalize(torch.from_numpy(seen).to(device), about["mean"], about["std"])
+            each = []
+            for fold, net in nets.items():
+                with autocast(abouts[fold], device, settings):
+                    outputs = net.to(device)(inputs)
+                each.append(heads.answers(outputs).cpu().numpy())
+            found.append(np.mean(each, 0))
     return np.concatenate(found)
 
 

@@ -7,12 +7,12 @@ import contextlib
 import copy
 import gc
 import importlib.util
-import os
 import sys
 import time
 from pathlib import Path
 
 import args
+import devices
 import optim
 import resume
 from files import FIRST, InputError, replacing
@@ -23,28 +23,16 @@ AGREE_STEPS = 10  # several processes ask each other every so many steps whether
 
 def make_accelerator(settings):
     """Hugging Face's Accelerator: device, precision with loss scaling, trackers. fp16 is refused on a CPU."""
-    import torch
     from accelerate import Accelerator
 
-    gpu = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-    if settings.device == "cuda" and not gpu:
-        raise InputError(
-            "device is cuda, but torch sees no GPU: install a torch that fits its driver, or --device auto"
-        )
-    precision = settings.train.amp
-    if precision == "auto":  # a V100 (compute capability 7.0) computes bf16 in software only
-        precision = "off" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    if precision == "fp16" and not gpu:
-        raise InputError("train.amp fp16 needs a GPU: use off or bf16 on a CPU")
-    if gpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    device = devices.choose(settings)
+    precision = devices.training_precision(device, settings.train.amp)
     trackers = None if settings.log == "none" else settings.log
     if trackers and importlib.util.find_spec(trackers) is None:  # accelerate would say nothing and log nothing
         raise InputError(f"log is {trackers}, which is not installed: pip install {trackers}, or --log none")
     accelerator = Accelerator(
-        mixed_precision={"off": "no"}.get(precision, precision),
-        cpu=settings.device == "cpu" or (several and not gpu),  # else accelerate takes each process for a single one
+        mixed_precision=precision,
+        cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
         log_with=trackers,
         project_dir=settings.run,
     )
@@ -98,6 +86,7 @@ class Learner:
         ]
         self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
+        self.precision = accelerator.mixed_precision
         self.average = optim.make_average(net.to(self.device), settings.train)
         if settings.train.compile:
             net.compile()  # in place: its weights keep their names
@@ -178,7 +167,7 @@ class Learner:
         """One update. indices (b,) int64 into the labels, photos (b, h, w, 3) uint8: this process's share of a batch
         of `whole` photos. Returns the share's summed loss, on the device.
 
-        Nothing here waits for the GPU.
+        Nothing here waits for the GPU, but loss scaling (fp16), which looks at one number.
         """
         import torch
 
@@ -215,10 +204,10 @@ class Learner:
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
             self.scheduler.step()
+            self.steps += 1
+            if self.settings.average == "ema":
+                self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
-        self.steps += 1
-        if self.settings.average == "ema":
-            self.average.update(self.module, self.steps)
         if self.criterion.name == "f1":
             classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
             sums = loss.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
@@ -271,7 +260,8 @@ class Learner:
                 value.copy_(self.accelerator.reduce(value, "mean"))
 
     def fitting(self, compute, photos):
-        """compute(pieces), with twice as many pieces each time that memory ran out: the step stays the same step.
+        """compute(pieces), with twice as many pieces each time that memory ran out: the step stays the same step, but
+        for batch norm that learns its statistics, which then sees pieces: that is said.
 
         Raises InputError where that can't help: a photo or two at a time is too much, or several processes would
         have to do it at once.
@@ -295,7 +285,18 @@ class Learner:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(f"out of memory: a batch is now computed in {self.pieces} pieces; steps stay as they are", flush=True)
+            norms = [part for part in self.module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+            learning = torch.is_grad_enabled() and any(part.training for part in norms)
+            print(
+                f"out of memory: a batch is now computed in {self.pieces} pieces; "
+                + (
+                    "batch norm takes its statistics from each piece alone from now on, which changes the steps: "
+                    "--model.freeze_bn true, or a smaller --data.image_size, would leave them as they are"
+                    if learning
+                    else "steps stay as they are"
+                ),
+                flush=True,
+            )
 
     @contextlib.contextmanager
     def training(self):
@@ -415,7 +416,7 @@ class Learner:
         net = copy.deepcopy(self.answering).eval()
         model.fold_batch_norm(net)
         shares = []
-        with torch.inference_mode(), self.accelerator.autocast():
+        with torch.inference_mode():
             for indices, photos, errors in feed:
                 refuse_unreadable(errors, indices, feed.dataset.files)
 
@@ -424,7 +425,9 @@ class Learner:
                         images.normalize(part.to(self.device, non_blocking=True), *self.scale)
                         for part in photos.tensor_split(min(pieces, len(photos)))
                     )
-                    return torch.cat([self.heads.answers(net(part)) for part in inputs])
+                    with self.accelerator.autocast():  # the network alone: what is made of its outputs is float32
+                        outputs = [net(part).float() for part in inputs]
+                    return self.heads.answers(torch.cat(outputs))
 
                 shares.append((indices, self.fitting(compute, len(indices)).float().cpu()))
         if self.accelerator.num_processes > 1:

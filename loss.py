@@ -2,6 +2,7 @@
 
 import torch
 
+import devices
 from heads import OLDER
 
 
@@ -116,7 +117,7 @@ class Loss(torch.nn.Module):
 
     def of_cut(self, part, head, number):
         """The loss (n,) of a cut head beside the answer: of its classes, nothing where the number is unknown."""
-        bounds = torch.tensor(head.trained, dtype=torch.float32, device=number.device)
+        bounds = devices.constant(tuple(head.trained), number.device)
         target = torch.bucketize(number.nan_to_num(head.low), bounds, right=True)
         return self.compare(part, torch.nn.functional.one_hot(target, part.shape[1]).float()) * ~number.isnan()
 

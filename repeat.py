@@ -6,13 +6,15 @@ import tempfile
 from dataclasses import replace
 
 import images
-from folds import prepare, split
+from folds import prepare, split, start_run
 from learner import Learner, make_accelerator
 
 
 def check(settings, steps):
     """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
     with tempfile.TemporaryDirectory() as folder:
+        if settings.model.start:  # its name is that of a run beside this one
+            settings = replace(settings, model=replace(settings.model, start=str(start_run(settings).absolute())))
         settings = replace(settings, run=folder)
         rows, _ = split(prepare(settings), 0)
         accelerator = make_accelerator(settings)
@@ -38,9 +40,14 @@ def trace(rows, settings, steps, accelerator):
     epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     settings = replace(settings, train=replace(settings.train, epochs=epochs))
     learner = Learner(settings, rows, 0, len(batches), accelerator)
+
+    def note_gradient(name, weight):
+        scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
+        note(f"the gradient of {name}", weight.grad if scaler is None else weight.grad / scaler.get_scale())
+
     for name, weight in learner.module.named_parameters():
         note(f"the initial {name}", weight)
-        weight.register_post_accumulate_grad_hook(lambda w, name=name: note(f"the gradient of {name}", w.grad))
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: note_gradient(name, w))
     for name, layer in learner.module.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
@@ -56,4 +63,5 @@ def trace(rows, settings, steps, accelerator):
                     note(f"the optimizer's update of {name}", weight)
                 if step == steps:
                     break
+    accelerator.free_memory()
     return seen

@@ -19,8 +19,10 @@ SHOWN = 480  # pixels of the longer side of a photo that is shown again
 class Answerer:
     """Folds of a run, the face detectors that its crops were made with, and what they say of a photo."""
 
-    def __init__(self, run, folds=()):
-        """folds: numbers of those to ask, () = all. Raises InputError where there are none."""
+    def __init__(self, settings, folds=()):
+        """settings: of the run and the device; folds: numbers of those to ask, () = all. Raises InputError where there
+        are none."""
+        self.settings, run = settings, settings.run
         paths = inference.checkpoints(run)
         missing = [k for k in folds if k not in paths]
         if missing:
@@ -29,7 +31,7 @@ class Answerer:
         self.abouts, self.about, self.task = abouts, next(iter(abouts.values())), self.heads.task
         self.crops, self.lock = self.about["crops"], threading.Lock()
         self.answer(np.full((64, 64, 3), 128, np.uint8))  # warm: detectors are loaded, kernels are chosen
-        inference.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)])
+        inference.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)], settings)
 
     @property
     def wants_faces(self):
@@ -65,7 +67,7 @@ class Answerer:
         found["shown"] = boxed(photo, box)
         if seen is None:
             return found | {"said": "No face was found in this photo: nothing is answered."}
-        told = inference.answer_photos(self.nets, self.abouts, self.heads, [seen])[0]
+        told = inference.answer_photos(self.nets, self.abouts, self.heads, [seen], self.settings)[0]
         if self.task.numeric:
             head = self.task.answered[0]
             number = head.said(told[0])

@@ -5,7 +5,8 @@
 
 It answers at the price of one model. Every person was trained on by most of the folds, so nothing out of fold can be
 said of it: there is no oof.csv, and searched weights leave it out. Folds that began from different weights (recipes
-that start from random ones) don't mix. Batch norm's statistics are computed anew from the training photos.
+that start from random ones) don't mix. Batch norm's statistics are computed anew from the photos that the folds were
+trained on.
 """
 
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import args
-import dataset
 from files import InputError, guarded, read_csv, write_csv, write_json
+from folds import prepare, split
 
 
 def mixed(nets):
@@ -26,6 +27,17 @@ def mixed(nets):
         if value.is_floating_point():
             value.copy_(torch.stack([table[name].float() for table in tables]).mean(0))
     return nets[0]
+
+
+def trained_on(settings, folds):
+    """The rows that any of these folds of a run was trained on: not what data.only and its like left out, nor the test
+    set. Raises InputError where the run does not know its folds any more."""
+    if not (Path(settings.run) / "folds.csv").is_file():
+        raise InputError(f"{settings.run}: has no folds.csv: what its folds were trained on can't be said")
+    rows = prepare(settings)
+    rows["place"] = range(len(rows))
+    places = {place for fold in folds for place in split(rows, fold)[0]["place"]}
+    return rows[rows["place"].isin(places)].reset_index(drop=True)
 
 
 def main():
@@ -40,8 +52,7 @@ def main():
         raise InputError(f"{settings.run}: has one fold; a soup needs two")
     net, about = mixed(list(nets.values())), next(iter(abouts.values()))
     if not settings.model.freeze_bn:
-        rows, _ = dataset.training_rows(settings.without_pseudo())
-        rows = dataset.drop_unreadable(dataset.with_files(rows, settings.data.crops), settings, dataset.Problems())
+        rows = trained_on(settings, nets)
         photos = images.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
         batches = images.Batches(len(rows), settings.inference.batch_size)
         feed = tqdm(images.loader(photos, batches, settings.data.workers), "batch norm", disable=None)

@@ -146,6 +146,7 @@ def describe(settings, fold, learner, rows):
         "augment": settings.data.augment,
         "mean": list(learner.scale[0]),
         "std": list(learner.scale[1]),
+        "precision": learner.precision,
         "crops": read_crop_settings(settings),
         "fold": fold,
         "prior": [float(value) for value in prior],

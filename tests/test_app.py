@@ -39,7 +39,7 @@ def served(tmp_path_factory):
 
     told = heads.Heads(settings.predicted, settings.model.heads, settings.model.age)
     net = model.build("test_resnet", told.size, False, 32)
-    learner = SimpleNamespace(task=settings.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3))
+    learner = SimpleNamespace(task=settings.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3), precision="no")
     import dataset
 
     rows, _ = dataset.training_rows(settings)
@@ -57,7 +57,7 @@ def served(tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
         desk = app.Desk()
         page = app.start(settings, desk)
-        yield page.local_url, desk, settings, serving.Answerer(settings.run)
+        yield page.local_url, desk, settings, serving.Answerer(settings)
         page.close(verbose=False)
         desk.close()
     assert not desk.folder.exists()
@@ -322,7 +322,7 @@ def test_a_visitors_photo_has_limits(tmp_path):
 
 def test_a_fold_that_is_not_there_is_refused(served):
     with pytest.raises(InputError, match="has the folds 0"):
-        serving.Answerer(served[2].run, [3])
+        serving.Answerer(served[2], [3])
 
 
 def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):

@@ -180,7 +180,8 @@ def test_four_enlarged_corners_may_join_the_views():
 
 def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
     competition, settings = trained
-    (competition.root / "run" / "folds.csv").write_text("id,fold\n000000,0\n000001,1\n")
+    dealt = "".join(f"{person[0]},{n % 2}\n" for n, person in enumerate(competition.people))
+    (competition.root / "run" / "folds.csv").write_text("id,fold\n" + dealt)
     main_of(soup, settings, monkeypatch)
     home = competition.root / "run-soup"
     one, two, mean = (

@@ -1,0 +1,172 @@
+"""Which device computes, and in which precision: the same answer wherever it is asked."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import devices
+import explain
+import gan
+import inference
+import model
+import serving
+import train
+from files import InputError
+from heads import Heads
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+
+
+def machine(monkeypatch, cuda=None, mps=False):
+    """A machine with a GPU of this compute capability, or Apple's: as torch would say."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+def test_auto_takes_the_gpu_that_is_there_and_what_is_named_is_taken(competition, monkeypatch):
+    for there, expected in (({"cuda": (7, 0)}, CUDA), ({"mps": True}, MPS), ({}, CPU)):
+        machine(monkeypatch, **there)
+        assert devices.choose(competition.settings("--device", "auto")) == expected
+        assert devices.choose(competition.settings("--device", expected.type)) == expected
+        assert devices.choose(competition.settings("--device", "cpu")) == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeypatch, name):
+    words = ["--task.score", "f1", "--device", name]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    trained = save_fold(competition)
+    settings = competition.settings(*words)
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for start in (
+        lambda: train.make_accelerator(settings),
+        lambda: inference.predict(*trained, competition_rows(competition), settings),
+        lambda: serving.Answerer(settings),
+        lambda: gan.train(settings),
+        lambda: explain.Explainer(settings, [], "", ""),
+    ):
+        with pytest.raises(InputError, match=f"device is {name}, but torch sees no GPU of that kind"):
+            start()
+
+
+def test_on_an_apple_gpu_all_models_answer_there(competition, monkeypatch):
+    """The GPU is played: what is sent to it stays, and is counted."""
+    nets, abouts, heads = save_fold(competition)
+    sent, to = [], torch.nn.Module.to
+
+    def play(honest):
+        def moved(self, *where, **how):
+            if MPS in where:
+                sent.append(type(self))
+                where = [CPU if one == MPS else one for one in where]
+            return honest(self, *where, **how)
+
+        return moved
+
+    machine(monkeypatch, mps=True)
+    monkeypatch.setattr(torch.nn.Module, "to", play(to))
+    monkeypatch.setattr(torch.Tensor, "to", play(torch.Tensor.to))
+    settings = competition.settings("--device", "mps")
+    assert train.make_accelerator(settings).device.type in ("mps", "cpu")  # accelerate has its own eyes
+    explain.Explainer(settings, [], "", "")
+    assert sent == [type(nets[0])]
+    inference.predict(nets, abouts, heads, competition_rows(competition), settings)
+    assert type(nets[0]) in sent[1:] and torch.Tensor in sent
+    del sent[:]
+    inference.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+    assert sent == [torch.Tensor, type(nets[0])]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "amp", "expected"),
+    [
+        *((CPU, None, amp, there) for amp, there in (("auto", "no"), ("off", "no"), ("bf16", "bf16"))),
+        *((CUDA, (7, 0), amp, there) for amp, there in (("auto", "fp16"), ("off", "no"), ("fp16", "fp16"))),
+        *((CUDA, (8, 0), amp, there) for amp, there in (("auto", "bf16"), ("off", "no"), ("fp16", "fp16"))),
+        *((MPS, None, amp, there) for amp, there in (("auto", "no"), ("fp16", "fp16"))),
+    ],
+)
+def test_the_precision_of_training_is_the_devices(monkeypatch, device, capability, amp, expected):
+    machine(monkeypatch, cuda=capability)
+    assert devices.training_precision(device, amp) == expected
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(InputError, match="train.amp fp16 needs a GPU"):
+        devices.training_precision(CPU, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "amp", "trained", "expected"),
+    [
+        (CUDA, (8, 0), "auto", "bf16", "bf16"),
+        (CUDA, (8, 0), "auto", "fp16", "fp16"),  # trained on a V100
+        (CUDA, (8, 0), "auto", "no", "no"),
+        (CUDA, (7, 0), "auto", "bf16", "no"),  # never in fp16 what was trained in bf16, whose numbers reach further
+        (CUDA, (8, 0), "off", "bf16", "no"),
+        (CUDA, (7, 0), "auto", None, "fp16"),  # weights of before they said
+        (CPU, None, "auto", "bf16", "no"),
+        (CPU, None, "bf16", "bf16", "bf16"),
+        (CPU, None, "fp16", "fp16", "no"),
+        (CPU, None, "fp16", None, "no"),
+    ],
+)
+def test_answers_come_in_the_precision_of_training_where_the_device_has_it(
+    monkeypatch, device, capability, amp, trained, expected
+):
+    machine(monkeypatch, cuda=capability)
+    assert devices.answering_precision(device, amp, trained) == expected
+
+
+@pytest.mark.parametrize("how", ["file", "photo"])
+def test_what_was_trained_in_bf16_answers_in_bf16(competition, how):
+    """On a CPU, where bf16 was asked for by name."""
+    nets, abouts, heads = save_fold(competition, precision="bf16")
+    types_seen = []
+    for net in nets.values():
+        net.get_classifier().register_forward_hook(lambda _, __, out: types_seen.append(out.dtype))
+    for amp in ("bf16", "off"):
+        settings = competition.settings("--train.amp", amp)
+        if how == "file":
+            found = inference.predict(nets, abouts, heads, competition_rows(competition), settings)[0][0]
+        else:
+            found = inference.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+        assert found.dtype == np.float32 and np.allclose(found.sum(1), 1, atol=1e-5)
+    assert types_seen == [torch.bfloat16, torch.float32]
+
+
+def test_a_weights_file_says_in_which_precision_it_was_trained(competition):
+    settings = competition.settings("--train.epochs", 1)
+    train.train_folds(settings, [0])
+    about = model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]
+    assert about["precision"] == "no"
+
+
+def save_fold(competition, precision="no"):
+    """A run with one fold of random weights; as inference.load_folds gives it."""
+    import dataset
+
+    settings = competition.settings()
+    task = settings.predicted
+    heads = Heads(task, "multi", "classes")
+    rows, _ = dataset.training_rows(settings)
+    about = train.describe(
+        settings,
+        0,
+        types.SimpleNamespace(task=task, heads=heads, scale=([0.5] * 3, [0.5] * 3), precision=precision),
+        rows,
+    )
+    path = competition.root / "run" / "fold0" / "best.safetensors"
+    model.save(path, model.build("test_resnet", heads.size, False, 32), about)
+    return inference.load_folds({0: path})
+
+
+def competition_rows(competition):
+    """The photos to answer for."""
+    import dataset
+
+    return dataset.with_files(dataset.eval_rows(competition.settings()), "")
