@@ -96,7 +96,7 @@ def test_the_precision_of_training_is_the_devices(monkeypatch, device, capabilit
 
 
 def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(InputError, match="train.amp fp16 needs a GPU"):
+    with pytest.raises(InputError, match=r"train\.amp fp16 needs a GPU"):
         devices.training_precision(CPU, "fp16")
 
 
