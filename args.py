@@ -439,6 +439,8 @@ FREE = (
     "sample.",
     "crop.",
 )
+# Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
+DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
 DEFAULT_CONFIG = "args.json"
 
 # Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.
@@ -649,27 +651,38 @@ def check_task(settings):
         )
 
 
-def save(settings):
-    """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others.
+def begun(run):
+    """Was a step trained in this run, and kept? Until then nothing hangs on its settings, nor on its folds.csv."""
+    return any(any(Path(run).glob(f"fold*/{name}")) for name in ("state.pt", "log.csv", "best.safetensors", "oof.csv"))
+
+
+def refuse_other_settings(settings):
+    """Raise InputError if the run was begun with other settings.
 
     What decides nothing about the result (FREE), such as data.workers, may change.
     """
-    path, content = Path(settings.run) / "args.json", as_dict(settings)
-    begun = (Path(settings.run) / "folds.csv").is_file()  # before that nothing hangs on the settings
-    if path.is_file() and begun:
-        before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(content)
-        before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
-        changed = [
-            f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
-            for key in now
-            if before[key] != now[key] and not key.startswith(FREE)
-        ]
-        if changed:
-            raise InputError(
-                f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
-                "--run, or begin this one anew with --overwrite"
-            )
-    write_json(path, content)
+    path = Path(settings.run) / "args.json"
+    if not path.is_file() or not begun(settings.run):
+        return
+    before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(settings))
+    before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
+    free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
+    changed = [
+        f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
+        for key in now
+        if before[key] != now[key] and not key.startswith(free)
+    ]
+    if changed:
+        raise InputError(
+            f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
+            "--run, or begin this one anew with --overwrite"
+        )
+
+
+def save(settings):
+    """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others."""
+    refuse_other_settings(settings)
+    write_json(Path(settings.run) / "args.json", as_dict(settings))
 
 
 def remember(settings, *keys):

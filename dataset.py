@@ -4,9 +4,12 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
 
     source   train | extra | pseudo | test | eval
     split    of a folder that comes split: train | valid | test, else ""
-    ImageID  the photo's name in our CSVs: its path below the folder, or what the table calls it
+    ImageID  the photo's name in our CSVs: its path below the folder, or what the table calls it; of the n-th set of
+             data.extra with extraN/ before it, so that no two photos to train on have one name
     photo    path of the photo as it was taken; `file` is what is read instead: its crop, or the photo itself
-    id       the person, or what else photos share that belong together: a string
+    id       the person, or what else photos share that belong together: a string. Each table counts its own people, so
+             that of data.extra has extraN/ before it, and that of a photo to answer for eval/; not where data.group
+             says what belongs together, or a layout's names are the same everywhere (aaf, utkface)
     mask, gender, age, ...    a column a head of the task: class index (-1 = unknown) or number (NaN = unknown)
     label    the answer to train on: a class, by data.age_boundary; or a number
     gap      true where a number is too near to a bound to be trained on (data.age_gap)
@@ -18,6 +21,8 @@ Nothing here imports torch.
 """
 
 import os
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,9 +31,22 @@ import pandas as pd
 
 import names
 from files import InputError, cores, read_csv, read_json, write_csv
-from layouts import BOX, LAYOUTS, PHOTO_COLUMNS, Fence, Problems, boxes_of, grouped, located, photo_root, photos_below
+from layouts import (
+    BOX,
+    LAYOUTS,
+    PHOTO_COLUMNS,
+    Fence,
+    Problems,
+    boxes_of,
+    grouped,
+    groups_by_name,
+    located,
+    photo_root,
+    photos_below,
+)
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
+IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
 ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
 
@@ -79,15 +97,15 @@ def training_rows(settings):
     Raises InputError for a bad row if data.strict, and where too few rows are left.
     """
     data, problems, task = settings.data, Problems(), settle(settings)
-    rows = grouped(LAYOUTS[data.layout](data.train, task, problems, data), data, problems)
+    rows = LAYOUTS[data.layout](data.train, task, problems, data)
+    by_column = "grouped" in rows and bool(rows["grouped"].any())
+    rows = grouped(rows, data, problems, by_column)
     parts = [rows.assign(source="train")]
-    for extra in data.extra:
-        found = LAYOUTS[extra.layout](extra.path, task, problems, data)
-        alone = (found["id"] == found["ImageID"]) | (extra.layout == "boxes")  # a name below another folder is another
-        found["id"] = found["id"].where(~alone, f"{extra.path}/" + found["id"])
-        parts.append(found.drop(columns=["grouped", "split"], errors="ignore").assign(source="extra"))
+    for number, extra in enumerate(data.extra, start=1):
+        found = grouped(LAYOUTS[extra.layout](extra.path, task, problems, data), data, problems, by_column)
+        parts.append(of_extra(found.drop(columns="split", errors="ignore"), extra, number, rows))
     problems.stop_if_strict(data.strict)
-    rows = one_spelling(pd.concat(parts, ignore_index=True), data.train)
+    rows = one_spelling(pd.concat(parts, ignore_index=True).drop(columns="shared"), data.train)
     rows["split"] = rows["split"].fillna("") if "split" in rows else ""
     if data.corrections:
         rows = correct(rows, data.corrections, task)
@@ -102,7 +120,7 @@ def training_rows(settings):
             values = rows[task.number.name]
             rows["gap"] |= (values >= bound - data.age_gap) & (values < bound + data.age_gap)
     if data.pseudo:
-        rows = pd.concat([rows, pseudo_rows(settings, task)], ignore_index=True)
+        rows = pd.concat([rows, pseudo_rows(settings, task, by_column)], ignore_index=True)
     return rows, problems
 
 
@@ -121,6 +139,22 @@ def one_spelling(rows, where):
             f"{where}: {len(same)} photos have a name that reads like another's; they stay apart: {other!a}, {kept!a}"
         )
     return rows
+
+
+def of_extra(found, extra, number, own):
+    """The rows of the number-th set of data.extra, their names and ids made its own. own: the rows of data.train."""
+    home = f"extra{number}/"
+    shared = found["shared"] | (extra.layout in ("aaf", "utkface"))
+    both = set(found["id"][~shared]) & set(own["id"])
+    if both and extra.layout in ("competition", "table"):
+        print(
+            f"warning: {extra.path}: {len(both)} ids, such as {min(both)}, are ids of data.train too, and count as "
+            "those of other people: if they are the same people, name the column in data.group",
+            file=sys.stderr,
+        )
+    return found.assign(
+        source="extra", ImageID=home + found["ImageID"], id=found["id"].where(shared, home + found["id"])
+    )
 
 
 def only(rows, task, words):
@@ -144,16 +178,31 @@ def correct(rows, path, task):
     keys = [key for key in ("photo", "id") if key in frame.columns]
     if not keys:
         raise InputError(f"{path}: has neither a column photo nor id; it has {', '.join(frame.columns)}")
-    rows, touched, columns = rows.copy(), 0, [head.column for head in task.heads]
+    rows, touched, columns, seen = rows.copy(), 0, [head.column for head in task.heads], {}
     for line, row in enumerate(frame.to_dict("records"), start=2):
-        key = next((key for key in keys if str(row[key]) not in ("", "nan")), None)
+        key = next((key for key in keys if row[key]), None)
         if key is None:
             raise InputError(f"{path}, row {line}: names neither a photo nor an id")
-        wanted = rows["id" if key == "id" else "ImageID"] == str(row[key]).strip()
+        name = row[key]
+        column = "id" if key == "id" else "ImageID"
+        wanted = rows[column] == name
         if not wanted.any():
-            raise InputError(f"{path}, row {line}: there is no {key} '{row[key]}' among the rows to train on")
+            others = rows[column][rows[column].str.fullmatch(rf"extra\d+/{re.escape(name)}")]
+            raise InputError(
+                f"{path}, row {line}: there is no {key} '{name}' among the rows to train on"
+                + (f"; data.extra has {others.iloc[0]}" if len(others) else "")
+            )
+        if key == "photo" and row.get("id") and row["id"] not in set(rows["id"][wanted]):
+            raise InputError(
+                f"{path}, row {line}: photo '{name}' is of id '{rows['id'][wanted].iloc[0]}', not '{row['id']}'"
+            )
         if row["column"] not in columns:
             raise InputError(f"{path}, row {line}: column is '{row['column']}', should be one of {', '.join(columns)}")
+        value, earlier = seen.setdefault((key, name, row["column"]), (row["value"], line))
+        if value != row["value"]:
+            raise InputError(
+                f"{path}, row {line}: {row['column']} of {key} '{name}' is '{row['value']}', by row {earlier} '{value}'"
+            )
         for head in (head for head in task.heads if head.column == row["column"]):
             value, reason = head.parse(row["value"])
             if reason:
@@ -164,21 +213,31 @@ def correct(rows, path, task):
     return rows
 
 
-def pseudo_rows(settings, task):
-    """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone."""
+def pseudo_rows(settings, task, by_column=False):
+    """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone.
+
+    by_column: data.group is a column of data.train. Raises InputError for a damaged row.
+    """
     path = settings.data.pseudo
     frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=task.probabilities)
     photos = eval_rows(settings).drop_duplicates("ImageID").set_index("ImageID")
-    unknown = ~frame["ImageID"].isin(photos.index)
-    if unknown.any():
-        line = int(np.argmax(unknown)) + 2
-        raise InputError(f"{path}, row {line}: {frame['ImageID'].iloc[line - 2]} is not in {settings.data.eval}")
-    told, folds = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold"))
-    bad = (~np.isfinite(told) if task.numeric else ~told.isin(range(task.size))) | ~folds.isin(
-        range(settings.train.folds)
-    )
-    if bad.any():
-        raise InputError(f"{path}, row {int(np.argmax(bad)) + 2}: fold or ans is no number in its range")
+    told, folds, sure = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold", "confidence"))
+    many = settings.train.folds
+    answers = f"a number of {task.number.name}" if task.numeric else f"a class, 0 to {task.size - 1}"
+    soft = settings.data.pseudo_soft and not task.numeric
+    if soft and not all(name in frame for name in task.probabilities):
+        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
+    for bad, what in (
+        (~frame["ImageID"].isin(photos.index), f"is not in {settings.data.eval}"),
+        (~folds.isin(range(many)), f"fold is not one of the folds 0 to {many - 1}"),
+        (~(np.isfinite(told) if task.numeric else told.isin(range(task.size))), f"ans is not {answers}"),
+        (~sure.between(0, 1), "confidence is not between 0 and 1"),
+        (pd.DataFrame({"ImageID": frame["ImageID"], "fold": folds}).duplicated(), "stands there for its fold already"),
+        (soft and ~probable(frame[task.probabilities].to_numpy()), "p0, p1, ... are not probabilities that sum to one"),
+    ):
+        if np.any(bad):
+            line = int(np.argmax(bad))
+            raise InputError(f"{path}, row {line + 2}: {frame['ImageID'][line]}: {what}")
     heads = {head.name: -1 if head.kind == "named" else np.nan for head in task.heads}
     if task.numeric:
         heads[task.number.name] = told.to_numpy(float)
@@ -186,7 +245,7 @@ def pseudo_rows(settings, task):
         {
             "ImageID": frame["ImageID"],
             "photo": photos.loc[frame["ImageID"], "photo"].to_numpy(),
-            "id": "eval/" + frame["ImageID"],
+            "id": eval_ids(photos.loc[frame["ImageID"]].reset_index(), settings.data.group, by_column),
             **heads,
             "source": "pseudo",
             "split": "",
@@ -199,17 +258,39 @@ def pseudo_rows(settings, task):
     for name in BOX:
         if name in photos:
             found[name] = photos.loc[frame["ImageID"], name].to_numpy()
-    if not settings.data.pseudo_soft or task.numeric:
-        return found
-    wrong = [name for name in task.probabilities if name not in frame]
-    if wrong or not np.isfinite(frame[task.probabilities].to_numpy()).all():
-        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
-    return pd.concat([found, frame[task.probabilities]], axis=1)
+    return pd.concat([found, frame[task.probabilities]], axis=1) if soft else found
+
+
+def probable(values):
+    """Which rows of (n, classes) are probabilities: (n,) bool."""
+    return np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01)
+
+
+def eval_ids(photos, group, by_column):
+    """What photos to answer for belong to, (n,) str: what data.group says of them, else each to itself.
+
+    photos: rows of `eval_rows`; by_column: data.group is a column of data.train.
+    """
+    alone = "eval/" + photos["ImageID"]
+    if not group:
+        return alone
+    if not by_column:
+        known = pd.Series(groups_by_name(group, photos["ImageID"]), photos.index)
+    else:
+        known = photos["id"] if "id" in photos else pd.Series("", photos.index)
+    without = known == ""
+    if without.any():
+        print(
+            f"warning: data.group {group} says nothing of {without.sum()} of {len(photos)} pseudo-labelled photos, "
+            f"such as {photos['ImageID'][without].iloc[0]}: each counts as a group of its own",
+            file=sys.stderr,
+        )
+    return known.where(~without, alone)
 
 
 def eval_rows(settings):
     """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target where folders or names tell the truth,
-    -1 (of numbers NaN) where they don't.
+    -1 (of numbers NaN) where they don't; id where their table has the column that data.group names.
 
     In the order of info.csv (a row twice there is twice here), of a CSV or JSON file, or sorted, if data.eval is a
     folder of photos or of class folders.
@@ -236,7 +317,7 @@ def eval_rows(settings):
             if unknown:
                 print(f"{path}: photos in {', '.join(unknown[:8])} can't be scored: the task has no such class")
     else:
-        rows = listed_rows(path, settings.data.roots)
+        rows = listed_rows(path, settings.data.roots, settings.data.group)
     if not len(rows):
         raise InputError(f"{path}: has no {'rows' if path.is_file() else 'photos'}: there is nothing to answer for")
     return rows.assign(source="eval")
@@ -250,7 +331,7 @@ def answerable(settings):
     )
 
 
-def listed_rows(path, roots):
+def listed_rows(path, roots, group=""):
     """The photos of a CSV: a folder's info.csv (ImageID, photos below images/), or a file (as layout table has it)."""
     if path.suffix.lower() == ".csv":
         table, frame = path, read_csv(path, [])
@@ -270,7 +351,8 @@ def listed_rows(path, roots):
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
     finder.said(table)
-    return pd.DataFrame({"ImageID": frame[column], "photo": photos})
+    rows = pd.DataFrame({"ImageID": frame[column], "photo": photos})
+    return rows.assign(id=frame[group]) if group in frame else rows
 
 
 def with_files(rows, crops):

@@ -6,24 +6,32 @@ Adds to the rows of dataset.py:
 
     twin     number that byte-identical photos share
     near     number that photos share which look nearly the same (data.duplicates)
+    linked   number that all photos of a group share, whatever their source: those of one id, and of ids that a twin or
+             a near photo links
     fold     the fold that validates the row (train), that alone trains it (pseudo), -1 (extra, and rows that a given
              split only trains) or -2 (test: put aside)
 
 Nothing here imports torch.
 """
 
+import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import answers
+import args
 import dataset
-from files import InputError, read_csv, write_csv
+import names
+from files import InputError, read_csv, read_json, write_csv, write_json
 
 FOLD_COLUMNS = ["id", "fold"]
+RECORD = "data.json"  # of a run: what its data was like (`identity`), and its folds
 ALWAYS, ASIDE = -1, -2  # folds of rows that every fold trains, and of the test set
+UNEVEN = 0.01  # of a fold's share of the people: folds may differ by so many, or by one
 
 
 def twins(rows):
@@ -32,7 +40,6 @@ def twins(rows):
     The manifest's sha1 is used where there is one. Else sizes and a block from the middle tell nearly all apart, and
     only what agrees in both is read whole: 18,900 photos take about a second instead of a minute.
     """
-    import hashlib
 
     def digest(photo):
         return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
@@ -62,11 +69,12 @@ def twins(rows):
 
 def groups(rows):
     """Number the rows so that all photos of a person, and of people with an identical (or, if there is a column near,
-    nearly identical) photo, share a number."""
+    nearly identical) photo, share a number: (n,) int. Ids that are the same to a reader are one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    person = pd.factorize(rows["id"])[0]
+    code, ids = pd.factorize(rows["id"])
+    person = pd.factorize(np.array([names.folded(one) for one in ids], object))[0][code]
     size, ends = person.max() + 1, []
     for name in [name for name in ("twin", "near") if name in rows]:
         ends.append(pd.factorize(rows[name])[0] + size)
@@ -119,13 +127,33 @@ def deal(people, folds, splitter, seed):
 
     # train_test_apart_stratify takes the first groups of each stratum in sorted order, whatever its random_state:
     # numbering the groups at random is what makes a seed mean something
-    rest = people.assign(number=rng.permutation(len(people)), at=np.arange(len(people)))
+    number = rng.permutation(len(people))
+    rest = people.assign(number=number, at=np.arange(len(people)))
     for k in range(folds - 1):
         rest, taken = train_test_apart_stratify(
             rest, group="number", stratify="stratum", test_size=1 / (folds - k), sorted_indices=True
         )
         fold[taken["at"]] = k
-    return fold
+    return evened(fold, people["stratum"].to_numpy(), number, folds)
+
+
+def evened(fold, stratum, number, folds):
+    """Move people from the largest fold to the smallest until the folds are even (UNEVEN).
+
+    pandas_streaming rounds each stratum by itself, and all in the same direction: of 30 people, five of each stratum,
+    18 would be in one half. Whoever moves is of the stratum that the larger fold has most more of, so that no stratum
+    becomes less even. fold, stratum, number (who moves first, the largest): (n,) int -> (n,) int.
+    """
+    fold, stratum = fold.copy(), pd.factorize(stratum)[0]
+    bound = max(1, UNEVEN * len(fold) / folds)
+    while True:
+        people = np.bincount(fold, minlength=folds)
+        large, small = people.argmax(), people.argmin()
+        if people[large] - people[small] <= bound:
+            return fold
+        counts = [np.bincount(stratum[fold == k], minlength=stratum.max() + 1) for k in (large, small)]
+        movable = np.flatnonzero((fold == large) & (stratum == (counts[0] - counts[1]).argmax()))
+        fold[movable[number[movable].argmax()]] = small
 
 
 def spread_out(stratum, rng):
@@ -136,31 +164,44 @@ def spread_out(stratum, rng):
     return place
 
 
-def assign_folds(rows, settings, problems=None):
+def read_folds(path, remedy=""):
+    """The fold of each person of a folds.csv: Series of int, indexed by id. Raises InputError that names a bad row."""
+    frame = read_csv(path, FOLD_COLUMNS, remedy)
+    fold = pd.to_numeric(frame["fold"], errors="coerce")
+    for bad, what in (
+        (frame["id"] == "", "id is empty"),
+        (frame["id"].duplicated(), "the person stands there twice"),
+        (~(np.isfinite(fold) & (fold % 1 == 0) & (fold >= ASIDE)), "fold should be 0, 1, ... (-1 train, -2 test)"),
+    ):
+        if bad.any():
+            line = int(bad.to_numpy().argmax())
+            raise InputError(f"{path}, row {line + 2}: id '{frame['id'][line]}', fold '{frame['fold'][line]}': {what}")
+    return pd.Series(fold.to_numpy(int), frame["id"])
+
+
+def assign_folds(rows, settings, problems=None, anew=False):
     """Add `fold` to rows: made once and written to folds.csv, then read from there. Raises InputError on a mismatch.
 
-    Rows of a given split that lie in it twice are left out, and added to the Problems.
+    anew: make them though they are there. Rows of a given split that lie in it twice are left out, and added to the
+    Problems.
     """
     path, train = Path(settings.run) / "folds.csv", rows["source"] == "train"
     rows = rows.copy()
     if "fold" not in rows:
         rows["fold"] = -1
     rows["fold"] = rows["fold"].fillna(-1).astype(int)
-    if not path.is_file():
+    if anew or not path.is_file():
         own = rows[train].assign(group=groups(rows[train]))
         own["fold"] = given_split(own, settings) if (own["split"] != "").any() else dealt(own, settings)
         write_csv(path, own[["id", "fold"]].drop_duplicates("id"))
-    frame = read_csv(path, FOLD_COLUMNS)
-    if frame["id"].duplicated().any():
-        raise InputError(f"{path}: person {frame['id'][frame['id'].duplicated()].iloc[0]} stands there twice")
-    known = dict(zip(frame["id"], pd.to_numeric(frame["fold"], errors="coerce"), strict=True))
+    known = read_folds(path)
     code, ids = pd.factorize(rows.loc[train, "id"])  # a look-up a person, not a photo
-    fold = pd.Series(pd.Series(ids).map(known).to_numpy(float)[code], rows.index[train])
+    fold = pd.Series(known.reindex(ids).to_numpy(float)[code], rows.index[train])
     if fold.isna().any():
         person = rows.loc[train, "id"][fold.isna()].iloc[0]
         raise InputError(
-            f"{path}: person {person} of {settings.data.train} has no fold there: the data changed since "
-            "the folds were made; begin a new --run"
+            f"{path}: person {person} of {settings.data.train} has no fold there: the file is of other data; begin a "
+            "new --run, or, if nothing has been trained in this one, delete the file"
         )
     if fold.max() >= settings.train.folds:
         raise InputError(f"{path}: was made for {int(fold.max()) + 1} folds, train.folds is {settings.train.folds}")
@@ -243,7 +284,7 @@ def split(rows, fold):
 
 def refuse_leaks(training, validation):
     """The gate: raise InputError if a person, or a byte-identical (or, if there is a column near, a nearly identical)
-    photo, is on both sides of a split."""
+    photo, or, if there is a column linked, a group that several of them make, is on both sides of a split."""
     both = set(training["id"]) & set(validation["id"])
     if both:
         person = min(both)
@@ -252,14 +293,18 @@ def refuse_leaks(training, validation):
             f"leak: person {person} is validated on and also trained on ({sources} rows); "
             f"{len(both)} such people: take them out of one side"
         )
-    for name, how in (("twin", "byte for byte"), ("near", "nearly")):
+    for name, how in (
+        ("twin", "is, byte for byte,"),
+        ("near", "is, nearly,"),
+        ("linked", "belongs, by ids and identical photos, together with"),
+    ):
         seen = training[name].isin(validation[name]) if name in training else np.zeros(len(training), bool)
         if seen.any():
             row = training[seen].iloc[0]
-            twin = validation[validation[name] == row[name]].iloc[0]
+            other = validation[validation[name] == row[name]].iloc[0]
             raise InputError(
-                f"leak: {row['photo']} ({row['source']}) is trained on and, {how}, the photo "
-                f"{twin['photo']} that is validated on; {int(seen.sum())} such photos: take them out of one side"
+                f"leak: {row['photo']} ({row['source']}) is trained on and {how} the photo "
+                f"{other['photo']} that is validated on; {int(seen.sum())} such photos: take them out of one side"
             )
 
 
@@ -269,10 +314,10 @@ def refuse_other_folds(settings):
         return
     theirs, ours = Path(settings.data.pseudo).with_name("folds.csv"), Path(settings.run) / "folds.csv"
     before, now = (
-        read_csv(path, FOLD_COLUMNS, "pseudo labels are only safe beside the folds that made them")
+        read_folds(path, "pseudo labels are only safe beside the folds that made them").sort_index()
         for path in (theirs, ours)
     )
-    if not before.sort_values("id", ignore_index=True).equals(now.sort_values("id", ignore_index=True)):
+    if not before.equals(now):
         raise InputError(
             f"leak: {settings.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
             f"labels have seen people that are validated on: copy {theirs} to {ours} in a new --run"
@@ -282,17 +327,21 @@ def refuse_other_folds(settings):
 
 def refuse_other_models(task, path):
     """Raise InputError where a pseudo label for fold k is not what fold k's own model answered: the others have seen
-    the people whom fold k validates on. Nothing is said of folds whose predictions don't lie beside the labels."""
+    the people whom fold k validates on. Folds whose predictions don't lie beside the labels get a warning."""
     columns = ["ans"] if task.numeric else task.probabilities
-    rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=columns)
+    rows = read_csv(path, dataset.PSEUDO_COLUMNS, numbers=["ans", *columns])
+    columns = ["ans", *(name for name in columns if name in rows and name != "ans")]
     for fold, mine in rows.groupby("fold"):
         beside = Path(path).with_name(f"fold{int(float(fold))}.csv")
-        if not beside.is_file() or columns[0] not in rows:
-            print(f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}")
+        if not beside.is_file():
+            print(
+                f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}",
+                file=sys.stderr,
+            )
             continue
         frame = answers.read_fold(task, beside).drop_duplicates("ImageID").set_index("ImageID")
-        known = frame.reindex(mine["ImageID"])[columns].to_numpy()
-        other = ~(abs(known - mine[columns].to_numpy()) < 2e-6 * (1 + abs(known))).all(1)
+        known = frame.reindex(mine["ImageID"])[columns].to_numpy(float)
+        other = ~(abs(known - mine[columns].to_numpy(float)) < 2e-6 * (1 + abs(known))).all(1)
         if other.any():
             row = mine[other].iloc[0]
             raise InputError(
@@ -326,10 +375,12 @@ def refuse_seen_weights(rows, settings):
         if start:
             raise InputError(f"model.start {start}: {home} is no run of ours, it has no folds.csv")
         return
-    theirs = read_csv(home / "folds.csv", FOLD_COLUMNS)
+    theirs = read_folds(home / "folds.csv")
     wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     for k in wanted:
-        seen = set(theirs["id"][~theirs["fold"].isin([given[k].name.removeprefix("fold"), str(ASIDE)])])
+        own = given[k].name.removeprefix("fold")
+        unseen = [ASIDE, int(own)] if own.isdigit() else [ASIDE]
+        seen = set(theirs.index[~theirs.isin(unseen)])
         both = seen & (set(split(rows, k)[1]["id"]) | set(rows["id"][rows["source"] == "test"]))
         if both:
             raise InputError(
@@ -372,16 +423,78 @@ def fold_table(task, rows, folds):
     return "\n".join(lines)
 
 
+def identity(rows, settings):
+    """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
+    rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
+    taken = [*dataset.IDENTITY, *(head.name for head in settings.predicted.heads)]
+    taken += [name for name in [*dataset.BOX, "fold", *settings.predicted.probabilities] if name in rows]
+    text = rows[taken].to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    crops = None
+    if settings.data.crops:
+        crops = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py with the same settings")
+    return {
+        "photos": len(rows),
+        "people": int(rows["id"].nunique()),
+        "rows": hashlib.sha1(text.encode()).hexdigest(),
+        "crops": crops,
+    }
+
+
+def digest_of(path):
+    """sha1 of who is in which fold by a folds.csv, whatever its order and line ends; "" without one."""
+    if not Path(path).is_file():
+        return ""
+    return hashlib.sha1(read_folds(path).sort_index().to_csv(lineterminator="\n").encode()).hexdigest()
+
+
+def refuse_other_data(settings, record, now):
+    """Raise InputError if something was trained in this run on other data than `now`, or with another folds.csv.
+
+    record: what data.json says, {} without one; now: `identity`.
+    """
+    run = Path(settings.run)
+    if not record or not args.begun(run):
+        return
+    way_out = "choose another --run, or begin this one anew with --overwrite"
+    if record.get("rows") != now["rows"]:
+        then, today = (f"{one.get('photos')} photos of {one.get('people')} people or groups" for one in (record, now))
+        what = f"{then}, now {today}" if then != today else f"{then}, as now, with other names, ids or labels"
+        raise InputError(f"{run}: was begun on other data: {what}: {way_out}")
+    if record.get("crops") != now["crops"]:
+        crops = settings.data.crops or "whole photos"
+        raise InputError(f"{run}: was begun on crops made in another way than {crops}: {way_out}")
+    if record.get("folds") != digest_of(run / "folds.csv"):
+        raise InputError(f"{run}: folds.csv was changed after training began: put the former one back, or {way_out}")
+
+
+def with_folds(rows, settings, problems, now):
+    """`assign_folds` for a run: its data is what it was when training began, and until then folds.csv is dealt again
+    at each start, unless it was brought. Writes data.json. Raises InputError."""
+    path = Path(settings.run) / "folds.csv"
+    record = read_json(path.with_name(RECORD), "remove it") if path.with_name(RECORD).is_file() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{path.with_name(RECORD)}: is not as it was written: remove it")
+    refuse_other_data(settings, record, now)
+    begun, brought = args.begun(settings.run), path.is_file()
+    if not begun and record.get("dealt") and record.get("folds") == digest_of(path):
+        brought = False
+    rows = assign_folds(rows, settings, problems, anew=not brought)
+    if not (begun and record):
+        write_json(path.with_name(RECORD), now | {"folds": digest_of(path), "dealt": not brought})
+    return rows
+
+
 def prepare(settings):
     """Rows with files, twins and folds, checked and shown: all that a training script needs.
 
-    Writes folds.csv, and rejected.csv if anything was left out.
+    Writes folds.csv and data.json, and rejected.csv if anything was left out.
     """
-    rows, problems = dataset.training_rows(settings)
+    given, problems = dataset.training_rows(settings)
     task = settings.predicted
-    rows = dataset.with_files(dataset.clean(rows, settings, problems), settings.data.crops)
+    rows = dataset.with_files(dataset.clean(given, settings, problems), settings.data.crops)
     rows["twin"] = twins(rows)
-    rows = assign_folds(rows, settings, problems)
+    rows["linked"] = groups(rows)
+    rows = with_folds(rows, settings, problems, identity(given, settings))
     rows = dataset.capped(rows, settings)
     refuse_other_folds(settings)
     refuse_seen_weights(rows, settings)

@@ -33,6 +33,7 @@ MASK_TASK = {
     ]
 }
 ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
+ROW_COLUMNS += ("near", "linked")
 ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
 POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
 

@@ -62,14 +62,15 @@ def read_competition(folder, task, problems, data):
     table = Path(folder) / "train.csv"
     columns = ["id", *(head.column for head in task.heads if head.column != "mask"), "path"]
     frame = read_csv(table, columns, "data.train should be the folder that holds train.csv")
+    group = data.group if data.group in frame.columns else "id"
     found, seen, finder = [], set(), Finder(Path(folder) / "images")
     for line, row in enumerate(frame.to_dict("records"), start=2):
-        identity, path = row["id"], row["path"]
+        identity, path = row[group], row["path"]
         _, reason = task.parse(row | {"mask": "wear"})
         if reason:
             pass
         elif not identity:
-            reason = "id is empty"
+            reason = f"{group} is empty"
         elif not path:
             reason = "path is empty"
         else:
@@ -96,7 +97,7 @@ def read_competition(folder, task, problems, data):
                 values, _ = task.parse(row | {"mask": mask})
                 found.append((f"{path}/{name}", os.path.join(home, name), identity, *values.values()))
     finder.said(table)
-    return as_rows(found, task)
+    return as_rows(found, task).assign(grouped=group == data.group)
 
 
 def located(finder, fence, column, name, there=os.path.isfile):
@@ -310,7 +311,7 @@ def read_table(table, task, problems, data):
         seen.add(real)
         found.append((photo, f"{root / real}", row[group], *values.values()))
     finder.said(table)
-    return as_rows(found, task).assign(grouped=bool(data.group) and group == data.group)
+    return as_rows(found, task).assign(grouped=group == data.group)
 
 
 def photo_root(home, names):
@@ -329,26 +330,33 @@ LAYOUTS = {
 }
 
 
-def grouped(rows, data, problems):
-    """The rows with the id that data.group tells of each photo; those that it tells nothing of are problems.
+def grouped(rows, data, problems, by_column=False):
+    """The rows with the id that data.group gives each photo, and `shared`: does an id mean the same in every source?
 
-    Raises InputError for what is neither a column nor a regular expression.
+    Photos that it gives none are problems. by_column: it is a column of data.train, so no regular expression.
+    Raises InputError for what is neither.
     """
-    done = rows.pop("grouped").any() if "grouped" in rows else False
-    if not data.group or done:
-        return rows
-    try:
-        pattern = re.compile(data.group)
-    except re.error as error:
-        raise InputError(
-            f"data.group {data.group}: no column of that name, and no regular expression ({error})"
-        ) from None
-    matches = [pattern.search(name) for name in rows["ImageID"]]
-    ids = np.array([(match[1] if pattern.groups else match[0]) if match else None for match in matches], dtype=object)
+    done = bool(rows.pop("grouped").any()) if "grouped" in rows else False
+    if not data.group or done or by_column:
+        return rows.assign(shared=done)
+    ids = np.array(groups_by_name(data.group, rows["ImageID"]), dtype=object)
     kept = np.array([bool(name) for name in ids], bool)
     for name in rows["photo"][~kept]:
         problems.add(name, None, f"data.group {data.group} matches nothing in its name")
-    return rows[kept].assign(id=ids[kept]).reset_index(drop=True)
+    return rows[kept].assign(id=ids[kept], shared=True).reset_index(drop=True)
+
+
+def groups_by_name(group, names):
+    """What the regular expression data.group finds in each name: [str or "" where it finds nothing].
+
+    That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none.
+    """
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise InputError(f"data.group {group}: no column of that name, and no regular expression ({error})") from None
+    matches = [pattern.search(name) for name in names]
+    return [next(filter(None, match.groups() or [match[0]]), "") if match else "" for match in matches]
 
 
 class Fence:

@@ -261,7 +261,7 @@ def draw_history(run, task):
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
-WRITTEN += ["report.html", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
+WRITTEN += ["data.json", "report.html", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
 
 
 def begin_anew(run):
@@ -284,13 +284,13 @@ def train_folds(settings, folds, overwrite=False):
     if FIRST:
         if overwrite:
             begin_anew(settings.run)
-        args.save(settings)
-    if several:
-        accelerator.wait_for_everyone()
-        if not (Path(settings.run) / "args.json").is_file():
-            raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
+        args.refuse_other_settings(settings)
     with accelerator.main_process_first() if several else contextlib.nullcontext():
+        if not (FIRST or (Path(settings.run) / "args.json").is_file()):
+            raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
         rows = prepare(settings)  # the others read the folds.csv that the first has made
+        if FIRST:
+            args.save(settings)  # not before: what the data refuses leaves the run as it was
     if (rows["split"] == "valid").any():
         print(f"{settings.data.train} brings its own validation set: it is fold 0, and there is no other")
     there, asked = folds_of(rows), folds

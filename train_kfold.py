@@ -23,8 +23,9 @@ def main():
         dataset.settle(settings)
         if settings.overwrite:
             train.begin_anew(settings.run)
-        args.save(settings)
+        args.refuse_other_settings(settings)
         prepare(settings)
+        args.save(settings)
         print(f"dealt: {settings.run}/folds.csv")
         return
     train.train_folds(settings, folds, settings.overwrite)

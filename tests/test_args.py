@@ -161,6 +161,9 @@ def test_a_run_refuses_other_settings_and_names_what_changed(competition):
     args.save(competition.settings())
     args.save(competition.settings("--train.lr", 0.3))  # nothing was begun yet
     (competition.root / "run" / "folds.csv").write_text("id,fold\n")
+    args.save(competition.settings("--train.lr", 0.3))  # dealing people into folds is no training
+    (competition.root / "run" / "fold0").mkdir()
+    (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"")
     args.save(competition.settings("--train.lr", 0.3, "--data.workers", 1))
     with pytest.raises(InputError, match=r"train\.lr was 0\.3, is 0\.5"):
         args.save(competition.settings("--train.lr", 0.5))

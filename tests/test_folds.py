@@ -44,6 +44,28 @@ def test_no_class_strays_more_than_8_percent_from_its_share(competition, splitte
         assert 530 <= len(fold) <= 550
 
 
+@pytest.mark.parametrize(("people", "count", "most"), [(30, 2, 1), (100, 5, 1), (1000, 5, 2), (31, 3, 1), (7, 2, 1)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folds_are_even_and_so_is_each_stratum(people, count, most, seed):
+    stratum = np.arange(people) % 6
+    fold = folds.deal(pd.DataFrame({"group": range(people), "stratum": stratum}), count, "pandas_streaming", seed)
+    size = np.bincount(fold, minlength=count)
+    assert size.max() - size.min() <= most and size.sum() == people
+    for one in range(6):
+        inside = np.bincount(fold[stratum == one], minlength=count)
+        assert inside.max() - inside.min() <= 1
+
+
+def test_folds_that_are_even_already_stay_as_pandas_streaming_deals_them(monkeypatch):
+    """The real table's, 537 to 542 people, so that runs and pseudo labels of earlier versions have the same folds."""
+    rows = real_rows()
+    people = folds.strata(rows, folds.groups(rows))
+    fold = folds.deal(people, 5, "pandas_streaming", 0)
+    assert np.bincount(fold).tolist() == [540, 542, 539, 542, 537]
+    monkeypatch.setattr(folds, "evened", lambda fold, *_: fold)
+    assert (folds.deal(people, 5, "pandas_streaming", 0) == fold).all()
+
+
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_path):
     def dealt(seed, hashseed, name):
@@ -118,8 +140,17 @@ def test_folds_are_made_once_and_then_read(competition):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(lambda frame: frame[1:], "has no fold there"),
-     (lambda frame: pd.concat([frame, frame[:1]]), "stands there twice"),
-     (lambda frame: frame.assign(fold="4"), "was made for 5 folds")],
+     (lambda frame: frame[:0], "has no fold there"),
+     (lambda frame: pd.concat([frame, frame[:1]]), "row 2702: id '000000', .* stands there twice"),
+     (lambda frame: frame.assign(fold="4"), "was made for 5 folds"),
+     (lambda frame: frame.assign(fold=""), "row 2: id '000000', fold '': fold should be 0, 1"),
+     (lambda frame: frame.assign(fold="1.5"), "row 2: .* fold '1.5': fold should be 0, 1"),
+     (lambda frame: frame.assign(fold="inf"), "row 2: .* fold should be 0, 1"),
+     (lambda frame: frame.assign(fold="-3"), "row 2: .* fold should be 0, 1"),
+     (lambda frame: frame.assign(fold="zero"), "row 2: .* fold should be 0, 1"),
+     (lambda frame: frame.assign(id=frame["id"].where(frame["id"] != "000007", "")), "row 9: id '', .* id is empty"),
+     (lambda frame: frame.rename(columns={"fold": "part"}), "has no column fold"),
+     (lambda frame: frame.assign(id=frame["id"].astype(int)), "person 000000 .* has no fold there")],
 )  # fmt: skip
 def test_folds_that_do_not_fit_the_data_are_refused(competition, change, expected):
     settings = competition.settings()
