@@ -94,12 +94,13 @@ class Learner:
             accelerator.scaler = torch.amp.GradScaler(self.device.type)
         parameters = optim.parameter_groups(net, settings.train)
         optimizer = optim.make_optimizer(parameters, settings.train, fused=accelerator.scaler is None)
+        self.budget = None
+        if seconds is not None:
+            self.budget = optim.Budget(optimizer, settings.train, seconds, steps * settings.train.val_interval, look)
+        self.scheduler = self.budget or optim.make_scheduler(optimizer, settings.train, steps)
+        # after the scheduler: both wrap the optimizer's step, and torch warns where accelerate's wrapper hides its own
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
-        inner, self.budget = self.optimizer.optimizer, None
-        if seconds is not None:
-            self.budget = optim.Budget(inner, settings.train, seconds, steps * settings.train.val_interval, look)
-        self.scheduler = self.budget or optim.make_scheduler(inner, settings.train, steps)
         self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
         self.targets = loss.Targets(self.task, rows, settings.loss)
         mixed = settings.train.mixup, settings.train.cutmix

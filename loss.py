@@ -34,6 +34,11 @@ def class_weights(size, balance, label):
     return (rarity * counts.sum() / (rarity * counts).sum()).float()
 
 
+def one_hot(target, size):
+    """(n,) int64 class indices -> (n, size) float32, zeros for -1 (unknown)."""
+    return (target[:, None] == torch.arange(size, device=target.device)).float()
+
+
 class Targets:
     """What each training photo should be answered with, as tensors to index.
 
@@ -105,8 +110,7 @@ class Loss(torch.nn.Module):
                 axis += 1
             elif head.kind == "named":
                 target = beside[:, column]
-                known = torch.nn.functional.one_hot(target.clamp(min=0), part.shape[1]) * (target >= 0)[:, None]
-                each, column = self.compare(part, known.float()), column + 1
+                each, column = self.compare(part, one_hot(target, part.shape[1])), column + 1
             elif part is not None:
                 each = self.of_cut(part, head, number)
             if place == self.heads.place:
@@ -119,7 +123,7 @@ class Loss(torch.nn.Module):
         """The loss (n,) of a cut head beside the answer: of its classes, nothing where the number is unknown."""
         bounds = devices.constant(tuple(head.trained), number.device)
         target = torch.bucketize(number.nan_to_num(head.low), bounds, right=True)
-        return self.compare(part, torch.nn.functional.one_hot(target, part.shape[1]).float()) * ~number.isnan()
+        return self.compare(part, one_hot(target, part.shape[1])) * ~number.isnan()
 
     def compare(self, log_probabilities, target):
         """Cross entropy (n,) of distributions (n, k); focal (Lin et al. 2017) counts what is sure less."""

@@ -72,6 +72,16 @@ def test_an_age_in_years_can_be_learned(age):
     assert found[:, :18].argmax(1).tolist() == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("age", IN_YEARS)
+def test_years_are_as_exact_under_autocast(age):
+    torch.manual_seed(0)
+    reader = Heads(MASK_58, "multi", age)
+    outputs = 3 * torch.randn(50, reader.size)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reader.answers(outputs)
+    assert found.dtype == torch.float32 and torch.allclose(found, reader.answers(outputs), atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------------- losses
 
 
@@ -169,6 +179,38 @@ def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
     assert torch.allclose(
         whole, torch.cat([span(p, c) for p, c in zip(probabilities.split(7), classes.split(7), strict=True)])
     )
+
+
+def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_before():
+    """CORN's conditional subsets (Shi, Cao & Raschka 2021), threshold by threshold."""
+    torch.manual_seed(0)
+    reader, ages = Heads(MASK_58, "multi", "ordinal"), [0, 1, 37, 99, 100]
+    outputs = torch.randn(5, reader.size, requires_grad=True)
+    found = make_loss(reader).of_number(outputs, torch.tensor(ages, dtype=torch.float32))
+    logits = reader.split(outputs)[2] + heads.OLDER
+    for row, age in enumerate(ages):
+        asked = range(min(age, 99) + 1)  # is it above k? of those who are above k - 1
+        expected = -sum(torch.nn.functional.logsigmoid(logits[row, k] if age > k else -logits[row, k]) for k in asked)
+        assert found[row].item() == pytest.approx(expected.item(), rel=1e-5)
+    found[2].backward()
+    moved = reader.split(outputs.grad)[2][2].nonzero().flatten().tolist()
+    assert moved == list(range(38)), "what lies above 37 is not asked of a person of 37"
+
+
+def test_a_regressed_age_pays_for_its_width_as_a_laplace_distribution_does():
+    torch.manual_seed(0)
+    reader, ages = Heads(MASK_58, "multi", "regression"), torch.tensor([3.0, 40.0, 88.0])
+    outputs = torch.randn(3, reader.size)
+    mean, width = reader.laplace(reader.split(outputs)[2])
+    expected = -torch.distributions.Laplace(mean[:, 0], width[:, 0]).log_prob(ages)
+    assert torch.allclose(make_loss(reader).of_number(outputs, ages), expected, atol=1e-5)
+
+
+def test_weights_of_heads_are_refused_for_a_joint_head(competition):
+    words = ["--loss.weights", "[1,1,2]"]
+    competition.settings(*words)
+    with pytest.raises(InputError, match=r"loss\.weights weighs heads .* model\.heads joint has one"):
+        competition.settings(*words, "--model.heads", "joint")
 
 
 def test_soft_pseudo_labels_are_trained_on_as_they_are():
@@ -323,6 +365,37 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, a
     seen = mine.answering.conv1(whole).mean((0, 2, 3))
     assert torch.allclose(mine.answering.bn1.running_mean, seen, atol=1e-3)
     assert not torch.allclose(mine.module.bn1.running_mean, seen, atol=1e-3)
+
+
+def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition, accelerator):
+    mine, training, _ = learner_of(competition, accelerator, "--train.average", "ema", "--train.ema_decay", 0.3)
+    name = "layer4.0.conv1.weight"
+    expected = None
+    for k in range(1, 5):
+        with mine.training():
+            mine.train_step(torch.arange(16), torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8), 16)
+        plain = mine.module.get_parameter(name).detach().clone()
+        kept = 0.0 if k == 1 else 0.3
+        expected = plain if expected is None else kept * expected + (1 - kept) * plain
+    average = mine.average.module
+    assert torch.allclose(average.get_parameter(name), expected, atol=1e-6)
+    assert not torch.allclose(plain, expected, atol=1e-5)
+    feed = images.loader(images.Photos(training, "none", 32, False), images.Batches(len(training), 16), 0)
+    inputs = images.normalize(torch.cat([batch for _, batch, _ in feed]), *mine.scale)
+    found = mine.predict(feed)
+    with torch.no_grad():
+        averaged, unaveraged = (mine.heads.answers(net.eval()(inputs)) for net in (average, mine.module))
+    assert torch.allclose(found, averaged, atol=1e-5) and not torch.allclose(found, unaveraged, atol=1e-5)
+
+
+def test_the_weights_of_a_moving_average_are_those_that_are_saved(competition, tmp_path):
+    """The average changes nothing of the training, only what answers."""
+    runs = [fit(competition), tmp_path / "ema"]
+    train.train_folds(competition.settings("--train.average", "ema", "--run", runs[1]), [0])
+    plain, average = (load_file(run / "fold0" / "best.safetensors") for run in runs)
+    losses = [read_csv(run / "fold0" / "log.csv", ["train_loss"])["train_loss"].tolist() for run in runs]
+    assert losses[0] == losses[1]
+    assert not torch.equal(plain["layer4.0.conv1.weight"], average["layer4.0.conv1.weight"])
 
 
 def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):

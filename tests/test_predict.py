@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import answers
 import dataset
 import ensemble
+import folds
 import inference
 import labels
 import model
@@ -199,6 +200,24 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, mon
     (competition.root / "run" / "fold1" / "best.safetensors").unlink()
     with pytest.raises(InputError, match="has one fold; a soup needs two"):
         main_of(soup, settings, monkeypatch)
+
+
+def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained, monkeypatch):
+    import images
+
+    competition, _ = trained
+    words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_share", 0.2]
+    settings = competition.settings(*words)
+    with pytest.raises(InputError, match=r"has no folds\.csv"):
+        main_of(soup, settings, monkeypatch)
+    rows = folds.prepare(settings)
+    seen, honest = [], images.Photos
+    monkeypatch.setattr(
+        images, "Photos", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
+    )
+    main_of(soup, settings, monkeypatch)
+    trained_on = set(rows["ImageID"][rows["source"] == "train"])
+    assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
 
 
 def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):

@@ -238,8 +238,15 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
             train.make_accelerator(competition.settings(*words))
 
 
-def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(competition, tmp_path, monkeypatch, capsys):
-    words = ["--model.freeze_bn", "true", "--train.epochs", 1, "--train.optimizer", "sgd"]
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [("true", "steps stay as they are"), ("false", "batch norm takes its statistics from each piece alone")],
+)
+def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
+    competition, tmp_path, monkeypatch, capsys, frozen, said
+):
+    """But for batch norm that learns its statistics: that is said."""
+    words = ["--model.freeze_bn", frozen, "--train.epochs", 1, "--train.optimizer", "sgd"]
     train.train_folds(competition.settings(*words), [0])
     build = train.Learner.module.fget
 
@@ -257,9 +264,10 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(competition,
     monkeypatch.setattr(train.Learner, "load", crowded)
     again = competition.settings(*words, "--run", tmp_path / "again")
     train.train_folds(again, [0])
-    assert "a batch is now computed in 4 pieces" in capsys.readouterr().out
+    assert f"a batch is now computed in 4 pieces; {said}" in capsys.readouterr().out
     one, other = weights(competition.root / "run"), weights(tmp_path / "again")
-    assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
+    alike = all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
+    assert alike == (frozen == "true")
 
 
 def test_what_no_halving_helps_is_said(competition, monkeypatch):
@@ -410,7 +418,10 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tm
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.average", "ema"], ["--model.age", "distribution"]],
+    [
+        *([], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.average", "ema"]),
+        *(["--model.age", "distribution"], ["--task.answer", '["mask","gender"]']),  # age is learned beside the answer
+    ],
 )
 def test_no_step_waits_for_the_device(competition, words):
     """On a GPU each of these would stop the queue until all before it is computed; here they are counted."""
@@ -418,6 +429,7 @@ def test_no_step_waits_for_the_device(competition, words):
 
     class Counter(TorchDispatchMode):
         waiting = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "allclose")
+        waiting += ("lift_fresh",)  # a tensor made of Python's numbers, to be copied there
         met = ()
 
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
@@ -430,7 +442,8 @@ def test_no_step_waits_for_the_device(competition, words):
     with Counter() as counter:
         torch.ones(1).item()
         _ = torch.ones(2)[torch.ones(2) > 0]
-    assert counter.met == ("_local_scalar_dense", "index")
+        torch.tensor([0.5])
+    assert counter.met == ("_local_scalar_dense", "index", "lift_fresh")
     settings = competition.settings(*words)
     dataset.settle(settings)
     rows = folds.prepare(settings)
