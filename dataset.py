@@ -20,6 +20,7 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
 Nothing here imports torch.
 """
 
+import hashlib
 import os
 import re
 import sys
@@ -364,23 +365,72 @@ def with_files(rows, crops):
         return rows.assign(file=rows["photo"])
     path = Path(crops) / "manifest.csv"
     manifest = read_csv(path, MANIFEST_COLUMNS, "run face_crop.py first, or train on whole photos with --data.crops ''")
-    key = [os.path.abspath(photo) for photo in manifest["photo"]]
-    crop = dict(zip(key, manifest["crop"], strict=True))
-    sha1 = dict(zip(key, manifest["sha1"], strict=True))
     for line, name in enumerate(manifest["crop"], start=2):
         if name.startswith("/") or ".." in name.split("/"):
             raise InputError(f"{path}, row {line}: crop '{name}' leaves the folder {crops}")
-    wanted = [os.path.abspath(photo) for photo in rows["photo"]]
-    missing = [photo for photo in wanted if photo not in crop]
-    if missing:
+    at = placed(manifest, rows)
+    if (at < 0).any():
         raise InputError(
-            f"{path}: {len(missing)} of {len(wanted)} photos have no crop yet, such as {missing[0]}: "
-            "run face_crop.py with the same settings"
+            f"{path}: {(at < 0).sum()} of {len(at)} photos have no crop yet, such as "
+            f"{os.path.abspath(rows['photo'].iloc[at.argmin()])}: run face_crop.py with the same settings"
         )
+    mine = manifest.iloc[at].reset_index(drop=True)
+    refuse_shared_crops(mine, path)
     return rows.assign(
-        file=[str(Path(crops) / crop[photo]) if crop[photo] else "" for photo in wanted],
-        sha1=[sha1[photo] for photo in wanted],
+        file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]], sha1=mine["sha1"].to_numpy()
     )
+
+
+def own_names(rows):
+    """The names of photos below the folder or table that they come from: (n,) str, in data.extra without extraN/."""
+    return rows["ImageID"].where(rows["source"] != "extra", rows["ImageID"].str.partition("/")[2])
+
+
+def placed(manifest, rows):
+    """Where in a crops' manifest each photo stands: (n,) int, -1 = nowhere.
+
+    By its path; a photo whose path is not there (another machine, another folder) by its name below its table or
+    folder and its sha1. rows: source, ImageID and photo; sha1, where it is known already.
+    """
+    known = {os.path.abspath(photo): k for k, photo in enumerate(manifest["photo"])}
+    at = np.array([known.get(os.path.abspath(photo), -1) for photo in rows["photo"]], np.int64)
+    lost = np.flatnonzero(at < 0)
+    if not len(lost) or not len(manifest):
+        return at
+    wanted = [names.folded(name).strip("/").split("/") for name in own_names(rows).iloc[lost]]
+    theirs = [names.folded(photo).replace("\\", "/").split("/") for photo in manifest["photo"]]
+    places = {}
+    for depth in {len(parts) for parts in wanted}:
+        for k, parts in enumerate(theirs):
+            places.setdefault(tuple(parts[-depth:]), []).append(k)
+    asked = [(row, places[tuple(parts)]) for row, parts in zip(lost, wanted, strict=True) if tuple(parts) in places]
+    asked_rows = rows.iloc[[row for row, _ in asked]]
+    if "sha1" in rows:
+        found = asked_rows["sha1"]
+    else:
+        with ThreadPoolExecutor(cores()) as pool:
+            found = list(pool.map(sha1_of, asked_rows["photo"]))
+    sha1 = manifest["sha1"].tolist()
+    for (row, candidates), digest in zip(asked, found, strict=True):
+        at[row] = next((k for k in candidates if digest and sha1[k] == digest), -1)
+    return at
+
+
+def sha1_of(photo):
+    """A photo's sha1 as hex, "" if there is no such file."""
+    try:
+        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def refuse_shared_crops(manifest, path):
+    """Raise InputError where photos that differ have one crop, as two sets of data.extra had in earlier versions."""
+    shared = manifest[manifest["crop"] != ""].drop_duplicates(["crop", "sha1"])
+    shared = shared[shared["crop"].duplicated(keep=False)]
+    if len(shared):
+        first, second = shared[shared["crop"] == shared["crop"].iloc[0]]["photo"].iloc[:2]
+        raise InputError(f"{path}: {first} and {second} have the same crop: run face_crop.py with the same settings")
 
 
 def clean(rows, settings, problems):

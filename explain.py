@@ -131,7 +131,7 @@ def wanted(settings, task, named):
     oof = answers.read_oof(task, Path(settings.run) / "oof.csv")
     rows, _ = dataset.training_rows(settings.without_pseudo())
     rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
-    known = oof.merge(rows[["ImageID", "photo"]], on="ImageID")
+    known = oof.merge(rows[["source", "ImageID", "photo"]], on="ImageID")
     if not named:
         wrong = known[known["ans"] != known["target"]]
         if not task.numeric:
@@ -153,13 +153,13 @@ def wanted(settings, task, named):
     return pd.concat(parts, ignore_index=True)
 
 
-def face_share(manifest, photo, crop):
+def face_share(row, crop):
     """The face's box in a crop, as shares of its side: (x1, y1, x2, y2); None where no face was found.
 
+    row: the photo's, of the manifest.
     The crop is a square about the middle of the box, wider by the margin on each side (face_crop.cut).
     """
-    row = manifest.get(photo)
-    if row is None or row["status"] != "found":
+    if row["status"] != "found":
         return None
     x1, y1, x2, y2 = (float(row[key]) for key in ("x1", "y1", "x2", "y2"))
     side = max(x2 - x1, y2 - y1) * (1 + 2 * crop["margin"])
@@ -274,15 +274,15 @@ def check(settings, explainer, count):
     if not settings.data.crops:
         raise InputError("--check wants face crops, whose manifest.csv tells where the face is: data.crops is empty")
     known = wanted_right(settings, task, count)
-    manifest = read_csv(Path(settings.data.crops) / "manifest.csv", dataset.MANIFEST_COLUMNS).to_dict("records")
-    manifest = {str(Path(row["photo"]).resolve()): row for row in manifest}
+    manifest = read_csv(Path(settings.data.crops) / "manifest.csv", dataset.MANIFEST_COLUMNS)
+    found = manifest.iloc[dataset.placed(manifest, known)].to_dict("records")
     crop = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py")
     from tqdm import tqdm
 
     shares = []
     for k in tqdm(range(len(known)), "looking", unit="photo", disable=None):
         row = known.iloc[[k]].reset_index(drop=True)
-        box = face_share(manifest, str(Path(row["photo"][0]).resolve()), crop)
+        box = face_share(found[k], crop)
         if box is None:
             continue
         _, heat, _ = explainer.explain(row)
@@ -305,7 +305,7 @@ def wanted_right(settings, task, count):
     oof = answers.read_oof(task, Path(settings.run) / "oof.csv")
     rows, _ = dataset.training_rows(settings.without_pseudo())
     rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
-    right = oof[oof["ans"] == oof["target"]].merge(rows[["ImageID", "photo"]], on="ImageID")
+    right = oof[oof["ans"] == oof["target"]].merge(rows[["source", "ImageID", "photo"]], on="ImageID")
     right = right.sample(min(count, len(right)), random_state=settings.seed).reset_index(drop=True)
     return dataset.with_files(right, settings.data.crops)
 

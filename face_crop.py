@@ -10,7 +10,6 @@ manifest.csv, the faceless and the unreadable too; review.png shows the doubtful
 crops through the manifest.
 """
 
-import hashlib
 import math
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ import pandas as pd
 
 import args
 import detect
-from dataset import MANIFEST_COLUMNS, answerable, eval_rows, training_rows
+from dataset import MANIFEST_COLUMNS, answerable, eval_rows, own_names, placed, sha1_of, training_rows
 from files import (
     InputError,
     alone,
@@ -155,7 +154,8 @@ def relative_box(row):
 
 
 def plan(settings):
-    """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id; a row a photo."""
+    """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id, source, ImageID; a row a
+    photo. Photos of one name in several sets of data.extra have one crop here: `apart` tells them apart."""
     rows, _ = training_rows(settings.without_pseudo())
     parts = [rows[["source", "ImageID", "photo", "id"]]]
     if answerable(settings):
@@ -164,22 +164,20 @@ def plan(settings):
     else:
         print(f"data.eval '{settings.data.eval}' names no photos to answer for; only those to train on are cropped")
     rows = pd.concat(parts, ignore_index=True).drop_duplicates("photo", ignore_index=True)
-    crop = [
-        f"{source}/{os.path.splitext(name)[0]}.jpg"
-        for source, name in zip(rows["source"], rows["ImageID"], strict=True)
+    name = own_names(rows)
+    rows["crop"] = [
+        f"{source}/{os.path.splitext(name)[0]}.jpg" for source, name in zip(rows["source"], name, strict=True)
     ]
-    rows["crop"] = crop
     double = rows["crop"].duplicated(keep=False)  # a.jpg and a.png in one folder
-    rows.loc[double, "crop"] = rows["source"] + "/" + rows["ImageID"] + ".jpg"
-    return rows[["photo", "crop", "id"]]
+    rows.loc[double, "crop"] = rows["source"] + "/" + name + ".jpg"
+    return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def sha1_of(photo):
-    """A photo's sha1 as hex, "" if there is no such file."""
-    try:
-        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
-    except OSError:
-        return ""
+def apart(todo):
+    """The crops' paths (n,) of a plan with sha1, none for two photos that differ: those that share one have it with
+    the photo's sha1 in it."""
+    double = todo["crop"].duplicated(keep=False)
+    return todo["crop"].where(~double, todo["crop"].str.removesuffix(".jpg") + "-" + todo["sha1"].str[:12] + ".jpg")
 
 
 def begin(folder, crop):
@@ -224,20 +222,20 @@ def finished(folder, todo):
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         return {}, []
-    plan = {photo: (crop, sha1) for photo, crop, sha1 in zip(todo["photo"], todo["crop"], todo["sha1"], strict=True)}
     there, taken = set(), set(todo["crop"])
     for home, _, names in os.walk(folder):
         there.update(os.path.relpath(os.path.join(home, name), folder) for name in names)
-    rows, others = {}, []
-    for row in read_csv(path, MANIFEST_COLUMNS).to_dict("records"):
-        crop, sha1 = plan.get(row["photo"], ("", None))
-        if sha1 is None:
-            if row["crop"] not in taken and os.path.exists(row["photo"]):
-                others.append(row)
-        elif row["sha1"] == sha1 and row["crop"] in ("", crop) and (not row["crop"] or crop in there):
-            rows[row["photo"]] = row
+    manifest = read_csv(path, MANIFEST_COLUMNS)
+    at, known, rows = placed(manifest, todo), manifest.to_dict("records"), {}
+    for photo, crop, sha1, k in zip(todo["photo"], todo["crop"], todo["sha1"], at, strict=True):
+        row = known[k] if k >= 0 else {"sha1": None}
+        if row["sha1"] == sha1 and row["crop"] in ("", crop) and (not row["crop"] or crop in there):
+            rows[photo] = row | {"photo": photo}
+    mine = set(at)
+    others = [row for k, row in enumerate(known) if k not in mine]
+    others = [row for row in others if row["crop"] not in taken and os.path.exists(row["photo"])]
     person = dict(zip(todo["photo"], todo["id"], strict=True))
-    changing = {person[photo] for photo in plan if photo not in rows}
+    changing = {person[photo] for photo in todo["photo"] if photo not in rows}
     return {p: row for p, row in rows.items() if row["status"] == "found" or person[p] not in changing}, others
 
 
@@ -260,6 +258,7 @@ def crop_plan(todo, folder, crop):
     with ThreadPoolExecutor(8) as pool:
         hashes = pool.map(sha1_of, todo["photo"])
         todo["sha1"] = list(tqdm(hashes, "comparing", len(todo), unit="photo", leave=False, disable=None))
+    todo["crop"] = apart(todo)
     rows, others = finished(folder, todo)
     parts = [todo.iloc[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
     parts = [part for part in parts if not all(photo in rows for photo in part["photo"])]
@@ -271,6 +270,7 @@ def crop_plan(todo, folder, crop):
         kept = [rows[photo] for photo in todo["photo"] if photo in rows] + others
         write_csv(manifest, pd.DataFrame(kept, columns=MANIFEST_COLUMNS))
 
+    save()  # with the paths of today, and so that a kill leaves no row whose crop another photo's takes the place of
     guessing = any(name not in detect.DETECTORS for name in crop.detectors)
     if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
         forget_review(folder)

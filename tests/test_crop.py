@@ -1,6 +1,7 @@
 """Face crops: the right face, cut so that it is whole, every photo accounted for, nothing done twice."""
 
 import importlib.metadata
+import json
 import random
 import shutil
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from conftest import Competition
 
+import dataset
 import detect
 import face_crop
 import portrait
@@ -221,6 +223,75 @@ def contents(folder):
 
 GUESSED = dict.fromkeys(("one.png", "strip.png", "no_face.png"), ("guessed", "centre"))
 EXPECTED = GUESSED | {name: (f"unreadable: {reason}", "") for name, reason in bad_photos.UNREADABLE.items()}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """One person with one photo, and words that add two sets whose one photo has the same name: a red and a blue."""
+    made = Competition(tmp_path, people=1, photos=["normal"], answer_for=1)
+    made.sets = []
+    for name, colour in (("red", (0, 0, 250)), ("blue", (250, 0, 0))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "00000A20.jpg"), np.full((60, 40, 3), colour, np.uint8))
+        made.sets.append({"layout": "aaf", "path": str(tmp_path / name)})
+    made.words = lambda sets: ["--data.extra", json.dumps(sets), "--crop.detectors", "[centre]"]
+    return made
+
+
+def colours(people, sets):
+    """The colour of the crop that each extra set's photo is trained on."""
+    settings = people.settings("--data.crops", people.root / "crops", *people.words(sets))
+    rows = dataset.with_files(dataset.training_rows(settings)[0], settings.data.crops)
+    means = [cv2.imread(file).mean((0, 1)) for file in rows["file"][rows["source"] == "extra"]]
+    return ["red" if mean[2] > 200 else "blue" for mean in means]
+
+
+def test_photos_of_one_name_in_two_extra_sets_have_a_crop_each(small):
+    red, blue = small.sets
+    first = crop(small, *small.words([red]))
+    assert "extra/00000A20.jpg" in set(first["crop"])  # as earlier versions called it: their crops stay
+    manifest = crop(small, *small.words([red, blue]))
+    assert manifest["crop"].is_unique
+    assert colours(small, [red, blue]) == ["red", "blue"] and colours(small, [blue, red]) == ["blue", "red"]
+    crop(small, *small.words([blue, red]))
+    assert colours(small, [blue, red]) == ["blue", "red"]
+
+
+def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_again(small):
+    manifest = crop(small, *small.words(small.sets))
+    shared = manifest["crop"].str.startswith("extra/")
+    last = manifest["crop"][shared].iloc[-1]
+    (small.root / "crops" / last).rename(small.root / "crops" / "extra" / "00000A20.jpg")
+    manifest.loc[shared, "crop"] = "extra/00000A20.jpg"
+    manifest.to_csv(small.root / "crops" / "manifest.csv", index=False)
+    with pytest.raises(InputError, match=r"red/00000A20.jpg and .*blue/00000A20.jpg have the same crop: run face_crop"):
+        colours(small, small.sets)
+    crop(small, *small.words(small.sets))
+    assert colours(small, small.sets) == ["red", "blue"]
+
+
+def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small, monkeypatch):
+    before = crop(small, *small.words(small.sets))
+    for folder in ("train", "eval", "red", "blue", "crops"):
+        (small.root / folder).rename(small.root / f"moved-{folder}")
+    (small.root / "moved-crops").rename(small.root / "crops")
+    small.train, small.eval = small.root / "moved-train", small.root / "moved-eval"
+    for one in small.sets:
+        one["path"] = one["path"].replace("red", "moved-red").replace("blue", "moved-blue")
+    assert colours(small, small.sets) == ["red", "blue"]
+    monkeypatch.setattr(face_crop, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(face_crop, "guess", lambda *_: pytest.fail("photos were cropped twice"))
+    after = crop(small, *small.words(small.sets))
+    assert after.drop(columns="photo").equals(before.drop(columns="photo"))
+    assert after["photo"].str.contains("/moved-").all()
+    # the same bytes under another name, or other bytes under the same, are another photo
+    photo = small.root / "moved-red" / "00000A20.jpg"
+    for path, moved in ((photo.with_name("00001A20.jpg"), photo.read_bytes()), (photo, photo.read_bytes() + b"x")):
+        shutil.rmtree(small.root / "again", ignore_errors=True)
+        (small.root / "again").mkdir()
+        (small.root / "again" / path.name).write_bytes(moved)
+        with pytest.raises(InputError, match=r"1 of 2 photos have no crop yet, such as .*again"):
+            colours(small, [{"layout": "aaf", "path": str(small.root / "again")}])
 
 
 def test_what_becomes_of_bad_photos(people, drawn):

@@ -70,9 +70,9 @@ def test_layouts_of_outputs_become_channels_first():
 
 def test_the_faces_box_in_a_crop_follows_from_the_margin():
     row = {"status": "found", "x1": "10", "y1": "20", "x2": "50", "y2": "100"}
-    box = explain.face_share({"a": row}, "a", {"margin": 0.25})
+    box = explain.face_share(row, {"margin": 0.25})
     assert box == pytest.approx((0.5 - 1 / 6, 0.5 - 1 / 3, 0.5 + 1 / 6, 0.5 + 1 / 3))
-    assert explain.face_share({"a": row | {"status": "fallback"}}, "a", {"margin": 0.25}) is None
+    assert explain.face_share(row | {"status": "fallback"}, {"margin": 0.25}) is None
     assert explain.inside(np.ones((100, 100)), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
     assert np.isnan(explain.inside(np.zeros((10, 10)), (0, 0, 1, 1)))
 
