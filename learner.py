@@ -6,12 +6,10 @@ Several processes (accelerate launch, torchrun) share each batch: a step is the 
 import contextlib
 import copy
 import gc
-import importlib.util
 import sys
 import time
 from pathlib import Path
 
-import args
 import devices
 import optim
 import resume
@@ -22,24 +20,14 @@ AGREE_STEPS = 10  # several processes ask each other every so many steps whether
 
 
 def make_accelerator(settings):
-    """Hugging Face's Accelerator: device, precision with loss scaling, trackers. fp16 is refused on a CPU."""
+    """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
     from accelerate import Accelerator
 
     device = devices.choose(settings)
-    precision = devices.training_precision(device, settings.train.amp)
-    trackers = None if settings.log == "none" else settings.log
-    if trackers and importlib.util.find_spec(trackers) is None:  # accelerate would say nothing and log nothing
-        raise InputError(f"log is {trackers}, which is not installed: pip install {trackers}, or --log none")
-    accelerator = Accelerator(
-        mixed_precision=precision,
+    return Accelerator(
+        mixed_precision=devices.training_precision(device, settings.train.amp),
         cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
-        log_with=trackers,
-        project_dir=settings.run,
     )
-    if trackers:
-        content = args.flatten(args.as_dict(settings))
-        accelerator.init_trackers("foldface", {key: str(value) for key, value in content.items()})
-    return accelerator
 
 
 class Learner:

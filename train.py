@@ -20,6 +20,7 @@ import pandas as pd
 import answers
 import args
 import dataset
+import tracking
 from files import FIRST, STARTED, InputError, alone, guarded, read_json, refuse_unwritable, replacing, write_csv
 from folds import folds_of, prepare, split
 from learner import Learner, make_accelerator
@@ -30,12 +31,13 @@ LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
-def fit(rows, validation, settings, fold, accelerator, seconds=None):
+def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tracking.NONE):
     """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
 
     rows, validation: rows of folds.py with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row an
     epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
-    call goes on. seconds: what it may take, instead of train.epochs. Raises InputError when a photo can't be read.
+    call goes on. seconds: what it may take, instead of train.epochs. tracker: gets each epoch and the fold's scores.
+    Raises InputError when a photo can't be read.
     """
     import images
     import model
@@ -59,6 +61,8 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None):
     look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
     learner = Learner(settings, rows, fold, len(batches), accelerator, seconds, look)
     learner.load()
+    for row in learner.log:
+        tracker.log(row)
     task = learner.task
     about = describe(settings, fold, learner, rows[rows["source"] == "train"])
     epochs = "" if learner.budget else f"/{train.epochs}"
@@ -85,26 +89,12 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None):
         learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
         if learner.budget and looked:
             learner.budget.look = learner.speed[-1]["other_seconds"]
+        tracker.log(row)
         learner.save()
-        accelerator.log({f"fold{fold}/{name}": value for name, value in row.items()}, step=learner.epoch)
         tell(task, fold, epochs, row, speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
-    finish(folder, validation, fold, learner)
-    if FIRST and accelerator.trackers:
-        show(settings, folder, validation, accelerator, learner.epoch)
-
-
-def show(settings, folder, validation, accelerator, epoch):
-    """Give the trackers a finished fold's confusion matrix and worst mistakes."""
-    import report
-
-    oof = answers.read_oof(settings.predicted, folder / "oof.csv")
-    drawn = report.pictures(settings.predicted, oof, validation, settings.data.crops)
-    for tracker in accelerator.trackers:
-        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # W&B knows by itself
-        for name, pictures in drawn.items():
-            tracker.log_images({f"{folder.name}/{name}": np.stack(pictures)}, step=epoch, **order)
+    finish(settings, folder, validation, fold, learner, tracker)
 
 
 def read_crop_settings(settings):
@@ -199,7 +189,7 @@ def stalled(log, patience, task):
 # --------------------------------------------------------------------------------------------- folds and scores
 
 
-def finish(folder, validation, fold, learner):
+def finish(settings, folder, validation, fold, learner, tracker):
     """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
     frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
     task, best = learner.task, learner.best.numpy()
@@ -207,8 +197,26 @@ def finish(folder, validation, fold, learner):
     if learner.heads.in_numbers:
         name = f"oof_{task.number.name}.csv"
         write_csv(folder / name, answers.with_numbers(task, frame[["ImageID"]], best))
-    write_csv(folder / "oof.csv", answers.with_answers(task, frame, best))
+    oof = answers.with_answers(task, frame, best)
+    if tracker.active:
+        summarize(tracker, settings, fold, validation, oof)
+    write_csv(folder / "oof.csv", oof)
     learner.path.unlink(missing_ok=True)
+
+
+def summarize(tracker, settings, fold, validation, oof):
+    """Give a tracker the fold's out-of-fold scores with their intervals (oof/), those of all the people in the folds
+    that are finished by now (all_folds/), the fold's confusion matrix and its worst mistakes."""
+    import report
+
+    task, finished = settings.predicted, {fold: oof}
+    for path in Path(settings.run).glob("fold*/oof.csv"):
+        finished.setdefault(int(path.parent.name[4:]), answers.read_oof(task, path))
+    together = pd.concat([finished[k] for k in sorted(finished)], ignore_index=True)
+    scores = {f"oof/{name}": value for name, value in answers.measured(task, oof).items()}
+    scores |= {f"all_folds/{name}": value for name, value in answers.measured(task, together).items()}
+    pictures = report.pictures(task, oof, validation, settings.data.crops)
+    tracker.conclude(scores | {"all_folds/folds": len(finished)}, pictures)
 
 
 def answer_test(settings, rows):
@@ -275,6 +283,7 @@ def begin_anew(run):
 
 def train_folds(settings, folds, overwrite=False):
     """Train these folds, those that are finished left alone, and put together all that are finished."""
+    tracking.refuse_missing(settings)
     refuse_unwritable(settings.run, "name another --run")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
@@ -307,9 +316,8 @@ def train_folds(settings, folds, overwrite=False):
         for done, k in enumerate(todo):
             training, validation = split(rows, k)
             seconds = seconds_for(settings, folds, len(todo) - done) if settings.train.minutes else None
-            with alone(Path(settings.run) / f"fold{k}"):
-                fit(training, validation, settings, k, accelerator, seconds)
-        accelerator.end_training()
+            with alone(Path(settings.run) / f"fold{k}"), tracking.opened(settings, k) as tracker:
+                fit(training, validation, settings, k, accelerator, seconds, tracker)
     if FIRST:
         answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
         draw_history(settings.run, settings.predicted)

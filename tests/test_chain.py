@@ -1,6 +1,5 @@
 """The real scripts on drawn people, one after the other, as the README has them."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -63,19 +62,8 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
     assert "fold 0 is finished" in run("train.py")
 
 
-def test_bf16_and_tensorboard_work_and_a_tracker_that_is_not_there_is_said(run, folder):
-    words = ["--run", "runs/bf16", "--train.amp", "bf16"]
-    assert "F1" in run("train.py", *words, "--log", "tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    seen = EventAccumulator(str(next((folder / "runs/bf16").rglob("events.out.tfevents.*")).parent)).Reload()
-    assert "fold0/f1" in seen.Tags()["scalars"]
-    assert any(tag.startswith("fold0/confusion") for tag in seen.Tags()["images"])
-    assert any(tag.startswith("fold0/mistakes") for tag in seen.Tags()["images"])
-    if importlib.util.find_spec("wandb") is None:
-        command = [sys.executable, ROOT / "train.py", "--run", "runs/wandb", "--log", "wandb"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        assert done.returncode == 2 and "pip install wandb" in done.stderr
+def test_bf16_trains_on_a_cpu(run):
+    assert "F1" in run("train.py", "--run", "runs/bf16", "--train.amp", "bf16")
 
 
 def test_drawing_twice_gives_the_same_bytes(run, folder):
