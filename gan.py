@@ -342,7 +342,7 @@ def train(settings, overwrite=False):
                     for place in batches[pair.step :]:
                         index = torch.from_numpy(place)
                         real = store[index].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
-                        index, turned = index.to(device), torch.rand(len(real), device=device) < 0.5
+                        index, turned = index.to(device, non_blocking=True), torch.rand(len(real), device=device) < 0.5
                         real = torch.where(turned[:, None, None, None], real.flip(3), real)
                         done = (pair.epoch + pair.step / len(batches)) / gan.epochs
                         if gan.minutes:

@@ -240,7 +240,7 @@ class Learner:
         self.average.update_parameters(self.module)
         if self.freeze_bn:
             return
-        inputs = (images.normalize(photos.to(self.device), *self.scale) for _, photos, _ in feed)
+        inputs = (images.normalize(photos.to(self.device, non_blocking=True), *self.scale) for _, photos, _ in feed)
         with self.accelerator.autocast():
             kept = model.lowest_layers(self.average.module, self.settings.freeze_layers)
             model.refresh_batch_norm(self.average.module, inputs, kept)

@@ -82,6 +82,19 @@ def test_every_fold_begins_at_the_same_scale(competition, scaling):
     assert scaling.scaler.get_scale() == begun
 
 
+def test_a_stopped_fold_goes_on_at_the_scale_it_had(competition, scaling):
+    mine = learner_of(competition, scaling, "--train.optimizer", "sgd")
+    step(mine, overflow=True)
+    step(mine)
+    mine.save()
+    step(mine)
+    went_on = learner_of(competition, scaling, "--train.optimizer", "sgd")
+    went_on.load()
+    assert scaling.scaler.get_scale() == 32768 and went_on.steps == 1
+    step(went_on)
+    assert same(weights(went_on), weights(mine))
+
+
 def test_a_budget_takes_overflows_for_no_steps(competition, scaling):
     mine = learner_of(competition, scaling, "--train.scheduler", "onecycle", "--train.minutes", 1, seconds=60)
     mine.budget.begin()
