@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -246,6 +247,15 @@ def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
                     if int(limit) > 0:
                         found.append(int(limit) / int(period))
     return min(found)
+def refuse_special(path: str | os.PathLike) -> os.stat_result:
+    """The stat of a regular file, links followed. Raises OSError for all else: opening a FIFO waits for ever, and a
+    device never ends."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return found
 
 
 def write_json(path, content):
