@@ -13,6 +13,7 @@ import difflib
 import json
 import operator
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,9 @@ class Data:
     eval: str = "data/sample/eval"
     """the photos to answer for: a folder with info.csv and images/, a folder of photos or of class folders, or a CSV
     (photo) or JSON of boxes beside them"""
+    box_pixels: Literal["upright", "stored"] = "upright"
+    """which pixels the boxes of layout boxes are in, where EXIF turns a photo: those of the photo as it is seen, or as
+    it is stored"""
     group: str = ""
     """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
     on the photo's path whose match (or first group in it) they share; empty = the person, or each photo by itself"""
@@ -509,6 +513,9 @@ def read(doc, flags=None, argv=None):
         setattr(settings, name, at_home(getattr(values, name)))
     settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
     for key, value in flatten(as_dict(settings)).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if re.search("\0|\\\\u0000|[\ud800-\udfff]", text):
+            raise InputError(f"{key}: holds a NUL, or what is no UTF-8: {text}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             put(settings, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
     return check(settings)

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 import names
-from files import InputError, cores, read_csv, read_json, write_csv
+from files import InputError, cores, read_csv, read_json, refuse_special, write_csv
 from layouts import (
     BOX,
     LAYOUTS,
@@ -299,6 +299,10 @@ def eval_rows(settings):
     path = Path(settings.data.eval)
     if not settings.data.eval:
         raise InputError("data.eval is empty: name the photos to answer for, such as --data.eval FOLDER")
+    if os.path.exists(path) and not path.is_dir() and path.suffix.lower() not in (".csv", ".json"):
+        raise InputError(
+            f"data.eval {path}: is neither a folder nor a .csv or .json file: name the folder of the photos"
+        )
     if path.suffix.lower() == ".json":
         problems = Problems()
         found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, settings.data)]
@@ -417,8 +421,9 @@ def placed(manifest, rows):
 
 
 def sha1_of(photo):
-    """A photo's sha1 as hex, "" if there is no such file."""
+    """A photo's sha1 as hex, "" if there is no such regular file."""
     try:
+        refuse_special(photo)
         return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
     except OSError:
         return ""

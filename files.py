@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -45,11 +46,20 @@ def guarded(main):
     if not FIRST:
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process is)
+    if sys.stdout and sys.stderr:  # a process may have neither
+        sys.stdout, sys.stderr = Escaping(sys.stdout), Escaping(sys.stderr, ("\r", "\n", "\x1b"))
     try:
         main()
     except InputError as error:
         who = "" if FIRST else f"process {os.environ['RANK']}: "
-        print(f"{who}error: " + " ".join(str(error).split()), file=sys.stderr)
+        line = " ".join(str(error).split())
+        line = re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
+        print(f"{who}error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:100]}...: is longer than a file's name can be", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
@@ -57,6 +67,39 @@ def guarded(main):
     except BrokenPipeError:  # `| head` closed the pipe: not our business, and not worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # and halves of characters
+
+
+def visible(text: str) -> str:
+    """Text with what a terminal would obey (control codes, changes of direction) escaped: names come from strangers."""
+    return CONTROL.sub(lambda code: code[0].encode("unicode_escape").decode(), text)
+
+
+@functools.lru_cache(None)
+def warn_once(line: str) -> None:
+    """Print a warning to stderr, the first time that it is asked for."""
+    if FIRST:
+        print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
+
+
+class Escaping:
+    """A text stream whose text is `visible`; what its encoding can't show is escaped too, instead of an error.
+
+    Text that begins with one of `own` passes as it is: a progress bar's moves. No line of ours does.
+    """
+
+    def __init__(self, stream, own: tuple[str, ...] = ()):
+        self.stream, self.own = stream, own
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text if text.startswith(self.own) else visible(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def keep_memory():
@@ -247,6 +290,8 @@ def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
                     if int(limit) > 0:
                         found.append(int(limit) / int(period))
     return min(found)
+
+
 def refuse_special(path: str | os.PathLike) -> os.stat_result:
     """The stat of a regular file, links followed. Raises OSError for all else: opening a FIFO waits for ever, and a
     device never ends."""
@@ -261,15 +306,22 @@ def refuse_special(path: str | os.PathLike) -> os.stat_result:
 def write_json(path, content):
     """Write `content` as indented JSON, atomically."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path, remedy):
     """The content of a JSON file; `remedy` says what to do when it isn't there or isn't JSON (InputError)."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character, "\ud800"
+        return content
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: {remedy}") from None
+    except RecursionError:
+        raise InputError(f"{path}: can't be read as JSON (nested too deep): {remedy}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read as JSON ({error}): {remedy}") from None
 
@@ -277,7 +329,8 @@ def read_json(path, remedy):
 def write_csv(path, frame):
     """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
     with replacing(path) as partial:
-        frame.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+        how = {"float_format": "%.6f", "lineterminator": "\n", "quoting": csv.QUOTE_MINIMAL}
+        frame.to_csv(partial, index=False, errors="backslashreplace", **how)  # names of files may be no UTF-8
 
 
 def read_csv(path, columns, remedy="", numbers=()):

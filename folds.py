@@ -26,7 +26,7 @@ import answers
 import args
 import dataset
 import names
-from files import InputError, read_csv, read_json, write_csv, write_json
+from files import InputError, read_csv, read_json, refuse_special, write_csv, write_json
 
 FOLD_COLUMNS = ["id", "fold"]
 RECORD = "data.json"  # of a run: what its data was like (`identity`), and its folds
@@ -42,9 +42,13 @@ def twins(rows):
     """
 
     def digest(photo):
-        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
+        try:
+            return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
+        except OSError:  # it vanished just now
+            return "unreadable", photo
 
     def glimpse(photo):
+        refuse_special(photo)
         with open(photo, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(size // 2)

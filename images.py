@@ -22,7 +22,6 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # what can't be read is said
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import cv2
-
 import simplejpeg  # like OpenCV's decoder to the pixel, and it says what OpenCV passes over in silence
 
 from files import cores, refuse_special
@@ -132,7 +131,7 @@ def decode_jpeg(data, side):
 
 
 def only_padded(data, warning):
-    """Do the bytes that a decoder had no use for, before a JPEG's end marker, all have one value? Then no pixel lacks."""
+    """Do the bytes that were left over before a JPEG's end marker all have one value? Then no pixel is missing."""
     found = PADDING.search(warning)
     count = int(found[1]) if found else 0
     return 0 < count < 2**16 and re.search(rb"(.)\1{%d}\xff\xd9" % (count - 1), data.tobytes(), re.DOTALL) is not None

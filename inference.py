@@ -25,7 +25,7 @@ import answers
 import args
 import dataset
 import devices
-from files import InputError, alone, guarded, read_json, replacing, write_csv
+from files import InputError, alone, guarded, read_json, replacing, warn_once, write_csv
 
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
 PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary")
@@ -201,6 +201,14 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     return found, reasons
 
 
+def refuse_unreadable(settings, rows, reason):
+    """Raise InputError: there is no photo to answer for."""
+    raise InputError(
+        f"{settings.data.eval}: none of the {len(rows)} photos to answer for can be read, such as "
+        f"{rows['photo'].iloc[0]} ({reason}): nothing is answered"
+    )
+
+
 def some_inputs(rows, about, count):
     """What a model is shown of `count` of the photos, from first to last: (n, 3, s, s) float32. Raises InputError if
     there are fewer than half as many that can be read."""
@@ -257,14 +265,18 @@ def main():
         if settings.inference.backend == "int8":
             nets = export.quantized(nets, some_inputs(rows, next(iter(abouts.values())), 2 * export.CALIBRATED), heads)
     files, kept = rows["file"].to_numpy(str), output / "inference.npz"
+    if not any(map(os.path.isfile, files)):  # before minutes are spent
+        refuse_unreadable(settings, rows, "there is no such file")
     with alone(output):
         found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings))
     bad = reasons != ""
+    if bad.all():
+        refuse_unreadable(settings, rows, reasons[0])
     report = output / "unreadable.csv"
     if bad.any():
         write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
-        print(
-            f"warning: {int(bad.sum())} of {len(rows)} photos can't be read and get the training labels' shares: "
+        warn_once(
+            f"{int(bad.sum())} of {len(rows)} photos can't be read and get the training labels' shares: "
             f"{rows['photo'][bad].iloc[0]}; all of them: {report}"
         )
     elif report.is_file():

@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import InputError, read_csv, read_json
+from files import InputError, read_csv, read_json, warn_once
 from labels import one_of
 from names import Finder
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
 PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
+HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that are no UTF-8
 BOX = ["x1", "y1", "x2", "y2"]
-AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})\.(?:jpe?g|png)", re.IGNORECASE)
+AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})(?:\.\w+)?", re.IGNORECASE)
 AAF_LAST_FEMALE = 7380
-UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.(?:jpe?g|png)(?:\.chip\.jpg)?", re.IGNORECASE)
+UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)(?:\.\w+)*")
 RACES = ("white", "black", "asian", "indian", "other")
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
@@ -82,7 +83,7 @@ def read_competition(folder, task, problems, data):
             continue
         seen.add(path)
         home = Path(folder) / "images" / path
-        content = sorted(os.listdir(home)) if home.is_dir() else None
+        content = sorted(os.listdir(home)) if os.path.isdir(home) else None
         photos = [name for name in content or [] if not name.startswith(".")]
         if not photos:
             what = "doesn't exist" if content is None else "holds no photo"
@@ -119,8 +120,10 @@ def as_rows(found, task, more=()):
 
 
 def photos_below(folder, roots, problems, wanted):
-    """Photos below a folder, sorted: yields (path below it with /, whole path). Links that lead out are problems."""
-    from images import SUFFIXES
+    """Photos below a folder, sorted: yields (path below it with /, whole path). A photo is what images.is_photo says.
+
+    Links that lead out, and names that aren't UTF-8, are problems."""
+    from images import is_photo
 
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; {wanted}")
@@ -140,14 +143,15 @@ def photos_below(folder, roots, problems, wanted):
         for name in sorted(n for n in names if not n.startswith(".")):
             whole = os.path.join(home, name)
             below = os.path.relpath(whole, folder)
-            if not name.lower().endswith(SUFFIXES):
+            if not is_photo(whole):
                 passed.append(below)
             elif reason := fence.refuses(below):
                 problems.add(whole, None, reason)
             else:
                 yield Path(below).as_posix(), whole
     if passed:
-        print(f"{folder}: {len(passed)} files are no photos by their names and passed over, such as {passed[0]}")
+        what = "are no photos by their names and first bytes and passed over"
+        print(f"{folder}: {len(passed)} files {what}, such as {passed[0]}")
 
 
 def refuse_missing(task, columns, layout):
@@ -249,11 +253,16 @@ def read_boxes(path, task, problems, data):
 
 
 def boxes_of(path, problems, data):
-    """The boxes of a JSON file that can be used: yields (image#number, the photo's path, four numbers, its dict)."""
+    """The boxes of a JSON file that can be used: yields (image#number, the photo's path, four numbers, its dict).
+
+    The numbers are pixels of the upright photo. Where EXIF turns photos, data.box_pixels says what the file's are.
+    """
+    from images import turned_box, turned_by
+
     content = read_json(path, "layout boxes wants a JSON file")
     if not isinstance(content, list):
         raise InputError(f'{path}: should be a list of {{"image": ..., "label": ..., "bbox": [x1, y1, x2, y2]}}')
-    fence, finder, count = Fence(Path(path).parent, data.roots), Finder(Path(path).parent), {}
+    fence, finder, count, turns = Fence(Path(path).parent, data.roots), Finder(Path(path).parent), {}, {}
     for number, item in enumerate(content, start=1):
         image = item.get("image") if isinstance(item, dict) else None
         if not isinstance(image, str) or not image:
@@ -263,7 +272,7 @@ def boxes_of(path, problems, data):
         try:
             x1, y1, x2, y2 = map(float, box if isinstance(box, list) else [])
             wide = np.isfinite([x1, y1, x2, y2]).all() and x2 - x1 >= 1 and y2 - y1 >= 1 and x2 >= 1 and y2 >= 1
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last for a whole number of 400 digits
             wide = False
         if not wide:
             problems.add(path, None, f"entry {number}: bbox of {image} is {box}, should be [x1, y1, x2, y2]")
@@ -276,7 +285,18 @@ def boxes_of(path, problems, data):
             problems.add(path, None, f"entry {number}: there is no photo {whole}")
         else:
             count[image] = count.get(image, -1) + 1
-            yield f"{image}#{count[image]}", whole, [x1, y1, x2, y2], item
+            if image not in turns:
+                turns[image] = turned_by(whole)
+            box = [x1, y1, x2, y2]
+            if data.box_pixels == "stored":
+                box = turned_box(box, *turns[image])
+            yield f"{image}#{count[image]}", whole, box, item
+    turned = sum(turn > 1 for turn, _, _ in turns.values())
+    if turned:
+        warn_once(
+            f"{path}: {turned} of {len(turns)} photos are turned by their EXIF tag; their boxes are taken to be in the "
+            f"pixels of the photo as it is {data.box_pixels} (data.box_pixels: upright or stored)"
+        )
     finder.said(path)
 
 
@@ -315,9 +335,12 @@ def read_table(table, task, problems, data):
 
 
 def photo_root(home, names):
-    """Where the photos that a table in `home` names lie: there, or below images/ if the first that is named does."""
-    first = next((name for name in names if name), "")
-    return home / "images" if (home / "images" / first).is_file() and not (home / first).is_file() else home
+    """Where the photos that a table in `home` names lie: there, or below images/, as the first that exists says."""
+    for name in names:
+        for root in (home, home / "images"):
+            if name and os.path.isfile(root / name):
+                return root
+    return home
 
 
 LAYOUTS = {
@@ -368,6 +391,12 @@ class Fence:
 
     def refuses(self, path):
         """Why a path from a table, relative to the root, is refused; "" if it isn't."""
+        if "\0" in path:
+            return "holds a NUL"
+        if HALF.search(path):
+            return "is not UTF-8: rename it"
+        if max(len(part.encode()) for part in path.split("/")) > 255 or len(path.encode()) > 4000:
+            return "is longer than a file's name can be"
         if ".." in path.replace("\\", "/").split("/"):
             return f"leaves the folder {self.root}"
         whole = os.path.join(self.root, path)

@@ -146,7 +146,7 @@ def write(path, title, intro, sections):
         f"<h1>{html.escape(title)}</h1>{text(intro, note=True)}<nav>{links}</nav>{parts}</body></html>\n"
     )
     with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def add(path, heading, pieces, new_path=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 import inference
 from files import InputError
-from images import PhotoError, cv2, read_photo
+from images import PhotoError, cv2, decode, read_photo
 
 MOST_PIXELS = 40_000_000  # of a visitor's photo; decoded it takes three bytes each
 LEAST_SIDE = 8  # pixels
@@ -155,10 +155,7 @@ def read_frame(url, most_bytes):
     except ValueError:
         raise PhotoError("not readable as an image") from None
     refuse_size(*claimed_size(io.BytesIO(data)))
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise PhotoError("not readable as an image")
-    return image
+    return decode(np.frombuffer(data, np.uint8))
 
 
 def boxed(photo, box):

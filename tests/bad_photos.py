@@ -1,5 +1,6 @@
 """What cameras, phones, downloads and strangers make of a photo: one of each kind, from one good photo."""
 
+import os
 import struct
 import zlib
 
@@ -21,12 +22,28 @@ BY_KIND = {  # file name: (what it is, does the photo still show the good photo'
     "한글 사진.jpg": ("a Korean name with a space", True),
     "progressive.jpg": ("progressive JPEG", True),
     "trailing.jpg": ("bytes after the end", True),
+    "motion.jpg": ("a film behind its end", True),
+    "padded.jpg": ("zeros before its end", True),
+    "no_end.jpg": ("without an end marker", True),
+    "photo.jfif": ("ending .jfif", True),
+    "photo.tif": ("TIFF", True),
+    "photo.gif": ("GIF", True),
+    "moving.gif": ("a moving GIF", True),
+    "photo.avif": ("AVIF", True),
+    "photo.jp2": ("JPEG 2000", True),
+    "photo.ppm": ("PPM", True),
+    "photo": ("no ending at all", True),
+    "photo.bin": ("an ending that says nothing", True),
+    "twelve.png": ("12 bits in a PNG of 16", True),
+    "palette_alpha.png": ("256 colours, one transparent", True),
     "huge.jpg": ("12,000 x 9,000", True),
     "one.png": ("1 x 1", False),
     "strip.png": ("900 x 2", False),
     "empty.jpg": ("0 bytes", False),
     "truncated.jpg": ("half a JPEG", False),
     "truncated.png": ("half a PNG", False),
+    "hole.jpg": ("a hole in its middle, its end in place", False),
+    "pipe.jpg": ("a FIFO", False),
     "text.jpg": ("a text", False),
     "page.jpg": ("an HTML error page", False),
     "zeros.jpg": ("4,096 zero bytes", False),
@@ -40,6 +57,8 @@ UNREADABLE = {  # why read_photo refuses what is no photo; all else it reads
     "empty.jpg": "empty file",
     "truncated.jpg": "truncated",
     "truncated.png": "truncated",
+    "hole.jpg": "damaged (premature end of data segment)",
+    "pipe.jpg": "not a regular file",
     "text.jpg": "not readable as an image",
     "page.jpg": "not readable as an image",
     "zeros.jpg": "not readable as an image",
@@ -48,6 +67,8 @@ UNREADABLE = {  # why read_photo refuses what is no photo; all else it reads
     "folder.jpg": "Is a directory",
     "missing.jpg": "No such file or directory",
 }
+
+NO_FILES = ("folder.jpg", "missing.jpg", "pipe.jpg")  # what can't be sent
 
 
 def write(folder, photo, kinds=tuple(BY_KIND)):
@@ -69,6 +90,19 @@ def write(folder, photo, kinds=tuple(BY_KIND)):
         "huge.jpg": lambda path: huge(photo).tofile(path),
         "really_png.jpg": lambda path: path.write_bytes(png),
         "trailing.jpg": lambda path: path.write_bytes(jpeg + b"\0" * 100),
+        "motion.jpg": lambda path: path.write_bytes(jpeg + b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40),
+        "padded.jpg": lambda path: path.write_bytes(jpeg[:-2] + bytes(100) + jpeg[-2:]),
+        "no_end.jpg": lambda path: path.write_bytes(jpeg[:-2]),
+        "photo.tif": lambda path: image.save(path),
+        "photo.gif": lambda path: image.save(path),
+        "moving.gif": lambda path: image.save(path, save_all=True, append_images=[Image.new("RGB", image.size)] * 2),
+        "photo.avif": lambda path: image.save(path, quality=95),
+        "photo.jp2": lambda path: image.save(path),
+        "photo.ppm": lambda path: image.save(path),
+        "twelve.png": lambda path: cv2.imencode(".png", photo[..., ::-1].astype(np.uint16) * 16)[1].tofile(path),
+        "palette_alpha.png": lambda path: image.quantize(256).save(path, transparency=0),
+        "hole.jpg": lambda path: path.write_bytes(jpeg[: len(jpeg) // 3] + jpeg[-20:]),
+        "pipe.jpg": os.mkfifo,
         "one.png": lambda path: image.resize((1, 1)).save(path),
         "strip.png": lambda path: image.resize((900, 2)).save(path),
         "empty.jpg": lambda path: path.write_bytes(b""),

@@ -38,7 +38,7 @@ def bad_uploads(folder, photo):
 
     from images import cv2
 
-    kinds = [name for name in bad_photos.UNREADABLE if name not in ("folder.jpg", "missing.jpg")]
+    kinds = [name for name in bad_photos.UNREADABLE if name not in bad_photos.NO_FILES]
     bad_photos.write(folder, photo, kinds)
     large = np.random.default_rng(0).integers(0, 255, (6000, 4000, 3), dtype=np.uint8)
     cv2.imencode(".png", large)[1].tofile(folder / "large.png")  # 60 MB and more

@@ -86,7 +86,7 @@ def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
     from gradio_client import Client, handle_file
 
     url, desk, _, _ = served
-    kinds = [name for name in bad_photos.UNREADABLE if name not in ("folder.jpg", "missing.jpg")]
+    kinds = [name for name in bad_photos.UNREADABLE if name not in bad_photos.NO_FILES]
     photo = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
     bad_photos.write(tmp_path, photo, kinds)
     (tmp_path / "script.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')

@@ -16,6 +16,7 @@ from conftest import Competition
 import dataset
 import detect
 import face_crop
+import files
 import portrait
 from files import InputError, alone, read_json
 from images import cv2
@@ -31,6 +32,13 @@ def drawn():
     return found
 
 
+def in_crop(shape, point, face):
+    """Where a point of a photo lies in the crop that is cut from it: (2,), x and y."""
+    spot = np.zeros(shape, np.uint8)
+    cv2.circle(spot, np.round(point).astype(int).tolist(), 5, (255, 255, 255), -1)
+    return np.argwhere(face_crop.cut(spot, face, 224, 0.25, False)[..., 0] > 100).mean(0)[::-1]
+
+
 def look(photo, *detectors):
     return detect.look([photo], detectors)[0]
 
@@ -39,11 +47,9 @@ def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
     for photo, spots in drawn:
         name, face, count = look(photo[..., ::-1], "retinaface")
         assert (name, count) == ("retinaface", 1)
-        side = max(face[2] - face[0], face[3] - face[1]) * 1.5
-        middle = np.array([face[0] + face[2], face[1] + face[3]]) / 2
-        points = np.array(spots).reshape(3, 2)
-        assert (abs(points - middle) < side / 2).all()
-        assert 0.15 < np.linalg.norm(points[0] - points[1]) / side < 0.55
+        left, right, mouth = (in_crop(photo.shape, point, face) for point in np.array(spots).reshape(3, 2))
+        assert all((point > 20).all() and (point < 204).all() for point in (left, right, mouth))
+        assert 0.15 < np.linalg.norm(right - left) / 224 < 0.55 and left[0] < right[0] and mouth[1] > left[1] + 20
 
 
 def test_facenet_sees_the_bare_faces(drawn):
@@ -99,13 +105,56 @@ def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
     assert count == 2 and face[0] > 64 and face[2] < 448
 
 
+def square(image, box, size, margin):
+    return face_crop.cut(image, np.array([*box, 1, *[np.nan] * 4]), size, margin, False)
+
+
 def test_a_face_at_the_border_is_filled_by_mirroring_not_squeezed():
     image = np.random.default_rng(0).integers(0, 255, (100, 80, 3), dtype=np.uint8)
-    face = np.array([-10, -10, 30, 30, 1, np.nan, np.nan, np.nan, np.nan])
-    crop = face_crop.cut(image, face, 40, 0.0, False)
-    assert crop.shape == (40, 40, 3) and crop.min(axis=2).max() > 0
-    inside = face_crop.cut(image, np.array([10, 10, 50, 50, 1, *[np.nan] * 4]), 40, 0.0, False)
-    assert np.array_equal(inside, image[10:50, 10:50])
+    mirrored = np.pad(image, ((10, 0), (10, 0), (0, 0)), mode="reflect")
+    assert np.array_equal(square(image, (-10, -10, 30, 30), 40, 0.0), mirrored[:40, :40])
+    assert np.array_equal(square(image, (10, 10, 50, 50), 40, 0.0), image[10:50, 10:50])
+
+
+def test_the_margin_is_a_share_of_the_faces_longer_side_on_each_side():
+    image = np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)
+    assert np.array_equal(square(image, (40, 30, 60, 70), 60, 0.25), image[20:80, 20:80])  # 40 and twice 10
+    assert np.array_equal(square(image, (40, 30, 60, 70), 80, 0.5), image[10:90, 10:90])
+
+
+def test_a_large_face_is_shrunk_about_its_middle():
+    image = np.full((600, 600, 3), 100, np.uint8)
+    image[280:320, 180:220] = 255
+    crop = square(image, (100, 200, 300, 400), 50, 0.25)  # 300 pixels become 50
+    assert np.argwhere(crop[..., 0] > 150).mean(0) == pytest.approx([24.5, 24.5], abs=0.6)
+    assert (crop[..., 0] > 150).sum() == pytest.approx((40 / 6) ** 2, rel=0.35)
+
+
+@pytest.mark.parametrize("size", [(60, 800), (9, 9), (1, 1), (5000, 1), (1, 5000), (300, 40_000)])
+def test_a_face_can_be_cut_out_of_a_photo_of_any_shape(size):
+    image = np.full((*size, 3), 90, np.uint8)
+    for align in (False, True):
+        for box in ([0, 0, size[1], size[0]], [size[1] / 2 - 0.25, size[0] / 2 - 0.25, size[1] / 2, size[0] / 2]):
+            assert (face_crop.cut(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
+
+
+@pytest.mark.parametrize("name", ["retinaface", "facenet", "yunet"])
+def test_every_detector_takes_a_banner_a_strip_and_a_speck(name):
+    for size in ((60, 800), (9, 9), (1, 1), (5000, 1), (2, 900)):
+        assert look(np.full((*size, 3), 90, np.uint8), name) == ("", None, 0)
+
+
+def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "LEAST_SIDE", 16)  # facenet fails on less than 20
+    banner = np.full((384, 16 * 384, 3), 120, np.uint8)
+    banner[:, :288] = cv2.resize(drawn[6][0][..., ::-1], (288, 384))
+    files.warn_once.cache_clear()
+    detect.look([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
+    said = capsys.readouterr().err
+    assert (
+        said.count("warning: facenet fails on photos that are 256 x 16 as it sees them") == 1 and said.count("\n") == 1
+    )
+    assert detect.look([np.full((1, 5000, 3), 90, np.uint8)], ["facenet", "retinaface"]) == [("", None, 0)]
 
 
 def test_levelled_eyes_are_level(drawn):
@@ -221,7 +270,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-GUESSED = dict.fromkeys(("one.png", "strip.png", "no_face.png"), ("guessed", "centre"))
+GUESSED = dict.fromkeys(("one.png", "strip.png", "banner.png", "icon.png", "no_face.png"), ("guessed", "centre"))
 EXPECTED = GUESSED | {name: (f"unreadable: {reason}", "") for name, reason in bad_photos.UNREADABLE.items()}
 
 
@@ -303,7 +352,9 @@ def test_what_becomes_of_bad_photos(people, drawn):
     crowd[400:920, 405:795] = cv2.resize(good, (390, 520))
     cv2.imwrite(str(people.eval / "images" / "eight.png"), crowd)
     cv2.imwrite(str(people.eval / "images" / "no_face.png"), np.full((400, 300, 3), 90, np.uint8))
-    names += ["eight.png", "no_face.png"]
+    cv2.imwrite(str(people.eval / "images" / "banner.png"), np.full((60, 800, 3), 90, np.uint8))
+    cv2.imwrite(str(people.eval / "images" / "icon.png"), np.full((9, 9, 3), 90, np.uint8))
+    names += ["eight.png", "no_face.png", "banner.png", "icon.png"]
     (people.eval / "info.csv").write_text("ImageID\n" + "\n".join(names) + "\n", encoding="utf-8")
     manifest = crop(people).set_index("photo").loc[[f"{people.eval}/images/{name}" for name in names]]
     became = dict(zip(names, zip(manifest["status"], manifest["detector"], strict=True), strict=True))
@@ -318,6 +369,14 @@ def test_what_becomes_of_bad_photos(people, drawn):
         assert np.abs(seen.astype(int).mean(2) - plain.mean(2)).mean() < 12, name
     sheet = cv2.imread(str(people.root / "crops" / "review.png"))
     assert sheet.shape[1] == 16 * 160 and len(np.unique(sheet)) > 50
+
+
+def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, monkeypatch):
+    gone = people.train / "images" / people.people[0][3] / "mask3.jpg"  # the one without a face
+    honest = face_crop.guesses
+    monkeypatch.setattr(face_crop, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
+    manifest = crop(people).set_index("photo")
+    assert manifest.loc[str(gone), ["status", "crop"]].tolist() == ["unreadable: No such file or directory", ""]
 
 
 def test_the_contact_sheet_starts_with_what_fell_past_the_detectors(people):

@@ -1,9 +1,11 @@
 """Photos as they come, augmentation as promised, and nothing that hangs on the number of workers."""
 
+import os
 import pickle
 import time
 
 import albumentations as A
+import bad_photos
 import cv2
 import numpy as np
 import pandas as pd
@@ -12,7 +14,10 @@ import torch
 from PIL import Image
 
 import augment
+import eda
 import images
+import pages
+import sift
 
 
 @pytest.fixture
@@ -60,6 +65,96 @@ def test_what_is_no_photo_is_said_to_be_none(tmp_path, picture):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(images.PhotoError, match="too many pixels"):
         images.read_photo(tmp_path / "bomb.png")
+
+
+def test_a_jpeg_is_whole_if_its_decoder_finds_all_its_pixels(picture):
+    rng = np.random.default_rng(0)
+    large = cv2.resize(picture, (400, 300)) // 2 + rng.integers(0, 20, (300, 400, 3), dtype=np.uint8)
+    data = cv2.imencode(".jpg", large)[1]
+    whole, end = images.decode(data), data[-2:]
+    film = rng.integers(0, 255, 20_000, dtype=np.uint8)  # longer than what is read at the end of a file
+    for name, other in {
+        "a film behind its end": [data, film],
+        "zeros behind its end": [data, np.zeros(9000, np.uint8)],
+        "zeros before its end": [data[:-2], np.zeros(64, np.uint8), end],
+        "no end": [data[:-2]],
+        "half of an end": [data[:-1]],
+    }.items():
+        assert np.array_equal(images.decode(np.concatenate(other)), whole), name
+    for at in range(2000, len(data) - 2000, len(data) // 10):
+        for parts in ([data[:at], data[at + 900 :]], [data[:at], end], [data[:at], film]):
+            for side in (0, 64):  # a smaller photo is decoded otherwise, and has the same holes
+                with pytest.raises(images.PhotoError, match=r"damaged|truncated"):
+                    images.decode(np.concatenate(parts), side)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_come_out_as_opencv_would_decode_them(tmp_path, picture, turn, mode):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(cv2.resize(picture, (200, 120))).convert(mode).save(tmp_path / "a.jpg", exif=exif)
+    for side, flag in ((0, 0), (60, 16), (30, 32), (15, 64)):
+        expected = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR_RGB | flag)
+        assert np.array_equal(images.read_photo(tmp_path / "a.jpg", side), expected)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_box_turns_with_its_photo(turn):
+    photo, box = np.zeros((30, 50, 3), np.uint8), [10, 5, 30, 12]
+    photo[5:12, 10:30] = 255
+    x1, y1, x2, y2 = images.turned_box(box, turn, 50, 30)
+    seen = images.upright(photo, turn)
+    assert (seen[y1:y2, x1:x2] == 255).all() and (y2 - y1) * (x2 - x1) == 7 * 20 == (seen > 0).sum() / 3
+
+
+def test_twelve_bits_keep_their_grey_levels_and_sixteen_stay_as_they_are(tmp_path):
+    ramp = np.tile(np.arange(256, dtype=np.uint16), (8, 1))
+    for name, scale in (("twelve.png", 16), ("sixteen.png", 257)):
+        cv2.imwrite(str(tmp_path / name), ramp * scale)
+        assert np.array_equal(images.read_photo(tmp_path / name)[..., 0], ramp), name
+    cv2.imwrite(str(tmp_path / "dark.tif"), ramp[:, :17] * 256)  # 4096 and more: of 16 bits, and dark
+    assert images.read_photo(tmp_path / "dark.tif").max() == 16
+
+
+def test_what_is_a_photo_by_its_first_bytes_is_one(tmp_path):
+    names = [name for name, (_, whole) in bad_photos.BY_KIND.items() if whole and name != "huge.jpg"]
+    bad_photos.write(tmp_path, np.zeros((20, 20, 3), np.uint8), names)
+    for number, name in enumerate(names):
+        (tmp_path / name).rename(tmp_path / f"{number}.dat")
+        assert images.is_photo(tmp_path / f"{number}.dat"), name
+    texts = {"bmi.csv": "BMI,age", "list.txt": "P1 is first", "notes": "", "rows.csv": "photo,kind", "two.md": "II*"}
+    for name, words in texts.items():
+        (tmp_path / name).write_text(words)
+        assert not images.is_photo(tmp_path / name), name
+    (tmp_path / "phone").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert images.is_photo(tmp_path / "phone")
+    with pytest.raises(images.PhotoError, match="HEIC, which can't be decoded here: save it as JPEG"):
+        images.read_photo(tmp_path / "phone")
+    os.mkfifo(tmp_path / "pipe")
+    assert not images.is_photo(tmp_path / "pipe") and not images.is_photo(tmp_path)
+
+
+SIZES = [(60, 800), (9, 9), (1, 1), (5000, 1), (1, 5000), (300, 40_000)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_a_photo_of_any_shape_becomes_a_square(size, fit):
+    photo = np.full((*size, 3), 90, np.uint8)
+    for preset, side in (("strong", 64), ("report", 224)):
+        square = augment.shape(preset, side, fit)(image=photo)["image"]
+        assert square.shape == (side, side, 3) and square.dtype == np.uint8
+        assert augment.variation(preset, 1.0)(image=square)["image"].shape == square.shape
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_photo_of_any_shape_can_be_compared_and_shown(tmp_path, size):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((*size, 3), 90, np.uint8))
+    seen = sift.look([str(tmp_path / "a.png")])
+    assert (seen["height"][0], seen["width"][0], seen["reason"][0]) == (*size, "")
+    assert eda.measure(seen)["brightness"][0] == 90
+    assert 'width="' in pages.gallery([(str(tmp_path / "a.png"), ["a"])])
 
 
 def test_the_report_preset_is_the_reports_list():
