@@ -1,16 +1,21 @@
 """What strangers' data holds, and what becomes of each: it works, or it is one line, or it is listed and left out."""
 
+import json
 import os
+import subprocess
+import sys
 
 import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_photo
+from conftest import ROOT, write_photo
 from test_predict import main_of
 
+import args
 import dataset
 import ensemble
+import files
 import folds
 import inference
 import train
@@ -122,6 +127,10 @@ TABLES = [  # what it is, how it is made, rows that are trained on or the line, 
     ("path ../", cell(path="../images/000000_person"), "row 2: path '../images/000000_person' leaves", ALL - 7),
     ("path with a backslash", cell(path="..\\000000_person"), "leaves the folder", ALL - 7),
     ("path absolute", cell(path="/etc"), "row 2: path '/etc' leaves the folder", ALL - 7),
+    ("path of 5,000 characters", cell(path="p" * 5000), "is longer than a file's name can be", ALL - 7),
+    ("path of 2,500 folders", cell(path="p/" * 2500), "is longer than a file's name can be", ALL - 7),
+    ("gender of 5,000 characters", cell(gender="g" * 5000), "row 2: gender is 'gggg", ALL - 7),
+    ("age of 400 digits", cell(age="1" + "0" * 400), "row 2: age is '1000", ALL - 7),
     ("path not there", cell(path="nobody"), "doesn't exist", ALL - 7),
     ("a folder that is a link out", linked_folder, "row 2: path '000000_person' leaves the folder", ALL - 7),
     ("the same, allowed", allowed, ALL, ALL),
@@ -133,6 +142,8 @@ TABLES = [  # what it is, how it is made, rows that are trained on or the line, 
     ("a copy, mask1 (1).jpg", lambda people: write_photo(home(people) / "mask1 (1).jpg", 3), "is named none of", ALL),
     ("mask1 as .jpg and .png", lambda people: write_photo(home(people) / "mask1.png", 3), ALL + 1, ALL + 1),
     ("MASK2.JPG", lambda people: (home(people) / "mask2.jpg").rename(home(people) / "MASK2.JPG"), ALL, ALL),
+    ("a photo whose name is no UTF-8", lambda people: write_photo(home(people) / "mask\udcff.jpg", 3),
+        "is named none of", ALL),
     ("hidden files", lambda people: (home(people) / "._mask1.jpg").write_bytes(b"x"), ALL, ALL),
     ("two people with one photo", lambda people: (home(people) / "normal.jpg").write_bytes(
         (people.train / "images" / "000001_person" / "normal.jpg").read_bytes()), ALL, ALL),
@@ -200,7 +211,7 @@ def test_photos_to_answer_for(people, monkeypatch):
     [
         ("ImageID\n../train/train.csv\n", "row 2: ImageID '../train/train.csv' leaves the folder"),
         ("ImageID\n/etc/passwd\n", "row 2: ImageID '/etc/passwd' leaves the folder"),
-        ("ImageID\nanswer0.jpg\n\"\"\n", "row 3: ImageID '' is empty"),
+        ("ImageID\nanswer0.jpg\n\"\"\n", "row 3: ImageID is empty"),
         ("ImageID\nlink.jpg\n", "row 2: ImageID 'link.jpg' leaves the folder"),
         ("Image,ans\nanswer0.jpg,0\n", "has no column ImageID; it has Image, ans"),
         ("ImageID,ans\n", "has no rows"),
@@ -213,6 +224,111 @@ def test_tables_to_answer_for(people, content, expected):
     with pytest.raises(InputError) as caught:
         dataset.eval_rows(people.settings())
     assert expected in str(caught.value) and "info.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_nul_in_a_table_is_no_traceback(people):
+    text(lambda data: data.replace(b"000000_person", b"000000\0person"))(people)
+    assert "row 2: " in outcome(people) or "NUL" in outcome(people)
+    (people.eval / "info.csv").write_bytes(b"ImageID\nanswer0.jpg\nans\0wer.jpg\n")
+    with pytest.raises(InputError, match=r"row 3: ImageID"):
+        dataset.eval_rows(people.settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("photo.jpg", b"x", "is neither a folder nor a .csv or .json file"),
+        ("list.txt", b"answer0.jpg", "is neither a folder nor a .csv or .json file"),
+        ("deep.json", b"[" * 100_000, "can't be read as JSON (nested too deep)"),
+        ("half.json", b'[{"image": "\\ud800.jpg"}]', "can't be read as JSON"),
+        ("digits.json", b'[{"image": "answer0.jpg", "bbox": [0, 0, 1' + b"0" * 400 + b', 5]}]', "entry 1: bbox of"),
+        ("more.json", b'[{"image": "answer0.jpg", "bbox": [0, 0, 1' + b"0" * 9000 + b', 5]}]', "can't be read as JSON"),
+        ("long.json", b'[{"image": "' + b"a" * 5000 + b'", "bbox": [0, 0, 9, 9]}]', "longer than a file's name can be"),
+        ("nul.json", b'[{"image": "a\\u0000.jpg", "bbox": [0, 0, 9, 9]}]', "holds a NUL"),
+        ("long.csv", b"photo\n" + b"a" * 5000 + b".jpg\n", "longer than a file's name can be"),
+    ],
+)  # fmt: skip
+def test_files_to_answer_for_that_are_none(people, name, content, expected):
+    (people.eval / "images" / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        dataset.eval_rows(people.settings("--data.eval", people.eval / "images" / name))
+    assert expected in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["data.train", "data.eval", "data.corrections", "data.crops"])
+def test_a_setting_that_can_be_no_path_is_one_line(people, setting, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"data": {setting.removeprefix("data."): "a\0b"}}))
+    for words in (["--config", tmp_path / "mine.json"], [f"--{setting}", "a\udcffb"]):
+        with pytest.raises(InputError, match=f"{setting}: holds a NUL, or what is no UTF-8"):
+            args.read("", argv=[*map(str, words)])
+
+
+def test_names_and_classes_are_shown_in_any_terminal(tmp_path):
+    name = "a\x1b[31mred\x1b]0;title\x07 \u202egpj.exe 한글 " + "long" * 2000
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import files\n"
+        "def main():\n"
+        "    name = open(sys.argv[2], encoding='utf-8').read()\n"
+        "    print(name, 'half \\udcff'); files.warn_once(name); raise files.InputError(name)\n"
+        "files.guarded(main)"
+    )
+    (tmp_path / "name").write_text(name, encoding="utf-8")
+    for environment in ({"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}, {"LANG": "C", "LC_ALL": "C"}):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(ROOT), str(tmp_path / "name")],
+            capture_output=True, env=os.environ | environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        for shown in (done.stdout, done.stderr):
+            assert b"\x1b" not in shown and b"\x07" not in shown and b"Traceback" not in shown
+            assert rb"a\x1b[31mred\x1b]0;title\x07 \u202egpj.exe" in shown
+        assert rb"half \udcff" in done.stdout and done.stderr.count(b"\n") == 2
+        assert len(done.stderr.splitlines()[1]) < 500
+
+
+def test_a_progress_bar_may_move_and_a_name_may_not(capsys):
+    stream = files.Escaping(sys.stderr, ("\r", "\n", "\x1b"))
+    for words in ("\r 50 %", "\x1b[A", "warning: \r\x1b[A"):
+        stream.write(words)
+    assert capsys.readouterr().err == "\r 50 %\x1b[Awarning: \\x0d\\x1b[A".replace("\\x0d", "\\r")
+
+
+def test_photos_lie_where_the_first_that_exists_lies(people):
+    (people.eval / "photos.csv").write_text("photo\ngone.jpg\n" + "\n".join(people.images) + "\n")
+    rows = dataset.eval_rows(people.settings("--data.eval", people.eval / "photos.csv"))
+    assert rows["photo"].map(os.path.isfile).tolist() == [False, *[True] * len(people.images)]
+    (people.eval / "images" / "labels.csv").write_text("photo\ngone.jpg\nanswer0.jpg\n")
+    rows = dataset.eval_rows(people.settings("--data.eval", people.eval / "images" / "labels.csv"))
+    assert os.path.isfile(rows["photo"][1])
+
+
+def test_answering_stops_where_no_photo_can_be_read(people, monkeypatch):
+    settings = people.settings("--train.epochs", 1)
+    train.train_folds(settings, [0])
+    for name in people.images:
+        (people.eval / "images" / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of the 5 photos to answer for can be read, such as .*\(empty file\)"):
+        main_of(inference, settings, monkeypatch)
+    for name in people.images:
+        (people.eval / "images" / name).unlink()
+    with pytest.raises(InputError, match=r"none of the 5 photos .*\(there is no such file\)"):
+        main_of(inference, settings, monkeypatch)
+    assert not (people.root / "run" / "fold0.csv").is_file()
+
+
+def test_a_photo_that_changes_or_vanishes_while_training_reads_it_is_one_line(people):
+    for number, change in enumerate((lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b"other"),
+                                     lambda photo: (photo.unlink(), os.mkfifo(photo)))):  # fmt: skip
+        settings = people.settings("--data.workers", 1, "--run", people.root / f"run{number}")
+        rows = folds.prepare(settings)
+        photo = home(people) / "mask2.jpg"
+        content = photo.read_bytes()
+        change(photo)
+        training, validation = folds.split(rows, 0)
+        with pytest.raises(InputError, match=r"mask2.jpg: can't be read any more \(.*\); start again to leave it out"):
+            train.fit(training, validation, settings, 0, train.make_accelerator(settings))
+        photo.unlink(missing_ok=True)
+        photo.write_bytes(content)
 
 
 def test_a_run_on_too_little_of_its_rows_stops(people):
