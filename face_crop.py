@@ -62,8 +62,9 @@ def cut(image, face, size, margin, align):
     most = MOST_SIDE / max(image.shape[:2])
     shrink = min(1.0, size / side, most)
     if shrink < 0.8 or most < 1:
-        shape = [max(1, round(length * shrink)) for length in (image.shape[1], image.shape[0])]
-        small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+        narrow = min(image.shape[:2]) * shrink < 1  # OpenCV would round it to no pixel
+        shape = [max(1, round(length * shrink)) for length in image.shape[1::-1]] if narrow else None
+        small = cv2.resize(image, shape, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         sx, sy = small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]
         image, centre, side = small, (centre[0] * sx, centre[1] * sy), side * (sx + sy) / 2
     matrix = cv2.getRotationMatrix2D(centre, angle, size / side)
