@@ -33,10 +33,12 @@ def make_accelerator(settings):
 class Learner:
     """A model and all that moves it: whatever a fit needs to go on in mid-epoch as if it had never stopped.
 
-    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities).
+    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities),
+    answers (what each training photo was last answered with in this epoch, NaN where it has not been).
     """
 
     KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
+    KEPT += ("answers",)
 
     def __init__(self, settings, rows, fold, steps, accelerator, seconds=None, look=0):
         """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch; seconds: for an optim.Budget
@@ -96,6 +98,7 @@ class Learner:
         self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
         self.log, self.best_score, self.best, self.last = [], None, None, None
         self.spent, self.speed = 0.0, []
+        self.answers = torch.full((len(rows),), torch.nan, device=self.device)
         self.pieces = settings.train.accumulate
         self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
 
@@ -142,6 +145,7 @@ class Learner:
                 part.load_state_dict(content[name])
             for name in self.KEPT:
                 setattr(self, name, content[name])
+            self.answers = self.answers.to(self.device)
             if len(content["random"]) == self.accelerator.num_processes:
                 resume.set_random_states(content["random"][self.accelerator.process_index])
         except Exception as error:  # a damaged file fails in many ways, all with one way out
@@ -197,6 +201,10 @@ class Learner:
             if self.settings.average == "ema":
                 self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
+        if self.mixup is None:  # a mixed photo has no right answer
+            found = self.heads.answers(outputs)
+            found = found[:, 0] if self.task.numeric else found[:, : self.task.size].argmax(1).float()
+            self.answers[indices.to(self.device, non_blocking=True)] = found
         if self.criterion.name == "f1":
             classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
             sums = loss.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
@@ -389,6 +397,16 @@ class Learner:
             return [False] * len(wishes)
         counts = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.float32, device=self.device), "sum")
         return [count > 0 for count in counts.tolist()]
+
+    def take_answers(self):
+        """What this epoch's training photos were answered with, as its steps saw them: (n,) float32 on the CPU, NaN
+        where a photo was not drawn. The next epoch begins without. All processes call it."""
+        import torch
+
+        found = self.accelerator.gather(self.answers[None])
+        first = (~found.isnan()).int().argmax(0, keepdim=True)  # the first process that saw the photo
+        self.answers = torch.full_like(self.answers, torch.nan)
+        return found.gather(0, first)[0].cpu()
 
     def summed(self, total):
         """A sum over this process's shares -> over all processes', a float."""

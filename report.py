@@ -47,10 +47,12 @@ def training(task, run):
         ax.legend(frameon=False, fontsize=7)
 
     def score(ax):
-        for name, log in logs.items():
+        for k, (name, log) in enumerate(logs.items()):
+            if f"train_{task.score}" in log:
+                ax.plot(log["epoch"], log[f"train_{task.score}"], "--", color=f"C{k % 10}", lw=1)
             seen = log.dropna(subset=[task.score])
-            ax.plot(seen["epoch"], seen[task.score], "o-", ms=3, lw=1, label=name)
-        ax.set(title=f"{task.title}, on people not trained on", xlabel="epoch")
+            ax.plot(seen["epoch"], seen[task.score], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
+        ax.set(title=f"{task.title}: people not trained on (line), training photos (dashes)", xlabel="epoch")
 
     def rate(ax):
         for log in logs.values():

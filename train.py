@@ -25,7 +25,7 @@ from files import FIRST, STARTED, InputError, alone, guarded, read_json, refuse_
 from folds import folds_of, prepare, split
 from learner import Learner, make_accelerator
 
-LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task
+LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
 
 
 # ------------------------------------------------------------------------------------------------------ the fit
@@ -72,6 +72,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
         began, batches.start = time.perf_counter(), 0
         learner.average_epoch(feed)
         row = progress(learner)
+        row |= training_scores(task, rows, learner.take_answers().numpy())
         looked = row["epoch"] % train.val_interval == 0 or learner.ending
         if looked:
             learner.last = learner.predict(check)
@@ -85,7 +86,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
             learner.best_score, learner.best = value, learner.last
             if FIRST:
                 model.save(folder / "best.safetensors", learner.answering, about | row)
-        write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=[*LOG_COLUMNS, *task.score_names]))
+        write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=log_columns(task)))
         learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
         if learner.budget and looked:
             learner.budget.look = learner.speed[-1]["other_seconds"]
@@ -150,6 +151,23 @@ def progress(learner):
         "lr": learner.optimizer.param_groups[0]["lr"],
         "train_loss": learner.loss / learner.seen,
     }
+
+
+def log_columns(task):
+    """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
+    return [*LOG_COLUMNS, *task.score_names, *(f"train_{name}" for name in task.score_names[:2])]
+
+
+def training_scores(task, rows, answers):
+    """What log.csv says of an epoch's answers (n,) to the training photos: task's scores as train_NAME; {} where
+    there are none, as with mixup. Photos are seen augmented and by the model of their step, extra and pseudo rows are
+    left out."""
+    seen = (rows["source"] == "train").to_numpy() & ~np.isnan(answers)
+    if not seen.any():
+        return {}
+    target, answers = rows["target"].to_numpy()[seen], answers[seen]
+    scores = task.scores(target, answers if task.numeric else answers.astype(int))
+    return {f"train_{name}": scores[name] for name in task.score_names[:2]}
 
 
 def judge(learner, target):
@@ -240,26 +258,31 @@ def answer_test(settings, rows):
 
 
 def draw_history(run, task):
-    """Draw the losses of all folds' epochs, and the task's score, which tells them apart, to runs/NAME/history.png."""
+    """Draw loss and scores of all folds' epochs, training beside validation, to runs/NAME/history.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     logs = {path.parent.name: pd.read_csv(path) for path in sorted(Path(run).glob("fold*/log.csv"))}
     if not logs:
         return
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), sharex=True)
-    for name, log in logs.items():
-        score = log.columns[len(LOG_COLUMNS)]
-        for ax, column in zip(axes, ("train_loss", "val_loss", score), strict=True):
-            seen = log.dropna(subset=[column])  # not every epoch need be looked at
-            ax.plot(seen["epoch"], seen[column], marker="o", markersize=3, label=name)
-    for ax, title in zip(axes, ("training loss", "validation loss", task.title), strict=True):
+    names = task.score_names[:2]
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), sharex=True)
+    for k, (name, log) in enumerate(logs.items()):
+        pairs = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in names)]
+        for ax, (training, validation) in zip(axes, pairs, strict=True):
+            for column, style in ((training, "--"), (validation, "-")):
+                seen = log.dropna(subset=[column]) if column in log else log[:0]  # not every epoch need have one
+                words = {"label": name} if style == "-" else {}
+                ax.plot(seen["epoch"], seen[column], style, color=f"C{k % 10}", marker="o", markersize=3, **words)
+    for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
         ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.93")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
     figure.tight_layout()
     with replacing(Path(run) / "history.png") as partial:
         figure.savefig(partial, format="png", dpi=100)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import answers
 import dataset
 import folds
+import inference
 import learner
 import model
 import optim
@@ -71,6 +72,26 @@ def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(com
     run = competition.root / "run"
     log, oof = pd.read_csv(run / "fold0" / "log.csv"), pd.read_csv(run / "oof.csv")
     assert MASK.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
+
+
+def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(competition):
+    plain = ["--data.augment", "none", "--model.freeze_bn", "true", "--train.epochs", 1]
+    train.train_folds(competition.settings(*plain, "--train.lr", 1e-12), [0])  # all steps see the same model
+    run = competition.root / "run"
+    log = pd.read_csv(run / "fold0" / "log.csv").iloc[0]
+    rows, _ = folds.split(folds.prepare(competition.settings(*plain)), 0)
+    found, _ = inference.predict(
+        *inference.load_folds({0: run / "fold0" / "best.safetensors"}), rows, competition.settings(*plain)
+    )
+    scores = MASK.scores(rows["target"], found[0].argmax(1))
+    assert log["train_f1"] == pytest.approx(scores["f1"], abs=1e-6)
+    assert log["train_accuracy"] == pytest.approx(scores["accuracy"], abs=1e-6)
+
+
+def test_mixed_photos_have_no_right_answer_and_no_training_score(competition):
+    train.train_folds(competition.settings("--train.mixup", 0.2), [0])
+    log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
+    assert log["train_f1"].isna().all() and log["f1"].notna().all()
 
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
@@ -404,6 +425,8 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-4) for name in first)
     logs = [pd.read_csv(path / "fold0" / "log.csv") for path in (competition.root / "run", tmp_path / "two")]
     assert np.allclose(logs[0]["train_loss"], logs[1]["train_loss"], atol=1e-4)
+    assert np.allclose(logs[0]["train_accuracy"], logs[1]["train_accuracy"], atol=0.05)
+    assert logs[1]["train_accuracy"].notna().all()
     assert sorted(path.name for path in (tmp_path / "two").rglob(".*")) == []
 
 
