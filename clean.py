@@ -6,7 +6,8 @@
 
 Look at runs/NAME/clean.html, delete the rows of corrections.csv that you don't believe, then train on it. Each head by
 itself: where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two that
-say each other's label are a swap. A model must have seen none of the people it judges: oof.csv's have not.
+say each other's label are a swap. A label is the one that was trained on: with data.age_boundary 58 the model learned
+that 58 is the oldest class. A model must have seen none of the people it judges: oof.csv's have not.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 import answers
 import args
 import dataset
+import labels
 import pages
 from files import InputError, guarded, read_csv, write_csv
 
@@ -72,13 +74,30 @@ def expected(fair, probability):
     return sums[np.searchsorted(values, probability, side="right")]
 
 
-def find(task, oof):
+def trained_on(oof, rows):
+    """The rows that the photos of oof.csv were trained on, in its order: DataFrame with label and a column a head.
+
+    oof.csv's own target is by the bounds that answers are scored by. Raises InputError for a photo that is no longer
+    among the rows to train on.
+    """
+    rows = rows.set_index("ImageID")
+    gone = ~oof["ImageID"].isin(rows.index)
+    if gone.any():
+        raise InputError(
+            f"oof.csv: {gone.sum()} photos, such as {oof['ImageID'][gone].iloc[0]}, are no longer among the rows "
+            "to train on: train again"
+        )
+    return rows.loc[oof["ImageID"]].reset_index()
+
+
+def find(task, oof, label):
     """All doubts about labels: DataFrame of COLUMNS, head, told, flagged; what chance explains least comes first.
 
-    A row is a person's label, or a photo's; of a cut head the value is left empty (see `with_numbers`).
+    label: (n,) the answers that were trained on. A row is a person's label, or a photo's; of a cut head the value is
+    left empty (see `with_numbers`).
     """
     person, parts = oof["id"].to_numpy(str), []
-    truth, told = task.decode(oof["target"].to_numpy()), task.by_head(oof[task.probabilities].to_numpy(float))
+    truth, told = task.decode(np.asarray(label)), task.by_head(oof[task.probabilities].to_numpy(float))
     for head in task.answered:
         label, probabilities = truth[head.name], told[head.name]
         several = pd.Series(label).groupby(person).agg(["size", "nunique"]).query("size > 1")
@@ -126,16 +145,22 @@ def swaps(found, photos):
     return found
 
 
-def with_numbers(task, found, run, oof):
-    """Give doubts of a cut head the number that the model expects, where it learned numbers; else they stay empty."""
+def with_numbers(task, found, run, oof, rows):
+    """Give doubts of a cut head the number that its table has and the one that the model expects, where it learned
+    numbers; else the latter stays empty. rows: as trained_on gives them."""
     head = task.number
-    path = Path(run) / f"oof_{head.name}.csv" if head else None
-    if head is None or not path.is_file():
+    if head is None or head not in task.answered:
+        return found
+    mine = found["head"] == head.name
+    units = [photo or person for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)]
+    table = pd.concat([rows.groupby(key)[head.name].median() for key in ("id", "ImageID")])
+    found.loc[mine, "given"] = [head.said(table[unit]) for unit in units]
+    path = Path(run) / f"oof_{head.name}.csv"
+    if not path.is_file():
         return found
     columns = head.columns
     own = read_csv(path, ["ImageID", *columns], numbers=columns).set_index("ImageID")[columns[0]]
     mean = own.loc[oof["ImageID"]].groupby(oof["id"].to_numpy(str)).mean()
-    mine = found["head"] == head.name
     expected = [
         own[photo] if photo else mean[person]
         for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)
@@ -156,20 +181,16 @@ def choose(found, people):
     return found[found["id"].isin(first["id"]) & (found["by_chance"] <= first["by_chance"].max())]
 
 
-def write_page(settings, task, oof, chosen, path):
-    """The people who are doubted, with all their photos."""
-    rows, _ = dataset.training_rows(settings.without_pseudo())
-    rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
+def write_page(settings, task, oof, rows, chosen, path):
+    """The people who are doubted, with all their photos. rows: as trained_on gives them."""
     rows = dataset.with_files(rows[rows["id"].isin(chosen["id"])], settings.data.crops)
-    told = oof.set_index("ImageID")
+    told = oof.set_index("ImageID")["ans"]
     sections = []
     for person in chosen["id"].drop_duplicates():
         mine, photos = chosen[chosen["id"] == person], []
         for row in rows[rows["id"] == person].to_dict("records"):
-            if row["ImageID"] in told.index:
-                answer, target = told.loc[row["ImageID"], ["ans", "target"]]
-                lines = [f"label: {task.classes[target]}", f"model: {task.classes[answer]}", row["ImageID"]]
-                photos.append((row["file"], lines))
+            answer, label = task.classes[told[row["ImageID"]]], task.classes[row["label"]]
+            photos.append((row["file"], [f"label: {label}", f"model: {answer}", row["ImageID"]]))
         doubts = [
             [d["column"], d["given"], d["value"] or "?", d["probability"], d["evidence"]]
             for d in mine.to_dict("records")
@@ -180,6 +201,9 @@ def write_page(settings, task, oof, chosen, path):
         f"{len(sections)} people or groups, least likely first. corrections.csv holds the rows: delete those "
         "that you don't believe, then name it in data.corrections. Nothing is changed by itself."
     )
+    if task.number and task.number.trained != task.number.bounds:
+        last = labels.plain(task.number.trained[-1])
+        intro += f" Labels are those that were trained on: the last class of {task.number.name} begins at {last}."
     pages.write(path, f"{settings.run}: labels to look at", intro, sections)
 
 
@@ -199,11 +223,13 @@ def main():
     if task.numeric:
         raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")
     oof = answers.read_oof(task, run / "oof.csv")
-    found = with_numbers(task, find(task, oof), run, oof)
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows = trained_on(oof, rows[rows["source"] == "train"].drop_duplicates("ImageID"))
+    found = with_numbers(task, find(task, oof, rows["label"]), run, oof, rows)
     chosen = choose(found, settings.people)
     ready = chosen[chosen["value"] != ""]
     write_csv(output / "corrections.csv", ready[COLUMNS])
-    write_page(settings, task, oof, chosen, output / "clean.html")
+    write_page(settings, task, oof, rows, chosen, output / "clean.html")
     print(
         f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {output}/clean.html; "
         f"{len(ready)} corrections to approve: {output}/corrections.csv"

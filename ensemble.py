@@ -26,6 +26,7 @@ import dataset
 import labels
 import pages
 from files import InputError, guarded, read_csv, read_json, refuse_unwritable, write_csv
+from layouts import groups_by_name
 
 
 def members(task, runs):
@@ -98,9 +99,8 @@ def hard_vote(task, members):
     votes = (each[:, :, None] == np.arange(task.size)).sum(0)
     part, own = task.decode(np.arange(task.size)), task.decode(each)
     agreement = sum((own[head][:, :, None] == part[head]).sum(0) for head in part)
-    mean = np.mean(members, axis=0)
-    # each key decides only where those before it are equal: votes, then attributes, then probability below one
-    return (votes * 1e6 + agreement * 1e3 + mean).argmax(1)
+    # a vote counts more than all attributes of all members, an attribute more than any mean probability
+    return ((votes * (len(each) * len(part) + 1) + agreement) * 2 + np.mean(members, axis=0)).argmax(1)
 
 
 VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
@@ -209,60 +209,76 @@ def votes_without_one(task, vote, told):
 
 
 def search_weights(known, runs, vote, bar):
-    """Weights (m,) by hill climbing if they beat the plain vote on people that they were not fitted to, else None."""
-    stack = blend.votes(known.told, vote)
+    """Weights of the runs by hill climbing, or None unless they beat the plain vote on people that they were not fitted
+    to: (weigh, answer).
+
+    weigh(rows) fits weights (m,) to rows (n,) bool; answer (n,): each person's, by weights fitted to other people.
+    """
+    stack, kept = blend.votes(known.told, vote), {}
+
+    def weigh(rows):
+        if rows.tobytes() not in kept:  # --decide asks for the same ones
+            kept[rows.tobytes()] = blend.climb(known.task, stack[:, rows], known.target[rows])
+        return kept[rows.tobytes()]
 
     def fit(rows):
-        weights = blend.climb(known.task, stack[:, rows], known.target[rows])
+        weights = weigh(rows)
         return lambda others: blend.answer_of(np.tensordot(weights, stack[:, others], 1))
 
-    better = known.tell(blend.nested(fit, known.target, known.part), "searched weights, on people not searched on", bar)
-    if not better:
+    answer = blend.nested(fit, known.target, known.part)
+    if not known.tell(answer, "searched weights, on people not searched on", bar):
         print("the plain vote is not beaten: it stays")
         return None
-    weights = blend.climb(known.task, stack, known.target)
+    weights = weigh(np.ones(len(known.target), bool))
     print("weights: " + ", ".join(f"{run} {weight:.2f}" for run, weight in zip(runs, weights, strict=True)))
-    return weights
+    return weigh, answer
 
 
-def decide(known, what, weights, bar):
-    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the bar stands."""
+def decide(known, what, weigh, bar):
+    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the bar stands.
+
+    weigh: as search_weights gives it; the weights too are those of people other than the ones that are scored.
+    """
     task, head = known.task, known.task.number
 
-    def mean(probabilities, numbers, boundary=None):
+    def mean(weights, probabilities, numbers, boundary=None):
         each = probabilities if boundary is None else blend.at_boundary(task, probabilities, numbers, boundary)
         return np.tensordot(weights, each, 1)
 
     if "boundary" in what and known.numbers is None:
         raise InputError("--decide boundary: the runs have no age in years: train with --model.age distribution")
-    bounds = head.steps[len(head.bounds) - 1 :] if "boundary" in what else [None]
-    scores_at = {bound: mean(known.told, known.numbers, bound) for bound in bounds}
+    bounds, kept = head.steps[len(head.bounds) - 1 :] if "boundary" in what else [None], {}
+
+    def scores_at(weights):
+        if weights.tobytes() not in kept:
+            kept.clear()  # equal weights are the same for all parts, searched ones differ: one of them is enough
+            kept[weights.tobytes()] = {b: mean(weights, known.told, known.numbers, b) for b in bounds}
+        return kept[weights.tobytes()]
 
     def choose(rows):
-        target = known.target[rows]
-        boundary = None
+        weights, target, boundary = weigh(rows), known.target[rows], None
         if "boundary" in what:
-            at = {bound: found[rows] for bound, found in scores_at.items()}
+            at = {bound: found[rows] for bound, found in scores_at(weights).items()}
             boundary = blend.choose_boundary(task, at, target, head.trained[-1])
-        bias = blend.choose_bias(task, scores_at[boundary][rows], target) if "bias" in what else {}
-        return boundary, bias
+        bias = blend.choose_bias(task, scores_at(weights)[boundary][rows], target) if "bias" in what else {}
+        return weights, boundary, bias
 
     def fit(rows):
-        boundary, bias = choose(rows)
-        factor = np.exp(blend.spread_bias(task, bias))
-        return lambda others: (scores_at[boundary][others] * factor).argmax(1)
+        weights, boundary, bias = choose(rows)
+        scores = scores_at(weights)[boundary] * np.exp(blend.spread_bias(task, bias))
+        return lambda others: scores[others].argmax(1)
 
     title = f"decided {' and '.join(what)}, on people not decided on"
     if not known.tell(blend.nested(fit, known.target, known.part), title, bar):
         print("the plain answer is not beaten: it stays")
         return None
-    boundary, bias = choose(np.ones(len(known.target), bool))
+    weights, boundary, bias = choose(np.ones(len(known.target), bool))
     if boundary:
         print(f"the last class of {head.name} begins at {boundary:g}")
     said = [f"{name} {task.head(name).classes[k]} {size:+.1f}" for (name, k), size in bias.items() if size]
     if said:
         print(f"log bias: {', '.join(said)}")
-    return lambda told, numbers: np.exp(blend.spread_bias(task, bias)) * mean(told, numbers, boundary)
+    return lambda told, numbers: np.exp(blend.spread_bias(task, bias)) * mean(weights, told, numbers, boundary)
 
 
 # ------------------------------------------------------------------------------------------------------ the answers
@@ -334,16 +350,15 @@ def main():
         if choosing:
             raise
         print(f"what the vote is worth can't be said: {error}")
-    weights = search_weights(known, runs, vote, plain) if settings.weights == "search" else None
-    decision, equal = None, np.full(len(runs), 1 / len(runs))
+    searched = search_weights(known, runs, vote, plain) if settings.weights == "search" else None
+    decision = None
     if settings.decide:
-        shares = equal if weights is None else weights
-        bar = np.tensordot(shares, known.told, 1).argmax(1)
-        decision = decide(known, settings.decide, shares, bar)
+        equal = np.full(len(runs), 1 / len(runs))
+        decision = decide(known, settings.decide, *(searched or (lambda _: equal, plain)))
     if decision:
         answer = decision(*by_run(task, runs, found, ids)).argmax(1)
-    elif weights is not None:
-        told, _ = by_run(task, runs, found, ids)
+    elif searched:
+        weights, (told, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
         answer = blend.answer_of(np.tensordot(weights, blend.votes(told, vote), 1))
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))
@@ -352,7 +367,7 @@ def main():
         print(f"warning: {settings.submission}: {task.confused}", file=sys.stderr)
     spread = task.spread(columns | {"answers": answer})
     print(spread)
-    tell_true(task, rows, answer)
+    tell_true(task, rows, answer, settings.data.group)
     show(task, runs[0], settings.output or runs[0], found, known.said if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
@@ -388,14 +403,19 @@ def show(task, run, output, found, lines, spread):
     pages.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
 
 
-def tell_true(task, rows, answer):
-    """Print the scores where the folders or names of data.eval say what is true."""
+def tell_true(task, rows, answer, group):
+    """Print the scores where the folders or names of data.eval say what is true, with the interval over the people or
+    objects that data.group (a regular expression) tells of their names, else over photos."""
     if "target" not in rows:
         return
     known = (rows["target"].notna() if task.numeric else rows["target"] >= 0).to_numpy()
     if not known.any():
         return
-    frame = rows[known].assign(ans=answer[known], id=rows["ImageID"][known])
+    ids = rows["ImageID"].to_numpy(object)
+    if group:
+        told = groups_by_name(group, ids)
+        ids = np.where(told == "", ids, told)
+    frame = rows[known].assign(ans=answer[known], id=ids[known])
     first, *others = answers.said(task, answers.measured(task, frame))
     print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")
 

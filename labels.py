@@ -103,9 +103,9 @@ class Head:
 
     @property
     def steps(self):
-        """The bounds that an answer may be read at: all but the last as they are, the last also up to five hundredths
-        of the range (five years) lower."""
-        step = (self.high - self.low) / (POINTS - 1)
+        """The bounds that an answer may be read at: all but the last as they are, the last also up to five years lower,
+        or, of other numbers than ages, up to five hundredths of the range."""
+        step = 1 if self.column == "age" else (self.high - self.low) / (POINTS - 1)
         last = [self.bounds[-1] - back * step for back in (5, 4, 3, 2, 1, 0)]
         floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
         return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
@@ -186,8 +186,14 @@ class Task:
         self.score, self.sign, self.within = score, -1 if score == "mae" else 1, within
         self.answer_as = answer_as
         head = self.number
-        if head and head.kind == "cut" and head.column == "age" and age_boundary in head.steps:
+        aged = head is not None and head.kind == "cut" and head.column == "age"
+        if aged and age_boundary in head.steps:
             head.trained = (*head.bounds[:-1], age_boundary)
+        self.ignored = ""  # what to say where age_boundary moves no bound
+        if aged and age_boundary not in (None, head.trained[-1]):
+            self.ignored = f"the last class of {head.name} begins at {plain(head.bounds[-1])}, in training too"
+        elif not aged:
+            self.ignored = "the task has no head of ages that are cut into classes"
         self.settle()
 
     def settle(self):

@@ -321,7 +321,7 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        task = labels.Task(**about["task"], age_boundary=about["age_boundary"])
+        task = labels.Task(**about["task"], age_boundary=boundary_of(about))
         heads = Heads(task, about["heads"], about["age"])
         model = build(about["backbone"], heads.size, False, about["image_size"])
         model.load_state_dict(load_file(path))
@@ -331,3 +331,16 @@ def load(path):
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: is no checkpoint of ours ({what})") from None
     return model.eval(), heads, about
+
+
+def boundary_of(about: dict) -> float | None:
+    """The data.age_boundary that weights were trained with; None if it moved no bound.
+
+    Weights from before `bounds` was written moved it by hundredths of the range, so not in [0, 116] or [0, 80].
+    """
+    boundary = about["age_boundary"]
+    for head in about["task"]["heads"] if "bounds" not in about else ():
+        if head.get("bounds") and head.get("range"):
+            step = (head["range"][1] - head["range"][0]) / (labels.POINTS - 1)
+            boundary = boundary if boundary in [head["bounds"][-1] - back * step for back in range(6)] else None
+    return boundary

@@ -130,6 +130,7 @@ def describe(settings, fold, learner, rows):
         "heads": settings.model.heads,
         "age": settings.model.age,
         "age_boundary": settings.data.age_boundary,
+        "bounds": list(task.number.trained) if task.number else [],
         "task": dataclasses.asdict(settings.task),
         "classes": list(task.classes),
         "image_size": settings.data.image_size,
@@ -312,7 +313,10 @@ def train_folds(settings, folds, overwrite=False):
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
     accelerator = make_accelerator(settings) if several else None
-    dataset.settle(settings, overwrite)
+    task = dataset.settle(settings, overwrite)
+    boundary = settings.data.age_boundary
+    if task.ignored and (task.number or boundary != args.Data.age_boundary):
+        print(f"data.age_boundary {boundary} is not applied: {task.ignored}")
     if FIRST:
         if overwrite:
             begin_anew(settings.run)

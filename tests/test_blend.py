@@ -1,5 +1,7 @@
 """Weights and decisions: fitted to some people, scored on others."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,6 +173,66 @@ def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, monkeyp
     (competition.root / "good" / "oof_age.csv").unlink()
     with pytest.raises(InputError, match="have no age in years"):
         main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["boundary"])
+
+
+def printed(out, title):
+    """The score that ensemble.py printed after a title."""
+    return float(re.search(rf"{title}: out-of-fold macro F1 ([\d.]+)", out)[1])
+
+
+def by_others(target, fold, fit):
+    """The score of answers that fit(rows) -> (rows -> answers) gives for each fold, fitted to the other folds."""
+    answer = np.empty_like(target)
+    for k in np.unique(fold):
+        answer[fold == k] = fit(fold != k)(fold == k)
+    return MASK.value(target, answer)
+
+
+def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(competition, monkeypatch, capsys):
+    target, person, fold = people(60)
+    (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
+    strengths = {"fair": 1.5, "other": 1.2, "noise": 0.0}
+    homes = [
+        write_run(competition.root, name, target, person, fold, s, k) for k, (name, s) in enumerate(strengths.items())
+    ]
+    main_of(ensemble, competition.settings(), monkeypatch, runs=homes, weights="search", decide=["bias"])
+    out = capsys.readouterr().out
+    stack = ensemble.Known(MASK, homes).told
+    everyone = np.ones(len(target), bool)
+
+    def searched(rows):
+        weights = blend.climb(MASK, stack[:, rows], target[rows])
+        return lambda others: np.tensordot(weights, stack[:, others], 1).argmax(1)
+
+    def decided(rows, weights=None):
+        weights = blend.climb(MASK, stack[:, rows], target[rows]) if weights is None else weights
+        mean = np.tensordot(weights, stack, 1)
+        factor = np.exp(blend.spread_bias(MASK, blend.choose_bias(MASK, mean[rows], target[rows])))
+        return lambda others: (mean[others] * factor).argmax(1)
+
+    honest = by_others(target, fold, searched), by_others(target, fold, decided)
+    assert printed(out, "searched weights, on people not searched on") == pytest.approx(honest[0], abs=6e-5)
+    assert printed(out, "decided bias, on people not decided on") == pytest.approx(honest[1], abs=6e-5)
+    of_all = blend.climb(MASK, stack, target)
+    cheats = MASK.value(target, searched(everyone)(everyone)), MASK.value(target, decided(everyone)(everyone))
+    half = by_others(target, fold, lambda rows: decided(rows, of_all))  # the weights were fitted to all
+    assert abs(cheats[0] - honest[0]) > 1e-3 and abs(cheats[1] - honest[1]) > 1e-3 and abs(half - honest[1]) > 1e-3
+
+
+@pytest.mark.parametrize("flags", [{"weights": "search"}, {"decide": ["bias"]}], ids=["weights", "decide"])
+def test_what_is_chosen_and_worse_on_other_people_is_not_used(competition, monkeypatch, capsys, flags):
+    target, person, fold = people(30, seed=3)
+    (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
+    several = "weights" in flags  # on the people that they were chosen on, both would seem to gain
+    strength, seeds = (1.0, range(5)) if several else (3.0, [11])
+    homes = [write_run(competition.root, f"r{k}", target, person, fold, strength, k) for k in seeds]
+    settings = competition.settings()
+    main_of(ensemble, settings, monkeypatch, runs=homes)
+    plain, _ = pd.read_csv(settings.submission), capsys.readouterr()
+    main_of(ensemble, settings, monkeypatch, runs=homes, **flags)
+    out = capsys.readouterr().out
+    assert re.search(r"on people not .*, -0\.\d+ \(", out) and "is not beaten: it stays" in out
+    assert "weights: " not in out and "log bias" not in out and pd.read_csv(settings.submission).equals(plain)
 
 
 def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):

@@ -24,6 +24,16 @@ def test_the_boundary_moves_the_oldest_class_alone():
     assert head.class_of([29, 30, 57, 58, 59, 60], head.trained).tolist() == [0, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("ages", [[0, 116], [0, 80], [0, 100], [10, 90]])
+def test_the_boundary_of_ages_moves_whatever_their_range(ages):
+    head = {"name": "age", "bounds": [30, 60], "range": ages, "unit": "years"}
+    for boundary in range(55, 61):
+        assert labels.Task([head], age_boundary=boundary).number.trained == (30, boundary)
+    assert labels.Task([head]).number.columns == ["years", "from30", *(f"from{age}" for age in range(55, 61))]
+    far = labels.Task([head], age_boundary=45)
+    assert far.number.trained == (30, 60) and far.ignored == "the last class of age begins at 60, in training too"
+
+
 def test_scores_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=500), rng.integers(18, size=500)

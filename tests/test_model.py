@@ -181,6 +181,17 @@ def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
         model.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(("ages", "trained"), [([0, 116], 60), ([0, 80], 60), ([0, 100], 58), ([0, 200], 58)])
+def test_weights_from_before_answer_by_the_boundary_that_they_were_trained_with(tmp_path, ages, trained):
+    """data.age_boundary moved nothing where the range was not 100 long; new weights write the bounds that they have."""
+    about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 32}
+    about["task"] = {"heads": [{"name": "age", "bounds": [30, 60], "range": ages}]}
+    model.save(tmp_path / "old.safetensors", model.build("test_resnet", 3, False, 32), about)
+    assert model.load(tmp_path / "old.safetensors")[1].task.number.trained == (30, trained)
+    model.save(tmp_path / "new.safetensors", model.build("test_resnet", 3, False, 32), about | {"bounds": [30, 58]})
+    assert model.load(tmp_path / "new.safetensors")[1].task.number.trained == (30, 58)
+
+
 def test_a_model_can_be_copied_for_averaging():
     net = model.build("test_resnet", 18, False, 32)
     assert copy.deepcopy(net).num_classes == net.num_classes

@@ -346,6 +346,15 @@ def test_a_tied_vote_goes_by_attribute_and_then_by_mean_probability():
     assert ensemble.hard_vote(MASK, votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
 
 
+@pytest.mark.parametrize("members", [334, 1500])
+def test_no_number_of_members_lets_attributes_outvote_votes(members):
+    most = members // 7 + 2  # for class 6; one less for class 4, with which all the others share two attributes
+    others = members - 2 * most + 1
+    told = [6] * most + [4] * (most - 1) + [[1, 3, 5, 10, 16][k % 5] for k in range(others)]
+    assert np.bincount(told).argmax() == 6 and (np.bincount(told) == most).sum() == 1
+    assert ensemble.hard_vote(MASK, np.eye(18)[told][:, None]).tolist() == [6]
+
+
 def test_members_that_answer_for_other_photos_are_refused(tmp_path):
     for run, names in (("a", "01"), ("b", "10"), ("c", "0")):
         (tmp_path / run).mkdir()

@@ -11,6 +11,7 @@ from test_predict import main_of
 
 import answers
 import clean
+import dataset
 import eda
 import ensemble
 import inference
@@ -18,7 +19,7 @@ import pages
 import report
 import shift
 import train
-from files import read_csv
+from files import InputError, read_csv, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -113,7 +114,7 @@ def with_wrong_labels(n=150, wrong=8, strength=5.0, seed=0):
 
 def test_wrong_genders_and_swapped_masks_are_found_by_person():
     oof, drawn, wrong = with_wrong_labels()
-    found = clean.find(MASK, oof)
+    found = clean.find(MASK, oof, oof["target"])
     first = set(clean.choose(found, len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.8 * len(drawn)
     flips = found[found["id"].isin(drawn[:wrong]) & (found["head"] == "gender")]
@@ -122,9 +123,28 @@ def test_wrong_genders_and_swapped_masks_are_found_by_person():
     assert swaps["evidence"].str.contains("swapped with").sum() >= 2 * (wrong - 1) and (swaps["photo"] != "").all()
 
 
+def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatch):
+    """A model that learned 58 as the oldest class says so of people of 58 and 59: their labels are not wrong for it."""
+    competition = make_competition(people=60, photos=["mask1", "normal"], answer_for=1)
+    ages = [(20, 25, 33, 40, 45, 50, 58, 59, 60, 60)[n % 10] for n in range(60)]
+    people = zip(competition.people, ages, strict=True)
+    competition.write_table(rows=[[i, gender, "Drawn", age, path] for (i, gender, _, path), age in people])
+    settings = competition.settings("--data.age_boundary", 58)
+    rows, _ = dataset.training_rows(settings)
+    knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
+    frame = rows[["ImageID", "id", "target"]].assign(fold=0)
+    write_csv(competition.root / "run" / "oof.csv", answers.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
+    main_of(clean, settings, monkeypatch, people=60)
+    page = stands_alone(competition.root / "run" / "clean.html")
+    assert re.findall(r"<td>age</td><td>([^<]*)</td>", page) == ["60"]
+    assert "the last class of age begins at 58" in page
+    with pytest.raises(InputError, match=r"1 photos, such as .* are no longer among the rows to train on"):
+        clean.trained_on(frame, rows[1:])
+
+
 def test_where_all_labels_are_right_hardly_anything_is_flagged():
     oof, _, _ = with_wrong_labels(wrong=0, strength=6.0)
-    assert clean.choose(clean.find(MASK, oof), 0)["id"].nunique() <= 8
+    assert clean.choose(clean.find(MASK, oof, oof["target"]), 0)["id"].nunique() <= 8
 
 
 def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
@@ -135,7 +155,7 @@ def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
     ages = rng.dirichlet([0.1] * 3, 150).repeat(7, 0)
     p = p.sum(3, keepdims=True) * ages[:, None, None]
     oof[MASK.probabilities] = p.reshape(-1, 18)
-    first = set(clean.choose(clean.find(MASK, oof), len(drawn))["id"])
+    first = set(clean.choose(clean.find(MASK, oof, oof["target"]), len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.7 * len(drawn)
 
 
