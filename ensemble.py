@@ -413,7 +413,7 @@ def tell_true(task, rows, answer, group):
         return
     ids = rows["ImageID"].to_numpy(object)
     if group:
-        told = groups_by_name(group, ids)
+        told = np.array(groups_by_name(group, ids), dtype=object)
         ids = np.where(told == "", ids, told)
     frame = rows[known].assign(ans=answer[known], id=ids[known])
     first, *others = answers.said(task, answers.measured(task, frame))

@@ -378,6 +378,18 @@ def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
         main_of(ensemble, settings, monkeypatch, soft=True)
 
 
+def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_known(capsys):
+    rng = np.random.default_rng(0)
+    target = rng.integers(18, size=20).repeat(10)
+    answer = np.where((rng.random(20) < 0.6).repeat(10), target, (target + 1) % 18)  # all photos of an object, or none
+    rows = pd.DataFrame({"ImageID": [f"object{k // 10}_{k}.jpg" for k in range(200)], "target": target})
+    for group, ids in ((r"^(\w+?)_", np.arange(20).repeat(10).astype(str)), ("", rows["ImageID"])):
+        ensemble.tell_true(MASK, rows, answer, group)
+        low, high = MASK.interval(target, answer, ids)
+        width = high - low
+        assert f"(95 % {low:.3f}-{high:.3f})" in capsys.readouterr().out and (width > 0.2) == bool(group)
+
+
 def test_voting_never_imports_torch():
     import subprocess
     import sys
