@@ -56,7 +56,7 @@ class Competition:
             *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
             *("--submission", self.root / "submission.csv", "--model.backbone", "test_resnet", "--device", "cpu"),
             *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
-            *("--train.folds", 2, "--data.workers", 0, "--data.age_boundary", 60),
+            *("--train.folds", 2, "--data.workers", 0),
         ]
         return args.read("", argv=[*map(str, words), *map(str, overrides)])
 

@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MASK
-from test_predict import main_of
+from test_predict import main_of, trained  # noqa: F401 (a fixture)
 
 import explain
 import heads
+import model
 import train
 from files import InputError, write_csv
 
@@ -75,6 +76,21 @@ def test_the_faces_box_in_a_crop_follows_from_the_margin():
     assert explain.face_share(row | {"status": "fallback"}, {"margin": 0.25}) is None
     assert explain.inside(np.ones((100, 100)), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
     assert np.isnan(explain.inside(np.zeros((10, 10)), (0, 0, 1, 1)))
+
+
+def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):  # noqa: F811
+    competition, settings = trained
+    for fold, said in ((0, [0, 3, 5]), (1, [1, 4, 6])):  # each always answers the same: outputs of mask, gender and age
+        path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
+        net, _, about = model.load(path)
+        torch.nn.init.zeros_(net.get_classifier().weight)
+        net.get_classifier().bias.data = torch.isin(torch.arange(8), torch.tensor(said)).float()
+        model.save(path, net, about)
+    files = [str(competition.eval / "images" / name) for name in competition.images[:4]]
+    explainer = explain.Explainer(settings, [], "", "")
+    _, _, told = explainer.explain(pd.DataFrame({"file": files, "fold": [1, 0, 0, 1]}))
+    assert [explainer.said(k) for k in told[:2]] == ["incorrect female 30-59", "wear male <30"]
+    assert told.tolist() == [told[0], told[1], told[1], told[0]]
 
 
 @pytest.mark.usefixtures("one_accelerator")

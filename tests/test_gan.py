@@ -8,6 +8,7 @@ from conftest import write_photo
 
 import args
 import features
+import folds
 import gan
 import generator
 from files import InputError
@@ -210,6 +211,21 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
     assert (best["epoch"], last["epoch"], best["frechet"]) == (2, 3, 30.0) and best["classes"] == ["a", "b"]
     assert "2.0 times as far" in log[-1]["notice"]
     assert len(pd.read_csv(home / "log.csv")) == 3 and len(list(home.glob("epoch*.png"))) == 3
+
+
+def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
+    settings, learned = words(tmp_path, "--data.test_share", 0.25), []
+
+    def read(rows, _):
+        learned.extend(rows["ImageID"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(gan, "read_photos", read)
+    with pytest.raises(InputError, match="enough"):
+        gan.train(settings)
+    rows = folds.prepare(settings)
+    aside = set(rows["ImageID"][rows["source"] == "test"])
+    assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
 
 
 @pytest.mark.usefixtures("one_accelerator")

@@ -221,3 +221,13 @@ def test_two_halves_of_one_kind_can_not_be_told_apart_and_two_kinds_can():
     assert 0.4 < auc < 0.6 and len(told) == 1680
     moved = of[840:] + 6 * np.eye(60)[0]
     assert shift.tell_apart(of[:840], moved, persons)[0] > 0.85
+
+
+def test_the_yardstick_halves_people_not_photos(monkeypatch):
+    people, halves = np.arange(40).repeat(7), []
+    monkeypatch.setattr(shift, "tell_apart", lambda *sides: halves.append(sides) or (0.5, None))
+    assert shift.yardstick(people[:, None].astype(float), people) == 0.5
+    assert len(halves) == 3
+    for known, asked, ids in halves:  # a feature that is the person's number
+        assert not set(known[:, 0]) & set(asked[:, 0]) and len(known) == len(asked) == 140
+        assert (known[:, 0] == ids).all()

@@ -67,6 +67,22 @@ def test_scores_use_60_whatever_is_trained_on(competition):
     assert (oof["target"] % 3 == 1).all()  # 58 and 59 are not yet 60
 
 
+def test_an_epoch_is_scored_by_60_though_58_is_trained_on(competition):
+    people = [[i, gender, "x", (20, 58, 59)[n % 3], path] for n, (i, gender, _, path) in enumerate(competition.people)]
+    competition.write_table(rows=people)
+    settings = competition.settings("--train.lr", 0.01)
+    train.train_folds(settings, [0])
+    rows = dataset.training_rows(settings)[0].set_index("ImageID")
+    oof = pd.read_csv(competition.root / "run" / "fold0" / "oof_last.csv")
+    log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv").iloc[-1]
+    target, label = (rows.loc[oof["ImageID"], name].to_numpy() for name in ("target", "label"))
+    assert log["f1"] == pytest.approx(MASK.scores(target, oof["ans"])["f1"], abs=1e-5)
+    assert log["accuracy"] == pytest.approx((target == oof["ans"]).mean(), abs=1e-5)
+    assert (label == oof["ans"]).mean() != pytest.approx(
+        log["accuracy"], abs=1e-3
+    )  # 58 and 59 were learned as the oldest
+
+
 def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(competition):
     train.train_folds(competition.settings("--train.epochs", 4, "--train.lr", 0.01), [0])
     run = competition.root / "run"
