@@ -332,12 +332,13 @@ class Demo:
         if not self.desk.holds(path):
             return {"said": "This file can't be answered for: it was not sent."}
         try:
-            photo = serving.read_visitor_photo(Path(path), self.limit)
+            sides = 0, self.answerer.side
+            photo, reduced = (serving.read_visitor_photo(Path(path), self.limit, side) for side in sides)
         except PhotoError as error:
             return {"said": f"This file can't be answered for: {error}."}
         finally:
             self.desk.forget(path)
-        return self.answerer.answer(photo, heat)
+        return self.answerer.answer(photo, heat, reduced)
 
     def upload(self, paths, heat):
         """Answers for files: (HTML, None, which empties the field)."""
@@ -377,10 +378,10 @@ class Demo:
         if not frame:
             return ""
         try:
-            photo = serving.read_frame(frame, self.limit)
+            photo, reduced = (serving.read_frame(frame, self.limit, side) for side in (0, self.answerer.side))
         except PhotoError as error:
             return card("", {"said": f"This frame can't be answered for: {error}."}, {})
-        return card("", self.answerer.answer(photo), self.advice)
+        return card("", self.answerer.answer(photo, reduced=reduced), self.advice)
 
     def make(self, label, seed):
         """A picture of a label: HTML with the picture, what the run itself makes of it, and a link to save it."""

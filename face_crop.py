@@ -72,14 +72,19 @@ def cut(image, face, size, margin, align):
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def write_crop(path, crop):
-    """Write a crop as JPEG (quality 95), atomically: bytes depend on the pixels alone."""
+def encoded(crop: np.ndarray) -> np.ndarray:
+    """A crop (s, s, 3) uint8 RGB as JPEG (quality 95): (n,) uint8, which depend on the pixels alone."""
     import cv2
 
     ok, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     assert ok
+    return data
+
+
+def write_crop(path, crop):
+    """Write a crop as JPEG, atomically."""
     with replacing(path, sync=False) as partial:
-        partial.write_bytes(data.tobytes())
+        partial.write_bytes(encoded(crop).tobytes())
 
 
 def crop_chunk(chunk):

@@ -239,6 +239,11 @@ def normalize(images, mean, std):
 # --------------------------------------------------------------------------------------------------- batches
 
 
+def side_of(augment: str, size: int) -> int:
+    """The `side` that a model's photos are decoded at: 0 where data.augment cuts out of them."""
+    return 0 if augment == "report" else size
+
+
 class Photos:
     """A torch map-style dataset of photo files.
 
@@ -255,7 +260,7 @@ class Photos:
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
-        self.side = 0 if augment == "report" or self.boxes is not None else size  # what is cut out wants all pixels
+        self.side = 0 if self.boxes is not None else side_of(augment, size)  # what is cut out wants all pixels
         self.shape = presets.shape(augment, size, fit)
         self.vary = presets.variation(augment, erasing) if training else None
         self.kept = self.there = np.zeros(0, np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 
 import inference
 from files import InputError
-from images import PhotoError, cv2, decode, read_photo
+from images import PhotoError, cv2, decode, read_photo, side_of
 
 MOST_PIXELS = 40_000_000  # of a visitor's photo; decoded it takes three bytes each
 LEAST_SIDE = 8  # pixels
@@ -37,8 +37,13 @@ class Answerer:
     def wants_faces(self):
         return bool(self.crops)
 
+    @property
+    def side(self):
+        """The `side` that the model's photos are decoded at, in training and here; 0 = whole."""
+        return side_of(self.about["augment"], self.about["image_size"])
+
     def find_face(self, photo):
-        """(crop (s, s, 3) uint8, box (x1, y1, x2, y2), faces seen), or (None, None, 0)."""
+        """(crop (s, s, 3) uint8 as it is read from its file, box (x1, y1, x2, y2), faces seen), or (None, None, 0)."""
         import detect
         import face_crop
 
@@ -47,20 +52,21 @@ class Answerer:
         if face is None:
             return None, None, 0
         crop = face_crop.cut(photo, face, self.crops["size"], self.crops["margin"], self.crops["align"])
-        return crop, face[:4], count
+        return decode(face_crop.encoded(crop), self.side), face[:4], count
 
-    def answer(self, photo, heat=False):
-        """What the run makes of a photo (h, w, 3) uint8 RGB: a dict of
+    def answer(self, photo, heat=False, reduced=None):
+        """What the run makes of a photo (h, w, 3) uint8 RGB; reduced: the same, decoded at `side`, as training and
+        inference.py do. A dict of
 
         said (a sentence), label ("" where there is no answer), probability (None for a number), heads ({name: {class:
         probability}}), number (None, or the answer), shown (the photo, its face boxed, small), heat (the map, or None).
         """
         with self.lock:  # cameras ask beside the queue
-            return self.answer_alone(photo, heat)
+            return self.answer_alone(photo, heat, photo if reduced is None else reduced)
 
-    def answer_alone(self, photo, heat):
+    def answer_alone(self, photo, heat, seen):
         """What `answer` gives."""
-        seen, box, count = photo, None, 1
+        box, count = None, 1
         if self.wants_faces:
             seen, box, count = self.find_face(photo)
         found = {"label": "", "probability": None, "heads": {}, "number": None, "heat": None}
@@ -101,7 +107,7 @@ class Answerer:
         return explain.overlay(photo, heat[0, 0])
 
 
-def read_visitor_photo(path, most_bytes):
+def read_visitor_photo(path, most_bytes, side=0):
     """read_photo with limits for strangers: PhotoError where the file or its pixels are too many."""
     try:
         size = path.stat().st_size
@@ -112,7 +118,7 @@ def read_visitor_photo(path, most_bytes):
     if not size:
         raise PhotoError("empty file")
     refuse_size(*claimed_size(path))
-    return read_photo(path)
+    return read_photo(path, side)
 
 
 def claimed_size(file):
@@ -143,8 +149,9 @@ def refuse_size(width, height):
         raise PhotoError(f"{width} x {height} pixels show nothing")
 
 
-def read_frame(url, most_bytes):
-    """A camera's frame, as the data: address that a browser sends -> (h, w, 3) uint8, with the limits of a file."""
+def read_frame(url, most_bytes, side=0):
+    """A camera's frame, as the data: address that a browser sends -> (h, w, 3) uint8, with the limits of a file.
+    side: as in images.decode."""
     kind, _, content = url.partition(",")
     if not kind.startswith("data:image/") or not kind.endswith(";base64"):
         raise PhotoError("a frame comes inside its address")
@@ -155,7 +162,7 @@ def read_frame(url, most_bytes):
     except ValueError:
         raise PhotoError("not readable as an image") from None
     refuse_size(*claimed_size(io.BytesIO(data)))
-    return decode(np.frombuffer(data, np.uint8))
+    return decode(np.frombuffer(data, np.uint8), side)
 
 
 def boxed(photo, box):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import bad_photos
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import MASK, Competition, write_photo
@@ -76,7 +77,7 @@ def test_the_interface_answers_and_forgets(served, tmp_path):
     client = Client(url, verbose=False)
     for _ in range(2):  # the same photo again, though its file is gone
         answers = client.predict([handle_file(str(tmp_path / "a.jpg"))] * 2, api_name="/answer")
-        direct = answerer.answer(read_photo(tmp_path / "a.jpg"))
+        direct = answerer.answer(read_photo(tmp_path / "a.jpg"), reduced=read_photo(tmp_path / "a.jpg", answerer.side))
         assert [one["label"] for one in answers] == [direct["label"]] * 2 and direct["label"] in MASK.classes
         assert sum(answers[0]["heads"]["gender"].values()) == pytest.approx(1, abs=1e-4)
         assert not left(desk)
@@ -337,6 +338,33 @@ def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
         found = answerer.answer(photo)
         assert word in found["said"] and bool(found["label"]) == bool(count)
         assert ((found["shown"] == (255, 200, 0)).all(2).sum() > 50) == bool(count)  # the box
+
+
+@pytest.mark.parametrize("faces", [False, True], ids=["whole photos", "face crops"])
+def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatch, faces):
+    import detect
+    import face_crop
+    import inference
+
+    settings, answerer = served[2:]
+    noise = np.random.default_rng(0).integers(0, 255, (300, 240, 3), dtype=np.uint8)  # the worst to decode smaller
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise)
+    file = tmp_path / "a.jpg"
+    if faces:
+        crop = {"detectors": ["yunet"], "size": 128, "margin": 0.25, "align": False}
+        face = np.array([10, 10, 200, 250, 0.9, 60, 60, 120, 60], float)
+        monkeypatch.setattr(answerer, "crops", crop)
+        monkeypatch.setattr(detect, "look", lambda *_: [("yunet", face, 1)])
+        face_crop.write_crop(tmp_path / "crop.jpg", face_crop.cut(read_photo(file), face, 128, 0.25, False))
+        file = tmp_path / "crop.jpg"
+    rows = pd.DataFrame({"file": [str(file)]})
+    told, _ = inference.predict(answerer.nets, answerer.abouts, answerer.heads, rows, settings)
+    (tmp_path / "sent.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    desk = SimpleNamespace(holds=lambda _: True, forget=lambda _: None)
+    visited = SimpleNamespace(desk=desk, limit=10**6, answerer=answerer)
+    found = app.Demo.look(visited, str(tmp_path / "sent.jpg"))
+    for name, shares in MASK.by_head(told[0][:, : MASK.size]).items():
+        assert list(found["heads"][name].values()) == pytest.approx(shares[0].tolist(), abs=1e-6)
 
 
 def test_the_sweep_spares_what_the_demo_brought(tmp_path):
