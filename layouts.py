@@ -65,7 +65,7 @@ def read_competition(folder, task, problems, data):
     frame = read_csv(table, columns, "data.train should be the folder that holds train.csv")
     group = data.group if data.group in frame.columns else "id"
     found, seen, finder = [], set(), Finder(Path(folder) / "images")
-    for line, row in enumerate(frame.to_dict("records"), start=2):
+    for line, row in enumerate(records(frame), start=2):
         identity, path = row[group], row["path"]
         _, reason = task.parse(row | {"mask": "wear"})
         if reason:
@@ -99,6 +99,12 @@ def read_competition(folder, task, problems, data):
                 found.append((f"{path}/{name}", os.path.join(home, name), identity, *values.values()))
     finder.said(table)
     return as_rows(found, task).assign(grouped=group == data.group)
+
+
+def records(frame):
+    """The rows of a DataFrame as dicts, one at a time: a million at once would take a gigabyte."""
+    for cells in zip(*(frame[name] for name in frame.columns), strict=True):
+        yield dict(zip(frame.columns, cells, strict=True))
 
 
 def located(finder, fence, column, name, there=os.path.isfile):
@@ -310,7 +316,7 @@ def read_table(table, task, problems, data):
     root = photo_root(Path(table).parent, frame[named])
     group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else named
     found, seen, fence, finder = [], set(), Fence(root, data.roots), Finder(root)
-    for line, row in enumerate(frame.to_dict("records"), start=2):
+    for line, row in enumerate(records(frame), start=2):
         photo = real = row[named]
         values, reason = task.parse(row)
         if reason:
