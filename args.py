@@ -106,7 +106,8 @@ class Data:
     it is stored"""
     group: str = ""
     """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
-    on the photo's path whose match (or first group in it) they share; empty = the person, or each photo by itself"""
+    on the photo's path whose match (or first group in it that isn't empty) they share, in data.extra and data.eval too;
+    empty = the person, or each photo by itself"""
     test_share: Smoothing = 0.0
     """share of the groups put aside: neither trained on nor chosen by, scored once at the end (metrics.json, test)"""
     duplicates: Literal["keep", "together", "drop"] = "keep"
@@ -126,7 +127,8 @@ class Data:
     crops: str = "data/sample/crops"
     """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
     corrections: str = ""
-    """CSV of label corrections: photo or id, column (of a head, such as gender), value"""
+    """CSV of label corrections: photo or id (extra1/NAME of the first set of data.extra), column (of a head, such as
+    gender), value"""
     roots: List[str] = field(default_factory=list)
     """folders that photos may lie in beside the tables' own: other absolute paths and links out are refused"""
     strict: bool = True

@@ -1,5 +1,7 @@
 """Tables and their quirks: each is read rightly, or is one line with file and row."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import write_photo
@@ -175,6 +177,20 @@ def test_a_correction_that_fits_nothing_is_refused(competition, tmp_path, line, 
     path = tmp_path / "corrections.csv"
     path.write_text(f"id,column,value\n{line}\n")
     assert expected in complaint(competition.settings("--data.corrections", path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("photo,id,column,value\n000000_person/normal.jpg,000001,gender,male\n", "row 2: photo .* is of id '000000', not"),
+     ("id,column,value\n000000,age,30\n000000,age,31\n", "row 3: age of id '000000' is '31', by row 2 '30'"),
+     ("id,column,value\n000000,age,3e400\n", "row 2: age is '3e400'"),
+     ("id,value\n000000,3\n", "has no column column"), ("column,value\nage,3\n", "has neither a column photo nor id"),
+     ("", "is empty"), ("\xff", "is not UTF-8")],
+)  # fmt: skip
+def test_damaged_corrections_are_one_line(competition, tmp_path, text, expected):
+    (tmp_path / "corrections.csv").write_bytes(text.encode("latin-1"))
+    line = complaint(competition.settings("--data.corrections", tmp_path / "corrections.csv"))
+    assert re.search(expected, line) and "corrections.csv" in line
 
 
 def test_info_csv_keeps_its_rows_and_order_even_twice(competition):

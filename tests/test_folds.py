@@ -137,6 +137,107 @@ def test_folds_are_made_once_and_then_read(competition):
     assert (rows[swapped["id"]].to_numpy() == swapped["fold"].astype(int)).all()
 
 
+def begin(run):
+    """As if a step had been trained and kept."""
+    (run / "fold0").mkdir()
+    (run / "fold0" / "state.pt").write_bytes(b"")
+
+
+def test_until_a_step_is_trained_folds_follow_the_data_and_the_settings(competition):
+    run = competition.root / "run"
+    folds.prepare(competition.settings("--train.folds", 3))
+    folds.prepare(competition.settings("--seed", 1))
+    first = (run / "folds.csv").read_bytes()
+    folds.prepare(competition.settings("--seed", 1, "--run", competition.root / "other"))
+    assert first == (competition.root / "other" / "folds.csv").read_bytes()
+    rows = [[f"new{i}", gender, "x", age, path] for i, gender, age, path in competition.people]
+    competition.write_table(rows=rows)
+    folds.prepare(competition.settings("--seed", 1))
+    assert set(read_csv(run / "folds.csv", ["id"])["id"]) == {row[0] for row in rows}
+    begin(run)
+    kept = (run / "folds.csv").read_bytes()
+    folds.prepare(competition.settings("--seed", 2))  # args.refuse_other_settings says what this is
+    assert (run / "folds.csv").read_bytes() == kept
+
+
+def test_folds_that_were_brought_are_never_dealt_again(competition):
+    """A folds.csv that lay there first, or that was changed by hand, holds, after a slip too."""
+    run = competition.root / "run"
+    run.mkdir()
+    mine = "id,fold\n" + "".join(f"{person[0]},{n // 6}\n" for n, person in enumerate(competition.people))
+    (run / "folds.csv").write_text(mine)
+    for words in ([], ["--seed", 1], ["--data.strict", "false"]):
+        folds.prepare(competition.settings(*words))
+        assert (run / "folds.csv").read_text() == mine
+    (run / "folds.csv").unlink()
+    folds.prepare(competition.settings())
+    (run / "folds.csv").write_text(mine)
+    folds.prepare(competition.settings("--seed", 1))
+    assert (run / "folds.csv").read_text() == mine
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(lambda path: path.write_text(path.read_text().replace(",0", ",2").replace(",1", ",0").replace(",2", ",1")),
+      "folds.csv was changed after training began: put the former one back"),
+     (lambda path: path.unlink(), "folds.csv was changed after training began"),
+     (lambda path: path.write_text(path.read_text() + "000000,1\n"), "row 14: id '000000', .* stands there twice"),
+     (lambda path: path.write_bytes(b"\xff\xfe\0"), "is not UTF-8"),
+     (lambda path: path.write_text(""), "is empty"),
+     (lambda path: path.with_name("data.json").write_text("[]"), "data.json: is not as it was written"),
+     (lambda path: path.with_name("data.json").write_text("{"), "data.json: can't be read as JSON")],
+)  # fmt: skip
+def test_folds_that_change_after_training_began_are_refused(competition, change, expected):
+    folds.prepare(competition.settings())
+    run = competition.root / "run"
+    begin(run)
+    folds.prepare(competition.settings())
+    lines = (run / "folds.csv").read_text().splitlines()
+    (run / "folds.csv").write_bytes("\r\n".join([lines[0], *sorted(lines[1:])[::-1], ""]).encode())
+    folds.prepare(competition.settings())  # another order or line end is no change
+    change(run / "folds.csv")
+    with pytest.raises(InputError, match=expected):
+        folds.prepare(competition.settings())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(lambda frame: frame.assign(fold="7"), "row 2: answer0.jpg: fold is not one of the folds 0 to 1"),
+     (lambda frame: frame.assign(fold="0.5"), "row 2: .* fold is not one of"),
+     (lambda frame: frame.assign(ans="18"), "row 2: .* ans is not a class, 0 to 17"),
+     (lambda frame: frame.assign(ans="-1"), "row 2: .* ans is not a class"),
+     (lambda frame: frame.assign(ans="x"), "row 2: .* ans is not a class"),
+     (lambda frame: frame.assign(confidence="high"), "row 2: .* confidence is not between 0 and 1"),
+     (lambda frame: frame.assign(ImageID=[*frame["ImageID"][:-1], "no.jpg"]), "row 11: no.jpg: is not in"),
+     (lambda frame: pd.concat([frame, frame[:1]]), "row 12: answer0.jpg: stands there for its fold already"),
+     (lambda frame: frame.assign(p3="x"), "row 2: p3 is 'x', which is no number"),
+     (lambda frame: frame.drop(columns="ans"), "has no column ans"),
+     (lambda frame: frame.assign(p0=frame["p5"], p5=frame["p0"]), r"leak: .*row \d+: .* is not what .*fold0.csv says"),
+     (lambda frame: frame.assign(ans=(frame["ans"].astype(int) + 1) % 18), r"leak: .* is not what .*fold0.csv says"),
+     (lambda frame: frame.drop(columns="p7").assign(p3="0.5"), r"leak: .* is not what .*fold0.csv says")],
+)  # fmt: skip
+def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expected):
+    folds.prepare(competition.settings())
+    made, rng = competition.root / "run", np.random.default_rng(0)
+    parts = []
+    for fold in (0, 1):
+        names = pd.DataFrame({"ImageID": competition.images})
+        frame = answers.with_answers(MASK, names, rng.dirichlet(np.full(18, 0.1), len(names)))
+        frame.to_csv(made / f"fold{fold}.csv", index=False)
+        parts.append(
+            pseudo_label.choose(MASK, answers.read_fold(MASK, made / f"fold{fold}.csv"), 0, 0).assign(fold=fold)
+        )
+    pd.concat(parts).to_csv(made / "pseudo.csv", index=False)
+    frame = read_csv(made / "pseudo.csv", []).sort_values(["fold", "ImageID"], ignore_index=True)
+    frame.to_csv(made / "pseudo.csv", index=False)
+    words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
+    assert (folds.prepare(competition.settings(*words))["source"] == "pseudo").sum() == 10
+    change(frame).to_csv(made / "pseudo.csv", index=False)
+    for soft in ("false", "true"):
+        with pytest.raises(InputError, match=expected if soft == "false" else "pseudo.csv"):
+            folds.prepare(competition.settings(*words, "--data.pseudo_soft", soft))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(lambda frame: frame[1:], "has no fold there"),

@@ -56,6 +56,33 @@ def test_a_run_leaves_what_the_contract_names(competition):
     assert not (run / "fold0" / "state.pt").exists()
 
 
+def test_a_slip_does_not_poison_a_run(competition):
+    """Nothing was trained: neither args.json nor folds.csv refuse the command as it should have been."""
+    with pytest.raises(InputError, match="test_resnett"):
+        train.train_folds(competition.settings("--model.backbone", "test_resnett", "--train.folds", 3), [0])
+    train.train_folds(competition.settings("--train.epochs", 1), [0])
+    assert set(pd.read_csv(competition.root / "run" / "folds.csv")["fold"]) == {0, 1}
+    with pytest.raises(InputError, match=r"was begun with other settings \(train.epochs was 1, is 2\)"):
+        train.train_folds(competition.settings(), [0])
+
+
+def test_a_run_goes_on_where_its_data_lies_elsewhere_and_on_no_other_data(competition):
+    epochs = ["--train.epochs", 1]
+    train.train_folds(competition.settings(*epochs), [0])
+    competition.train.rename(competition.root / "moved")
+    competition.train = competition.root / "moved"
+    kept = (competition.root / "run" / "args.json").read_bytes()
+    competition.write_table(rows=[[i, g, "x", 25, path] for i, g, _, path in competition.people])
+    with pytest.raises(
+        InputError, match=r"was begun on other data: 84 photos of 12 people .*, as now, with other names"
+    ):
+        train.train_folds(competition.settings(*epochs), [1])
+    assert (competition.root / "run" / "args.json").read_bytes() == kept  # what follows it finds the data that it had
+    competition.write_table()
+    train.train_folds(competition.settings(*epochs), [1])
+    assert json.loads((competition.root / "run" / "metrics.json").read_text())["folds"] == [0, 1]
+
+
 def test_scores_use_60_whatever_is_trained_on(competition):
     rows = [
         ["000000", "male", "x", 58, competition.people[0][3]],
