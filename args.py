@@ -8,6 +8,7 @@ A later file wins over an earlier one, and a setting on the command line over al
 defaults; a recipe holds what differs from them.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -502,6 +503,7 @@ def read(doc, flags=None, argv=None):
         if not isinstance(content, dict):
             raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
         check_names(list(flatten(content)), known, f"{path}: ")
+        refuse_hosts(path, content)
         for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
             raise InputError(f"{path}: {key}: should be an object of settings")
     try:
@@ -523,11 +525,119 @@ def read(doc, flags=None, argv=None):
     return check(settings)
 
 
+# What a command that follows a run takes from the run's args.json: what decides answers, and where the photos lie. A
+# run may be a stranger's, so the list is of what is taken; all else (OF_A_COMMAND) comes from the command alone: where
+# to write, which hosts and ports, how much of the machine, which folders are open, whose corrections of labels count.
+# A test holds that each setting stands in one of the two.
+OF_A_RUN = (
+    "seed",
+    "task.heads",
+    "task.answer",
+    "task.answer_as",
+    "task.score",
+    "task.within",
+    "data.layout",
+    "data.train",
+    "data.eval",
+    "data.extra",
+    "data.pseudo",
+    "data.crops",
+    "data.group",
+    "data.test_share",
+    "data.duplicates",
+    "data.min_side",
+    "data.max_per_class",
+    "data.only",
+    "data.strict",
+    "data.age_boundary",
+    "data.image_size",
+    "data.fit",
+    "data.augment",
+    "data.erasing",
+    "data.age_gap",
+    "data.pseudo_soft",
+    "data.splitter",
+    "model.backbone",
+    "model.pretrained",
+    "model.init",
+    "model.heads",
+    "model.age",
+    "model.dropout",
+    "model.drop_path",
+    "model.freeze_bn",
+    "loss.name",
+    "loss.smoothing",
+    "loss.balance",
+    "loss.weights",
+    "loss.gamma",
+    "loss.span",
+    "loss.age_sigma",
+    "train.folds",
+    "train.freeze_layers",
+    "train.amp",
+    "inference.flip",
+    "inference.backend",
+    "inference.crops",
+    "pseudo.threshold",
+    "pseudo.max_per_class",
+)
+OF_A_COMMAND = (
+    "run",
+    "output",
+    "device",
+    "submission",
+    "log",
+    "save_minutes",
+    "data.corrections",
+    "data.roots",
+    "data.memory_gb",
+    "data.workers",
+    "crop.",
+    "sample.",
+    "model.start",
+    "train.epochs",
+    "train.minutes",
+    "train.batch_size",
+    "train.accumulate",
+    "train.optimizer",
+    "train.lr",
+    "train.backbone_lr",
+    "train.layer_decay",
+    "train.freeze_epochs",
+    "train.weight_decay",
+    "train.scheduler",
+    "train.gamma",
+    "train.step_epochs",
+    "train.warmup_epochs",
+    "train.clip_grad",
+    "train.sampler",
+    "train.mixup",
+    "train.cutmix",
+    "train.average",
+    "train.swa_start",
+    "train.swa_lr",
+    "train.ema_decay",
+    "train.keep",
+    "train.val_interval",
+    "train.patience",
+    "train.only_folds",
+    "train.compile",
+    "inference.batch_size",
+    "gan.",
+    "app.",
+)
+PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "model.pretrained")  # said when taken
+MISSED = ("data.corrections", "data.roots")  # said when not taken: without them rows are other rows
+ON_THE_COMMAND_LINE = ("app.host", "app.port")  # no file may open a port to the network
+
+
 def read_for_run(doc, flags=None, argv=None):
-    """read(), for what comes after training: what nobody set now is as it was when the run was trained.
+    """read(), for what comes after training: of what decides answers (OF_A_RUN), what is not given now is as it was
+    when the run was trained.
 
     So `inference.py --run runs/x` answers for the photos that runs/x was started with, though its command named
-    them and this one doesn't. A setting counts as set when it is on the command line or differs from its default.
+    them and this one doesn't. A setting counts as given when it is on the command line or differs from its default.
+    Raises InputError where the run's args.json holds values that can't be.
     """
     settings = read(doc, flags, argv)
     first = (getattr(settings, "runs", None) or [settings.run])[0]  # ensemble.py names several
@@ -536,25 +646,47 @@ def read_for_run(doc, flags=None, argv=None):
         path = Path(settings.output) / "args.json"  # inference.py wrote there what it answered for
     if not path.is_file():
         return settings
-    then, now, default = (
-        flatten(read_json(path, "train again")),
-        flatten(as_dict(settings)),
-        flatten(as_dict(Settings())),
-    )
-    for key, value in then.items():
+    content = read_json(path, "train again")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be a JSON object of settings: train again")
+    then, now, default = flatten(content), flatten(as_dict(settings)), flatten(as_dict(Settings()))
+    taken, missed = {}, []
+    for key in now:
+        if key not in then:
+            continue
+        given = key in settings.given or now[key] != default[key]
         if key == "task.answer_as" and key in settings.given:  # how an answer is written is free
             continue
-        if key.startswith("task."):  # the run's models answer no other
-            put(settings, key, value)
-        elif key in now and key not in settings.given and key != "run" and now[key] == default[key] != value:
-            if key in ("data.train", "data.eval", "data.crops"):
-                print(f"{key}: {value} (from {path})")
-            put(settings, key, value)
+        if key.startswith("task.") and key in OF_A_RUN:  # the run's models answer no other
+            taken[key] = then[key]
+        elif key in OF_A_RUN and not given and then[key] != now[key]:
+            taken[key] = then[key]
+            if key in PATHS and then[key] and not isinstance(then[key], bool):
+                print(f"{key}: {then[key]} (from {path})")
+        elif key in MISSED and not given and then[key]:
+            missed.append(f"--{key} {json.dumps(then[key])}")
+    if missed:
+        print(f"warning: {path} names {' '.join(missed)}: not taken from a run", file=sys.stderr)
+    wanted = as_dict(settings)
+    for key, value in taken.items():
+        group, _, name = key.rpartition(".")
+        (wanted[group] if group else wanted)[name] = value
     try:
-        make_parser("", {}).parse_object(as_dict(settings))
+        make_parser("", {}).parse_object(copy.deepcopy(wanted))  # it changes what it is given
     except ArgumentError as error:
         raise InputError(f"{path}: {tidy(str(error))}") from None
+    for key, value in taken.items():
+        put(settings, key, value)
     return check(settings)
+
+
+def refuse_hosts(path, content):
+    """Raise InputError where a file names a host or port other than the default: files come from anywhere."""
+    default = flatten(as_dict(Settings()))
+    for key, value in flatten(content).items():
+        if key in ON_THE_COMMAND_LINE and value != default[key]:
+            raise InputError(f"{path}: {key} is {json.dumps(value)}: hosts and ports are given on the command line "
+                             f"alone: --{key} {value}")  # fmt: skip
 
 
 def check(settings):

@@ -3,8 +3,9 @@
     python inference.py --run runs/mine --inference.backend onnx
     python inference.py --run runs/mine --inference.backend int8
 
-Each fold is exported once, to runs/NAME/fold{k}/best-{digest of its weights}.onnx, or below --output; in 8 bits once
-for the same photos.
+Each fold is exported each time, to runs/NAME/fold{k}/best-{digest of its weights}.onnx, or below --output, which
+takes a second or two: a file that is there already is not taken for what its name says. One in 8 bits, which takes
+longer, is taken if its name has the digests of these weights and photos, and if it answers as the 32 bits do.
 """
 
 import contextlib
@@ -57,29 +58,32 @@ def export(net, side, path):
 
 
 def exported(nets, abouts, paths, output):
-    """{fold: OnnxNet} of {fold: model}: those that are not in output/fold{k} yet, or whose weights changed, are
-    exported first."""
+    """{fold: OnnxNet} of {fold: model}, exported to output/fold{k} now: a file that lies there may be
+    anybody's, whatever its name."""
     found = {}
     for fold, net in nets.items():
         digest = hashlib.sha1(paths[fold].read_bytes()).hexdigest()[:12]
         path = output / f"fold{fold}" / f"best-{digest}.onnx"
-        if not path.is_file():
-            for old in path.parent.glob("best-*.onnx"):
+        for old in path.parent.glob("best-*.onnx"):
+            if not old.name.startswith(path.stem):  # of other weights
                 old.unlink()
-            export(net, abouts[fold]["image_size"], path)
+        export(net, abouts[fold]["image_size"], path)
         found[fold] = OnnxNet(path)
     return found
 
 
+def small_path(path, inputs):
+    """Where the 8-bit file of an ONNX file lies: path-int8-{digest of the inputs}.onnx."""
+    return path.with_name(f"{path.stem}-int8-{hashlib.sha1(inputs.tobytes()).hexdigest()[:12]}.onnx")
+
+
 def quantize(path, inputs):
     """Write the ONNX file `path` with 8-bit weights (a range a channel) and activations (a range that 99.999 % of the
-    inputs' stay within), atomically; returns its path, path-int8-{digest of the inputs}.onnx, which is made once.
+    inputs' stay within), atomically, to small_path(path, inputs), which is returned.
 
     inputs: (n, 3, s, s) float32 array; all activations of STRIDE of them are held in memory at a time.
     """
-    small = path.with_name(f"{path.stem}-int8-{hashlib.sha1(inputs.tobytes()).hexdigest()[:12]}.onnx")
-    if small.is_file():
-        return small
+    small = small_path(path, inputs)
     for old in path.parent.glob(f"{path.stem}-int8-*.onnx"):
         old.unlink()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -122,11 +126,20 @@ def quantized(nets, inputs, heads):
 
     inputs: (n, 3, s, s) float32 array of photos to answer for: the even ones calibrate, the odd ones compare.
     """
-    found, others = {}, torch.from_numpy(np.ascontiguousarray(inputs[1::2]))
+    found, others, ranges = {}, torch.from_numpy(np.ascontiguousarray(inputs[1::2])), np.ascontiguousarray(inputs[::2])
+
+    def share_alike(path, net):
+        small = OnnxNet(path)
+        return small, float(alike(heads, *(heads.answers(one(others)) for one in (small, net))).float().mean())
+
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises what is done already
     for fold, net in nets.items():
-        small = OnnxNet(quantize(net.path, np.ascontiguousarray(inputs[::2])))
-        share = float(alike(heads, *(heads.answers(one(others)) for one in (small, net))).float().mean())
+        small, share, path = None, 0.0, small_path(net.path, ranges)
+        if path.is_file():
+            with contextlib.suppress(Exception):  # a damaged file fails in many ways; it is made again
+                small, share = share_alike(path, net)
+        if small is None or share < ALIKE:
+            small, share = share_alike(quantize(net.path, ranges), net)
         kept = share >= ALIKE
         print(f"fold {fold}: int8 answers {share:.1%} of {len(others)} photos as float32 does"
               + ("" if kept else ": too few, it stays in float32"))  # fmt: skip

@@ -176,10 +176,10 @@ class Pair:
 
     def go_on(self, path, fixed):
         """Take over what a file holds. Raises InputError where it is damaged, or of another training than `fixed`."""
-        import torch
+        from resume import load_tensors
 
         try:
-            kept = torch.load(path, "cpu", weights_only=True)
+            kept = load_tensors(path)
             before, state = kept["fixed"], kept["pair"]
         except Exception as error:  # a damaged file fails in many ways, all with one way out
             first = str(error).strip().splitlines()[0]

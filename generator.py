@@ -361,7 +361,10 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        size, width, photos = (about[key] for key in ("image_size", "width", "photos"))
+            size, width, photos = (about[key] for key in ("image_size", "width", "photos"))
+            with torch.device("meta"):
+                empty = make_generator(about["gan"], size, len(about["classes"]), width, photos)
+            model.refuse_other_tensors(file, empty)
         net = make_generator(about["gan"], size, len(about["classes"]), width, photos)
         net.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file fails in many ways

@@ -52,6 +52,8 @@ def load_folds(paths):
     nets, abouts = {}, {}
     for fold, path in paths.items():
         net, heads, abouts[fold] = model.load(path)
+        if abouts[fold].get("fold", fold) != fold:
+            raise InputError(f"{path}: holds the weights of fold {abouts[fold]['fold']}: copied from there?")
         nets[fold] = net.to(memory_format=torch.channels_last)
     first, about = next(iter(abouts.items()))
     for fold, other in abouts.items():
@@ -190,8 +192,9 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
             for fold, net in nets.items():
                 with autocast(abouts[fold], device, settings):
                     outputs = [net(view) for view in views]
-                mean = sum(heads.answers(output) for output in outputs) / len(views)
-                found[fold][indices.numpy()] = mean.cpu().numpy()
+                mean = (sum(heads.answers(output) for output in outputs) / len(views)).cpu().numpy()
+                refuse_no_numbers(mean, heads, f"fold {fold}")
+                found[fold][indices.numpy()] = mean
             reasons[indices.numpy()] = errors
             progress.done += len(indices)
             progress.save()
@@ -207,6 +210,16 @@ def refuse_unreadable(settings, rows, reason):
         f"{settings.data.eval}: none of the {len(rows)} photos to answer for can be read, such as "
         f"{rows['photo'].iloc[0]} ({reason}): nothing is answered"
     )
+
+
+def refuse_no_numbers(answers, heads, who):
+    """Raise InputError where answers (n, width) are NaN or infinite. (How sure a number is may be unknown: NaN.)"""
+    known = answers[:, :1] if heads.task.numeric else answers
+    if not np.isfinite(known).all():
+        raise InputError(
+            f"{who} answers NaN: its weights are damaged, or fp16 is too narrow for them: try --train.amp off, "
+            "or train it again"
+        )
 
 
 def some_inputs(rows, about, count):
@@ -248,6 +261,7 @@ def answer_photos(nets, abouts, heads, photos, settings, batch=64):
                     outputs = net.to(device)(inputs)
                 each.append(heads.answers(outputs).cpu().numpy())
             found.append(np.mean(each, 0))
+            refuse_no_numbers(found[-1], heads, "the run")
     return np.concatenate(found)
 
 

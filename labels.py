@@ -35,6 +35,7 @@ MASK_TASK = {
 ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
 ROW_COLUMNS += ("near", "linked")
 ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
+MOST_ANSWERS = 10_000  # of a task: the product of its heads' classes
 POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
 
 
@@ -199,6 +200,9 @@ class Task:
     def settle(self):
         """Work out the answer's classes from those of its heads."""
         self.shape = () if self.numeric else tuple(len(head.classes) for head in self.answered)
+        if math.prod(self.shape) > MOST_ANSWERS:  # a stranger's run could name billions
+            raise InputError(f"task.heads: {math.prod(self.shape)} answers are more than {MOST_ANSWERS}: name fewer in "
+                             "task.answer")  # fmt: skip
         index = np.arange(int(np.prod(self.shape)) if self.shape else 0)
         parts = np.unravel_index(index, self.shape) if len(index) else []
         named = [[head.classes[k] for k in part] for head, part in zip(self.answered, parts, strict=bool(parts))]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import regex
 
 from files import InputError, read_csv, read_json, warn_once
 from labels import one_of
@@ -24,6 +25,7 @@ STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrec
 PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
 HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that are no UTF-8
 BOX = ["x1", "y1", "x2", "y2"]
+MATCH_SECONDS = 2  # that the regular expression data.group may take on one path
 AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})(?:\.\w+)?", re.IGNORECASE)
 AAF_LAST_FEMALE = 7380
 UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)(?:\.\w+)*")
@@ -378,13 +380,22 @@ def grouped(rows, data, problems, by_column=False):
 def groups_by_name(group, names):
     """What the regular expression data.group finds in each name: [str or "" where it finds nothing].
 
-    That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none.
+    That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none,
+    and where it takes longer than MATCH_SECONDS on a name: it may come from a stranger's run, and (a|aa)+$ takes years.
     """
     try:
-        pattern = re.compile(group)
-    except re.error as error:
+        pattern = regex.compile(group)
+    except (regex.error, RecursionError) as error:
         raise InputError(f"data.group {group}: no column of that name, and no regular expression ({error})") from None
-    matches = [pattern.search(name) for name in names]
+    matches = []
+    for name in names:
+        try:
+            matches.append(pattern.search(name, timeout=MATCH_SECONDS))
+        except TimeoutError:
+            raise InputError(
+                f"data.group {group}: takes more than {MATCH_SECONDS} s on {name}: write it without a repetition "
+                "inside a repetition"
+            ) from None
     return [next(filter(None, match.groups() or [match[0]]), "") if match else "" for match in matches]
 
 

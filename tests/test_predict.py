@@ -47,6 +47,7 @@ def trained(competition):
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
             "crops": {},
+            "fold": fold,
             "task": labels.MASK_TASK,
             "fit": "stretch",
             "prior": [1 / 18] * 17 + [1 / 18],
@@ -101,27 +102,43 @@ def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
     assert len(reads) == 5
 
 
-def test_onnx_answers_as_torch_does_and_is_exported_once(trained, monkeypatch):
-    import export
-
+def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained, monkeypatch):
     competition, settings = trained
     main_of(inference, settings, monkeypatch)
     before = [predictions(competition, k) for k in (0, 1)]
     settings.inference.backend = "onnx"
-    exports, honest = [], export.export
-    monkeypatch.setattr(export, "export", lambda net, side, path: exports.append(path) or honest(net, side, path))
+    folders = [Path(settings.run) / f"fold{k}" for k in (0, 1)]
     for _ in range(2):
         main_of(inference, settings, monkeypatch)
         for k, plain in enumerate(before):
             found = predictions(competition, k)
             assert (found["ans"] == plain["ans"]).all()
             assert np.allclose(found[MASK.probabilities], plain[MASK.probabilities], atol=1e-5)
-    assert len(exports) == 2
-    weights = Path(settings.run) / "fold0" / "best.safetensors"
-    weights.write_bytes((Path(settings.run) / "fold1" / "best.safetensors").read_bytes())
-    main_of(inference, settings, monkeypatch)
-    assert len(exports) == 3, "other weights are another export"
-    assert len(list(weights.parent.glob("*.onnx"))) == 1
+        mine, other = (next(folder.glob("best-*.onnx")) for folder in folders)
+        mine.write_bytes(other.read_bytes())  # fold 1's network under the name of fold 0's
+    assert all(len(list(folder.glob("*.onnx"))) == 1 for folder in folders)
+
+
+def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
+    competition, settings = trained
+    honest = inference.load_folds
+
+    def load_folds(paths):
+        nets, abouts, heads = honest(paths)
+        nets[1].register_forward_hook(lambda net, inputs, outputs: outputs * float("nan"))
+        return nets, abouts, heads
+
+    monkeypatch.setattr(inference, "load_folds", load_folds)
+    with pytest.raises(InputError, match="fold 1 answers NaN"):
+        main_of(inference, settings, monkeypatch)
+    assert not (competition.root / "run" / "fold1.csv").exists()
+
+
+def test_another_folds_weights_are_refused(trained, monkeypatch):
+    first, second = (Path(trained[1].run) / f"fold{k}" / "best.safetensors" for k in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=r"fold1/best\.safetensors: holds the weights of fold 0"):
+        main_of(inference, trained[1], monkeypatch)
 
 
 def test_eight_bits_answer_where_they_answer_alike_and_it_is_said(trained, monkeypatch, capsys):

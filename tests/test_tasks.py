@@ -23,6 +23,7 @@ import folds
 import images
 import inference
 import labels
+import layouts
 import loss
 import pseudo_label
 import train
@@ -288,6 +289,13 @@ def test_a_group_that_matches_nothing_is_a_problem_and_a_broken_one_a_line(thing
         dataset.training_rows(of(things, "--data.group", r"item(\d+)"))
     with pytest.raises(InputError, match="no regular expression"):
         dataset.training_rows(of(things, "--data.group", "("))
+
+
+def test_a_group_that_would_take_years_is_refused(things, monkeypatch):
+    monkeypatch.setattr(layouts, "MATCH_SECONDS", 0.2)
+    paint(things / "train" / "red" / ("a" * 60 + ".png"), COLOURS["red"], 7)
+    with pytest.raises(InputError, match=r"takes more than 0\.2 s on train/red/aaa|takes more than 0\.2 s on red/aaa"):
+        dataset.training_rows(of(things, "--data.group", r"(a|aa)+$"))
 
 
 # ------------------------------------------------------------------------------------------------------ cleaning

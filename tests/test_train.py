@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import accelerate
 import kills
@@ -194,6 +196,48 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, m
     assert same(weights(competition.root / "run"), weights(tmp_path / "resumed"))
     for name in ("fold0/log.csv", "oof.csv"):
         assert (competition.root / "run" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+def stopped(settings, fold, monkeypatch):
+    """A fold that was stopped in its first step: the path of its state.pt."""
+    honest = train.Learner.train_step
+
+    def interrupted(self, *batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, *batch)
+
+    monkeypatch.setattr(train.Learner, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_folds(settings, [fold])
+    monkeypatch.setattr(train.Learner, "train_step", honest)
+    return Path(settings.run) / f"fold{fold}" / "state.pt"
+
+
+def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(competition, tmp_path, monkeypatch):
+    state = stopped(competition.settings(), 0, monkeypatch)
+    for words, fold, complaint in (
+        ([], 1, "it is of fold 0"),
+        (["--data.only", '["mask=wear"]'], 0, "other photos or labels"),
+        (["--train.lr", 0.5], 0, r"other settings: train\.lr"),
+    ):
+        other = competition.settings(*words, "--run", tmp_path / "other")
+        target = tmp_path / "other" / f"fold{fold}" / "state.pt"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(state.read_bytes())
+        with pytest.raises(InputError, match=f"go on from it .*{complaint}"):
+            train.train_folds(other, [fold])
+        shutil.rmtree(tmp_path / "other")
+
+
+def test_a_compressed_state_that_would_grow_is_refused(competition, monkeypatch):
+    settings = competition.settings()
+    state = stopped(settings, 0, monkeypatch)
+    with zipfile.ZipFile(state) as plain, zipfile.ZipFile(state.with_name("bomb"), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    state.with_name("bomb").replace(state)
+    with pytest.raises(InputError, match="is compressed"):
+        train.train_folds(settings, [0])
 
 
 def test_finished_folds_are_left_alone_and_the_others_join_them(competition, capsys):
