@@ -10,19 +10,30 @@ page, and nothing is written into a log. The same answers come by Gradio's API:
     Client("http://127.0.0.1:7860").predict([handle_file("a.jpg")], api_name="/answer")
 """
 
+import asyncio
 import base64
 import contextlib
+import contextvars
+import errno
 import html
 import io
+import ipaddress
+import logging
 import math
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
+import traceback
+import types
+import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import args
 import devices
@@ -31,6 +42,10 @@ from files import InputError, guarded, read_json
 FILES = 32  # photos of one request
 WAITING = 64  # requests that wait; more are told to come back
 FORGOTTEN = 300  # seconds after which an upload that nobody asked about is deleted
+STALLED = 60  # seconds after which an upload that stopped arriving is deleted, and a late body refused
+FRAME = 2_000_000  # bytes of a camera's frame, as it is sent
+SMALL = 100_000  # bytes of any other request's body; 32 names of uploads take 30,000
+FREE = 8_000_000  # bytes that uploads leave free where they lie
 FILMING = 8  # cameras at a time
 LIVE = 1.0  # seconds between two looks at a camera
 EXAMPLES = 6
@@ -44,6 +59,24 @@ STYLE = """
 .bar b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
 a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; border-radius: 6px; margin: .4rem 0; }
 """
+
+
+# The doors of Gradio that the page and gradio_client use: methods, path, bytes of a body. All others are shut, and so
+# is what a later Gradio opens.
+DOORS = (
+    ("GET HEAD", r"/", 0),
+    ("GET", r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)", 0),
+    ("GET", r"/(static|assets|svelte)/.+", 0),
+    ("GET", r"/gradio_api/(info|startup-events|upload_progress|queue/data)", 0),
+    ("GET", r"/gradio_api/(heartbeat|call/answer)/\w+", 0),
+    ("GET HEAD", r"/gradio_api/file=(?![a-zA-Z]+:|//).+", 0),
+    ("POST", r"/gradio_api/upload", 0),  # see Gate: as many bytes as the desk has room for
+    ("POST", r"/gradio_api/call/answer", SMALL),
+    ("POST", r"/gradio_api/queue/join", FRAME),
+    ("POST", r"/gradio_api/stream/\w+", FRAME),
+    ("POST", r"/gradio_api/(stream/\w+/close|cancel|reset)", SMALL),
+)
+POLICY = b"img-src 'self' data: blob:; object-src 'none'"  # no picture from elsewhere, whatever a text names
 
 
 # -------------------------------------------------------------------------------------------------- as HTML
@@ -106,19 +139,22 @@ def as_csv(task, rows):
 
     lines = []
     for name, found in rows:
-        line = {"file": safe_cell(name), "answer": found.get("label", ""), "probability": found.get("probability")}
+        label = found.get("label", "")
+        label = label if task.numeric else safe_cell(label)
+        line = {"file": safe_cell(name), "answer": label, "probability": found.get("probability")}
         for head in task.answered if not task.numeric else []:
             shares = found.get("heads", {}).get(head.name)
-            line[head.name] = max(shares, key=shares.get) if shares else ""
-        lines.append(line | {"said": found["said"]})
+            line[head.name] = safe_cell(max(shares, key=shares.get)) if shares else ""
+        lines.append(line | {"said": found["said"] if task.numeric else safe_cell(found["said"])})
     out = io.StringIO()
     pd.DataFrame(lines).to_csv(out, index=False, float_format="%.4f")
     return out.getvalue().encode("utf-8-sig")
 
 
 def safe_cell(name):
-    """A file name that no spreadsheet takes for a formula."""
-    return "'" + name if name[:1] in "=+-@\t\r" else name
+    """A name of a file or class that no spreadsheet takes for a formula."""
+    formula = name.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or name.startswith(("\t", "\r", "\n"))
+    return "'" + name if formula else name
 
 
 def read_advice(path, task):
@@ -136,6 +172,8 @@ def read_advice(path, task):
             f"{path}: {wrong[0] if wrong else 'advice'} is no class of this run: {', '.join(task.classes)}"
         )
     page = MarkdownIt("commonmark", {"html": False})
+    # a picture's address would be asked by every visitor's browser: its words stand there instead
+    page.add_render_rule("image", lambda _, tokens, place, *__: html.escape(tokens[place].content))
     return {label: page.render(text) for label, text in content.items()}
 
 
@@ -158,11 +196,26 @@ def held(folder):
     return handle
 
 
+def roomy_place(places, needed):
+    """The first folder that can be written to and has `needed` bytes free, else the one that has most. What is not the
+    first is said: Docker gives /dev/shm 64 MB."""
+    there = [place for place in places if os.access(place, os.W_OK)]
+    free = {place: shutil.disk_usage(place).free for place in there}
+    chosen = next((place for place in there if free[place] >= needed + FREE), max(free, key=free.get))
+    if chosen != places[0]:
+        room = f"has {free[places[0]] / 1e6:.0f} MB free" if places[0] in free else "can't be written to"
+        print(f"uploads lie in {chosen} until they are answered: {places[0]} {room}")
+    return chosen
+
+
 class Desk:
     """A folder for what arrives, of this process alone, in memory where there is such a place; emptied all the time."""
 
-    def __init__(self):
-        place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    def __init__(self, upload_bytes=20_000_000):
+        """upload_bytes: the largest file. A request may bring FILES of it, and the desk hold four such requests, if the
+        disk has room."""
+        self.request, self.reserved = FILES * upload_bytes, 0
+        place = roomy_place([Path("/dev/shm"), Path(tempfile.gettempdir())], self.request)
         for old in place.glob("foldface-*"):  # of demos that were killed: nobody holds them
             with contextlib.suppress(OSError):
                 if (handle := held(old)) is not None:
@@ -204,11 +257,26 @@ class Desk:
                 total += path.stat().st_size if path not in self.kept and path.is_file() else 0
         return total
 
+    def reserve(self, size):
+        """Set `size` bytes aside for an upload that is about to arrive, if there is room; returns whether there is."""
+        room = 4 * self.request - self.size()
+        room = min(room, shutil.disk_usage(self.folder).free - FREE) - self.reserved
+        if size > room:
+            return False
+        self.reserved += size
+        return True
+
+    def release(self, size):
+        """Give back what was set aside: it has arrived and counts by itself now, or it never will."""
+        self.reserved -= size
+
     def sweep(self, age=FORGOTTEN):
-        """Delete what arrived `age` seconds ago and was not asked about."""
+        """Delete what arrived `age` seconds ago and was not asked about, and what stopped arriving STALLED ago."""
         for path in self.there():
             with contextlib.suppress(OSError):
-                if path not in self.kept and time.time() - path.stat().st_mtime >= age:
+                arriving = path.parent == self.folder and path.is_file()  # it gets a folder once it is whole
+                limit = min(age, STALLED) if arriving else age
+                if path not in self.kept and time.time() - path.stat().st_mtime >= limit:
                     path.rmdir() if path.is_dir() else path.unlink()
 
     def watch(self):
@@ -228,6 +296,9 @@ class Desk:
             self.lock = None
 
 
+ARRIVING = contextvars.ContextVar("files of the upload that is being read")
+
+
 def one_folder_an_upload():
     """Give each upload a folder of its own. Gradio names it by the content, so that two visitors who send the same
     photo would share one file, and the first to be answered would delete it under the second."""
@@ -237,6 +308,7 @@ def one_folder_an_upload():
         def __init__(self, *words, **named):
             super().__init__(*words, **named)
             self.sha.update(os.urandom(16))
+            ARRIVING.get().append(self.file.name)
 
     route_utils.GradioUploadFile = Upload
 
@@ -273,39 +345,169 @@ def no_memory_of_visitors():
     processing_utils.async_ssrf_protected_download = refuse
 
 
+def say_error():
+    """Say on stderr which kind of error a request met and where, not its message: that may hold a visitor's text."""
+    error = sys.exc_info()[1]
+    steps = [f"{Path(step.filename).name}:{step.lineno}" for step in traceback.extract_tb(error.__traceback__)]
+    print(f"a request failed: {type(error).__name__} at {' > '.join(steps[-6:])}", file=sys.stderr, flush=True)
+
+
+def no_text_of_visitors():
+    """Gradio prints tracebacks of requests that fail, with what visitors sent in them."""
+    from gradio import queueing, route_utils, routes
+
+    quiet = types.SimpleNamespace(print_exc=say_error)
+    queueing.traceback = routes.traceback = route_utils.traceback = quiet
+
+
+def own_hosts(host, url=""):
+    """Names that a browser may call this demo by, when it listens at `host` and a proxy serves it at `url`: a set."""
+    names = {"localhost", "127.0.0.1", "::1", host.strip("[]").lower()}
+    if host in ("0.0.0.0", "::", "[::]"):
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower(), "*"}  # *: any address in numbers
+    return names | ({urlsplit(url).hostname} if url else set())
+
+
+class Refused(Exception):
+    """A request that is not let in: status, sentence."""
+
+
 class Gate:
-    """Stands before Gradio (ASGI): uploads that would fill the desk, and doors that nobody here uses, stay shut."""
+    """Stands before Gradio (ASGI): doors that are not listed, strange Hosts and bodies that are too large stay out."""
 
-    CLOSED = ("/process_recording", "/deep_link", "/component_server", "/vibe-edit", "/vibe-code")
+    def __init__(self, app, desk, hosts):
+        """hosts: a set of own_hosts, which may grow later."""
+        self.app, self.desk, self.hosts = app, desk, hosts
 
-    def __init__(self, app, desk, upload_bytes):
-        """upload_bytes: the largest file; a request may bring FILES of it, and the desk hold four such requests."""
-        self.app, self.desk, self.most = app, desk, FILES * upload_bytes
+    def refuse_host(self, headers):
+        """Raise Refused for a Host that is not this demo's: a page of another site whose name was pointed to this
+        computer (DNS rebinding) could read answers and send requests in a visitor's place."""
+        name = headers.get(b"host", b"").decode("latin-1").lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        numbers = False
+        with contextlib.suppress(ValueError):
+            numbers = bool(ipaddress.ip_address(name)) and "*" in self.hosts
+        if not numbers and (name not in self.hosts or name == "*"):
+            raise Refused(421, "This demo has another address; if this is one, start it with --app.root_url URL.")
 
-    def refusal(self, scope):
-        """(status, sentence) for a request that is not let in, or None."""
-        path = scope["path"].rstrip("/")
-        if path.endswith(self.CLOSED):
-            return 404, "There is nothing here."
-        if not path.endswith("/upload"):
-            return None
-        size = dict(scope["headers"]).get(b"content-length", b"")
-        if not size.isdigit():
-            return 411, "An upload says how large it is (Content-Length)."
-        if int(size) > self.most + 1_000_000:
-            return 413, f"At most {FILES} files of {self.most / FILES / 1e6:g} MB a request."
-        if self.desk.size() + int(size) > 4 * self.most:
-            return 507, "Too many photos at once: come back in a few minutes."
-        return None
+    def limit(self, scope):
+        """Bytes that the request's body may have. Raises Refused (404) for a door that is not open."""
+        path = scope["path"].rstrip("/") or "/"
+        for methods, pattern, most in DOORS:
+            if scope["method"] in methods.split() and re.fullmatch(pattern, path):
+                return most
+        raise Refused(404, "There is nothing here.")
 
     async def __call__(self, scope, receive, send):
-        refused = self.refusal(scope) if scope["type"] == "http" else None
-        if not refused:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        from starlette.responses import JSONResponse
+        begun = False
 
-        await JSONResponse({"detail": refused[1]}, refused[0])(scope, receive, send)
+        async def sending(message):
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
+            await send(message)
+
+        try:
+            await self.let_in(scope, receive, sending)
+            return
+        except Refused as refused:
+            status, sentence = refused.args
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full:
+                say_error()
+            status, sentence = (507, BUSY) if full else (500, "This request can't be answered.")
+        if not begun:
+            from starlette.responses import JSONResponse
+
+            await JSONResponse({"detail": sentence}, status, {"connection": "close"})(scope, receive, send)
+
+    async def let_in(self, scope, receive, send):
+        """Pass a request on to Gradio. Raises Refused."""
+        headers = dict(scope["headers"])
+        self.refuse_host(headers)
+        most = self.limit(scope)
+        said = headers.get(b"content-length", b"")
+        if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            await self.upload(scope, receive, send, said, b"transfer-encoding" in headers)
+            return
+        if said.isdigit() and int(said) > most:
+            raise Refused(413, f"At most {most / 1e6:g} MB.")
+        if scope["method"] == "POST":
+            receive = replayed(await whole(receive, most), receive)
+        await self.app(scope, receive, send)
+
+    async def upload(self, scope, receive, send, said, chunked):
+        """Let an upload in: room for it is set aside before it arrives."""
+        if chunked or not said.isdigit():
+            raise Refused(411, "An upload says how large it is (Content-Length).")
+        left, ends = int(said), time.monotonic() + FORGOTTEN
+        if left > self.desk.request + 1_000_000:
+            raise Refused(413, f"At most {FILES} files of {self.desk.request / FILES / 1e6:g} MB a request.")
+        if not self.desk.reserve(left):
+            raise Refused(507, BUSY)
+
+        async def counted():
+            nonlocal left
+            wait = min(STALLED, ends - time.monotonic())
+            try:
+                message = await asyncio.wait_for(receive(), max(wait, 0))
+            except TimeoutError:
+                raise Refused(408, "This upload took too long.") from None
+            size = len(message.get("body", b""))
+            if size > left:
+                raise Refused(413, "This upload is larger than it says.")
+            left -= size
+            self.desk.release(size)
+            return message
+
+        ARRIVING.set(files := [])
+        try:
+            await self.app(scope, counted, send)
+        except BaseException:  # what has arrived of it is no use
+            for name in files:
+                Path(name).unlink(missing_ok=True)
+            raise
+        finally:
+            self.desk.release(left)
+
+
+BUSY = "Too many photos at once: come back in a few minutes."
+
+
+async def whole(receive, most):
+    """A request's body. Raises Refused where it is longer than `most` bytes, whatever it says, or does not arrive."""
+    parts, size, more = [], 0, True
+    try:
+        async with asyncio.timeout(STALLED):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "This request ended early.")
+                parts.append(message.get("body", b""))
+                size, more = size + len(parts[-1]), message.get("more_body", False)
+                if size > most:
+                    raise Refused(413, f"At most {most / 1e6:g} MB.")
+    except TimeoutError:
+        raise Refused(408, "This request took too long.") from None
+    return b"".join(parts)
+
+
+def replayed(body, receive):
+    """A `receive` that gives a body that was read already, then what comes after it."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again():
+        return waiting.pop() if waiting else await receive()
+
+    return again
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -378,7 +580,8 @@ class Demo:
         if not frame:
             return ""
         try:
-            photo, reduced = (serving.read_frame(frame, self.limit, side) for side in (0, self.answerer.side))
+            most = min(self.limit, FRAME)
+            photo, reduced = (serving.read_frame(frame, most, side) for side in (0, self.answerer.side))
         except PhotoError as error:
             return card("", {"said": f"This frame can't be answered for: {error}."}, {})
         return card("", self.answerer.answer(photo, reduced=reduced), self.advice)
@@ -411,34 +614,32 @@ class Demo:
 
 
 def examples(settings, answerer):
-    """[(photo, label)] to try: drawn people for a run on faces or ages, else photos that it was trained on."""
+    """[(photo, word)] to try: the photos that --examples names, else drawn people for a run on faces or ages. Nobody's
+    photo is shown to others unless it is named. Raises InputError where a named one can't be read."""
     import numpy as np
 
-    if answerer.wants_faces or answerer.task.number is not None:  # people: nobody's photo is shown to others
-        from sample_data import invent, photos
+    from images import PhotoError, is_photo, read_photo
 
-        found = []
-        for number in range(3):
-            person = invent(np.random.default_rng([7, number]), number % 2, (22, 45, 60)[number])
-            for stem, _, photo, _ in photos(person, (settings.seed, 9, number)):
-                if stem in ("mask1", "incorrect_mask", "normal")[number]:
-                    found.append((photo[..., ::-1], stem))
-        return found
-    import dataset
-    from images import PhotoError, read_photo
-    from serving import boxed
+    if settings.examples:
+        from serving import boxed
 
-    try:
-        rows, _ = dataset.training_rows(settings.without_pseudo())
-    except InputError as error:
-        print(f"no examples: {error}")
+        named = [Path(name) for name in settings.examples]
+        paths = [path for name in named for path in (sorted(name.iterdir()) if name.is_dir() else [name])
+                 if not name.is_dir() or is_photo(path.name)]  # fmt: skip
+        try:
+            return [(boxed(read_photo(path), None), path.stem) for path in paths[:EXAMPLES]]
+        except PhotoError as error:
+            raise InputError(f"--examples: {error}") from None
+    if not answerer.wants_faces and answerer.task.number is None:
         return []
-    rows = rows.groupby("target", sort=True).head(1)[:EXAMPLES]
+    from sample_data import invent, photos
+
     found = []
-    for file, target in zip(rows["photo"], rows["target"], strict=True):
-        with contextlib.suppress(PhotoError):
-            word = f"{target:g}" if answerer.task.numeric else answerer.task.classes[int(target)]
-            found.append((boxed(read_photo(file), None), word))
+    for number in range(3):
+        person = invent(np.random.default_rng([7, number]), number % 2, (22, 45, 60)[number])
+        for stem, _, photo, _ in photos(person, (settings.seed, 9, number)):
+            if stem in ("mask1", "incorrect_mask", "normal")[number]:
+                found.append((photo[..., ::-1], stem))
     return found
 
 
@@ -504,6 +705,8 @@ def build(settings, answerer, desk):
 
 FLAGS = {
     "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds that answer (default: all)"},
+    "--examples": {"nargs": "+", "default": [], "metavar": "FILE",
+                   "help": "photos, or a folder of them, that every visitor may try and see"},
     "--share": {"action": "store_true", "help": "a public address by Gradio's tunnel; photos then pass through it"},
 }
 
@@ -521,10 +724,12 @@ def start(settings, desk):
 
     one_folder_an_upload()
     no_memory_of_visitors()
+    no_text_of_visitors()
+    hosts = own_hosts(settings.app.host, settings.app.root_url)
     page = build(settings, answerer, desk)
     desk.keep_what_is_there()
     page.launch(
-        server_name=settings.app.host,
+        server_name=settings.app.host or "127.0.0.1",
         server_port=settings.app.port or None,
         share=settings.share,
         max_file_size=int(settings.app.upload_mb * 1e6),
@@ -534,12 +739,19 @@ def start(settings, desk):
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
         footer_links=["api"],
         ssr_mode=False,
-        app_kwargs={"middleware": [Middleware(Gate, desk=desk, upload_bytes=int(settings.app.upload_mb * 1e6))]},
+        root_path=settings.app.root_url or None,
+        run_history=False,  # it lists and makes buckets with the operator's token
+        mcp_server=False,
+        enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(Gate, desk=desk, hosts=hosts)], "openapi_url": None},
         state_session_capacity=200,
     )
     desk.watch()
-    print(f"{settings.run}: {page.local_url} ({time.perf_counter() - began:.1f} s; Ctrl-C ends it)", flush=True)
+    everywhere = f", and at every other address of this computer ({page.server_name})" if "*" in hosts else ""
+    seconds = time.perf_counter() - began
+    print(f"{settings.run}: {page.local_url}{everywhere} ({seconds:.1f} s; Ctrl-C ends it)", flush=True)
     if page.share_url:
+        hosts.add(urlsplit(page.share_url).hostname)
         print(f"for everybody: {page.share_url}", flush=True)
     return page
 
@@ -547,7 +759,9 @@ def start(settings, desk):
 def main():
     settings = args.read_for_run(__doc__, FLAGS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the desk is cleared then, too
-    desk = Desk()
+    warnings.simplefilter("ignore")  # libraries warn with what a visitor sent
+    logging.disable(logging.CRITICAL)
+    desk = Desk(int(settings.app.upload_mb * 1e6))
     try:
         page = start(settings, desk)
         page.block_thread()

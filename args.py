@@ -371,6 +371,8 @@ class App:
     """address that it listens at: this computer alone; 0.0.0.0 = the whole network"""
     port: NonNegativeInt = 7860
     """port; 0 = a free one from 7860 on"""
+    root_url: str = ""
+    """address at which a proxy serves the demo, such as https://example.org/demo; empty = none"""
     upload_mb: PositiveFloat = 20.0
     """largest file that is taken, in megabytes"""
 
@@ -628,7 +630,7 @@ OF_A_COMMAND = (
 )
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "model.pretrained")  # said when taken
 MISSED = ("data.corrections", "data.roots")  # said when not taken: without them rows are other rows
-ON_THE_COMMAND_LINE = ("app.host", "app.port")  # no file may open a port to the network
+ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may open a port to the network
 
 
 def read_for_run(doc, flags=None, argv=None):

@@ -1,4 +1,5 @@
-"""Many visitors at once: 200 requests from 8 clients, and 40 uploads that are no photos. Not a test: it prints figures.
+"""Many visitors at once: 200 uploads and 200 hostile bodies from 8 clients, and 40 uploads that are no photos. No test:
+it prints figures. All of it on this computer's own address.
 
     python tests/load.py --run runs/trash PHOTO...
 
@@ -27,6 +28,11 @@ def memory(process):
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
+def peak(process):
+    """Largest resident megabytes that a process ever had."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+
+
 def desk(folder):
     """Files on the server's desk that visitors brought: all but the demo's own examples."""
     return {path for path in folder.rglob("*") if path.is_file()}
@@ -53,6 +59,22 @@ def bad_uploads(folder, photo):
     for k in range(40 - len(found)):  # cut anywhere, so that the end is missing
         (folder / f"cut{k}.jpg").write_bytes(whole[: 10 + k * (len(whole) - 40) // 40])
     return sorted(folder.iterdir())
+
+
+DOORS = ("call/answer", "queue/join", "stream/abc", "cancel", "reset", "run/answer", "upload", "vibe-edit")
+
+
+def hostile_body(k):
+    """The k-th hostile request: (door, headers, body): far too large by what it says or by what it is, or nonsense."""
+    door, kind = DOORS[k % len(DOORS)], k // len(DOORS) % 4
+    text = b"text-of-a-visitor "
+
+    def pieces():
+        for _ in range(1000):
+            yield text * 10_000  # 180 MB that say no length
+
+    bodies = (text * 11_000_000, pieces(), b'{"data": [' + b"[" * 50_000, b'{"data": ["' + text * 5_000 + b'"]}')
+    return door, {"Content-Type": "application/json"}, bodies[kind]
 
 
 def main():
@@ -112,6 +134,33 @@ def main():
             f"{len(lost)} lost; p50 {p50:.2f} s, p95 {p95:.2f} s; memory {start:.0f} -> {memory(server):.0f} MB"
         )
     print(f"left on the desk: {len(desk(folder) - own)}")
+    import httpx
+
+    statuses = []
+
+    def attack(number):
+        for k in range(number, words.requests, words.clients):
+            door, headers, body = hostile_body(k)
+            try:
+                answer = httpx.post(f"{url}gradio_api/{door}", headers=headers, content=body, timeout=60)
+                statuses.append(answer.status_code)
+            except httpx.TransportError:  # refused before the body was sent to its end
+                statuses.append("closed")
+
+    taken.clear()
+    lost.clear()
+    start, began = memory(server), time.perf_counter()
+    attackers = [threading.Thread(target=attack, args=(number,)) for number in range(words.clients)]
+    for one in attackers:
+        one.start()
+    round_of_visits()
+    for one in attackers:
+        one.join()
+    counts = ", ".join(f"{kind} {statuses.count(kind)}" for kind in sorted(set(statuses), key=str))
+    print(
+        f"{len(statuses)} hostile bodies ({counts}) beside {len(taken)} uploads, {time.perf_counter() - began:.0f} s, "
+        f"{len(lost)} uploads lost; memory {start:.0f} -> {memory(server):.0f} MB; at most {peak(server):.0f} MB"
+    )
     from images import read_photo
 
     sentences = []

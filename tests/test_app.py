@@ -53,12 +53,12 @@ def served(tmp_path_factory):
     about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "photos": 40, "epoch": 1}
     (root / "run" / "gan").mkdir()
     model.save(root / "run" / "gan" / "best.safetensors", maker, about)
-    settings.folds, settings.share = [], False
+    settings.folds, settings.share, settings.examples = [], False, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
-        desk = app.Desk()
+        desk = app.Desk(int(settings.app.upload_mb * 1e6))
         page = app.start(settings, desk)
-        yield page.local_url, desk, settings, serving.Answerer(settings)
+        yield page.local_url, desk, settings, serving.Answerer(settings), page
         page.close(verbose=False)
         desk.close()
     assert not desk.folder.exists()
@@ -72,7 +72,7 @@ def left(desk):
 def test_the_interface_answers_and_forgets(served, tmp_path):
     from gradio_client import Client, handle_file
 
-    url, desk, _, answerer = served
+    url, desk, _, answerer, _ = served
     write_photo(tmp_path / "a.jpg", 1, (120, 90))
     client = Client(url, verbose=False)
     for _ in range(2):  # the same photo again, though its file is gone
@@ -86,7 +86,7 @@ def test_the_interface_answers_and_forgets(served, tmp_path):
 def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
     from gradio_client import Client, handle_file
 
-    url, desk, _, _ = served
+    url, desk, *_ = served
     kinds = [name for name in bad_photos.UNREADABLE if name not in bad_photos.NO_FILES]
     photo = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
     bad_photos.write(tmp_path, photo, kinds)
@@ -103,7 +103,7 @@ def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
 def test_a_request_reads_and_deletes_nothing_but_what_was_sent(served, tmp_path):
     import httpx
 
-    url, _, _, _ = served
+    url, *_ = served
     write_photo(tmp_path / "mine.jpg", 1)
     for told in ({}, {"meta": {"_type": "gradio.FileData"}}):
         sent = {"data": [[{"path": str(tmp_path / "mine.jpg")} | told]]}
@@ -131,7 +131,7 @@ def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
 def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
     import httpx
 
-    url, desk, _, _ = served
+    url, desk, *_ = served
     sent = httpx.post(url + "gradio_api/upload", files={"files": ("big.jpg", bytes(3_000_000))})
     assert sent.status_code == 413 and "maximum allowed size" in sent.text
     assert not left(desk)
@@ -140,7 +140,7 @@ def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
 def test_uploads_can_not_fill_the_desk(served, monkeypatch):
     import httpx
 
-    url, desk, settings, _ = served
+    url, desk, settings, *_ = served
     door = url + "gradio_api/upload"
     limit = int(settings.app.upload_mb * 1e6)
 
@@ -153,7 +153,291 @@ def test_uploads_can_not_fill_the_desk(served, monkeypatch):
     monkeypatch.setattr(app.Desk, "size", lambda _: 4 * app.FILES * limit)
     answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
     assert answer.status_code == 507 and "come back" in answer.json()["detail"]
+    monkeypatch.undo()
+    monkeypatch.setattr(app.shutil, "disk_usage", lambda _: SimpleNamespace(free=app.FREE))
+    assert httpx.post(door, files={"files": ("a.jpg", b"small")}).status_code == 507
+    assert not left(desk) and not desk.reserved
+
+
+def test_uploads_under_way_count(served):
+    """Five visitors who say that they send 30 MB each, and don't, leave no room for a sixth; when they go there is."""
+    import socket
+    import time
+
+    import httpx
+
+    url, desk, *_ = served
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    size = desk.request - 1000
+    words = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\n"
+    words += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    visitors = []
+    for _ in range(4):
+        visitors.append(socket.create_connection((host, int(port))))
+        visitors[-1].sendall(words.encode())
+    until(lambda: desk.reserved > 4 * size - 1000)
+    big = {"files": ("a.jpg", bytes(900_000))}
+    assert httpx.post(url + "gradio_api/upload", files=big).status_code == 507
+    for visitor in visitors:
+        visitor.close()
+    until(lambda: desk.reserved == 0)
+    assert httpx.post(url + "gradio_api/upload", files=big).status_code == 200
+    time.sleep(0.1)
+    desk.sweep(age=0)
     assert not left(desk)
+
+
+def until(true, seconds=20):
+    """Wait until something is true."""
+    import time
+
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_a_small_dev_shm_is_not_filled(tmp_path, monkeypatch, capsys):
+    small, large, closed = (tmp_path / name for name in ("shm", "tmp", "closed"))
+    small.mkdir(), large.mkdir()
+    free = {small: 64_000_000, large: 10**10}
+    monkeypatch.setattr(app.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    assert app.roomy_place([small, large], 640_000_000) == large
+    assert f"uploads lie in {large} until they are answered: {small} has 64 MB free" in capsys.readouterr().out
+    assert app.roomy_place([small, large], 1_000_000) == small and not capsys.readouterr().out
+    assert app.roomy_place([closed, small], 640_000_000) == small
+
+
+def test_a_full_disk_in_mid_upload_is_a_sentence(served, monkeypatch, capfd):
+    import errno
+
+    import httpx
+    from gradio import route_utils
+
+    async def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(route_utils.GradioUploadFile, "write", full)
+    answer = httpx.post(served[0] + "gradio_api/upload", files={"files": ("a.jpg", b"x" * 1000)})
+    assert answer.status_code == 507 and "come back in a few minutes" in answer.json()["detail"]
+    assert "Traceback" not in capfd.readouterr().err and not served[1].reserved and not left(served[1])
+
+
+def every_route(app_of_gradio):
+    """(method, path) of every route that the installed Gradio has."""
+
+    def walk(routes, prefix=""):
+        for route in routes:
+            inner = getattr(route, "original_router", None) or getattr(route, "router", None)
+            if inner is not None:
+                yield from walk(inner.routes, prefix)
+            elif hasattr(route, "path"):
+                for method in getattr(route, "methods", None) or {"GET"}:
+                    yield method, prefix + route.path
+
+    return sorted(set(walk(app_of_gradio.routes)))
+
+
+OPEN = {
+    "GET /", "HEAD /", "GET /config", "GET /config/", "GET /theme.css", "GET /favicon.ico", "GET /robots.txt",
+    "GET /manifest.json", "GET /static/{path:path}", "GET /assets/{path:path}", "GET /svelte/{path:path}",
+    "GET /gradio_api/info", "GET /gradio_api/info/", "GET /gradio_api/startup-events",
+    "GET /gradio_api/upload_progress", "GET /gradio_api/queue/data", "GET /gradio_api/heartbeat/{session_hash}",
+    "GET /gradio_api/call/{api_name}/{event_id}", "GET /gradio_api/file={path_or_url:path}",
+    "HEAD /gradio_api/file={path_or_url:path}", "POST /gradio_api/upload", "POST /gradio_api/call/{api_name}",
+    "POST /gradio_api/call/{api_name}/", "POST /gradio_api/queue/join", "POST /gradio_api/stream/{event_id}",
+    "POST /gradio_api/stream/{event_id}/close", "POST /gradio_api/cancel", "POST /gradio_api/reset",
+    "POST /gradio_api/reset/",
+}  # fmt: skip
+
+
+def test_only_listed_doors_are_open_of_all_that_this_gradio_has(served):
+    import asyncio
+
+    url = served[0]
+    found = every_route(served[4].app)
+    assert len(found) > 60 and ("POST", "/gradio_api/vibe-edit") in found
+    reached = []
+
+    async def gradio(scope, receive, send):
+        reached.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    gate, opened = app.Gate(gradio, served[1], {"localhost"}), set()
+    for method, path in found:
+        asked = re.sub(r"\{api_name\}", "answer", path)
+        asked = re.sub(r"\{[^}]*\}", "x1", asked)
+        headers = [(b"host", b"localhost:1"), (b"content-length", b"0")]
+        scope = {"type": "http", "method": method, "path": asked, "headers": headers}
+        answers = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message, answers=answers):
+            answers.append(message)
+
+        reached.clear()
+        asyncio.run(gate(scope, receive, send))
+        assert bool(reached) == (answers[0]["status"] == 200) and answers[0]["status"] in (200, 404)
+        if reached:
+            opened.add(f"{method} {path}")
+    assert opened == OPEN
+    import httpx
+
+    for path in ("run-history/buckets", "runs", "vibe-code", "file=https://example.org/", "file=//example.org/"):
+        answer = httpx.get(f"{url}gradio_api/{path}")
+        assert answer.status_code == 404 and answer.json() == {"detail": "There is nothing here."}, path
+    assert httpx.get(url + "config").json().get("run_history") is False
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "others"),
+    [
+        ("127.0.0.1", ["localhost", "LOCALHOST:80", "127.0.0.1:7860", "[::1]:7860"], ["evil.org", "10.0.0.5", "", "*"]),
+        ("0.0.0.0", ["localhost", "10.0.0.5:7860", "[fe80::1]"], ["evil.org", "localhost.evil.org", "*"]),
+        ("demo.lan", ["demo.lan:80", "localhost"], ["evil.org", "demo.lan.evil.org"]),
+    ],
+)
+def test_a_strange_host_is_refused(host, names, others):
+    gate = app.Gate(None, None, app.own_hosts(host))
+    for name in names:
+        gate.refuse_host({b"host": name.encode()})
+    for name in others:
+        with pytest.raises(app.Refused):
+            gate.refuse_host({b"host": name.encode()})
+
+
+def test_a_page_whose_name_was_pointed_here_reads_nothing(served):
+    import httpx
+
+    for path in ("", "config", "gradio_api/info"):
+        answer = httpx.get(served[0] + path, headers={"Host": "rebound.evil.org"})
+        assert answer.status_code == 421 and "another address" in answer.json()["detail"]
+    answer = httpx.get(served[0] + "config", headers={"X-Forwarded-Host": "demo.org", "X-Forwarded-Proto": "https"})
+    assert answer.status_code == 200 and answer.json()["root"] == "https://demo.org"  # a proxy that rewrites Host
+    assert "demo.org" in app.own_hosts("127.0.0.1", "https://demo.org/faces")
+
+
+def test_bodies_have_limits_by_what_they_say_and_by_what_they_are(served, capfd):
+    import httpx
+
+    url = served[0] + "gradio_api/"
+    secret = b"s3cr3t-of-a-visitor" * 60_000
+
+    def pieces():
+        for _ in range(10):
+            yield secret
+
+    for door in ("call/answer", "queue/join", "stream/abc", "cancel", "reset", "stream/abc/close"):
+        answer = httpx.post(url + door, content=pieces())
+        assert answer.status_code == 413 and answer.json()["detail"].startswith("At most "), door
+        answer = httpx.post(url + door, content=secret * 3)
+        assert answer.status_code == 413, door
+    said = capfd.readouterr()
+    assert not said.out and not said.err
+
+
+HOSTILE = [
+    b"", b"{", b"[]", b"null", b'"TEXT"', b'{"data": "TEXT"}', b'{"data": [["TEXT"]]}',
+    b'{"data": [[{"path": "TEXT"}]]}',
+    b'{"data": [{"TEXT": 1}]}', b'{"data": [[{"path": "TEXT", "meta": {"_type": "gradio.FileData"}}]]}',
+    b'{"data": ["TEXT", "TEXT", "TEXT"], "session_hash": "TEXT", "fn_index": 0}',
+    b'{"data": [{"url": "TEXT", "path": "TEXT"}], "session_hash": "TEXT", "fn_index": 3}',
+    b'{"data": [["TEXT"], "TEXT"], "session_hash": "TEXT", "fn_index": 1, "event_data": "TEXT"}',
+    b'{"data": [], "session_hash": "TEXT", "fn_index": 99}', b'{"data": [], "session_hash": ["TEXT"]}',
+    b'{"data": [1e999, NaN], "session_hash": "TEXT", "fn_index": 2}', b"[" * 50_000, b"\xff\xfeTEXT",
+    b'{"session_hash": "TEXT", "fn_index": "TEXT", "event_id": "TEXT"}',
+]  # fmt: skip
+
+
+def test_hostile_bodies_leave_no_text_and_no_traceback(served, capfd):
+    import time
+
+    import httpx
+
+    url = served[0] + "gradio_api/"
+    with httpx.Client(timeout=30) as client:
+        for door in ("call/answer", "queue/join", "stream/abc", "stream/abc/close", "cancel", "reset", "upload"):
+            for body in HOSTILE:
+                for kind in ("application/json", "multipart/form-data; boundary=x", "text/plain"):
+                    answer = client.post(url + door, content=body.replace(b"TEXT", b"s3cr3t"),
+                                         headers={"Content-Type": kind})  # fmt: skip
+                    assert answer.status_code < 600, (door, body[:50])
+        part = b'--x\r\nContent-Disposition: form-data; name="s3cr3t"\r\n\r\ns3cr3t\r\n--x--\r\n'
+        client.post(url + "upload?upload_id=s3cr3t", content=part,
+                    headers={"Content-Type": "multipart/form-data; boundary=x"})  # fmt: skip
+    time.sleep(2)  # what was queued is answered
+    said = capfd.readouterr()
+    assert "s3cr3t" not in said.out + said.err and "Traceback" not in said.err, said.err[:2000]
+    served[1].sweep(age=0)
+    assert not left(served[1])
+
+
+def test_pictures_from_elsewhere_are_not_fetched(served, tmp_path):
+    import httpx
+
+    policy = httpx.get(served[0]).headers["content-security-policy"]
+    assert "img-src 'self' data: blob:" in policy
+    path = tmp_path / "advice.json"
+    path.write_text(json.dumps({MASK.classes[0]: "![seen](https://tracker.evil.org/1.png) and [more](https://a.org)"}))
+    told = app.read_advice(str(path), MASK)[MASK.classes[0]]
+    assert "<img" not in told and "tracker" not in told and "seen and" in told and 'href="https://a.org"' in told
+
+
+def test_class_names_are_no_formulas_in_answers_csv():
+    head = SimpleNamespace(name="kind")
+    task = SimpleNamespace(answered=[head], numeric=False)
+    for evil in ("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\uff1d1"):
+        found = {"label": evil, "probability": 1.0, "heads": {"kind": {evil: 1.0}}, "said": f"{evil}, 100% sure."}
+        text = app.as_csv(task, [(evil, found)]).decode("utf-8-sig")
+        row = next(csv.DictReader(io.StringIO(text)))
+        assert row["answer"] == row["kind"] == row["file"] == "'" + evil and row["said"].startswith("'")
+    number = app.as_csv(SimpleNamespace(answered=[head], numeric=True), [("a", {"label": "-3", "said": "-3 degrees."})])
+    assert b",-3," in number
+
+
+def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
+    settings, answerer = served[2], served[3]
+    write_photo(tmp_path / "mine" / "cat.jpg", 1)
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    plain = SimpleNamespace(wants_faces=False, task=SimpleNamespace(number=None))
+    words = vars(settings)
+    assert app.examples(SimpleNamespace(**words), plain) == []
+    assert len(app.examples(SimpleNamespace(**words), answerer)) == 3  # drawn people
+    named = app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine")]}), plain)
+    assert [word for _, word in named] == ["cat"]
+    with pytest.raises(InputError, match="--examples"):
+        app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine" / "notes.txt")]}), plain)
+
+
+def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
+    import threading
+
+    from gradio_client import Client, handle_file
+
+    write_photo(tmp_path / "a.jpg", 1, (120, 90))
+    frame = app.data_url("image/jpeg", app.encoded(np.zeros((480, 640, 3), np.uint8), ".jpg"))
+    url, pages, answers = served[0], [], []
+    demo = app.Demo(served[2], served[3], served[1])
+
+    def film():
+        for _ in range(5):
+            pages.append(demo.live(frame))
+
+    cameras = [threading.Thread(target=film) for _ in range(app.FILMING)]
+    for one in cameras:
+        one.start()
+    answers = Client(url, verbose=False).predict([handle_file(str(tmp_path / "a.jpg"))], api_name="/answer")
+    for one in cameras:
+        one.join()
+    assert len(pages) == 5 * app.FILMING and all("sure" in page for page in pages) and answers[0]["label"]
+
+
+def test_what_is_printed_is_what_is_bound(served, capsys):
+    assert "*" not in app.own_hosts("127.0.0.1") and "*" in app.own_hosts("0.0.0.0")
+    assert served[4].server_name == "127.0.0.1" and f"127.0.0.1:{served[4].server_port}" in served[0]
 
 
 def test_doors_that_nobody_uses_are_shut_and_nonsense_is_a_sentence(served, capfd):
@@ -172,7 +456,7 @@ def test_doors_that_nobody_uses_are_shut_and_nonsense_is_a_sentence(served, capf
 def test_two_visitors_with_the_same_photo_do_not_share_a_file(served):
     import httpx
 
-    url, desk, _, _ = served
+    url, desk, *_ = served
     paths = [httpx.post(url + "gradio_api/upload", files={"files": ("a.jpg", b"same")}).json()[0] for _ in range(2)]
     assert paths[0] != paths[1] and len(left(desk)) == 2
     desk.sweep(age=60)
@@ -206,7 +490,7 @@ def test_no_session_remembers_what_was_sent(served, tmp_path):
 
 @pytest.fixture
 def demo(served, tmp_path):
-    _, _, settings, answerer = served
+    _, _, settings, answerer, _ = served
     desk = app.Desk()
     yield app.Demo(settings, answerer, desk), desk
     desk.close()

@@ -261,9 +261,9 @@ def test_a_strangers_run_writes_over_no_file_of_mine(competition, capsys):
     assert found.data.train == str(competition.train)
 
 
-@pytest.mark.parametrize("key", ["app.host", "app.port"])
+@pytest.mark.parametrize("key", ["app.host", "app.port", "app.root_url"])
 def test_no_file_opens_a_port(tmp_path, key):
-    value = {"app.host": "0.0.0.0", "app.port": 80}[key]
+    value = {"app.host": "0.0.0.0", "app.port": 80, "app.root_url": "https://example.org"}[key]
     (tmp_path / "recipe.json").write_text(json.dumps({"app": {key[4:]: value}}))
     line = complaint("--config", tmp_path / "recipe.json")
     assert f"given on the command line alone: --{key} {value}" in line

@@ -78,7 +78,7 @@ def test_a_page_that_is_broken_is_noticed(browser, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):  # noqa: F811
-    url, desk, _, _ = served
+    url, desk, *_ = served
     context = browser.new_context(viewport={"width": width, "height": 900}, permissions=["camera"])
     page, said, outside = context.new_page(), [], []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
