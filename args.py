@@ -553,6 +553,7 @@ OF_A_RUN = (
     "data.strict",
     "data.age_boundary",
     "data.image_size",
+    "data.box_pixels",
     "data.fit",
     "data.augment",
     "data.erasing",

@@ -186,6 +186,7 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "task.answer": ["gender"],
     "task.score": "accuracy",
     "data.layout": "folder",
+    "data.box_pixels": "stored",
     "data.extra": [{"layout": "aaf", "path": "more"}],
     "data.duplicates": "drop",
     "data.only": ["mask=normal"],
