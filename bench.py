@@ -2,18 +2,21 @@
 
     python bench.py                                               on the sample data
     python bench.py --data.train DIR --data.eval DIR --data.crops DIR --rounds 5 --json bench.json
-    python bench.py --quick                                       fewer photos and steps: within five minutes
+    python bench.py --quick                                       fewer photos and steps: about five minutes
     python bench.py --stages loader train --config recipes/people_small.json
     python bench.py --profile                                     where training and inference spend their time
 
 Prints a Markdown table of medians and spreads. A ratio is ours / peer within one round: machines drift, rounds don't.
 
-    loader       a training epoch's photos, crops and augmentation, as they reach the model; the competition's baseline:
-                 PIL and torchvision on whole photos, 128 x 96 pixels, normalised floats from the workers
+    memory       a training epoch's photos as normalised floats, flip, affine and brightness, decoded before: ours from
+                 memory; a torch DataLoader with torchvision's transforms from PIL images in memory
+    loader       the same, both sides decode each photo each time: ours with memory_gb 0; PIL and torchvision
+    timm         the same, beside timm.data.create_loader: RandomResizedCrop, flip, brightness
     crop         face_crop.py's whole job; facenet-pytorch, photo by photo
     train        an epoch of train.py with all it does; the bare step of the same model, batch and precision on tensors
                  that lie ready, the faster of both memory formats
-    inference    five folds in one pass; a timm loop a fold: each decodes with PIL and asks the model as it was trained
+    inference    five folds in one pass; a timm loop a fold: each decodes with PIL and asks the model as it was trained;
+                 the start of workers is taken off on both sides
     onnx         the same by inference.backend onnx
 """
 
@@ -33,6 +36,8 @@ from files import InputError, cores, guarded, refuse_unwritable, write_json
 
 PEOPLE = 1_000_000  # of the tables that folds are dealt for
 FOLDS = 5  # models that answer
+PHOTOS, QUICK_PHOTOS = 6000, 2000  # of a loader's epoch
+SECONDS, QUICK_SECONDS = 10, 3  # that a round of a loader takes at least
 
 
 class Seconds:
@@ -55,45 +60,111 @@ def rows_of(settings, crops, count):
     return rows.sample(count, random_state=settings.seed, replace=len(rows) < count).reset_index(drop=True)
 
 
-def steady(feed, photos_of):
-    """Photos/s of an iterable of batches from its second batch on: what the start of workers costs is paid once."""
-    count, batches = 0, iter(feed)
-    next(batches)
+def steady(feed, seconds):
+    """Photos/s of an iterable of batches (b, ...), over as many whole epochs as take `seconds` at least. What only the
+    first epoch pays (workers start, photos are kept) is for the caller to have had."""
+    count = 0
     with Seconds() as taken:
-        for batch in batches:
-            count += photos_of(batch)
+        while not count or time.perf_counter() - taken.start < seconds:
+            count += sum(len(batch) for batch in feed)
     return count / taken.passed
+
+
+def marginal(act, rows, few):
+    """Photos/s of act(rows) without what it costs to begin: the seconds of rows[:few] are taken off."""
+    with Seconds() as start:
+        act(rows[:few])
+    with Seconds() as whole:
+        act(rows)
+    return (len(rows) - few) / (whole.passed - start.passed)
 
 
 # ------------------------------------------------------------------------------------------------------- stages
 # Each makes (ours, peer): two functions without arguments that return photos/s. What is set up before is not timed.
 
 
-def loader(settings, folder):
+class Floats:
+    """An epoch's photos of our training loader as what a model takes: (b, 3, s, s) float32."""
+
+    def __init__(self, rows, size, batch, workers, memory_gb):
+        import images
+
+        photos = images.Photos(rows, "light", size, True, memory_gb=memory_gb)
+        self.feed = images.loader(photos, images.Batches(len(rows), batch, shuffle=True), workers)
+
+    def __iter__(self):
+        import images
+
+        for _, photos, errors in self.feed:
+            if any(errors):
+                raise InputError(f"a photo can't be read: {max(errors)}")
+            yield images.normalize(photos, *images.IMAGENET)
+
+
+def loader_sides(settings, kept, peer):
+    """Two iterables of the same photos at the same size, varied alike: (b, 3, s, s) float32 batches of ours and of the
+    peer, "torchvision" or "timm". kept: photos lie decoded in memory, on both sides; else both decode each time."""
+    import timm
     import torch
     import torchvision.transforms as T
     from PIL import Image
 
     import images
 
-    data, batch = settings.data, 64
-    count = 2000 if settings.quick else 6000
-    rows = rows_of(settings, True, count)
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, data.memory_gb)
-    feed = images.loader(photos, images.Batches(count, batch, shuffle=True), data.workers)
-    # https://github.com/boostcampaitech: the mask competition's baseline, dataset.py and train.py
-    usual = T.Compose([T.Resize((128, 96), Image.BILINEAR), T.ToTensor(), T.Normalize((0.5,) * 3, (0.2,) * 3)])
-    whole = rows_of(settings, False, count // 4)
+    data, batch, size = settings.data, 64, settings.data.image_size
+    rows = rows_of(settings, True, QUICK_PHOTOS if settings.quick else PHOTOS)
+    ours = Floats(rows, size, batch, data.workers, 1000.0 if kept else 0.0)
+    square = T.Resize((size, size))
 
-    class Baseline(torch.utils.data.Dataset):
+    def opened(file):
+        return Image.open(file).convert("RGB")
+
+    class Usual(torch.utils.data.Dataset):
+        transform, held = None, [square(opened(file)) for file in rows["file"]] if kept else None
+
         def __len__(self):
-            return len(whole)
+            return len(rows)
 
         def __getitem__(self, index):
-            return usual(Image.open(whole["file"][index]).convert("RGB")), 0
+            return self.transform(self.held[index] if kept else opened(rows["file"][index])), 0
 
-    peer = torch.utils.data.DataLoader(Baseline(), batch, shuffle=True, num_workers=feed.num_workers)
-    return lambda: steady(feed, lambda found: len(found[0])), lambda: steady(peer, lambda found: len(found[1]))
+    options = {
+        "batch_size": batch,
+        "num_workers": ours.feed.num_workers,
+        "persistent_workers": ours.feed.num_workers > 0,
+    }
+    mean, std = images.IMAGENET
+    if peer == "timm":
+        light = {"scale": (0.85, 1.0), "hflip": 0.5, "color_jitter": (0.2, 0.2, 0.0), "interpolation": "bilinear"}
+        usual = timm.data.create_loader(
+            Usual(), (3, size, size), is_training=True, use_prefetcher=False, mean=mean, std=std, **light, **options
+        )
+    else:
+        affine = T.RandomAffine(8, translate=(0.04, 0.04), scale=(0.92, 1.08))
+        vary = [T.RandomHorizontalFlip(), T.RandomApply([affine], 0.8), T.RandomApply([T.ColorJitter(0.2, 0.2)], 0.5)]
+        dataset = Usual()
+        dataset.transform = T.Compose([*([] if kept else [square]), *vary, T.ToTensor(), T.Normalize(mean, std)])
+        usual = torch.utils.data.DataLoader(dataset, shuffle=True, **options)
+    return ours, Firsts(usual)
+
+
+class Firsts:
+    """The photos of a DataLoader of (photos, labels)."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return (photos for photos, _ in self.loader)
+
+
+def loader(settings, folder, kept=False, peer="torchvision"):
+    sides = loader_sides(settings, kept, peer)
+    for side in sides:
+        for _ in side:  # workers start, and ours keeps what it decodes
+            pass
+    seconds = QUICK_SECONDS if settings.quick else SECONDS
+    return tuple(lambda side=side: steady(side, seconds) for side in sides)
 
 
 def crop(settings, folder):
@@ -103,7 +174,7 @@ def crop(settings, folder):
     import face_crop
 
     chosen = copy.deepcopy(settings)
-    photos = face_crop.plan(chosen)["photo"].sample(40 if settings.quick else 150, random_state=0, replace=True)
+    photos = face_crop.plan(chosen)["photo"].sample(80 if settings.quick else 150, random_state=0, replace=True)
     detector = MTCNN(keep_all=True)
 
     def ours():  # the start of its processes, hashes and contact sheet included
@@ -134,7 +205,7 @@ def train(settings, folder):
     chosen, batch = copy.deepcopy(settings), settings.train.batch_size
     chosen.run = str(folder / "train")
     dataset.settle(chosen)
-    steps = 40 if settings.quick else 60
+    steps = 80 if settings.quick else 120
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data
@@ -193,7 +264,7 @@ def folds_asked(settings, folder, backend):
 
     chosen, data = copy.deepcopy(settings), settings.data
     dataset.settle(chosen)
-    count = 256 if settings.quick else 2100
+    count = 512 if settings.quick else 2100
     rows = rows_of(chosen, True, count)
     read = heads.Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
     about = {"backbone": chosen.model.backbone, "image_size": data.image_size, "augment": data.augment, "fit": data.fit}
@@ -211,36 +282,48 @@ def folds_asked(settings, folder, backend):
     if backend == "onnx":
         for net in asked.values():
             model.fold_batch_norm(net)
-        asked = export.exported(asked, abouts, paths)
+        asked = export.exported(asked, abouts, paths, folder)
+    few = 2 * chosen.inference.batch_size  # a batch for each worker of two cores
+    if count <= few:
+        raise InputError(f"inference.batch_size {chosen.inference.batch_size} is too large for {count} photos")
     shape = timm.data.create_transform(
         (3, data.image_size, data.image_size), mean=about["mean"], std=about["std"], crop_pct=1.0
     )
 
     class Loop(torch.utils.data.Dataset):
+        def __init__(self, some):
+            self.files = some["file"].tolist()
+
         def __len__(self):
-            return count
+            return len(self.files)
 
         def __getitem__(self, index):
-            return shape(Image.open(rows["file"][index]).convert("RGB"))
+            return shape(Image.open(self.files[index]).convert("RGB"))
 
-    def ours():
-        with Seconds() as taken:
-            inference.predict(asked, abouts, read, rows, chosen)
-        return count / taken.passed
+    def ours(some):
+        inference.predict(asked, abouts, read, some, chosen)
 
-    def peer():
-        workers = data.workers if data.workers is not None else cores()
-        with Seconds() as taken, torch.inference_mode():
+    def peer(some):
+        workers = data.workers if data.workers is not None else cores(most=8)
+        with torch.inference_mode():
             for net in plain.values():
-                for batch in torch.utils.data.DataLoader(Loop(), chosen.inference.batch_size, num_workers=workers):
+                feed = torch.utils.data.DataLoader(Loop(some), chosen.inference.batch_size, num_workers=workers)
+                for batch in feed:
                     net(batch).softmax(1).numpy()
-        return count / taken.passed
 
-    return ours, peer
+    return lambda: marginal(ours, rows, few), lambda: marginal(peer, rows, few)
 
 
 STAGES = {
-    "loader": ("photos/s of the training loader, beside the baseline's", loader),
+    "memory": (
+        "photos/s of the training loader, both from memory, beside torchvision in a DataLoader",
+        lambda settings, folder: loader(settings, folder, kept=True),
+    ),
+    "loader": ("photos/s of the training loader, both decoding, beside PIL and torchvision in a DataLoader", loader),
+    "timm": (
+        "photos/s of the training loader, both decoding, beside timm.data.create_loader",
+        lambda settings, folder: loader(settings, folder, peer="timm"),
+    ),
     "crop": ("photos/s of face_crop.py, beside MTCNN(keep_all=True).detect", crop),
     "train": ("photos/s of a training epoch, beside the bare step", train),
     "inference": (
@@ -344,7 +427,7 @@ def table(found):
 
 FLAGS = {
     "--rounds": {"type": int, "default": 3, "help": "pairs of ours and peer"},
-    "--quick": {"action": "store_true", "help": "fewer photos and steps, within five minutes"},
+    "--quick": {"action": "store_true", "help": "fewer photos and steps, about five minutes"},
     "--stages": {"nargs": "+", "default": [], "metavar": "STAGE", "help": f"of {', '.join(STAGES)}; default: all"},
     "--profile": {"action": "store_true", "help": "only print where training and inference spend their time"},
     "--json": {"type": str, "default": "", "help": "also write the median ratios, and the seconds, to this file"},

@@ -1,9 +1,12 @@
 """The bench: every stage runs beside its peer, and what it writes is what it printed."""
 
 import json
+import shutil
 import sys
+import time
 
 import pytest
+import torch
 
 import bench
 from files import InputError
@@ -13,6 +16,8 @@ from files import InputError
 def small(competition, monkeypatch):
     """main() on a small competition."""
     settings = competition.settings("--inference.batch_size", 64)
+    monkeypatch.setattr(bench, "QUICK_SECONDS", 0.2)
+    monkeypatch.setattr(bench, "QUICK_PHOTOS", 200)
 
     def run(*stages, **flags):
         settings.rounds, settings.quick, settings.stages, settings.profile = 1, True, list(stages), False
@@ -26,14 +31,58 @@ def small(competition, monkeypatch):
     return run
 
 
-def test_every_stage_runs_beside_its_peer(small, capsys):
-    found = small("loader", "train", "inference", "onnx")
-    assert list(found) == ["loader", "train", "inference", "onnx"]
-    assert all(0.01 < ratio < 1000 for ratio in found.values())
-    printed = capsys.readouterr().out
-    assert printed.count("| photos/s of") == 3 and "| the same on onnxruntime" in printed
-    with pytest.raises(InputError, match="there are loader, crop, train, inference, onnx"):
+def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says(small, capsys):
+    found = small("memory", "loader", "timm", "train", "inference", "onnx")
+    assert list(found) == ["memory", "loader", "timm", "train", "inference", "onnx"]
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == [bench.STAGES[name][0] for name in found]
+    for (_, ours, peer, ratio), value in zip(rows, found.values(), strict=True):
+        assert value == pytest.approx(float(ratio.split()[0]), abs=0.006)
+        assert value == pytest.approx(float(ours.split()[0]) / float(peer.split()[0]), rel=0.02)
+    with pytest.raises(InputError, match="there are memory, loader, timm, crop, train, inference, onnx"):
         small("lodaer")
+
+
+@pytest.mark.parametrize("kept, peer", [(True, "torchvision"), (False, "torchvision"), (False, "timm")])
+def test_both_sides_of_a_loader_row_do_the_same_work(competition, monkeypatch, kept, peer):
+    monkeypatch.setattr(bench, "QUICK_PHOTOS", 200)
+    settings = competition.settings()
+    settings.quick = True
+    sides = bench.loader_sides(settings, kept, peer)
+    found = [torch.cat(list(side)) for side in sides]
+    assert len(found[0]) == 200 and len(found[1]) == (192 if peer == "timm" else 200)  # timm leaves half batches out
+    assert [photos.shape[1:] for photos in found] == [(3, 32, 32)] * 2
+    assert [photos.dtype for photos in found] == [torch.float32] * 2
+    ours, theirs = ((photos.mean().item(), photos.std().item()) for photos in found)
+    assert ours == pytest.approx(theirs, abs=0.25)  # of noise, each varied by chance
+    shutil.rmtree(competition.train / "images")
+    for side in sides:
+        if kept:
+            assert sum(len(batch) for batch in side) == 200
+        else:
+            with pytest.raises((InputError, FileNotFoundError)):
+                next(iter(side))
+
+
+def test_a_round_lasts_its_seconds_and_counts_every_photo():
+    class Feed:
+        def __iter__(self):
+            for _ in range(5):
+                time.sleep(0.01)
+                yield torch.zeros(8)
+
+    with bench.Seconds() as taken:
+        rate = bench.steady(Feed(), 0.3)
+    assert 0.3 <= taken.passed < 1
+    assert 400 < rate < 800  # 8 photos in 10 ms, or a little more
+
+
+def test_the_start_of_workers_is_no_part_of_a_rate():
+    def act(rows):
+        time.sleep(0.5 + 0.002 * len(rows))
+
+    assert bench.marginal(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
 
 
 def test_folds_and_help_are_timed(monkeypatch):
