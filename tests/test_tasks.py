@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import MASK, ROOT, write_photo
+from PIL import Image
 from safetensors import safe_open
 from test_predict import main_of
 
@@ -19,6 +21,7 @@ import blend
 import compare
 import dataset
 import ensemble
+import files
 import folds
 import images
 import inference
@@ -368,6 +371,54 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
     settings = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
     dataset.settle(settings)
     assert len(dataset.eval_rows(settings)) == 11
+
+
+@pytest.mark.parametrize(("pixels", "box"), [("stored", [60, 0, 80, 30]), ("upright", [10, 60, 40, 80])])
+def test_boxes_lie_in_the_pixels_that_a_setting_names_where_exif_turns_photos(tmp_path, capsys, pixels, box):
+    files.warn_once.cache_clear()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: stored 80 x 40, seen 40 x 80
+    stored = np.full((40, 80, 3), 200, np.uint8)
+    stored[:30, 60:] = 20
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(stored).save(tmp_path / "plain.png")
+    entries = [{"image": "turned.png", "label": "dark", "bbox": box}]
+    entries += [{"image": "plain.png", "label": "dark", "bbox": [60, 0, 80, 30]}]
+    entries += [{"image": "plain.png", "label": "light", "bbox": [0, 0, 50, 40]}]
+    (tmp_path / "boxes.json").write_text(json.dumps(entries))
+    words = ["--data.train", tmp_path / "boxes.json", "--data.box_pixels", pixels]
+    rows, _ = dataset.training_rows(of(tmp_path, *words, layout="boxes"))
+    photos = images.Photos(rows.assign(file=rows["photo"]), "none", 16, False)
+    assert [int(photos[k, 0][1].mean()) for k in range(3)] == [20, 20, 200]
+    said = capsys.readouterr().err
+    assert "1 of 2 photos are turned by their EXIF tag" in said and f"as it is {pixels}" in said
+
+
+def test_photos_of_every_ending_and_none_are_answered_for(tmp_path, capsys):
+    names = [name for name, (_, whole) in bad_photos.BY_KIND.items() if whole and name != "huge.jpg"]
+    photo = np.random.default_rng(0).integers(0, 255, (30, 30, 3), dtype=np.uint8)
+    bad_photos.write(tmp_path / "eval" / "more", photo, [*names, "text.jpg", "pipe.jpg"])
+    (tmp_path / "eval" / "list.csv").write_text("BMI,age")
+    (tmp_path / "eval" / "notes.txt").write_text("P1 is the first")
+    rows = dataset.eval_rows(of(tmp_path, "--data.eval", tmp_path / "eval", layout="folder"))
+    assert rows["ImageID"].tolist() == sorted(f"more/{name}" for name in [*names, "text.jpg", "pipe.jpg"])
+    assert "2 files are no photos by their names and first bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("aaf", ["00000A02.jfif", "00001A20", "07381A40.TIF"]),
+        ("utkface", ["25_1_2_20170116.jpe", "26_0_2_20170117", "27_0_2_20170118.jpg.chip.jpg"]),
+    ],
+)
+def test_names_that_hold_labels_may_have_any_ending(tmp_path, layout, names):
+    photo = np.zeros((30, 30, 3), np.uint8)
+    (tmp_path / "train").mkdir()
+    for name in names:
+        images.cv2.imencode(".jpg", photo)[1].tofile(tmp_path / "train" / name)
+    settings = args.read("", argv=["--data.layout", layout, "--data.train", str(tmp_path / "train")])
+    assert dataset.training_rows(settings)[0]["ImageID"].tolist() == names
 
 
 @pytest.mark.parametrize(
