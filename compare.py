@@ -8,7 +8,6 @@ What is finished is not done again; a stopped start goes on. Writes RUN/compare.
 score (such as macro F1) with its interval, F1 by head, minutes, photos/s and memory, and the difference of each pair.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 import answers
 import args
 import labels
-from files import InputError, guarded, read_csv, read_json, refuse_unwritable, replacing
+from files import InputError, guarded, read_csv, read_json, refuse_unwritable, replacing, run_command
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
 
@@ -29,7 +28,7 @@ def train(recipes, home, words):
         print(f"--- {number} of {len(recipes)}: {name}", flush=True)
         command = [sys.executable, str(Path(__file__).with_name("train_kfold.py"))]
         command += [*words, "--config", str(recipe), "--run", str(home / name)]
-        code = subprocess.run(command).returncode
+        code = run_command(command)
         if code:
             raise InputError(f"{recipe}: its training ended with exit {code}, see above; the same command goes on")
 

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 import names
-from files import InputError, cores, read_csv, read_json, refuse_special, write_csv
+from files import LIMITS, InputError, cores, read_csv, read_json, refuse_special, write_csv
 from layouts import (
     BOX,
     LAYOUTS,
@@ -425,7 +425,9 @@ def sha1_of(photo):
     try:
         refuse_special(photo)
         return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
-    except OSError:
+    except OSError as error:
+        if error.errno in LIMITS:
+            raise
         return ""
 
 

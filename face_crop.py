@@ -10,11 +10,16 @@ manifest.csv, the faceless and the unreadable too; review.png shows the doubtful
 crops through the manifest.
 """
 
+import contextlib
 import math
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +132,7 @@ def crop_photos(waiting, folder, crop):
 
 
 def guess(job):
-    """A photo without a face that anyone saw: by the person's other photos, else its middle. -> its manifest row.
+    """A photo without a face that anyone saw: by the person's other photos, else its middle. -> [its manifest row].
 
     job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
     """
@@ -151,8 +156,8 @@ def guess(job):
         face = np.concatenate([box, np.full(5, np.nan)])
         write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, False))
         corners = dict(zip(CORNERS, (f"{value:.1f}" for value in box), strict=True))
-        return row | corners | {"crop": path, "status": "guessed", "detector": name}
-    return row
+        return [row | corners | {"crop": path, "status": "guessed", "detector": name}]
+    return [row]
 
 
 def relative_box(row):
@@ -289,22 +294,100 @@ def crop_plan(todo, folder, crop):
         forget_review(folder)
         chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
         workers = min(crop.workers or cores(), len(chunks) or 1)
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            with tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None) as bar:
-                for done in pool.imap_unordered(crop_chunk, chunks):
-                    rows |= {row["photo"]: row for row in done}
-                    bar.update(len(done))
-                    if time.monotonic() - saved > SAVE_SECONDS:
-                        save()
-                        saved = time.monotonic()
-            jobs = guesses(todo, rows, folder, crop)
-            for row in tqdm(pool.imap_unordered(guess, jobs), "guessing", len(jobs), unit="photo", disable=None):
-                rows[row["photo"]] = row
-        save()
+        bar = tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None)
+
+        def take(done):
+            nonlocal saved
+            rows.update({row["photo"]: row for row in done})
+            bar.update(len(done))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+
+        try:
+            with processes(workers) as pool:
+                share_out(pool, crop_chunk, chunks, take)
+                bar.close()
+                jobs = guesses(todo, rows, folder, crop)
+                bar = tqdm(total=len(jobs), desc="guessing", unit="photo", disable=None)
+                share_out(pool, guess, jobs, take)
+        finally:
+            bar.close()
+            save()
     result = read_csv(manifest, MANIFEST_COLUMNS)
     if not (Path(folder) / "review.png").is_file():
         review(folder, result, crop.detectors)
     return result
+
+
+@contextlib.contextmanager
+def processes(count):
+    """A pool of so many processes, which end when this one does, however it ends.
+
+    None, and a warning, where there can't be any.
+    """
+    from images import no_processes
+
+    why = no_processes()
+    if why:
+        print(f"warning: {why}: photos are cropped by one process, which is slower", file=sys.stderr)
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
+        yield pool
+
+
+def end_with_parent():
+    """In a worker: a thread that ends this process as soon as its parent has ended, be it killed."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def share_out(pool, function, jobs, take):
+    """Call take(function(job)) for all jobs, in the order in which the pool's processes finish them (pool None: here).
+
+    Raises InputError if a process was killed. What was finished before that, or before a stop, is taken too.
+    """
+    if pool is None:
+        for job in jobs:
+            take(function(job))
+        return
+    with interrupts_held_back():
+        left = {pool.submit(function, job) for job in jobs}
+    try:
+        for future in as_completed(set(left)):
+            left.discard(future)
+            take(future.result())
+    except BaseException as error:
+        pool.shutdown(cancel_futures=True)  # what is in work is finished
+        for future in left:
+            if future.done() and not future.cancelled() and not future.exception():
+                take(future.result())
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "a process that crops photos was killed, as the system does when memory runs out: the same command "
+                "goes on; fewer --crop.workers take less memory"
+            ) from None
+        raise
+
+
+@contextlib.contextmanager
+def interrupts_held_back():
+    """Hold back Ctrl-C while the block runs; processes that are started in it never get one: it is the parent's to
+    answer."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def guesses(todo, rows, folder, crop):

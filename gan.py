@@ -322,7 +322,7 @@ def train(settings, overwrite=False):
             pair.go_on(path, fixed)
             print(f"{home}: goes on in epoch {pair.epoch + 1}")
         else:
-            for old in [*home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
+            for old in [path, *home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
             pair.begin(store, kinds)
         ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
@@ -357,7 +357,7 @@ def train(settings, overwrite=False):
                             began, saved = time.monotonic(), time.monotonic()
                             save()
                         if stop.asked:
-                            raise KeyboardInterrupt
+                            stop.end()
                 pair.spent += time.monotonic() - began
                 over = bool(gan.minutes) and pair.spent > 60 * gan.minutes
                 losses = (sums / len(batches)).tolist()

@@ -4,13 +4,17 @@ Photos stay uint8 up to the device they are computed on: a quarter of float32's 
 """
 
 import contextlib
+import io
 import math
 import mmap
 import multiprocessing
 import os
 import random
 import re
+import signal
 import struct
+import sys
+import threading
 
 import numpy as np
 
@@ -24,7 +28,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2
 import simplejpeg  # like OpenCV's decoder to the pixel, and it says what OpenCV passes over in silence
 
-from files import cores, refuse_special
+from files import LIMITS, InputError, cores, refuse_special
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 SUFFIXES += (".ppm", ".pgm")
@@ -51,13 +55,16 @@ class PhotoError(Exception):
 def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
     """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag: `decode` of a file's bytes.
 
-    Raises PhotoError (missing, empty, no regular file, and whatever `decode` refuses).
+    Raises PhotoError (missing, empty, no regular file, and whatever `decode` refuses). Where memory or open files are
+    used up the photo is not to blame: MemoryError or OSError.
     """
     try:
         if refuse_special(path).st_size > MOST_BYTES:
             raise PhotoError(f"a file of more than {MOST_BYTES >> 30} GB")
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if getattr(error, "errno", None) in LIMITS:
+            raise
         raise PhotoError(getattr(error, "strerror", None) or str(error)) from None
     return decode(data, side)
 
@@ -93,9 +100,24 @@ def opencv(data, flag):
     except cv2.error as error:
         raise PhotoError("too many pixels" if "PIXELS" in str(error) else "not readable as an image") from None
     if image is None:
+        refuse_without_memory(data)
         heic = HEIC.match(data[:16].tobytes())
         raise PhotoError("HEIC, which can't be decoded here: save it as JPEG" if heic else "not readable as an image")
     return image
+
+
+def refuse_without_memory(data):
+    """Raise MemoryError if memory is too short for a photo of these bytes: OpenCV only says that it can't be read."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as photo:  # its header alone
+            width, height = photo.size
+    except MemoryError:
+        raise
+    except Exception:  # not even a header
+        return
+    np.empty((4, height, width, 3), np.uint8)  # what decoding takes, with some to spare
 
 
 REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8 that say how far
@@ -265,9 +287,13 @@ class Photos:
         self.vary = presets.variation(augment, erasing) if training else None
         self.kept = self.there = np.zeros(0, np.uint8)
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
-        if count:  # pages that all workers share; they are taken as they are written to
-            self.kept = np.frombuffer(mmap.mmap(-1, count * 3 * size * size), np.uint8).reshape(count, size, size, 3)
-            self.there = np.frombuffer(mmap.mmap(-1, count), np.uint8)
+        try:
+            if count:  # pages that all workers share; they are taken as they are written to
+                kept = np.frombuffer(mmap.mmap(-1, count * 3 * size * size), np.uint8).reshape(count, size, size, 3)
+                self.kept, self.there = kept, np.frombuffer(mmap.mmap(-1, count), np.uint8)
+        except OSError as error:
+            said = f"data.memory_gb: {count} photos don't fit into memory ({error.strerror})"
+            print(f"warning: {said}: they are decoded in each epoch", file=sys.stderr)
 
     def read(self, index):
         """A photo as augment.shape leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
@@ -341,8 +367,26 @@ class Batches:
 
 
 def loader(photos, batches, workers):
-    """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most."""
-    return Feed(photos, batches, cores(most=8) if workers is None else workers)
+    """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most. Without what
+    processes need to talk to each other there are none, and that is said."""
+    workers = cores(most=8) if workers is None else workers
+    why = no_processes() if workers else ""
+    if why:
+        print(f"warning: {why}: photos are read by one process, which is slower", file=sys.stderr)
+    return Feed(photos, batches, 0 if why else workers)
+
+
+def no_processes():
+    """Why processes can't share locks here, "" if they can: a container's /dev/shm may be full or read-only."""
+    try:
+        multiprocessing.get_context().Lock()
+    except OSError as error:
+        return f"/dev/shm can't be written to ({error.strerror})"
+    return ""
+
+
+class WorkerLost(InputError):
+    """A process that reads photos was killed."""
 
 
 class Feed:
@@ -370,11 +414,24 @@ class Feed:
         return len(self.batch_sampler)
 
     def __iter__(self):
+        """Raises WorkerLost, between two batches, if a worker was killed."""
         import torch
 
-        for indices, place, errors in self.source:
-            images = self.ring.take(place)
-            yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
+        try:
+            batches = iter(self.source)
+            # torch's own handler would raise in the middle of whatever is done when a worker is killed
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for indices, place, errors in batches:
+                images = self.ring.take(place)
+                yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise WorkerLost(
+                "a process that reads photos was killed, as the system does when memory runs out: the same command "
+                f"goes on; --data.workers {self.num_workers // 2} takes less memory"
+            ) from None
 
 
 class Ring:
@@ -416,7 +473,5 @@ class Ring:
 
 def quiet_worker(_):
     """One thread a worker: the workers themselves are the parallelism. Ctrl-C is the parent's to answer."""
-    import signal
-
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

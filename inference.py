@@ -14,8 +14,8 @@ import hashlib
 import math
 import os
 import shutil
+import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +110,17 @@ class Progress:
                 self.reasons[:done] = kept["reasons"]
                 for fold, found in self.found.items():
                     found[:done] = kept[f"fold{fold}"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged: nothing is lost but time
+        except Exception:  # a damaged file fails in many ways, and nothing is lost but time
+            done = 0
+        if not done:
+            print(f"{self.path}: is damaged; beginning at the first photo", file=sys.stderr)
             return
         self.done = done
         print(f"going on at photo {done + 1}")
 
-    def save(self):
-        """Write the file now and then."""
-        if self.path is None or time.monotonic() - self.saved < self.seconds:
+    def save(self, now=False):
+        """Write the file every few minutes, or now."""
+        if self.path is None or (not now and time.monotonic() - self.saved < self.seconds):
             return
         parts = {f"fold{fold}": found[: self.done] for fold, found in self.found.items()}
         with replacing(self.path) as partial, open(partial, "wb") as file:
@@ -172,6 +175,7 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
 
     import images
     import model
+    from resume import stopping_between_steps
 
     about, device = next(iter(abouts.values())), devices.choose(settings)
     for net in nets.values():
@@ -184,21 +188,30 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     feed = images.loader(photos, batches, settings.data.workers)
     with (
         torch.inference_mode(),
+        stopping_between_steps() as stop,
         tqdm(total=len(rows), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
     ):
-        for indices, batch, errors in feed:
-            inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
-            views = views_of(inputs, settings.inference)
-            for fold, net in nets.items():
-                with autocast(abouts[fold], device, settings):
-                    outputs = [net(view) for view in views]
-                mean = (sum(heads.answers(output) for output in outputs) / len(views)).cpu().numpy()
-                refuse_no_numbers(mean, heads, f"fold {fold}")
-                found[fold][indices.numpy()] = mean
-            reasons[indices.numpy()] = errors
-            progress.done += len(indices)
-            progress.save()
-            bar.update(len(indices))
+        try:
+            for indices, batch, errors in feed:
+                inputs = images.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
+                views = views_of(inputs, settings.inference)
+                for fold, net in nets.items():
+                    with autocast(abouts[fold], device, settings):
+                        outputs = [net(view) for view in views]
+                    mean = (sum(heads.answers(output) for output in outputs) / len(views)).cpu().numpy()
+                    refuse_no_numbers(mean, heads, f"fold {fold}")
+                    found[fold][indices.numpy()] = mean
+                reasons[indices.numpy()] = errors
+                progress.done += len(indices)
+                progress.save()
+                bar.update(len(indices))
+                if stop.asked:
+                    stop.end()
+        except (KeyboardInterrupt, images.WorkerLost):
+            progress.save(now=True)
+            if stop.asked:  # who stops a whole group of processes kills the workers too
+                stop.end()
+            raise
     for fold in found:
         found[fold][reasons != ""] = abouts[fold]["prior"]
     return found, reasons

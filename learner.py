@@ -345,7 +345,8 @@ class Learner:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()
-            for indices, photos, errors in feed if not self.over else ():  # saved at a budget's last step
+            photos_left = () if self.over else self.saving(feed, total, stop)  # over: saved at a budget's last step
+            for indices, photos, errors in photos_left:
                 waited += time.perf_counter() - asked
                 refuse_unreadable(errors, indices, feed.dataset.files)
                 whole = batches.size(self.step)
@@ -361,7 +362,7 @@ class Learner:
                     self.spent, start = self.spent + time.perf_counter() - start, time.perf_counter()
                     self.save()
                 if stopping:
-                    raise KeyboardInterrupt
+                    stop.end()
                 if self.budget and self.budget.due:
                     self.plan(len(batches))
                 if self.over:
@@ -371,6 +372,20 @@ class Learner:
         seconds = self.spent + time.perf_counter() - start
         self.spent, rate = 0.0, self.seen / seconds
         return {"seconds": seconds, "photos_per_second": rate, "waited": waited / seconds, "memory_gb": peak_memory()}
+
+    def saving(self, feed, total, stop):
+        """The batches of a feed. Where a worker was killed everything is saved before WorkerLost goes on."""
+        from images import WorkerLost
+
+        try:
+            yield from feed
+        except WorkerLost:
+            if self.accelerator.num_processes == 1:  # several would have to save together
+                self.loss = self.summed(total)
+                self.save()
+            if stop.asked:  # who stops a whole group of processes kills the workers too
+                stop.end()
+            raise
 
     @property
     def over(self):

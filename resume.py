@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import args
+from files import Stopped
 
 
 def load_tensors(path):
@@ -66,22 +67,31 @@ def set_random_states(states):
 
 @contextlib.contextmanager
 def stopping_between_steps():
-    """Within the block Ctrl-C only sets `asked` of what this gives; a second one interrupts at once.
+    """Within the block Ctrl-C and SIGTERM only set `asked` of what this gives; a second Ctrl-C interrupts at once.
 
-    An interrupt in mid-step would leave a model that has taken a step which nobody counted.
+    `stop.end()` then raises Stopped. An interrupt in mid-step would leave a model that has taken a step which nobody
+    counted.
     """
-    stop = SimpleNamespace(asked=False)
-    before = signal.getsignal(signal.SIGINT)
+    stop = SimpleNamespace(asked=False, number=signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
-    def ask(*_):
-        stop.asked = True
-        signal.signal(signal.SIGINT, before)
+    def ask(number, _):
+        stop.asked, stop.number = True, number
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
+    def end():
+        raise Stopped(stop.number)
+
+    stop.end = end
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread:
-        signal.signal(signal.SIGINT, ask)
+        for number in numbers:
+            signal.signal(number, ask)
     try:
         yield stop
     finally:
         if main_thread:
-            signal.signal(signal.SIGINT, before)
+            for number in numbers:
+                signal.signal(number, before[number])

@@ -10,15 +10,13 @@ classes overlap as they do in life. Same settings, same bytes.
 
 import csv
 import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 import labels
-from files import InputError, guarded
+from files import InputError, alone, guarded, read_json, write_json
 from portrait import STEMS, invent, photos
 
 MARKER = "sample.json"  # says that a folder was drawn here, so that it may be replaced
@@ -39,19 +37,60 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
     Writes train/train.csv (id,gender,race,age,path), train/images/<path>/<stem>.<ending>, eval/info.csv (ImageID,ans),
     eval/images/<ImageID>, and, for scoring alone, answers.csv (ImageID,ans,id,mask,gender,age) and landmarks.csv.
     Quirks of the real table are kept: CRLF, an id on two rows with two ages, ids such as 000009-1, nobody over 60,
-    several file endings. The folder appears whole or not at all, and takes the place of one drawn before;
-    InputError if it holds anything else.
+    several file endings. The folder appears whole or not at all, and takes the place of one drawn before. Raises
+    InputError, and touches nothing, if it holds anything that was not drawn here, or was changed since; and if the
+    disk is full.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: holds something that wasn't drawn here; choose another folder or move it away")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    try:
-        fill(unfinished, people, eval_people, seed, progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with alone(folder.parent, f"{folder.name}.drawing"):
+        refuse_others(folder)
+        try:
+            remove(unfinished)  # what a kill left
+            fill(unfinished, people, eval_people, seed, progress)
+            write_json(unfinished / MARKER, about(people, eval_people, seed) | {"files": digests(unfinished)})
+            remove(folder)
+            unfinished.rename(folder)
+        except OSError as error:
+            raise InputError(f"{folder}: can't be drawn ({error.strerror or error})") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def about(people, eval_people, seed):
+    """What decides what is drawn, as it stands in MARKER."""
+    return {"people": people, "eval_people": eval_people, "seed": seed}
+
+
+def digests(folder):
+    """{path below the folder: sha1} of all files, MARKER aside."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: "a link" if path.is_symlink() else hashlib.sha1(path.read_bytes()).hexdigest()
+        for name, path in names.items()
+        if name != MARKER
+    }
+
+
+def refuse_others(folder):
+    """Raise InputError if a folder holds anything that was not drawn here as it is: somebody's work."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    drawn_files = drawn(folder).get("files", {})
+    others = [folder.name] if folder.is_file() else []
+    others += [name for name, digest in ({} if others else digests(folder)).items() if drawn_files.get(name) != digest]
+    if others:
+        raise InputError(
+            f"{folder}: {others[0]} was not drawn here, or was changed since ({len(others)} such files): it is kept; "
+            "choose another --sample.folder, or move it away"
+        )
+
+
+def remove(folder):
+    """Remove a folder, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def fill(folder, people, eval_people, seed, progress):
@@ -82,7 +121,7 @@ def fill(folder, people, eval_people, seed, progress):
                 answer = int(task.encode(mask, gender, task.head("age").class_of(age)))
                 answers.append([file, answer, identity, mask, name, age])
             quality = [] if file.endswith("png") else [cv2.IMWRITE_JPEG_QUALITY, 80 + number * 7 % 13]
-            cv2.imwrite(str(into / file), photo, quality)
+            (into / file).write_bytes(cv2.imencode(Path(file).suffix, photo, quality)[1].tobytes())
             landmarks.append([(into / file).relative_to(folder).as_posix(), *spots.round(1).ravel().tolist()])
     answers.sort()
     columns = [f"{spot}_{axis}" for spot in ("left_eye", "right_eye", "mouth") for axis in "xy"]
@@ -93,13 +132,12 @@ def fill(folder, people, eval_people, seed, progress):
             ("landmarks.csv", ["photo", *columns], landmarks, "\n")):
         with open(folder / file, "w", newline="") as out:
             csv.writer(out, lineterminator=ending).writerows([header, *rows])
-    (folder / MARKER).write_text(json.dumps({"people": people, "eval_people": eval_people, "seed": seed}) + "\n")
 
 
 def drawn(folder):
-    """What a folder was drawn with: {"people", "eval_people", "seed"}, {} if it wasn't drawn here."""
+    """What a folder was drawn with: {"people", "eval_people", "seed", "files"}, {} if it wasn't drawn here."""
     path = folder / MARKER
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "move the folder away") if path.is_file() else {}
 
 
 def main():
@@ -107,7 +145,7 @@ def main():
 
     settings = args.read(__doc__)
     folder, people, eval_people = Path(settings.sample.folder), settings.sample.people, settings.sample.eval_people
-    if drawn(folder) == {"people": people, "eval_people": eval_people, "seed": settings.seed}:
+    if about(people, eval_people, settings.seed).items() <= drawn(folder).items():
         print(f"{folder}: is drawn already")
         return
     draw(folder, people, eval_people, settings.seed)

@@ -9,12 +9,13 @@ that start from random ones) don't mix. Batch norm's statistics are computed ane
 trained on.
 """
 
+import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
 import args
-from files import InputError, guarded, read_csv, read_json, write_csv, write_json
+from files import InputError, alone, guarded, read_csv, read_json, write_csv, write_json
 from folds import prepare, split
 
 
@@ -58,14 +59,19 @@ def main():
         feed = tqdm(images.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
         inputs = (images.normalize(part, about["mean"], about["std"]) for _, part, _ in feed)
         model.refresh_batch_norm(net, inputs, model.lowest_layers(net, settings.train.freeze_layers))
-    home = Path(f"{settings.run}-soup")
-    own = Path(settings.run) / "args.json"
+    home, people = Path(f"{settings.run}-soup"), Path(settings.run) / "folds.csv"
+    begun, own = home.exists(), Path(settings.run) / "args.json"
     content = read_json(own, "train again") if own.is_file() else args.as_dict(settings)
-    write_json(home / "args.json", content | {"run": str(home)})
-    people = Path(settings.run) / "folds.csv"
-    if people.is_file():  # all were trained on: no fold may start from a soup of its own people
-        write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
-    model.save(home / "fold0" / "best.safetensors", net, about | {"fold": 0})
+    with alone(home):
+        try:
+            if people.is_file():  # all were trained on: no fold may start from a soup of its own people
+                write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
+            model.save(home / "fold0" / "best.safetensors", net, about | {"fold": 0})
+            write_json(home / "args.json", content | {"run": str(home)})
+        except InputError:  # a full disk
+            if not begun:
+                shutil.rmtree(home)
+            raise
     print(f"{len(nets)} folds mixed: {home}; next: python inference.py --run {home}")
 
 

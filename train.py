@@ -296,6 +296,25 @@ WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", 
 WRITTEN += ["data.json", "report.html", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
 
 
+@contextlib.contextmanager
+def beginning(settings, overwrite=False):
+    """While the block runs no other process begins this run, or reads it with other settings than it was begun with.
+
+    With `overwrite` what is there is removed first. Raises InputError, and removes nothing, where another process
+    trains a fold or predicts.
+    """
+    run = Path(settings.run)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(run, "beginning", wait=600))
+        if FIRST and overwrite:
+            for name in ("", *(path.name[1:].removesuffix(".lock") for path in run.glob(".fold[0-9]*.lock"))):
+                stack.enter_context(alone(run, name))
+            begin_anew(run)
+        if FIRST:
+            args.refuse_other_settings(settings)
+        yield
+
+
 def begin_anew(run):
     """Remove what training and all that follows it wrote into a run's folder, and nothing else that lies there."""
     if not (Path(run) / "args.json").is_file():
@@ -317,11 +336,7 @@ def train_folds(settings, folds, overwrite=False):
     boundary = settings.data.age_boundary
     if task.ignored and (task.number or boundary != args.Data.age_boundary):
         print(f"data.age_boundary {boundary} is not applied: {task.ignored}")
-    if FIRST:
-        if overwrite:
-            begin_anew(settings.run)
-        args.refuse_other_settings(settings)
-    with accelerator.main_process_first() if several else contextlib.nullcontext():
+    with beginning(settings, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
         if not (FIRST or (Path(settings.run) / "args.json").is_file()):
             raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
         rows = prepare(settings)  # the others read the folds.csv that the first has made
@@ -342,8 +357,11 @@ def train_folds(settings, folds, overwrite=False):
         accelerator = accelerator or make_accelerator(settings)
         for done, k in enumerate(todo):
             training, validation = split(rows, k)
-            seconds = seconds_for(settings, folds, len(todo) - done) if settings.train.minutes else None
-            with alone(Path(settings.run) / f"fold{k}"), tracking.opened(settings, k) as tracker:
+            earlier = [one for one in folds if one not in todo]
+            seconds = seconds_for(settings, earlier, len(todo) - done) if settings.train.minutes else None
+            with alone(settings.run, f"fold{k}"), tracking.opened(settings, k) as tracker:
+                with beginning(settings):
+                    pass  # another process may have begun it anew since
                 fit(training, validation, settings, k, accelerator, seconds, tracker)
     if FIRST:
         answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
@@ -358,13 +376,14 @@ def train_folds(settings, folds, overwrite=False):
 FINISHING = 5  # seconds for scores, drawings and report.html
 
 
-def seconds_for(settings, folds, left):
+def seconds_for(settings, earlier, left):
     """Seconds that the next of `left` folds may take: its share of what train.minutes leaves, counted from the start of
-    this process and with what earlier starts have spent. Raises InputError where nothing is left."""
+    this process and with what the folds that earlier starts have finished took. Raises InputError where nothing is
+    left."""
     spent = FINISHING + time.monotonic() - STARTED
-    for k in folds:
+    for k in earlier:
         path = Path(settings.run) / f"fold{k}" / "speed.csv"
-        if path.is_file() and path.stat().st_mtime < time.time() - (time.monotonic() - STARTED):  # of an earlier start
+        if path.is_file():
             spent += pd.read_csv(path)[["seconds", "other_seconds"]].sum().sum()
     rest = 60 * settings.train.minutes - spent
     if rest <= 0:

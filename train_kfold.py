@@ -21,11 +21,9 @@ def main():
     if not list(folds):
         refuse_unwritable(settings.run, "name another --run")
         dataset.settle(settings)
-        if settings.overwrite:
-            train.begin_anew(settings.run)
-        args.refuse_other_settings(settings)
-        prepare(settings)
-        args.save(settings)
+        with train.beginning(settings, settings.overwrite):
+            prepare(settings)
+            args.save(settings)
         print(f"dealt: {settings.run}/folds.csv")
         return
     train.train_folds(settings, folds, settings.overwrite)

@@ -261,6 +261,20 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
         gan.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
 
 
+@pytest.mark.usefixtures("one_accelerator")
+def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gan.Pair, "begin", stopped)
+    old = tmp_path / "run" / "gan" / "state.pt"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of the former training")
+    with pytest.raises(KeyboardInterrupt):
+        gan.train(words(tmp_path, "--gan.epochs", 1), overwrite=True)
+    assert not old.exists()
+
+
 def test_who_measures_draws_nothing():
     before = torch.get_rng_state()
     features.Features()  # a GAN that goes on builds it where the undisturbed one has it already

@@ -1,0 +1,389 @@
+"""Killed, stopped, out of memory, out of room: one line, nothing lost, and nothing left running or half done."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, write_photo
+from safetensors.torch import load_file
+
+import face_crop
+import files
+import images
+import inference
+import sample_data
+import train
+from files import InputError, Stopped, alone
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
+
+
+def python(code, *words, **keywords):
+    """Start Python on some code that sees the scripts; its output is kept."""
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+
+
+def ended(process, timeout=60):
+    """(exit status, stdout, stderr) of a process."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def gone(pid, seconds=10):
+    """Has this process ended, or does it within so many seconds?"""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
+    code = "import files, os, sys, time; files.guarded(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(9))"
+    returned, _, err = ended(python(code, int(number)))
+    assert (returned, err) == (status, "stopped; the same command goes on where it was\n")
+
+
+def test_a_stop_is_not_dropped_where_python_drops_exceptions():
+    code = """if True:
+        import files, os, signal, time
+        class Loader:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+        def main():
+            Loader()
+            time.sleep(20)
+            print("went on")
+        files.guarded(main)
+    """
+    assert ended(python(code)) == (143, "", "stopped; the same command goes on where it was\n")
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
+    train.train_folds(competition.settings(), [0])
+    honest, steps = train.Learner.train_step, []
+
+    def step(self, *batch):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, *batch)
+
+    monkeypatch.setattr(train.Learner, "train_step", step)
+    settings = competition.settings("--run", tmp_path / "stopped")
+    with pytest.raises(Stopped) as stopped:
+        train.train_folds(settings, [0])
+    assert stopped.value.number == signal.SIGTERM and len(steps) == 3
+    assert torch.load(tmp_path / "stopped/fold0/state.pt", weights_only=True)["steps"] == 3
+    train.train_folds(settings, [0])
+    one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+CHILD = """if True:
+    import os, signal, sys, time
+    def save(*_):
+        open(sys.argv[1] + ".saved", "w").close()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(60)
+"""
+PARENT = "import files, sys; files.guarded(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_stops_what_it_started(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux says that a parent has ended")
+    process, note = python(PARENT, CHILD, tmp_path / "pid"), tmp_path / "pid"
+    while not (note.is_file() and note.read_text()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    returned, _, err = ended(process)
+    assert returned == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number] and "Traceback" not in err
+    assert gone(note.read_text()) and (tmp_path / "pid.saved").is_file()
+
+
+# ------------------------------------------------------------------------------------------------ killed workers
+
+
+def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
+    done = []
+    with pytest.raises(InputError, match="was killed"), face_crop.processes(1) as pool:
+        face_crop.share_out(pool, abs, [-1, -2], done.append)
+        face_crop.share_out(pool, signal.raise_signal, [signal.SIGKILL], done.append)
+    assert sorted(done) == [1, 2]
+
+
+def test_cropping_processes_end_with_a_command_that_is_killed():
+    code = """if True:
+        import os, signal, time, face_crop
+        with face_crop.processes(1) as pool:
+            print(pool.submit(os.getpid).result(), flush=True)
+            pool.submit(time.sleep, 60)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    returned, out, _ = ended(python(code))
+    assert returned == -9 and gone(out.strip())
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch):
+    words = ["--data.workers", 2, "--data.augment", "light", "--train.epochs", 3]
+    train.train_folds(competition.settings(*words), [0])
+    honest, steps = train.Learner.train_step, []
+
+    def step(self, *batch):
+        steps.append(1)
+        if len(steps) == 2:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+        return honest(self, *batch)
+
+    settings = competition.settings(*words, "--run", tmp_path / "killed")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="a process that reads photos was killed"):
+        patch.setattr(train.Learner, "train_step", step)
+        train.train_folds(settings, [0])
+    assert torch.load(tmp_path / "killed/fold0/state.pt", weights_only=True)["steps"] >= 2  # no step is lost
+    train.train_folds(settings, [0])
+    one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# -------------------------------------------------------------------------------------------------- one at a time
+
+
+def test_overwrite_beside_a_running_training_removes_nothing(competition):
+    run = competition.root / "run"
+    (run / "fold1").mkdir(parents=True)
+    (run / "args.json").write_text("{}")
+    (run / "fold1" / "state.pt").write_bytes(b"hours of work")
+    with alone(run, "fold1"), pytest.raises(InputError, match="fold1: another process is writing there now"):
+        train.train_folds(competition.settings(), [0], overwrite=True)
+    assert (run / "fold1" / "state.pt").read_bytes() == b"hours of work"
+    with alone(run), pytest.raises(InputError, match="another process is writing there now"):  # it predicts
+        train.train_folds(competition.settings(), [0], overwrite=True)
+    assert (run / "fold1" / "state.pt").is_file()
+    assert [path.name for path in run.iterdir() if path.name.endswith(".lock")] == []
+
+
+def test_a_lock_ends_with_its_process_and_leaves_nothing(tmp_path):
+    code = "import files, os, sys\nwith files.alone(sys.argv[1]): os.kill(os.getpid(), 9)"
+    assert ended(python(code, tmp_path))[0] == -9
+    with alone(tmp_path):
+        returned, _, _ = ended(python("import files, sys\nwith files.alone(sys.argv[1]): pass", tmp_path))
+        assert returned == 1  # an InputError: it is held here
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_locks_is_said_and_goes_on_and_a_read_only_one_is_one_line(tmp_path, monkeypatch, capsys):
+    import errno
+
+    import filelock
+
+    def refuse(number):
+        def acquire(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    refuse(errno.ENOLCK)
+    with alone(tmp_path):
+        assert "has no locks" in capsys.readouterr().err
+    refuse(errno.EROFS)
+    with pytest.raises(InputError, match="can't be written to"), alone(tmp_path):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------- the system's limits
+
+
+def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
+    write_photo(tmp_path / "a.png", 0)
+    code = """if True:
+        import files, images, os, resource, sys
+        images.read_photo(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        files.guarded(lambda: images.read_photo(sys.argv[1]))
+    """
+    returned, _, err = ended(python(code, tmp_path / "a.png"))
+    assert returned == 2 and err.startswith("error: too many open files: raise the limit") and err.count("\n") == 1
+
+
+def test_a_photo_is_not_to_blame_for_too_little_memory(tmp_path):
+    write_photo(tmp_path / "a.png", 0, (5000, 4000))
+    code = """if True:
+        import files, images, resource, sys
+        images.refuse_without_memory(b"")
+        held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 100_000_000, -1))
+        files.guarded(lambda: images.read_photo(sys.argv[1]))
+    """
+    if sys.platform != "linux":
+        pytest.skip("reads /proc")
+    returned, _, err = ended(python(code, tmp_path / "a.png"))
+    assert returned == 2 and err.startswith("error: out of memory") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BlockingIOError(11, "Resource temporarily unavailable"), "no more processes"),
+        (RuntimeError("can't start new thread"), "no more processes"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), "too many open"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of memory"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+    ],
+)
+def test_what_the_system_refuses_is_said_and_a_bug_keeps_its_traceback(error, said):
+    assert files.limit_of(error).startswith(said)
+    assert files.limit_of(KeyError("bug")) is None and files.limit_of(FileNotFoundError(2, "No such file")) is None
+
+
+@pytest.mark.parametrize("how", ["ro", "size=4k"])
+def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how):
+    for k in range(6):
+        write_photo(tmp_path / f"{k}.png", k)
+    code = """if True:
+        import sys, pandas as pd, images
+        if sys.argv[2] != "ro":
+            try:
+                open("/dev/shm/full", "wb").write(bytes(10_000_000))
+            except OSError:
+                pass
+        photos = images.Photos(pd.DataFrame({"file": [f"{sys.argv[1]}/{k}.png" for k in range(6)]}), "none", 32, False)
+        print(sum(len(batch) for _, batch, _ in images.loader(photos, images.Batches(6, 2), 2)))
+    """
+    mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("/dev/shm can't be mounted here")
+    done = subprocess.run([*mount, sys.executable, "-c", code, tmp_path, how], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "6\n", done.stderr
+    assert "photos are read by one process" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_cropping_needs_no_shared_memory(monkeypatch, capsys):
+    monkeypatch.setattr(images, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
+    done = []
+    with face_crop.processes(4) as pool:
+        face_crop.share_out(pool, abs, [-1, -2], done.append)
+    assert done == [1, 2] and "cropped by one process" in capsys.readouterr().err
+
+
+def test_photos_that_memory_has_no_room_for_are_decoded_each_epoch(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    write_photo(tmp_path / "a.png", 0)
+    monkeypatch.setattr(images.mmap, "mmap", full)
+    photos = images.Photos(pd.DataFrame({"file": [str(tmp_path / "a.png")]}), "none", 32, False, memory_gb=1)
+    assert photos[0, 0][2] == "" and "decoded in each epoch" in capsys.readouterr().err
+
+
+def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition, monkeypatch):
+    folder = competition.root / "run" / "fold0"
+    folder.mkdir(parents=True)
+    (folder / "speed.csv").write_text("seconds,other_seconds\n100,20\n")
+    os.utime(folder / "speed.csv", (2**33, 2**33))  # written before the clock went back
+    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    settings = competition.settings("--train.minutes", 5, "--train.scheduler", "cosine")
+    fresh, after = (train.seconds_for(settings, earlier, 1) for earlier in ([], [0]))
+    assert fresh - after == pytest.approx(120, abs=1)
+
+
+# -------------------------------------------------------------------------------------------------- damaged, full
+
+
+def test_damaged_progress_of_a_prediction_begins_at_the_first_photo(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "inference.npz"
+    kept = inference.Progress(path, "key", [0, 1], 20, 3, 0)
+    for found in kept.found.values():
+        found[:] = rng.random((20, 3))
+    kept.done = 10
+    kept.save()
+    whole = path.read_bytes()
+    for _ in range(600):
+        data = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.1 else whole)
+        for at in rng.integers(max(1, len(data)), size=rng.integers(1, 9)):
+            data[at : at + 1] = bytes([rng.integers(256)])
+        path.write_bytes(bytes(data))
+        again = inference.Progress(path, "key", [0, 1], 20, 3, 0)
+        assert again.done in (0, 10)
+        assert again.done == 0 or all((again.found[k][:10] == kept.found[k][:10]).all() for k in (0, 1))
+
+
+@pytest.mark.usefixtures("one_accelerator")
+def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
+    train.train_folds(competition.settings("--train.epochs", 1), [0, 1])
+    code = """if True:
+        import resource, files, soup
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        files.guarded(soup.main)
+    """
+    returned, _, err = ended(python(code, "--run", competition.root / "run"), timeout=200)
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert returned == 2 and len(lines) == 1 and "best.safetensors: can't be written" in lines[0]
+    assert "Traceback" not in err and not (competition.root / "run-soup").exists()
+
+
+DRAW = ["--sample.people", "2", "--sample.eval_people", "1", "--sample.folder"]
+
+
+def test_drawing_again_keeps_what_a_user_put_there(tmp_path):
+    sample_data.draw(tmp_path / "s", 2, 1, progress=False)
+    sample_data.draw(tmp_path / "s", 2, 1, seed=1, progress=False)  # untouched: it is drawn anew
+    (tmp_path / "s" / "train" / "mine.csv").write_text("hours of work")
+    with pytest.raises(InputError, match=r"train/mine\.csv was not drawn here"):
+        sample_data.draw(tmp_path / "s", 2, 1, progress=False)
+    assert (tmp_path / "s" / "train" / "mine.csv").read_text() == "hours of work"
+    (tmp_path / "s" / "train" / "mine.csv").unlink()
+    with open(tmp_path / "s" / "train" / "train.csv", "a") as table:
+        table.write("changed")
+    with pytest.raises(InputError, match=r"train\.csv was not drawn here, or was changed since \(1 such files\)"):
+        sample_data.draw(tmp_path / "s", 2, 1, progress=False)
+
+
+def test_drawing_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    code = """if True:
+        import resource, files, sample_data
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a photo is larger
+        files.guarded(sample_data.main)
+    """
+    returned, _, err = ended(python(code, *DRAW, tmp_path / "s"))
+    lines = [line for line in err.splitlines() if "error" in line]
+    assert returned == 2 and len(lines) == 1 and "can't be drawn (File too large)" in lines[0]
+    assert "Traceback" not in err and list(tmp_path.iterdir()) == []
+
+
+def test_drawing_that_was_killed_leaves_nothing_that_the_same_command_does_not_clear_up(tmp_path):
+    (tmp_path / ".s.unfinished" / "train").mkdir(parents=True)
+    sample_data.draw(tmp_path / "s", 2, 1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert sample_data.about(2, 1, 0).items() <= json.loads((tmp_path / "s" / "sample.json").read_text()).items()
