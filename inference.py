@@ -28,7 +28,7 @@ import devices
 from files import InputError, alone, guarded, read_json, replacing, warn_once, write_csv
 
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
-PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary", "bounds")
+PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary")
 
 
 def checkpoints(run):
@@ -57,7 +57,9 @@ def load_folds(paths):
         nets[fold] = net.to(memory_format=torch.channels_last)
     first, about = next(iter(abouts.items()))
     for fold, other in abouts.items():
-        different = [key for key in PREPARATION if other.get(key) != about.get(key)]
+        different = [key for key in PREPARATION if other[key] != about[key]]
+        if model.boundary_of(other) != model.boundary_of(about):  # of one that moved it and one from before
+            different.append("bounds")
         if different:
             raise InputError(
                 f"{paths[fold]} and {paths[first]} were trained with different {', '.join(different)}: "
