@@ -267,7 +267,8 @@ def test_a_checkpoint_brings_all_that_it_needs(tmp_path):
 def test_weights_from_before_answer_by_the_boundary_that_they_were_trained_with(tmp_path, ages, trained):
     """data.age_boundary moved nothing where the range was not 100 long; new weights write the bounds that they have."""
     about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 32}
-    about["task"] = {"heads": [{"name": "age", "bounds": [30, 60], "range": ages}]}
+    about |= {"task": {"heads": [{"name": "age", "bounds": [30, 60], "range": ages}]}, "prior": [1 / 3] * 3}
+    about |= {"augment": "light", "fit": "stretch", "mean": [0.5] * 3, "std": [0.5] * 3, "crops": {}}
     model.save(tmp_path / "old.safetensors", model.build("test_resnet", 3, False, 32), about)
     assert model.load(tmp_path / "old.safetensors")[1].task.number.trained == (30, trained)
     model.save(tmp_path / "new.safetensors", model.build("test_resnet", 3, False, 32), about | {"bounds": [30, 58]})

@@ -278,7 +278,7 @@ def test_preparation_comes_from_the_weights_and_other_crops_are_refused(trained,
 def test_folds_from_before_bounds_were_written_answer_with_new_ones_where_both_learned_the_same(tmp_path, ages, alike):
     about = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 32}
     about |= {"task": {"heads": [{"name": "age", "bounds": [30, 60], "range": ages}]}, "fit": "stretch", "crops": {}}
-    about |= {"augment": "light", "mean": [0.5] * 3, "std": [0.5] * 3}
+    about |= {"augment": "light", "mean": [0.5] * 3, "std": [0.5] * 3, "prior": [1 / 3] * 3}
     paths = {0: tmp_path / "old.safetensors", 1: tmp_path / "new.safetensors"}
     for path, more in zip(paths.values(), ({}, {"bounds": [30, 58]}), strict=True):
         model.save(path, model.build("test_resnet", 3, False, 32), about | more)
