@@ -93,6 +93,9 @@ def guarded(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch.save hides it behind an error of its own
+            print("stopped; the same command goes on where it was", file=sys.stderr)
+            sys.exit(128 + getattr(error.__context__, "number", signal.SIGINT))
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(f"error: {str(error.filename)[:100]}...: is longer than a file's name can be", file=sys.stderr)
             sys.exit(2)

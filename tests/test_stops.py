@@ -80,6 +80,28 @@ def test_a_stop_is_not_dropped_where_python_drops_exceptions():
     assert ended(python(code)) == (143, "", "stopped; the same command goes on where it was\n")
 
 
+def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_path):
+    code = """if True:
+        import files, os, signal, sys, torch
+        class Disk:
+            def __init__(self, file):
+                self.file = file
+            def write(self, data):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return self.file.write(data)
+            def flush(self):
+                self.file.flush()
+        def main():
+            with files.replacing(sys.argv[1]) as partial, open(partial, "wb") as file:
+                torch.save([torch.ones(9)], Disk(file))
+        files.guarded(main)
+    """
+    (tmp_path / "state.pt").write_text("the old one")
+    returned, _, err = ended(python(code, tmp_path / "state.pt"))
+    assert returned == 143 and err == "stopped; the same command goes on where it was\n"
+    assert (tmp_path / "state.pt").read_text() == "the old one" and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.usefixtures("one_accelerator")
 def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
     train.train_folds(competition.settings(), [0])
