@@ -630,7 +630,7 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
     import face_crop
     import inference
 
-    settings, answerer = served[2:]
+    settings, answerer = served[2:4]
     noise = np.random.default_rng(0).integers(0, 255, (300, 240, 3), dtype=np.uint8)  # the worst to decode smaller
     cv2.imwrite(str(tmp_path / "a.jpg"), noise)
     file = tmp_path / "a.jpg"
