@@ -49,6 +49,7 @@ from layouts import (
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
 IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
+STAMP = ["size", "mtime"]  # more of its columns: of the photo as it was cropped, bytes and nanoseconds
 ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
 
 
@@ -360,10 +361,77 @@ def listed_rows(path, roots, group=""):
     return rows.assign(id=frame[group]) if group in frame else rows
 
 
+def stamp_of(path):
+    """(size, mtime) of a file as the manifest holds them: bytes and nanoseconds, as text; ("", "") if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno in LIMITS:
+            raise
+        return "", ""
+    return str(found.st_size), str(found.st_mtime_ns)
+
+
+def sha1_of(photo):
+    """A photo's sha1 as hex, "" if there is no such regular file."""
+    try:
+        refuse_special(photo)
+        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
+    except OSError as error:
+        if error.errno in LIMITS:
+            raise
+        return ""
+
+
+def digests(photos, known):
+    """What photos are now: DataFrame of sha1, size, mtime, all "" for a photo that isn't there.
+
+    known: (n, 3) of the same, as they were; a photo of the same size and time is the same, all others are read.
+    """
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(cores(most=8)) as pool:
+        stamps = list(pool.map(stamp_of, photos))
+        same = [stamp == (size, mtime) for stamp, (_, size, mtime) in zip(stamps, known, strict=True)]
+        left = [photo for photo, is_same in zip(photos, same, strict=True) if not is_same]
+        read = pool.map(sha1_of, left)
+        read = iter(list(tqdm(read, "comparing", len(left), unit="photo", leave=False, disable=None if left else True)))
+    sha1 = [was[0] if is_same else next(read) for was, is_same in zip(known, same, strict=True)]
+    return pd.DataFrame(stamps, columns=STAMP).assign(sha1=sha1)
+
+
+def refuse_stale(rows, crops):
+    """Raise InputError where a row's photo is not the one that was cropped any more, or its crop is lost or empty.
+
+    rows: DataFrame of photo, file (its crop, "" = none), sha1, size, mtime by the manifest. Photos that are not there,
+    as where the crops alone were taken along, can't be compared: that is said.
+    """
+    again = "run face_crop.py with the same settings again: it does those anew, and no others"
+    rows = rows.drop_duplicates("photo")
+    now = digests(rows["photo"].tolist(), rows[["sha1", *STAMP]].to_numpy(str))
+    gone = ((now["size"] == "") & (rows["sha1"].to_numpy() != "")).to_numpy()
+    changed = (now["sha1"].to_numpy() != rows["sha1"].to_numpy()) & ~gone
+    if changed.any():
+        raise InputError(
+            f"{crops}: {changed.sum()} of {len(rows)} photos were replaced since they were cropped, such as "
+            f"{rows['photo'][changed].iloc[0]}: {again}"
+        )
+    if gone.any():
+        print(
+            f"warning: {gone.sum()} of {len(rows)} photos are not there, such as {rows['photo'][gone].iloc[0]}: "
+            f"their crops in {crops} are taken unchecked",
+            file=sys.stderr,
+        )
+    lost = [file for file in rows["file"] if file and stamp_of(file)[0] in ("", "0")]
+    if lost:
+        raise InputError(f"{lost[0]}: is missing or empty, as are {len(lost) - 1} more crops: {again}")
+
+
 def with_files(rows, crops):
     """Add `file`, what is to be read for each row: its crop, or the photo if `crops` is empty.
 
-    `file` is "" where face_crop.py could not read the photo. Raises InputError if a photo was never cropped.
+    `file` is "" where face_crop.py could not read the photo. Raises InputError if a photo was never cropped, or was
+    replaced since.
     """
     if not crops:
         return rows.assign(file=rows["photo"])
@@ -378,11 +446,12 @@ def with_files(rows, crops):
             f"{path}: {(at < 0).sum()} of {len(at)} photos have no crop yet, such as "
             f"{os.path.abspath(rows['photo'].iloc[at.argmin()])}: run face_crop.py with the same settings"
         )
-    mine = manifest.iloc[at].reset_index(drop=True)
+    mine = manifest.iloc[at].reindex(columns=[*MANIFEST_COLUMNS, *STAMP], fill_value="").reset_index(drop=True)
     refuse_shared_crops(mine, path)
-    return rows.assign(
-        file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]], sha1=mine["sha1"].to_numpy()
-    )
+    rows = rows.assign(file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]])
+    rows["sha1"] = mine["sha1"].to_numpy()
+    refuse_stale(rows.assign(**{name: mine[name].to_numpy() for name in STAMP}), crops)
+    return rows
 
 
 def own_names(rows):
@@ -418,17 +487,6 @@ def placed(manifest, rows):
     for (row, candidates), digest in zip(asked, found, strict=True):
         at[row] = next((k for k in candidates if digest and sha1[k] == digest), -1)
     return at
-
-
-def sha1_of(photo):
-    """A photo's sha1 as hex, "" if there is no such regular file."""
-    try:
-        refuse_special(photo)
-        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
-    except OSError as error:
-        if error.errno in LIMITS:
-            raise
-        return ""
 
 
 def refuse_shared_crops(manifest, path):

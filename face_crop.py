@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import pandas as pd
 
 import args
 import detect
-from dataset import MANIFEST_COLUMNS, answerable, eval_rows, own_names, placed, sha1_of, training_rows
+from dataset import MANIFEST_COLUMNS, STAMP, answerable, digests, eval_rows, own_names, placed, training_rows
 from files import (
     InputError,
     alone,
@@ -242,7 +242,8 @@ def finished(folder, todo):
         return {}, []
     there, taken = set(), set(todo["crop"])
     for home, _, names in os.walk(folder):
-        there.update(os.path.relpath(os.path.join(home, name), folder) for name in names)
+        paths = [os.path.join(home, name) for name in names]
+        there.update(os.path.relpath(path, folder) for path in paths if os.path.getsize(path))  # 0 after a power cut
     manifest = read_csv(path, MANIFEST_COLUMNS)
     at, known, rows = placed(manifest, todo), manifest.to_dict("records"), {}
     for photo, crop, sha1, k in zip(todo["photo"], todo["crop"], todo["sha1"], at, strict=True):
@@ -273,20 +274,22 @@ def crop_plan(todo, folder, crop):
     from tqdm import tqdm
 
     begin(folder, crop)
-    with ThreadPoolExecutor(8) as pool:
-        hashes = pool.map(sha1_of, todo["photo"])
-        todo["sha1"] = list(tqdm(hashes, "comparing", len(todo), unit="photo", leave=False, disable=None))
+    manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
+    before = read_csv(manifest, MANIFEST_COLUMNS) if manifest.is_file() else pd.DataFrame(columns=MANIFEST_COLUMNS)
+    before = before.drop_duplicates("photo").set_index("photo")
+    before = before.reindex(index=todo["photo"], columns=["sha1", *STAMP], fill_value="").to_numpy(str)
+    todo = pd.concat([todo, digests(todo["photo"].tolist(), before)], axis=1)
+    stamps = todo.set_index("photo")[STAMP].to_dict("index")
     todo["crop"] = apart(todo)
     rows, others = finished(folder, todo)
     parts = [todo.iloc[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
     parts = [part for part in parts if not all(photo in rows for photo in part["photo"])]
     if rows:
         print(f"{len(rows)} of {len(todo)} photos are done already")
-    manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
 
     def save():
-        kept = [rows[photo] for photo in todo["photo"] if photo in rows] + others
-        write_csv(manifest, pd.DataFrame(kept, columns=MANIFEST_COLUMNS))
+        kept = [rows[photo] | stamps[photo] for photo in todo["photo"] if photo in rows] + others
+        write_csv(manifest, pd.DataFrame(kept, columns=[*MANIFEST_COLUMNS, *STAMP]))
 
     save()  # with the paths of today, and so that a kill leaves no row whose crop another photo's takes the place of
     guessing = any(name not in detect.DETECTORS for name in crop.detectors)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import random
 import shutil
 import sys
@@ -198,7 +199,7 @@ def crop(people, *words):
 
 def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch):
     manifest = crop(people)
-    assert manifest.columns.tolist() == face_crop.MANIFEST_COLUMNS and len(manifest) == 2 * 7 + 2
+    assert manifest.columns.tolist() == [*face_crop.MANIFEST_COLUMNS, "size", "mtime"] and len(manifest) == 2 * 7 + 2
     by = manifest.set_index(manifest["photo"].map(lambda photo: "/".join(photo.split("/")[-2:])))
     assert by.loc["000000_person/mask3.jpg", ["status", "detector"]].tolist() == ["guessed", "person"]
     assert by.loc["images/answer0.jpg", ["status", "detector"]].tolist() == ["guessed", "centre"]
@@ -211,16 +212,26 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
     monkeypatch.setattr(face_crop.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
     crop(people)
     assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
+    os.utime(manifest["photo"][0])  # as after copying the photos: read once, then known by their new time
+    again = crop(people)
+    monkeypatch.setattr(dataset, "sha1_of", lambda _: pytest.fail("photos were read twice"))
+    assert crop(people).equals(again) and (again != manifest).to_numpy().sum() == 1
 
 
 def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_path):
     whole = crop(people)
     shutil.rmtree(people.root / "crops" / "train" / people.people[1][3])
     whole.iloc[:4].to_csv(people.root / "crops" / "manifest.csv", index=False)  # as a kill would leave it
-    assert crop(people).equals(whole)
+    first = people.root / "crops" / whole["crop"][0]
+    first.write_bytes(b"")  # as a power cut may leave it
+    assert crop(people).equals(whole) and cv2.imread(str(first)).shape == (224, 224, 3)
     photo = people.train / "images" / people.people[0][3] / "mask1.jpg"
     photo.write_bytes((people.train / "images" / people.people[1][3] / "mask1.jpg").read_bytes())
+    rows, _ = dataset.training_rows(people.settings())
+    with pytest.raises(InputError, match=r"1 of 14 photos were replaced since they were cropped, such as .*mask1\.jpg"):
+        dataset.with_files(rows, people.root / "crops")
     changed = crop(people)
+    dataset.with_files(rows, people.root / "crops")
     assert (changed["sha1"] != whole["sha1"]).sum() == 1
 
 

@@ -1,13 +1,17 @@
 """Tables and their quirks: each is read rightly, or is one line with file and row."""
 
+import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_photo
 
 import dataset
-from files import InputError
+from files import InputError, read_csv, write_csv
 
 
 def complaint(settings):
@@ -224,6 +228,67 @@ def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
         dataset.drop_unreadable(rows, settings, dataset.Problems())
+
+
+@pytest.fixture
+def cropped(competition, tmp_path):
+    """Rows of a competition, and a folder that holds for each photo a crop that was made of it."""
+    rows, _ = dataset.training_rows(competition.settings())
+    crops, frame = tmp_path / "crops", rows[["photo"]].assign(crop=rows["ImageID"], status="found")
+    shutil.copytree(competition.train / "images", crops)
+    nothing = np.full((len(frame), 3), "")
+    frame = pd.concat([frame, dataset.digests(rows["photo"].tolist(), nothing)], axis=1)
+    write_csv(crops / "manifest.csv", frame.reindex(columns=[*dataset.MANIFEST_COLUMNS, *dataset.STAMP], fill_value=""))
+    return rows, crops
+
+
+def test_a_photo_that_was_replaced_under_its_name_is_not_answered_by_its_old_crop(cropped):
+    rows, crops = cropped
+    photo, other = map(Path, rows["photo"].iloc[[3, 4]])
+    before = photo.stat()
+    data = bytearray(photo.read_bytes())
+    data[-20] ^= 1  # as many bytes, one of them another
+    photo.write_bytes(data)
+    other.unlink()
+    with pytest.raises(InputError, match=rf"1 of 84 photos were replaced since they were cropped, such as {photo}"):
+        dataset.with_files(rows, crops)
+    data[-20] ^= 1
+    photo.write_bytes(data)
+    assert photo.stat().st_mtime_ns != before.st_mtime_ns and len(dataset.with_files(rows, crops)) == 84
+    photo.write_bytes(data + b"1")
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))  # another size, the same time
+    with pytest.raises(InputError, match="1 of 84 photos were replaced"):
+        dataset.with_files(rows, crops)
+
+
+def test_photos_of_known_size_and_time_are_not_read_again_and_crops_of_earlier_versions_are_compared(
+    cropped, monkeypatch
+):
+    rows, crops = cropped
+    frame = read_csv(crops / "manifest.csv", dataset.MANIFEST_COLUMNS)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "sha1_of", lambda _: pytest.fail("a photo was read"))
+        assert dataset.with_files(rows, crops)["sha1"].tolist() == frame["sha1"].tolist()
+    write_csv(crops / "manifest.csv", frame[dataset.MANIFEST_COLUMNS])
+    dataset.with_files(rows, crops)
+    Path(rows["photo"].iloc[0]).write_bytes(b"other")
+    with pytest.raises(InputError, match="1 of 84 photos were replaced"):
+        dataset.with_files(rows, crops)
+
+
+def test_crops_that_are_taken_along_without_their_photos_are_used_and_that_is_said(cropped, competition, capsys):
+    rows, crops = cropped
+    shutil.rmtree(competition.train / "images")
+    assert len(dataset.with_files(rows, crops)) == 84
+    assert "84 of 84 photos are not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_crop_that_is_lost_or_empty_is_to_be_made_again(cropped, lose):
+    rows, crops = cropped
+    lose(crops / rows["ImageID"].iloc[5])
+    with pytest.raises(InputError, match=r"is missing or empty, as are 0 more crops: run face_crop\.py"):
+        dataset.with_files(rows, crops)
 
 
 def test_a_crop_outside_of_the_crops_folder_is_refused(competition, tmp_path):

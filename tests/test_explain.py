@@ -124,7 +124,9 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, mon
     for photo in sorted(competition.train.rglob("*.jpg")):
         (crops / photo.name).write_bytes(photo.read_bytes())
         found.append({"photo": str(photo), "crop": photo.name, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
-    frame = pd.DataFrame(found).reindex(columns=explain.dataset.MANIFEST_COLUMNS).fillna("")
+    frame = pd.DataFrame(found)
+    frame["sha1"] = frame["photo"].map(explain.dataset.sha1_of)
+    frame = frame.reindex(columns=explain.dataset.MANIFEST_COLUMNS).fillna("")
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text('{"margin": 0.5}')
     settings.data.crops = str(crops)
