@@ -138,12 +138,13 @@ def carry(run, output):
             shutil.copyfile(path, partial)
 
 
-def key_of(paths, files, settings):
-    """What predictions hang on, as one string: the weights' bytes, the photos' names, sizes and times, the settings."""
+def key_of(paths, files, settings, boxes=()):
+    """What predictions hang on, as one string: the weights' bytes, the photos' names, sizes, times and boxes, the
+    settings."""
     stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
     said = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
     said += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
-    said += [settings.inference, settings.train.amp, settings.device, *files]
+    said += [settings.inference, settings.train.amp, settings.device, *files, *boxes]
     return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
 
 
@@ -296,8 +297,9 @@ def main():
     files, kept = rows["file"].to_numpy(str), output / "inference.npz"
     if not any(map(os.path.isfile, files)):  # before minutes are spent
         refuse_unreadable(settings, rows, "there is no such file")
+    boxes = rows[dataset.BOX].to_numpy().tolist() if "x1" in rows else []
     with alone(output):
-        found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings))
+        found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings, boxes))
     bad = reasons != ""
     if bad.all():
         refuse_unreadable(settings, rows, reasons[0])

@@ -364,15 +364,17 @@ def train_folds(settings, folds, overwrite=False):
                     pass  # another process may have begun it anew since
                 fit(training, validation, settings, k, accelerator, seconds, tracker)
     if FIRST:
-        answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
-        draw_history(settings.run, settings.predicted)
-        if (Path(settings.run) / "metrics.json").is_file():
-            import report
+        with alone(settings.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all
+            answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
+            draw_history(settings.run, settings.predicted)
+            if (Path(settings.run) / "metrics.json").is_file():
+                import report
 
-            report.write(settings, rows)
-            print(f"look at it: {settings.run}/report.html")
+                report.write(settings, rows)
+                print(f"look at it: {settings.run}/report.html")
 
 
+ENDING = 3600  # seconds that a training waits for another one of the run to write its scores
 FINISHING = 5  # seconds for scores, drawings and report.html
 
 

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import types
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import MASK, fill_up
 
 import clean
+import compare
 import eda
 import ensemble
 import explain
@@ -77,3 +81,41 @@ def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, ty
             with pytest.raises(InputError, match="is a run of its own"):
                 typed(script, *words, "--run", run, "--output", other)
     assert content(other) == before
+
+
+# --------------------------------------------------------------------------------------------------------- full disks
+
+
+@pytest.mark.parametrize("script", [eda, explain, report, clean, inference, pseudo_label])
+def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, typed, small_disk, script):
+    competition, words, run = trained
+    out = small_disk(competition.root / "out", 20_000)
+    again = [*words, "--run", run, "--output", out]
+    more = {inference: ["--inference.backend", "onnx"], pseudo_label: ["--pseudo.threshold", 0]}.get(script, [])
+    typed(inference, *again)
+    typed(script, *again, *more)
+    before = content(out)
+    fill_up(out)
+    more += ["--data.eval", competition.eval / "images"] if script is inference else []
+    with pytest.raises(InputError, match="No space left") as error:
+        typed(script, *again, *more)
+    assert "\n" not in str(error.value)
+    (out / "filler").unlink()
+    assert content(out) == before
+
+
+def test_an_export_and_a_comparison_on_a_full_disk_leave_nothing_half_written(tmp_path, small_disk):
+    import export
+    import model
+
+    disk = small_disk(tmp_path / "disk", 64)
+    with pytest.raises(InputError, match="can't be written"):
+        export.export(model.build("test_resnet", 8, False, 32).eval(), 32, disk / "a.onnx")
+    assert not list(disk.iterdir())
+    result = types.SimpleNamespace(
+        name="a", metrics={"f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}, task=MASK, frame=pd.DataFrame()
+    )
+    fill_up(disk)
+    with pytest.raises(InputError, match="No space left"):
+        compare.picture([result], np.zeros((1, 9)), ["a"], disk / "compare.png")
+    assert [path.name for path in disk.iterdir()] == ["filler"]

@@ -448,3 +448,5 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
     assert inference.key_of(paths, files, settings) != key
+    boxes = [[[0, 0, 5, 5]], [[0, 0, 5, 6]]]
+    assert len({inference.key_of(paths, files, settings, box) for box in boxes}) == 2
