@@ -50,7 +50,7 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
 
 
 # settings of text that are no paths; a new one is to be put here or into args.FILES
-TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host"}
+TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host", "app.root_url"}
 
 
 def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trai
     )
     (competition.eval / "images" / names[2]).write_bytes(b"")
     main_of(inference, settings, monkeypatch)
-    assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().out
+    assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().err
     main_of(ensemble, settings, monkeypatch, soft=True)
     submission = pd.read_csv(settings.submission)
     assert submission.columns.tolist() == ["ImageID", "ans"]
