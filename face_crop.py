@@ -143,7 +143,7 @@ def guess(job):
         image = read_photo(row["photo"])
         relative = [relative_box(other) for other in others] if "person" in crop.detectors else []
     except PhotoError as error:  # it, or another of the person's, changed or vanished since it was looked at
-        return row | {"status": f"unreadable: {error}"}
+        return [row | {"status": f"unreadable: {error}"}]
     height, width = image.shape[:2]
     for name in crop.detectors:
         if name == "person" and others:

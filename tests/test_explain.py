@@ -122,8 +122,9 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, mon
     crops.mkdir()
     found = []
     for photo in sorted(competition.train.rglob("*.jpg")):
-        (crops / photo.name).write_bytes(photo.read_bytes())
-        found.append({"photo": str(photo), "crop": photo.name, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
+        crop = f"{photo.parent.name}-{photo.name}"
+        (crops / crop).write_bytes(photo.read_bytes())
+        found.append({"photo": str(photo), "crop": crop, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
     frame = pd.DataFrame(found)
     frame["sha1"] = frame["photo"].map(explain.dataset.sha1_of)
     frame = frame.reindex(columns=explain.dataset.MANIFEST_COLUMNS).fillna("")
