@@ -26,10 +26,10 @@ import answers
 import args
 import dataset
 import names
-from files import InputError, read_csv, read_json, refuse_special, write_csv, write_json
+from files import InputError, read_csv, read_json, refuse_special, warn_once, write_csv, write_json
 
 FOLD_COLUMNS = ["id", "fold"]
-RECORD = "data.json"  # of a run: what its data was like (`identity`), and its folds
+RECORD = "data.json"  # of a run: what its data was like (`identity`), its folds, who was trained on beside them
 ALWAYS, ASIDE = -1, -2  # folds of rows that every fold trains, and of the test set
 UNEVEN = 0.01  # of a fold's share of the people: folds may differ by so many, or by one
 
@@ -40,12 +40,6 @@ def twins(rows):
     The manifest's sha1 is used where there is one. Else sizes and a block from the middle tell nearly all apart, and
     only what agrees in both is read whole: 18,900 photos take about a second instead of a minute.
     """
-
-    def digest(photo):
-        try:
-            return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
-        except OSError:  # it vanished just now
-            return "unreadable", photo
 
     def glimpse(photo):
         refuse_special(photo)
@@ -67,8 +61,22 @@ def twins(rows):
             met.setdefault(keys[index], []).append(index)
         for same in met.values():
             for index in same if len(same) > 1 else []:
-                keys[index] = digest(photos[index])
+                keys[index] = digest(photos[index]) or ("unreadable", photos[index])
     return pd.factorize(pd.Series(keys, dtype=object))[0]
+
+
+def digest(photo):
+    """sha1 of a photo's bytes, "" if they can't be read."""
+    try:
+        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
+    except OSError:  # it vanished just now
+        return ""
+
+
+def digests(rows):
+    """sha1 of the bytes of each row's photo: (n,) str, "" where it is not known. The manifest's where there is one."""
+    known = rows["sha1"] if "sha1" in rows else [""] * len(rows)
+    return np.array([sha1 or digest(photo) for sha1, photo in zip(known, rows["photo"], strict=True)], str)
 
 
 def groups(rows):
@@ -357,39 +365,76 @@ def refuse_other_models(task, path):
 
 def start_run(settings):
     """The folder of the run that model.start names: a path, or a run beside this one."""
-    start = Path(settings.model.start)
-    return start if len(start.parts) > 1 else Path(settings.run).parent / start
+    return start_folder(settings.model.start, settings.run)
+
+
+def start_folder(start, run):
+    """`start_run` of a run's folder and its model.start."""
+    start = Path(start)
+    return start if len(start.parts) > 1 else Path(run).parent / start
+
+
+def weights_before(start, pretrained, run, fold):
+    """The folder of the weights that a fold of a run starts from, RUN/fold{k}; None if they are no run's.
+
+    start, pretrained: model.start and model.pretrained of the run.
+    """
+    if start:
+        return start_folder(start, run) / f"fold{fold}"
+    if isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
+        return Path(pretrained).parent
+    return None
+
+
+def seen_by(weights):
+    """The people, and the photos (sha1 of their bytes), that weights (a Path, RUN/fold{k}) were trained on, and the
+    weights that they started from: two sets of str.
+
+    A run's fold k has seen all people of its folds.csv but those of fold k, and what data.json says of its extra rows.
+    """
+    ids, photos, met = set(), set(), set()
+    while weights is not None and weights not in met and (weights.parent / "folds.csv").is_file():
+        met.add(weights)
+        home, own = weights.parent, weights.name.removeprefix("fold")
+        theirs = read_folds(home / "folds.csv")
+        ids |= set(theirs.index[~theirs.isin([ASIDE, int(own)] if own.isdigit() else [ASIDE])])
+        record, before = (
+            read_json(home / name, "train that run again") if (home / name).is_file() else {}
+            for name in (RECORD, "args.json")
+        )
+        if "extra" in record:
+            ids |= set(record["extra"]["ids"])
+            photos |= set(record["extra"]["photos"])
+        elif before.get("data", {}).get("extra") or before.get("data", {}).get("pseudo"):
+            warn_once(f"{home} does not say which people its data.extra and data.pseudo held: they are not compared")
+        chosen = before.get("model", {})
+        weights = weights_before(chosen.get("start"), chosen.get("pretrained"), home, own)
+    if met and weights is not None and weights not in met:
+        warn_once(f"{weights}, which {home} started from, is not there: the people it was trained on are not compared")
+    return ids, photos
 
 
 def refuse_seen_weights(rows, settings):
-    """Raise InputError where a fold would start from weights that were trained on people whom it validates on.
-
-    A run's fold k has seen all people of its folds.csv but those of fold k.
-    """
+    """Raise InputError where a fold would start from weights that were trained on people or photos that it validates
+    on, or on those of the test set (`seen_by`)."""
     start, pretrained = settings.model.start, settings.model.pretrained
-    if start:
-        home = start_run(settings)
-        given = {k: home / f"fold{k}" for k in range(settings.train.folds)}
-    elif isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
-        home = Path(pretrained).parent.parent
-        given = dict.fromkeys(range(settings.train.folds), Path(pretrained).parent)
-    else:
-        return
-    if not (home / "folds.csv").is_file():
-        if start:
-            raise InputError(f"model.start {start}: {home} is no run of ours, it has no folds.csv")
-        return
-    theirs = read_folds(home / "folds.csv")
+    if start and not (start_run(settings) / "folds.csv").is_file():
+        raise InputError(f"model.start {start}: {start_run(settings)} is no run of ours, it has no folds.csv")
     wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     for k in wanted:
-        own = given[k].name.removeprefix("fold")
-        unseen = [ASIDE, int(own)] if own.isdigit() else [ASIDE]
-        seen = set(theirs.index[~theirs.isin(unseen)])
-        both = seen & (set(split(rows, k)[1]["id"]) | set(rows["id"][rows["source"] == "test"]))
-        if both:
+        weights = weights_before(start, pretrained, settings.run, k)
+        if weights is None:
+            return
+        ids, photos = seen_by(weights)
+        mine = pd.concat([split(rows, k)[1], rows[rows["source"] == "test"]])
+        seen = mine["id"].isin(ids).to_numpy()
+        if photos:
+            seen = seen | np.isin(digests(mine), list(photos))
+        people = sorted(set(mine["id"][seen]))
+        if people:
             raise InputError(
-                f"leak: fold {k} would start from {given[k]}, which was trained on person {min(both)} and "
-                f"{len(both) - 1} more whom fold {k} validates on: each fold may start from its own (--model.start)"
+                f"leak: fold {k} would start from {weights}, which was trained on person {people[0]} and "
+                f"{len(people) - 1} more whom fold {k} validates on: each fold may start from its own (--model.start)"
             )
 
 
@@ -444,6 +489,13 @@ def identity(rows, settings):
     }
 
 
+def beside_folds(rows):
+    """What training takes beside the people of folds.csv, for runs that start from this one: {"ids": [people],
+    "photos": [sha1 of their bytes]} of the extra and pseudo rows."""
+    mine = rows[rows["source"].isin(("extra", "pseudo"))]
+    return {"ids": sorted(set(mine["id"])), "photos": sorted({*digests(mine).tolist()} - {""})}
+
+
 def digest_of(path):
     """sha1 of who is in which fold by a folds.csv, whatever its order and line ends; "" without one."""
     if not Path(path).is_file():
@@ -484,7 +536,8 @@ def with_folds(rows, settings, problems, now):
         brought = False
     rows = assign_folds(rows, settings, problems, anew=not brought)
     if not (begun and record):
-        write_json(path.with_name(RECORD), now | {"folds": digest_of(path), "dealt": not brought})
+        about = {"folds": digest_of(path), "dealt": not brought, "extra": beside_folds(rows)}
+        write_json(path.with_name(RECORD), now | about)
     return rows
 
 

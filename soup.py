@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import args
 from files import InputError, alone, guarded, read_csv, read_json, write_csv, write_json
-from folds import prepare, split
+from folds import RECORD, digest_of, prepare, split
 
 
 def mixed(nets):
@@ -66,6 +66,9 @@ def main():
         try:
             if people.is_file():  # all were trained on: no fold may start from a soup of its own people
                 write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
+            if people.with_name(RECORD).is_file():
+                record = read_json(people.with_name(RECORD), "train again")
+                write_json(home / RECORD, record | {"folds": digest_of(home / "folds.csv")})
             model.save(home / "fold0" / "best.safetensors", net, about | {"fold": 0})
             write_json(home / "args.json", content | {"run": str(home)})
         except InputError:  # a full disk

@@ -236,6 +236,40 @@ def test_a_person_is_never_on_both_sides(world, case, expected):
         assert (people["fold"].nunique() == 1).all() and (people["source"].nunique() == 1).all()
 
 
+def started(world, table, start, *words):
+    """Prepare a run of a table, which starts from another run."""
+    words = ["--data.train", table, "--model.start", start, "--train.only_folds", "[0, 1]", *words]
+    settings = world.settings(*words, run=f"after_{start}")
+    folds.prepare(settings)
+    args.save(settings)
+
+
+def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(world, capsys):
+    folds.prepare(world.settings(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
+    people = [(f"z{n}.jpg", f"z{n}") for n in range(6)]
+    other, own = world.table("other", people), world.table("own", [*people, ("copy.jpg", "me")])
+    shutil.copy(world.root / "more" / "a.jpg", world.root / "own" / "copy.jpg")
+    with pytest.raises(InputError, match=r"leak: .*first/fold\d, which was trained on person me"):
+        started(world, own, "first")
+    started(world, other, "first")
+    with pytest.raises(InputError, match=r"leak: .*after_first/fold\d, which was trained on person me"):
+        started(world, own, "after_first")
+    shutil.rmtree(world.root / "first")
+    assert "are not compared" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="which was trained on person z"):  # in the other half there
+        started(world, own, "after_first", "--seed", 3)
+    assert "first/fold0, which " in capsys.readouterr().err
+
+
+def test_a_fold_does_not_start_from_weights_that_saw_its_people_as_extra_rows(world):
+    words = ["--data.group", NAME]
+    folds.prepare(world.settings(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
+    people = [(f"p{n}_y.jpg", 0) for n in range(30, 36)]
+    started(world, world.table("other", people), "first", *words)
+    with pytest.raises(InputError, match="which was trained on person p21 and 0 more"):
+        started(world, world.table("own", [*people, ("p21_z.jpg", 0)]), "first", *words)
+
+
 def test_people_of_two_tables_with_the_same_ids_are_said_to_count_as_different(world, capsys):
     rows, _ = dataset.training_rows(world.settings(*same_ids(world)))
     assert rows[rows["source"] == "extra"]["id"].tolist() == ["extra1/0", "extra1/1"]

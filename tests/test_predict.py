@@ -1,5 +1,6 @@
 """From checkpoints to submission.csv: every photo gets its row, votes are counted rightly, mismatches are refused."""
 
+import json
 import types
 from pathlib import Path
 
@@ -235,6 +236,8 @@ def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained
     main_of(soup, settings, monkeypatch)
     trained_on = set(rows["ImageID"][rows["source"] == "train"])
     assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
+    assert folds.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
+    assert "extra" in json.loads((competition.root / "run-soup" / "data.json").read_text())
 
 
 def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
