@@ -140,9 +140,10 @@ class Data:
     """side in pixels of the square that the model sees"""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
-    augment: Literal["none", "light", "report", "strong", "shapes"] = "light"
-    """how training photos are varied; report is the second-place team's list, made for image_size 224; shapes turns,
-    bends and blurs but leaves colours alone: for things that have no upright, such as trash"""
+    augment: Literal["none", "light", "diary", "strong", "shapes"] = "light"
+    """how training photos are varied; diary is the list of recipes/diary.json, which cuts 400 x 256 pixels out of whole
+    photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have no
+    upright, such as trash"""
     erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
     age_gap: NonNegativeInt = 0
@@ -452,6 +453,7 @@ FREE = (
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
 DEFAULT_CONFIG = "args.json"
+RENAMED = {"data.augment": {"report": "diary"}}  # {setting: {a value's name in earlier runs: its name now}}
 
 # Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.
 FILES = (
@@ -512,7 +514,11 @@ def read(doc, flags=None, argv=None):
         parsed = parser.parse_args([word for path in configs for word in ("--config", path)] + rest)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise InputError(tidy(str(error))) from None
+        line = tidy(str(error))
+        for key, names in RENAMED.items():
+            for old, new in names.items():
+                line += f"; what was called {old} is called {new} now" if key in line and f": {old}" in line else ""
+        raise InputError(line) from None
     settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
     for flag in flags or {}:
         name = flag.lstrip("-").replace("-", "_")
@@ -652,7 +658,7 @@ def read_for_run(doc, flags=None, argv=None):
     content = read_json(path, "train again")
     if not isinstance(content, dict):
         raise InputError(f"{path}: should be a JSON object of settings: train again")
-    then, now, default = flatten(content), flatten(as_dict(settings)), flatten(as_dict(Settings()))
+    then, now, default = of_earlier(content), flatten(as_dict(settings)), flatten(as_dict(Settings()))
     taken, missed = {}, []
     for key in now:
         if key not in then:
@@ -700,9 +706,9 @@ def check(settings):
     for extra in settings.data.extra:
         extra.path = at_home(extra.path)
     data, train = settings.data, settings.train
-    if data.augment == "report" and data.image_size != 224:
+    if data.augment == "diary" and data.image_size != 224:
         raise InputError(
-            f"data.augment report cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
+            f"data.augment diary cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
             "set it to 224 or choose light or strong"
         )
     check_task(settings)
@@ -809,7 +815,7 @@ def refuse_other_settings(settings):
     path = Path(settings.run) / "args.json"
     if not path.is_file() or not begun(settings.run):
         return
-    before, now = flatten(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(settings))
+    before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(settings))
     before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
     free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
     changed = [
@@ -871,6 +877,12 @@ def flatten(content, prefix=""):
     for key, value in content.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return flat
+
+
+def of_earlier(content: dict) -> dict:
+    """flatten() of a run's args.json, with the names that values have now."""
+    flat = flatten(content)
+    return flat | {key: new[flat[key]] for key, new in RENAMED.items() if flat.get(key) in list(new)}
 
 
 def put(settings, key, value):

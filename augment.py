@@ -51,7 +51,7 @@ def shape(augment, size, fit="stretch"):
 
     It is all that a model is shown when it answers. Normalising follows on the device (images.normalize).
     """
-    if augment == "report":  # the second-place team's list, in its order and with albumentations' defaults
+    if augment == "diary":  # the diary's list, in its order and with albumentations' defaults
         return A.Compose([A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)])
     return A.Compose(squared(fit, size))
 
@@ -61,7 +61,7 @@ def variation(augment, erasing=0.0):
 
     erasing: probability of random erasing (Zhong et al. 2020) at the end.
     """
-    if augment == "report":
+    if augment == "diary":
         varied = [
             A.RandomBrightnessContrast(),
             A.HorizontalFlip(),

@@ -263,7 +263,7 @@ def normalize(images, mean, std):
 
 def side_of(augment: str, size: int) -> int:
     """The `side` that a model's photos are decoded at: 0 where data.augment cuts out of them."""
-    return 0 if augment == "report" else size
+    return 0 if augment == "diary" else size
 
 
 class Photos:

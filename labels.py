@@ -299,6 +299,36 @@ class Task:
                 near |= np.all([apart[head.name] == 1, *same], 0)
         return near
 
+    def smoothed(self, loss, smoothing):
+        """The (k, k) float32 targets of a loss for the task's k classes: row t is the distribution of class t.
+
+        `smoothing` is spread over all classes (Szegedy et al. 2016); by the loss neighbour over the neighbouring age
+        classes of the same mask and gender only, the second-place team's idea: 30-59 has two, <30 and >=60 have one.
+        """
+        eye = np.eye(self.size, dtype=np.float32)
+        if loss == "neighbour":
+            near = self.neighbours().astype(np.float32)
+            other = near / near.sum(1, keepdims=True)
+        else:
+            other = np.full_like(eye, 1 / max(self.size, 1))
+        return (1 - smoothing) * eye + smoothing * other
+
+    def surest(self, loss, smoothing, heads="joint", age="classes"):
+        """The probability of each class of the answer at which the smoothed loss is least, for a photo whose class is
+        beyond doubt: (k,) float64. More than that is no reward of training.
+
+        heads, age: as in args.Model. Heads apart each learn the targets summed over the others, and their probabilities
+        are multiplied; a head of numbers that learns more than its classes may become as sure as it likes.
+        """
+        targets = self.smoothed(loss, smoothing).astype(float)
+        if heads == "joint":
+            return targets.diagonal().copy()
+        found, own = np.ones(self.size), self.decode(np.arange(self.size))
+        for head in self.answered:
+            if head is not self.number or age == "classes":
+                found *= self.by_head(targets)[head.name][np.arange(self.size), own[head.name]]
+        return found
+
     def written(self, answer):
         """Answers as submission.csv has them: class indices, or names, or numbers."""
         if self.numeric or self.answer_as == "index":

@@ -6,21 +6,6 @@ import devices
 from heads import OLDER
 
 
-def smoothed(task, name, smoothing):
-    """The (k, k) float32 targets of a loss for the task's k classes: row t is the distribution that class t stands for.
-
-    `smoothing` is spread over all classes (Szegedy et al. 2016); for neighbour over the neighbouring age classes of
-    the same mask and gender only, the second-place team's idea: 30-59 has two, <30 and >=60 have one.
-    """
-    eye = torch.eye(task.size)
-    if name == "neighbour":
-        near = torch.from_numpy(task.neighbours()).float()
-        other = near / near.sum(1, keepdim=True)
-    else:
-        other = torch.full_like(eye, 1 / max(task.size, 1))
-    return (1 - smoothing) * eye + smoothing * other
-
-
 def class_weights(size, balance, label):
     """Weights of `size` classes by how often they occur among labels (n,): (size,) float32, 1 on average over photos.
 
@@ -52,7 +37,7 @@ class Targets:
         self.classes = torch.empty(len(rows), 0)
         if not task.numeric:
             label = torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
-            self.classes = smoothed(task, settings.name, settings.smoothing)[label]
+            self.classes = torch.from_numpy(task.smoothed(settings.name, settings.smoothing))[label]
             if task.probabilities[0] in rows:
                 soft = torch.tensor(rows[task.probabilities].to_numpy("float32"))
                 known = ~soft.isnan().any(1)

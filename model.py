@@ -375,6 +375,7 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
+            about |= {"augment": args.of_earlier({"data": about})["data.augment"]}
             task = labels.Task(**about["task"], age_boundary=boundary_of(about))
             heads = Heads(task, about["heads"], about["age"])
             refuse_untrue(about, heads)

@@ -10,6 +10,7 @@ never saw fold k's people and train fold k alone, so out-of-fold scores stay hon
 care added).
 """
 
+import sys
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,22 @@ def tell_right(task, rows, path):
             print(f"  {name:22} {right[answer == k].mean():6.1%} of {(answer == k).sum()}")
 
 
+def warn_beyond_reach(settings, task):
+    """Warn where pseudo.threshold lies at or above what label smoothing lets a model aim at: noise alone passes it."""
+    if task.numeric or settings.loss.name == "f1":  # macro F1 rewards all that is surer
+        return
+    most = task.surest(settings.loss.name, settings.loss.smoothing, settings.model.heads, settings.model.age)
+    beyond = np.broadcast_to(settings.pseudo.threshold, task.size) >= most - 1e-6
+    if settings.loss.smoothing and beyond.any():
+        k = int(beyond.argmax())
+        least = np.broadcast_to(settings.pseudo.threshold, task.size)[k]
+        print(
+            f"warning: pseudo.threshold {least:g}: with loss.smoothing {settings.loss.smoothing:g} training aims at "
+            f"{most[k]:.3f} for {task.classes[k]} at most: take a lower threshold",
+            file=sys.stderr,
+        )
+
+
 FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID, ans): say how many are right"}}
 
 
@@ -75,6 +92,7 @@ def main():
             raise InputError(
                 f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of {task.size} classes"
             )
+    warn_beyond_reach(settings, task)
     output, run, parts, everything = args.output_folder(settings), answers.folder_of(settings), [], 0
     unreadable = run / "unreadable.csv"
     skip = set(read_csv(unreadable, ["ImageID"])["ImageID"]) if unreadable.is_file() else set()

@@ -96,7 +96,8 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--data.age_boundary", "20"], "data.age_boundary"),
         (["--data.strict", "perhaps"], "data.strict"),
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
-        (["--data.augment", "report"], "set it to 224"),
+        (["--data.augment", "diary"], "set it to 224"),
+        (["--data.augment", "report"], "what was called report is called diary now"),
         (["--train.only_folds", "[5]"], "names fold 5, but train.folds is 5"),
         (["--crop.detectors", "[]"], "crop.detectors is []: name at least one"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
@@ -238,6 +239,20 @@ def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
     assert found == expected
     said = capsys.readouterr().out
     assert (f"{key}: {another(key)} (from " in said) == (key in args.PATHS and key != "model.pretrained")
+
+
+def test_a_run_whose_augmentation_was_called_report_goes_on_with_the_same_list(tmp_path):
+    settings = args.read("", argv=["--run", str(tmp_path), "--data.augment", "diary", "--data.image_size", "224"])
+    args.save(settings)
+    path = tmp_path / "args.json"
+    path.write_text(path.read_text().replace('"diary"', '"report"'))
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0/log.csv").touch()
+    args.refuse_other_settings(settings)
+    assert args.read_for_run("", argv=["--run", str(tmp_path)]).data.augment == "diary"
+    settings.data.augment = "none"
+    with pytest.raises(InputError, match=r"data\.augment was"):
+        args.refuse_other_settings(settings)
 
 
 @pytest.mark.parametrize("key", sorted(set(ALL) - set(args.OF_A_RUN)))

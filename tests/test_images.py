@@ -142,7 +142,7 @@ SIZES = [(60, 800), (9, 9), (1, 1), (5000, 1), (1, 5000), (300, 40_000)]
 @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
 def test_a_photo_of_any_shape_becomes_a_square(size, fit):
     photo = np.full((*size, 3), 90, np.uint8)
-    for preset, side in (("strong", 64), ("report", 224)):
+    for preset, side in (("strong", 64), ("diary", 224)):
         square = augment.shape(preset, side, fit)(image=photo)["image"]
         assert square.shape == (side, side, 3) and square.dtype == np.uint8
         assert augment.variation(preset, 1.0)(image=square)["image"].shape == square.shape
@@ -157,9 +157,9 @@ def test_a_photo_of_any_shape_can_be_compared_and_shown(tmp_path, size):
     assert 'width="' in pages.gallery([(str(tmp_path / "a.png"), ["a"])])
 
 
-def test_the_report_preset_is_the_reports_list():
-    shown = augment.shape("report", 224).transforms
-    steps = [*shown, *augment.variation("report").transforms]
+def test_the_diary_preset_is_the_diarys_list():
+    shown = augment.shape("diary", 224).transforms
+    steps = [*shown, *augment.variation("diary").transforms]
     assert [type(step).__name__ for step in steps] == ["CenterCrop", "Resize", "RandomBrightnessContrast",
                                                        "HorizontalFlip", "InvertImg", "CoarseDropout"]  # fmt: skip
     assert (steps[0].height, steps[0].width, steps[1].height, steps[1].width) == (400, 256, 224, 224)

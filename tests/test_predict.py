@@ -322,6 +322,24 @@ def test_threshold_and_cap_may_be_one_a_class():
     assert pseudo_label.choose(MASK, frame, least, most)["ImageID"].tolist() == ["0.jpg", "4.jpg", "3.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (["--model.heads", "joint", "--loss.name", "neighbour", "--loss.smoothing", 0.1], "0.900"),
+        (["--loss.smoothing", 0.1], "0.828"),
+        (["--model.heads", "joint", "--loss.name", "neighbour", "--loss.smoothing", 0.05], ""),
+        (["--loss.smoothing", 0.0], ""),
+    ],
+)
+def test_a_threshold_that_label_smoothing_puts_out_of_reach_is_said(competition, monkeypatch, capsys, words, most):
+    settings = competition.settings("--pseudo.threshold", 0.9, *words)
+    (competition.root / "run").mkdir()
+    table([1, 2], [0.99, 0.999]).to_csv(competition.root / "run/fold0.csv", index=False)
+    main_of(pseudo_label, settings, monkeypatch)
+    said = capsys.readouterr().err
+    assert (f"training aims at {most} for" in said) if most else not said
+
+
 def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, monkeypatch, capsys):
     run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
     run.mkdir()
