@@ -158,7 +158,10 @@ def safe_cell(name):
 
 
 def read_advice(path, task):
-    """{label: HTML} of a JSON of label -> Markdown (HTML in it is shown as text). InputError if a label is unknown."""
+    """{label: HTML} of a JSON of label -> Markdown (HTML in it is shown as text).
+
+    A file may serve several runs: labels that this one doesn't have are left out, and classes without advice are
+    listed. InputError where it has advice for none of them."""
     if not path:
         return {}
     from markdown_it import MarkdownIt
@@ -166,15 +169,16 @@ def read_advice(path, task):
     content = read_json(path, "it should hold {label: Markdown}")
     if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
         raise InputError(f"{path}: should hold {{label: Markdown}}")
-    wrong = [name for name in content if name not in task.classes]
-    if task.numeric or wrong:
-        raise InputError(
-            f"{path}: {wrong[0] if wrong else 'advice'} is no class of this run: {', '.join(task.classes)}"
-        )
+    known = [] if task.numeric else [name for name in content if name in task.classes]
+    if content and not known:
+        raise InputError(f"{path}: {next(iter(content))} is no class of this run: {', '.join(task.classes)}")
+    without = [name for name in task.classes if name not in known] if known else []
+    if without:
+        print(f"{path}: has no advice for {', '.join(without)}")
     page = MarkdownIt("commonmark", {"html": False})
     # a picture's address would be asked by every visitor's browser: its words stand there instead
     page.add_render_rule("image", lambda _, tokens, place, *__: html.escape(tokens[place].content))
-    return {label: page.render(text) for label, text in content.items()}
+    return {label: page.render(content[label]) for label in known}
 
 
 # ---------------------------------------------------------------------------------- what visitors send is forgotten

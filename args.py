@@ -140,10 +140,11 @@ class Data:
     """side in pixels of the square that the model sees"""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
-    augment: Literal["none", "light", "diary", "strong", "shapes"] = "light"
+    augment: Literal["none", "light", "diary", "strong", "shapes", "trash"] = "light"
     """how training photos are varied; diary is the list of recipes/diary.json, which cuts 400 x 256 pixels out of whole
     photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have no
-    upright, such as trash"""
+    upright, such as trash; trash is the list of recipes/trash_report.json: turns, rain or mud, light, blur or noise,
+    shadows, both flips"""
     erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
     age_gap: NonNegativeInt = 0

@@ -4,6 +4,7 @@ Steps are albumentations' (2.0.8), each with its own source of chance, which a p
 """
 
 import math
+import warnings
 
 import numpy as np
 
@@ -86,7 +87,20 @@ def variation(augment, erasing=0.0):
             ),
             A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
         ]
-    elif augment == "shapes":  # the trash report's: no colours, and of each kind one change at a time
+    elif augment == "trash":  # the trash team's list, in its order and with albumentations' defaults
+        with warnings.catch_warnings():  # ShiftScaleRotate says at each start that Affine does the same
+            warnings.filterwarnings("ignore", message="ShiftScaleRotate is a special case")
+            moved = A.ShiftScaleRotate(p=1)
+        varied = [
+            A.OneOf([moved, A.RandomRotate90(p=1)]),
+            A.OneOf([A.Spatter(mode="rain", p=1), A.Spatter(mode="mud", p=1)]),
+            A.OneOf([A.RandomBrightnessContrast(p=1), A.RandomToneCurve(p=1)]),
+            A.OneOf([A.GaussianBlur(p=1), A.GaussNoise(p=1)]),
+            A.RandomShadow(),
+            A.HorizontalFlip(),
+            A.VerticalFlip(),
+        ]
+    elif augment == "shapes":  # no colours, and of each kind one change at a time
         varied = [
             A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.75),
             A.OneOf(

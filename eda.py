@@ -204,8 +204,11 @@ def dealt(settings, rows, task):
                 rows = folds.assign_folds(rows, settings)
             except InputError as error:
                 return [pages.text(f"They can't be dealt: {error}")]
-    table = folds.fold_table(task, rows, folds.folds_of(rows))
-    return [pages.text(words), f"<pre>{html.escape(table)}</pre>"]
+    there = folds.folds_of(rows)
+    tables = [folds.fold_table(task, rows, there)]
+    if there and not task.numeric:
+        tables.append(folds.balance_table(task, dataset.capped(rows, settings), there[0]))
+    return [pages.text(words), *(f"<pre>{html.escape(table)}</pre>" for table in tables)]
 
 
 def difference(settings, rows, others):

@@ -227,7 +227,9 @@ def one_side(rows, settings, problems):
     """The rows without those of a given split that are (or nearly are) on a side that is scored, too: a published test
     set stays what it is, what is trained on yields."""
     split, fold = rows["split"], rows["fold"]
-    wrong = ((split == "train") & (fold == ASIDE)) | ((split == "valid") & (fold == ASIDE))
+    wrong = split.isin(["train", "valid"]) & (fold == ASIDE)
+    if not (split == "test").any():  # it brings none: who is put aside was taken from train
+        wrong[:] = False
     if (split == "valid").any():
         wrong |= (split == "train") & (fold == 0)
     wrong &= rows["source"] == "train"
@@ -245,12 +247,7 @@ def dealt(rows, settings):
     """
     people, data, folds = strata(rows, rows["group"]), settings.data, settings.train.folds
     people["fold"] = ASIDE
-    rest = np.ones(len(people), bool)
-    if data.test_share:
-        place = spread_out(people["stratum"], np.random.default_rng([settings.seed, 1]))
-        rest = np.floor((place + 1) * data.test_share) == np.floor(place * data.test_share)
-        if rest.all():
-            raise InputError(f"data.test_share {data.test_share}: of {len(people)} people or groups that is not one")
+    rest = ~put_aside(people, settings)
     if rest.sum() < folds:
         raise InputError(f"{data.train}: {rest.sum()} people or groups can't be dealt into train.folds = {folds} folds")
     people.loc[rest, "fold"] = deal(
@@ -259,15 +256,36 @@ def dealt(rows, settings):
     return rows["group"].map(people.set_index("group")["fold"])
 
 
+def put_aside(people: pd.DataFrame, settings: args.Settings) -> np.ndarray:
+    """Which groups data.test_share puts aside as the test set, evenly by stratum: (n,) bool.
+
+    people: what `strata` gives. Raises InputError where the share is less than one group.
+    """
+    share = settings.data.test_share
+    if not share:
+        return np.zeros(len(people), bool)
+    place = spread_out(people["stratum"], np.random.default_rng([settings.seed, 1]))
+    aside = np.floor((place + 1) * share) > np.floor(place * share)
+    if not aside.any():
+        raise InputError(f"data.test_share {share}: of {len(people)} people or groups that is not one")
+    return aside
+
+
 def given_split(rows, settings):
     """The fold of each row (n,) of data that comes as train, valid and test: valid is fold 0, there is no other.
 
-    Without valid, train is dealt into train.folds. A group that lies in several goes where it is scored (`one_side`).
+    Without valid, train is dealt into train.folds; without test, data.test_share is taken from train. A group that
+    lies in several goes where it is scored (`one_side`).
     """
-    if settings.data.test_share:
-        raise InputError(f"data.test_share: {settings.data.train} brings its own split; take it as it is")
+    share, where = settings.data.test_share, settings.data.train
     first = rows["split"].map({"test": 0, "valid": 1, "train": 2}).groupby(rows["group"]).transform("min")
     fold = first.map({0: ASIDE, 1: 0, 2: ALWAYS})
+    if share and (fold == ASIDE).any():
+        print(f"data.test_share {share} is not applied: {where} brings its own test set, which is taken as it is")
+    elif share and (fold == ALWAYS).any():
+        people = strata(rows[fold == ALWAYS], rows["group"][fold == ALWAYS])
+        aside = people["group"][put_aside(people, settings)]
+        fold[(fold == ALWAYS) & rows["group"].isin(aside)] = ASIDE
     rest = rows[fold == ALWAYS]
     if not (fold == 0).any() and len(rest):
         people = strata(rest, rest["group"])
@@ -472,6 +490,23 @@ def fold_table(task, rows, folds):
     return "\n".join(lines)
 
 
+def balance_table(task, rows: pd.DataFrame, fold: int) -> str:
+    """Photos of each class on each side of a fold's split, as lines of text: what is trained on (without what
+    data.max_per_class and data.age_gap leave out, with extra and pseudo rows), validated on, and put aside."""
+    sides = dict(zip((f"train, fold {fold}", "valid"), split(rows, fold), strict=True))
+    if (rows["source"] == "test").any():
+        sides["test"] = rows[rows["source"] == "test"]
+    counts = {
+        name: np.bincount(side["label" if name.startswith("train") else "target"], minlength=task.size)
+        for name, side in sides.items()
+    }
+    lines = [f"{'photos of each class':26}" + "".join(f"{name:>15}" for name in sides)]
+    for k, name in enumerate(task.classes):
+        if any(count[k] for count in counts.values()):
+            lines.append(f"  {name[:24]:24}" + "".join(f"{count[k]:15}" for count in counts.values()))
+    return "\n".join(lines)
+
+
 def identity(rows, settings):
     """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
     rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
@@ -569,4 +604,7 @@ def prepare(settings):
         write_csv(path, pd.DataFrame(problems.rows).astype({"row": "Int64"}))
         print(f"{len(problems.rows)} rows or photos are left out: see {path}")
     print(fold_table(task, rows, folds))
+    if not task.numeric:
+        wanted = [k for k in settings.train.only_folds or folds if k in folds]
+        print(balance_table(task, rows, (wanted or folds)[0]))
     return rows

@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+import warnings
 
 import albumentations as A
 import bad_photos
@@ -168,6 +169,27 @@ def test_the_diary_preset_is_the_diarys_list():
     assert [type(step).__name__ for step in shown] == ["CenterCrop", "Resize"]
 
 
+def test_the_trash_preset_is_the_trash_teams_list():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing of albumentations' own talk is passed on
+        steps = augment.variation("trash").transforms
+    found = [
+        [type(one).__name__ for one in step.transforms] if isinstance(step, A.OneOf) else type(step).__name__
+        for step in steps
+    ]
+    assert found == [
+        ["ShiftScaleRotate", "RandomRotate90"],
+        ["Spatter", "Spatter"],
+        ["RandomBrightnessContrast", "RandomToneCurve"],
+        ["GaussianBlur", "GaussNoise"],
+        *("RandomShadow", "HorizontalFlip", "VerticalFlip"),
+    ]
+    assert [one.mode for one in steps[1].transforms] == ["rain", "mud"]
+    assert all(step.p == 0.5 for step in steps)
+    choices = [one for step in steps if isinstance(step, A.OneOf) for one in step.transforms]
+    assert {one.p for one in choices} == {1}
+
+
 def test_normalising_on_the_device_equals_albumentations_normalize(picture):
     mean, std = images.IMAGENET
     expected = A.Normalize(mean, std)(image=picture)["image"].transpose(2, 0, 1)
@@ -176,7 +198,7 @@ def test_normalising_on_the_device_equals_albumentations_normalize(picture):
     assert np.abs(found[0].numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("preset", ["none", "light", "strong"])
+@pytest.mark.parametrize("preset", ["none", "light", "strong", "shapes", "trash"])
 def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, preset):
     path = save(tmp_path / "a.png", picture)
     for training in (False, True):

@@ -146,6 +146,46 @@ def test_a_given_split_is_kept_and_the_test_set_is_scored_once_and_never_trained
     assert all(name.startswith("test/") for name in told["ImageID"])
 
 
+def test_the_trash_recipes_take_train_valid_and_test_folders_as_they_are(things, capsys):
+    whole, counts = things / "split", {"train": 5, "valid": 2, "test": 1}
+    for split, count in counts.items():
+        for k, (name, colour) in enumerate(COLOURS.items()):
+            for n in range(count):
+                paint(whole / split / name / f"{n}.png", colour, 100 * k + 10 * count + n, (70, 80))
+    for recipe in ("trash", "trash_report"):
+        words = ["--config", ROOT / "recipes" / f"{recipe}.json", "--data.train", whole, "--run", things / recipe]
+        rows = folds.prepare(args.read("", argv=[*map(str, words), "--train.only_folds", "[0]"]))
+        training, validation = folds.split(rows, 0)
+        assert (len(training), len(validation), (rows["source"] == "test").sum()) == (15, 6, 3)
+        said = capsys.readouterr().out
+        assert "data.test_share 0.1 is not applied" in said and "brings its own test set" in said
+        table = said[said.index("photos of each class") :].splitlines()
+        assert table[0].split()[-5:] == ["train,", "fold", "0", "valid", "test"]
+        assert [line.split() for line in table[1:4]] == [[name, "5", "2", "1"] for name in sorted(COLOURS)]
+
+
+def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_train(things):
+    whole = things / "split"
+    for k, (name, colour) in enumerate(COLOURS.items()):
+        for n in range(10):
+            paint(whole / ("train" if n < 8 else "valid") / name / f"{n}.png", colour, 100 * k + n)
+    rows = folds.prepare(of(things, "--data.train", whole, "--data.test_share", 0.25))
+    assert (rows["source"] == "test").sum() == 6 and set(rows["split"][rows["source"] == "test"]) == {"train"}
+    training, validation = folds.split(rows, 0)
+    assert (len(training), len(validation)) == (18, 6) and set(validation["split"]) == {"valid"}
+    assert rows["source"][rows["fold"] == folds.ASIDE].eq("test").all()
+
+
+def test_the_trash_recipe_of_the_report_leaves_out_small_photos_and_caps_the_classes():
+    settings = args.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
+    data, rates = settings.data, settings.train
+    assert (data.min_side, data.max_per_class, data.fit, data.augment) == (65, 1000, "pad", "trash")
+    assert (rates.scheduler, rates.step_epochs, rates.gamma) == ("step", 11, 0.1)
+    words = ["--config", str(ROOT / "recipes" / "trash_report.json"), "--config"]
+    steps = [args.read("", argv=[*words, str(ROOT / "recipes" / f"step_{n}.json")]).train for n in (7, 9)]
+    assert [(one.scheduler, one.step_epochs, one.gamma) for one in steps] == [("step", 7, 0.1), ("step", 9, 0.1)]
+
+
 def test_a_photo_that_is_in_the_test_set_too_is_not_trained_on_and_the_test_set_stays(things):
     whole = things / "split"
     for k, (name, colour) in enumerate(COLOURS.items()):
