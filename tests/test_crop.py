@@ -20,7 +20,7 @@ import face_crop
 import files
 import portrait
 from files import InputError, alone, read_json
-from images import cv2
+from images import cv2, read_photo
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,135 @@ def test_a_large_face_is_shrunk_about_its_middle():
     crop = square(image, (100, 200, 300, 400), 50, 0.25)  # 300 pixels become 50
     assert np.argwhere(crop[..., 0] > 150).mean(0) == pytest.approx([24.5, 24.5], abs=0.6)
     assert (crop[..., 0] > 150).sum() == pytest.approx((40 / 6) ** 2, rel=0.35)
+
+
+def soft(side, seed=0):
+    """A photo (side, side, 3) of soft colours, which a pixel more or less hardly changes."""
+    spots = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return cv2.resize(spots, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def apart(one, other):
+    """Mean difference of two pictures in levels."""
+    return np.abs(one.astype(int) - other).mean()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_large_face_is_averaged_not_sampled(factor):
+    image = np.random.default_rng(0).integers(0, 255, (400, 300, 3), dtype=np.uint8)
+    crop = square(image, (60, 100, 220, 260), 160 // factor, 0.0)
+    whole = cv2.resize(image[100:260, 60:220], (160 // factor,) * 2, interpolation=cv2.INTER_AREA)
+    assert np.array_equal(crop, whole)
+
+
+@pytest.mark.parametrize(("eyes", "turns"), [((50, 30, 50, 70), 1), ((70, 50, 30, 50), 2), ((50, 70, 50, 30), 3)])
+def test_with_align_a_face_is_turned_about_its_middle_until_its_eyes_are_level(eyes, turns):
+    image, face = soft(120), np.array([40, 30, 80, 70, 1, *eyes])
+    upright = image[20:80, 30:90]
+    turned = face_crop.cut(image, face, 60, 0.25, True)
+    assert apart(turned, np.rot90(upright, turns)) < 10 < 20 < apart(turned, upright)
+    assert np.array_equal(face_crop.cut(image, face, 60, 0.25, False), upright)
+    assert np.array_equal(face_crop.cut(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
+
+
+def test_a_crop_is_read_as_it_was_cut(tmp_path):
+    crop = soft(224)
+    face_crop.write_crop(tmp_path / "crop.jpg", crop)
+    assert apart(read_photo(tmp_path / "crop.jpg"), crop) < 1.5
+    assert (tmp_path / "crop.jpg").stat().st_size > 4_000  # not saved at a poor quality
+
+
+def test_a_box_is_kept_as_shares_of_its_photo(tmp_path):
+    cv2.imencode(".png", np.zeros((40, 80, 3), np.uint8))[1].tofile(tmp_path / "a.png")
+    row = {"photo": tmp_path / "a.png", "x1": "8.0", "y1": "10.0", "x2": "40.0", "y2": "40.0"}
+    assert face_crop.relative_box(row).tolist() == [0.1, 0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("box", "could"),
+    [
+        ((100, 50, 140, 90), True),
+        ((100, 50, 112, 62), True),  # 6 % of the shorter side
+        ((100, 50, 111, 62), False),
+        ((100, 50, 112, 61), False),
+        ((100, 50, 124, 110), True),  # 0.4 times as wide as high
+        ((100, 50, 123, 110), False),
+        ((100, 50, 196, 110), True),  # 1.6 times
+        ((100, 50, 197, 110), False),
+        ((-20, 50, 20, 90), True),  # its middle is on the edge
+        ((-21, 50, 19, 90), False),
+        ((380, 50, 420, 90), True),
+        ((381, 50, 421, 90), False),
+        ((100, -20, 140, 20), True),
+        ((100, -21, 140, 19), False),
+        ((100, 180, 140, 220), True),
+        ((100, 181, 140, 221), False),
+    ],
+)
+def test_a_box_that_can_be_no_face_is_passed_over(box, could):
+    assert detect.sane(np.array([*box, 0.9]), 400, 200) is could
+
+
+def boxes(*found):
+    """Faces of (x1, y1, x2, y2, score), their eyes at two corners."""
+    return np.array([[*one, *one[:4]] for one in found], float).reshape(-1, 9)
+
+
+def test_of_several_faces_the_sure_the_large_and_the_central_one_is_taken():
+    image = np.zeros((200, 400, 3), np.uint8)
+    middle = (180, 80, 220, 120)
+
+    def taken(*found):
+        name, face, count = detect.choose(boxes(*found), image, (400, 200), "yunet")
+        assert (name, count) == ("yunet", len(found))
+        return [tuple(one[:4]) for one in found].index(tuple(face[:4]))
+
+    assert taken((*middle, 0.8), (178, 80, 218, 120, 0.9)) == 1  # surer
+    assert taken((*middle, 0.8), (178, 78, 222, 122, 0.8)) == 1  # larger
+    assert taken((*middle, 0.8), (150, 80, 190, 120, 0.8)) == 0  # in the middle, across
+    assert taken((180, 50, 220, 90, 0.8), (*middle, 0.8)) == 1  # and down
+    assert taken((*middle, 0.8), (350, 150, 395, 195, 0.9)) == 0  # a bystander, surer and larger
+    x, y = (20 - 200) / 200, (150 - 100) / 100
+    expected = 0.7 * 40 * 60 * np.exp(-(x * x + y * y))
+    assert detect.weight(np.array([0, 120, 40, 180, 0.7]), 400, 200) == pytest.approx(expected)
+
+
+def test_a_face_is_given_in_the_pixels_of_the_photo():
+    image = np.zeros((400, 1000, 3), np.uint8)  # looked at in 250 x 200
+    name, face, count = detect.choose(boxes((100, 60, 120, 100, 0.9), (1, 1, 2, 2, 1)), image, (250, 200), "yunet")
+    assert (name, count, face.tolist()) == ("yunet", 1, [400, 120, 480, 200, 0.9, 400, 120, 480, 200])
+    assert detect.choose(boxes((1, 1, 2, 2, 1)), image, (250, 200), "yunet") == ("", None, 0)
+    assert detect.choose(boxes(), image, (250, 200), "yunet") == ("", None, 0)
+
+
+def test_photos_are_shrunk_to_a_longer_side_and_never_enlarged():
+    sizes = {(500, 1000): (256, 128), (1000, 500): (128, 256), (100, 200): (200, 100), (10, 1000): (256, 20)}
+    assert {size: detect.shrunk(np.empty((*size, 3)), 256) for size in sizes} == sizes
+
+
+def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(monkeypatch):
+    asked = []
+
+    def detector(name, least):
+        def find(images):
+            asked.append((name, images.shape[:3]))
+            whole = (0, 0, images.shape[2], images.shape[1], 0.9)
+            return [boxes(*[whole] * int(image.mean() > least)) for image in images]
+
+        return find
+
+    for name, least in (("yunet", 200), ("facenet", 100)):
+        monkeypatch.setitem(detect.DETECTORS, name, detector(name, least))
+        monkeypatch.setitem(detect.MODELS, name, lambda: None)
+    photos = [np.full((*size, 3), level, np.uint8) for size, level in
+              (((400, 400), 250), ((400, 400), 150), ((400, 400), 50), ((150, 150), 150))]  # fmt: skip
+    found = detect.look(photos, ["person", "yunet", "facenet", "centre"])
+    assert [name for name, _, _ in found] == ["yunet", "facenet", "", "facenet"]
+    assert found[0][1][:4].tolist() == [0, 0, 400, 400] and found[3][1][:4].tolist() == [0, 0, 150, 150]
+    assert asked == [  # a small photo in its own size, and once
+        ("yunet", (3, 192, 192)), ("yunet", (1, 150, 150)), ("yunet", (2, 400, 400)), ("yunet", (3, 128, 128)),
+        ("facenet", (2, 256, 256)), ("facenet", (1, 150, 150)), ("facenet", (1, 400, 400)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [(60, 800), (9, 9), (1, 1), (5000, 1), (1, 5000), (300, 40_000)])

@@ -56,6 +56,21 @@ def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
     assert torch.allclose(columns["years"], years @ torch.arange(101.0), atol=1e-2)
 
 
+def test_a_regressed_age_is_a_laplace_distribution_that_begins_at_forty():
+    """Each year has what lies within half a year of it; the first and the last have all that lies beyond them."""
+    torch.manual_seed(0)
+    reader = Heads(MASK_58, "multi", "regression")
+    raw = 2 * torch.randn(6, 2)
+    mean, width = reader.laplace(raw)
+    years = torch.distributions.Laplace(mean.double(), width.double())
+    below = years.cdf(torch.arange(0.5, 100, dtype=torch.float64).expand(6, 100))
+    expected = torch.nn.functional.pad(torch.nn.functional.pad(below, (1, 0)), (0, 1), value=1.0).diff(dim=1)
+    assert torch.allclose(reader.log_grid(raw).exp().double(), expected, atol=1e-5)
+    mean, width = reader.laplace(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, -99.0]]))
+    assert mean[:, 0].tolist() == pytest.approx([40, 55, 40])
+    assert width[:, 0].tolist() == pytest.approx([0.5 + 15 * np.log1p(np.exp(-1)), 0.5 + 15 * np.log(2), 0.5])
+
+
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_can_be_learned(age):
     torch.manual_seed(0)
@@ -170,6 +185,8 @@ def test_inverse_weights_are_those_of_scikit_learn_and_effective_ones_are_milder
     assert np.allclose(weights[[0, 3, 17]].numpy(), expected)
     many = np.array([0] * 50 + [3] * 5000)
     inverse, effective = (loss.class_weights(18, name, many) for name in ("inverse", "effective"))
+    for weight in (inverse, effective):
+        assert weight[torch.from_numpy(many)].mean() == pytest.approx(1, rel=1e-4) and weight[1] == 0  # no such photo
     assert 1 < effective[0] / effective[3] < inverse[0] / inverse[3]
     assert effective[0] / effective[3] == pytest.approx((1 - 0.999**5000) / (1 - 0.999**50), rel=1e-3)  # Cui et al.
     logits, target = torch.randn(27, 18), torch.from_numpy(label)
@@ -205,6 +222,17 @@ def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
     )
 
 
+def test_the_span_of_the_f1_loss_forgets_what_lies_further_back():
+    span = loss.SoftF1(2, np.array([0, 0, 0, 1]), 100)
+    assert span.true.tolist() == span.told.tolist() == [75, 25] and span.both.tolist() == [56.25, 6.25]
+    span.update(torch.tensor([[4.0, 6.0], [5.0, 5.0], [3.0, 2.0]]), 10)
+    assert span.true.tolist() == pytest.approx([75 * 0.9 + 4, 25 * 0.9 + 6])
+    assert span.told.tolist() == pytest.approx([75 * 0.9 + 5, 25 * 0.9 + 5])
+    assert span.both.tolist() == pytest.approx([56.25 * 0.9 + 3, 6.25 * 0.9 + 2])
+    span.update(torch.full((3, 2), 50.0), 200)  # more than a span: nothing is left of before
+    assert span.true.tolist() == [50, 50]
+
+
 def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_before():
     """CORN's conditional subsets (Shi, Cao & Raschka 2021), threshold by threshold."""
     torch.manual_seed(0)
@@ -228,6 +256,33 @@ def test_a_regressed_age_pays_for_its_width_as_a_laplace_distribution_does():
     mean, width = reader.laplace(reader.split(outputs)[2])
     expected = -torch.distributions.Laplace(mean[:, 0], width[:, 0]).log_prob(ages)
     assert torch.allclose(make_loss(reader).of_number(outputs, ages), expected, atol=1e-5)
+
+
+def test_an_age_learned_as_a_distribution_is_a_normal_one_around_the_true_age():
+    torch.manual_seed(0)
+    reader, ages, years = Heads(MASK_58, "multi", "distribution"), torch.tensor([20.0, 58.5]), torch.arange(101.0)
+    outputs = torch.randn(2, reader.size)
+    for sigma, used in ((0, 3.0), (5.0, 5.0)):  # by default three hundredths of the range
+        around = torch.stack([torch.distributions.Normal(age, used).log_prob(years).exp() for age in ages])
+        log_shares = reader.split(outputs)[2].log_softmax(1)
+        expected = -(around / around.sum(1, keepdim=True) * log_shares).sum(1)
+        assert torch.allclose(make_loss(reader, age_sigma=sigma).of_number(outputs, ages), expected, atol=1e-5)
+
+
+def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknown():
+    torch.manual_seed(0)
+    task = labels.Task(**labels.MASK_TASK, answer=["mask", "gender"], age_boundary=58)
+    reader, ages = Heads(task, "multi"), [29.0, 30.0, 57.0, 58.0, np.nan]
+    rows = pd.DataFrame({"label": [0, 1, 2, 3, 5], "age": ages})
+    outputs = torch.randn(5, reader.size)
+    targets = loss.Targets(task, rows, args.Loss())
+    found = loss.Loss(reader, args.Loss(), rows["label"].to_numpy())(outputs, *targets.of(torch.arange(5), "cpu"))
+    mask, gender, age = outputs.split([3, 2, 3], 1)
+    cost = torch.nn.functional.cross_entropy
+    expected = cost(mask, torch.tensor([0, 0, 1, 1, 2]), reduction="none")
+    expected += cost(gender, torch.tensor([0, 1, 0, 1, 1]), reduction="none")
+    expected[:4] += cost(age[:4], torch.tensor([0, 1, 1, 2]), reduction="none")
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_weights_of_heads_are_refused_for_a_joint_head(competition):
