@@ -11,6 +11,7 @@ from test_predict import main_of
 import answers
 import blend
 import ensemble
+import labels
 from files import InputError
 
 
@@ -43,6 +44,48 @@ def test_hill_climbing_finds_who_is_good_and_never_does_worse_than_the_best():
     assert weights.sum() == pytest.approx(1) and weights[0] < weights[1:].min()
     best = max(MASK.value(target, member.argmax(1)) for member in stack)
     assert MASK.value(target, np.tensordot(weights, stack, 1).argmax(1)) >= best
+
+
+def test_what_is_averaged_are_probabilities_votes_or_ranks():
+    members = np.array([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.6, 0.2]]])
+    assert np.array_equal(blend.votes(members, "soft"), members)
+    hard = np.eye(3)[[0, 2, 1]][None]  # a vote each; probabilities only tell equal votes apart
+    assert np.allclose(blend.votes(members, "hard"), hard + 1e-3 * members, atol=1e-12)
+    assert blend.votes(members, "rank").tolist() == [[[1, 0.5, 0], [0, 0, 1], [0.5, 1, 0.5]]]
+    ages = np.array([[30.0, 70.0]])
+    for vote in ("soft", "hard", "rank"):
+        assert blend.votes(ages, vote) is ages
+
+
+def test_hill_climbing_blends_numbers_too():
+    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    truth = np.random.default_rng(0).uniform(20, 60, 300)
+    stack = np.stack([truth + 4, truth - 2, truth + 30])  # a third of the first and two of the second are the truth
+    assert blend.climb(age, stack, truth) == pytest.approx([1 / 3, 2 / 3, 0], abs=0.02)
+
+
+def test_a_boundary_moves_ages_alone():
+    p = guesses(people(20)[0], 1.0, 3)
+    ages = np.sort(np.random.default_rng(0).random((140, 8)), 1)[:, ::-1]  # the mean, from 30, from 55, ..., from 60
+    for place, bound in enumerate(range(55, 61)):
+        found = blend.at_boundary(MASK, p[None], ages[None], bound)[0]
+        from30, old = ages[:, 1], ages[:, 2 + place]
+        by_age = np.stack([1 - from30, from30 - old, old], 1)
+        expected = p.reshape(140, 6, 3).sum(2, keepdims=True) * by_age[:, None]
+        assert np.allclose(found, expected.reshape(140, 18))
+
+
+def test_each_class_but_one_of_a_head_has_a_bias_and_the_oldest_comes_first():
+    found = blend.movable(MASK)
+    assert found == [("age", 2), ("age", 0), ("gender", 1), ("mask", 1), ("mask", 2)]
+    spread = blend.spread_bias(MASK, {("age", 2): 0.5, ("mask", 1): -1.0})
+    part = MASK.decode(np.arange(18))
+    assert np.array_equal(spread, 0.5 * (part["age"] == 2) - (part["mask"] == 1))
+
+
+def test_no_bias_is_chosen_where_none_helps():
+    target, _, _ = people(40)
+    assert set(blend.choose_bias(MASK, guesses(target, 50.0, 0), target).values()) == {0.0}
 
 
 def test_the_boundary_that_the_answers_need_is_found():

@@ -66,6 +66,34 @@ def test_folds_that_are_even_already_stay_as_pandas_streaming_deals_them(monkeyp
     assert (folds.deal(people, 5, "pandas_streaming", 0) == fold).all()
 
 
+def test_a_person_is_dealt_by_what_most_of_their_photos_are():
+    rows = pd.DataFrame({"target": [4, 9, 9, 7, 2, 2, 7, 5]})
+    found = folds.strata(rows, np.array([0, 0, 0, 1, 1, 2, 2, 2]))
+    assert found["group"].tolist() == [0, 1, 2]
+    assert found["stratum"].tolist() == [9, 7, 2]  # of equally many the first
+
+
+def test_numbers_are_dealt_by_the_tenth_in_which_a_persons_median_lies():
+    value = np.random.default_rng(0).permutation(200).astype(float)
+    rows = pd.DataFrame({"target": np.concatenate([value, value, np.full(200, 1e6)])})
+    found = folds.strata(rows, np.tile(np.arange(200), 3))
+    assert (abs(found["stratum"] - value // 20) <= 1).all()
+    assert found["stratum"].value_counts().reindex(range(10)).between(19, 21).all()
+
+
+def test_a_photo_that_vanishes_while_it_is_compared_is_like_no_other(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(100))
+    rows = pd.DataFrame({"photo": [str(tmp_path / name) for name in ("a", "b", "missing", "gone")]})
+    assert folds.twins(rows).tolist() == [0, 0, 1, 2]
+
+    def vanished(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(folds.Path, "read_bytes", vanished)
+    assert folds.twins(rows).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_path):
     def dealt(seed, hashseed, name):
