@@ -1,6 +1,7 @@
 """Answers, their parts, and their scores."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import MASK
 from sklearn.metrics import f1_score
@@ -40,6 +41,42 @@ def test_scores_agree_with_scikit_learn():
     result = MASK.scores(target, answer)
     assert result["f1"] == pytest.approx(f1_score(target, answer, average="macro"))
     assert result["age_f1"] == pytest.approx(f1_score(target % 3, answer % 3, average="macro"))
+
+
+def test_numbers_are_scored_by_their_error_and_by_how_many_are_near():
+    target, answer = np.array([20.0, 30, 40, 50]), np.array([25.0, 24, 40, 50.5])
+    for score, value, each in (("mae", 2.875, [5, 6, 0, 0.5]), ("within", 0.75, [1, 0, 1, 1])):
+        age = labels.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score=score)
+        assert age.scores(target, answer) == {"mae": 2.875, "within": 0.75}
+        assert age.value(target, answer) == value and age.each(target, answer).tolist() == each
+        assert (age.sign, age.score_names) == ({"mae": -1, "within": 1}[score], ["mae", "within"])
+        low, high = age.interval(target, answer, ["a", "b", "c", "d"])
+        assert low < value < high and age.interval(target, answer, list("aaaa")) == (value, value)
+    assert [age.title_of(name) for name in ("mae", "within")] == ["MAE", "within 5 years"]
+    assert [MASK.title_of(name) for name in MASK.score_names] == ["macro F1", "accuracy", "mask", "gender", "age"]
+
+
+def test_the_interval_is_of_the_level_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    target, answer = rng.integers(18, size=300), rng.integers(18, size=300)
+    draws = MASK.draws(target, [answer], np.arange(300))[0]
+    for level in (0.95, 0.5):
+        expected = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+        assert MASK.interval(target, answer, np.arange(300), level=level) == pytest.approx(expected)
+
+
+def test_answers_are_shown_by_how_they_are_spread():
+    kind = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}])
+    lines = kind.spread({"training": [0, 0, 0, 1], "answers": [1, 1]}).split("\n")
+    assert [line.split() for line in lines] == [
+        ["class", "training", "answers"], ["0", "cat", "75.0%", "0.0%"], ["1", "dog", "25.0%", "100.0%"],
+    ]  # fmt: skip
+    for unit, title in (("years", "years"), ("", "quantile")):
+        age = labels.Task([{"name": "age", "range": [0, 100], "unit": unit}], score="mae")
+        lines = age.spread({"training": np.arange(101.0)}).split("\n")
+        assert [line.split() for line in lines] == [
+            [title, "training"], ["5%", "5.0"], ["25%", "25.0"], ["50%", "50.0"], ["75%", "75.0"], ["95%", "95.0"],
+        ]  # fmt: skip
 
 
 def test_the_interval_holds_the_score_and_is_wide_when_people_are_few():
@@ -99,8 +136,6 @@ def test_probabilities_that_are_missing_or_doubled_are_said(tmp_path, columns):
 
 
 def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path):
-    import pandas as pd
-
     from files import write_csv
 
     probabilities = np.full((2, 18), 1 / 18)
@@ -109,6 +144,63 @@ def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path
     frame = pd.read_csv(tmp_path / "fold0.csv")
     assert (frame[MASK.probabilities].to_numpy().argmax(1) == frame["ans"]).all()
     assert answers.read_fold(MASK, tmp_path / "fold0.csv")["ans"].tolist() == frame["ans"].tolist()
+
+
+def test_answers_are_written_with_six_decimals_whatever_the_rows_are_called():
+    frame = pd.DataFrame({"ImageID": ["a", "b"]}, index=[7, 3])
+    found = answers.with_answers(MASK, frame, np.full((2, 18), 1 / 18))
+    assert len(found) == 2 and found["ImageID"].tolist() == ["a", "b"] and "index" not in found
+    assert (found[MASK.probabilities] == 0.055556).all(axis=None)
+    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    found = answers.with_answers(age, frame, [[30.12345678, 0.5], [40, 0.25]])
+    assert found["ans"].tolist() == [30.123457, 40] and found["confidence"].tolist() == [0.5, 0.25]
+
+
+def test_the_predictions_of_a_run_are_its_folds_in_order(tmp_path):
+    with pytest.raises(InputError, match=r"has no fold0\.csv: run inference\.py --run"):
+        answers.fold_files(tmp_path)
+    for name in ("fold10.csv", "fold2.csv", "fold0_age.csv", "folds.csv"):
+        (tmp_path / name).touch()
+    assert list(answers.fold_files(tmp_path).items()) == [(2, tmp_path / "fold2.csv"), (10, tmp_path / "fold10.csv")]
+
+
+def test_every_class_and_fold_that_there_is_can_be_read(tmp_path):
+    header = ",".join(["ImageID", "id", "fold", "target", "ans", *MASK.probabilities])
+    lines = [",".join([f"{k}.jpg", "1", str(k), str(k), str(17 - k), "1", *["0"] * 17]) for k in range(18)]
+    (tmp_path / "oof.csv").write_text("\n".join([header, *lines]) + "\n")
+    frame = answers.read_oof(MASK, tmp_path / "oof.csv")
+    assert frame["fold"].tolist() == frame["target"].tolist() == frame["ans"].tolist()[::-1] == list(range(18))
+    assert frame[["fold", "target", "ans"]].dtypes.tolist() == [int] * 3
+
+
+def test_a_number_that_is_none_is_named_with_its_row(tmp_path):
+    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    (tmp_path / "fold0.csv").write_text("ImageID,ans,confidence\na,30.5,0.4\nb,inf,0.4\n")
+    with pytest.raises(InputError, match="row 3: ans is no number"):
+        answers.read_fold(age, tmp_path / "fold0.csv")
+    (tmp_path / "fold0.csv").write_text("ImageID,ans,confidence\na,30.5,0.4\nb,0,\n")
+    assert answers.read_fold(age, tmp_path / "fold0.csv")["ans"].tolist() == [30.5, 0]
+
+
+def test_scores_are_said_the_tasks_own_first_with_its_interval():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"id": np.arange(90) // 3, "target": rng.integers(18, size=90)})
+    frame["ans"] = np.where(rng.random(90) < 0.5, frame["target"], 3)
+    metrics = answers.measured(MASK, frame)
+    assert list(metrics) == ["f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1"]
+    assert (metrics["f1_low"], metrics["f1_high"]) == MASK.interval(frame["target"], frame["ans"], frame["id"])
+    metrics = dict(zip(metrics, (0.5, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4), strict=True))
+    first, *others = answers.said(MASK, metrics)
+    assert first == "macro F1 0.500 (95 % 0.250-0.750"
+    assert others == ["accuracy 0.100", "mask 0.200", "gender 0.300", "age 0.400"]
+    by_accuracy = labels.Task(**labels.MASK_TASK, score="accuracy")
+    metrics = answers.measured(by_accuracy, frame)
+    assert list(metrics)[:6] == ["accuracy", "accuracy_low", "accuracy_high", "f1", "f1_low", "f1_high"]
+    assert metrics["f1_low"] < metrics["f1"] < metrics["f1_high"]
+    age = labels.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score="mae")
+    metrics = answers.measured(age, frame)
+    assert list(metrics) == ["mae", "mae_low", "mae_high", "within"]
+    assert answers.said(age, metrics | {"within": 0.5})[1:] == ["within 5 years 0.500"]
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "-1", "7"])

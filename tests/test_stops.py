@@ -1,8 +1,10 @@
 """Killed, stopped, out of memory, out of room: one line, nothing lost, and nothing left running or half done."""
 
+import io
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ import face_crop
 import files
 import images
 import inference
+import resume
 import sample_data
 import train
 from files import InputError, Stopped, alone
@@ -195,6 +198,51 @@ def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(compe
     train.train_folds(settings, [0])
     one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_random_numbers_go_on_where_they_were():
+    def drawn():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+    drawn()
+    file = io.BytesIO()
+    torch.save(resume.random_states(), file)
+    expected = drawn()
+    file.seek(0)
+    resume.set_random_states(torch.load(file, weights_only=True))
+    assert drawn() == expected != drawn()
+
+
+def test_within_a_step_a_stop_is_only_asked_for_and_a_second_ctrl_c_interrupts():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with resume.stopping_between_steps() as stop:
+            assert not stop.asked
+            os.kill(os.getpid(), number)
+            assert stop.asked and stop.number == number
+            with pytest.raises(Stopped) as found:
+                stop.end()
+            assert found.value.number == number
+            if number == signal.SIGTERM:
+                os.kill(os.getpid(), number)  # a second one changes nothing
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(KeyboardInterrupt), resume.stopping_between_steps():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_state_belongs_to_its_rows_wherever_their_files_lie(competition):
+    settings = competition.settings()
+    rows = pd.DataFrame({"photo": ["/a/1.jpg", "/a/2.jpg"], "file": ["1", "2"], "ImageID": ["1", "2"], "label": [0, 1]})
+    own = resume.belongs(settings, 1, rows)
+    moved = rows.assign(photo=["/b/1.jpg", "/b/2.jpg"]).drop(columns="file").set_index(np.array([4, 9]))
+    assert resume.belongs(competition.settings("--data.workers", 3), 1, moved) == own and own["fold"] == 1
+    assert resume.belongs(settings, 1, rows[::-1])["rows"] != own["rows"]
+    assert resume.belongs(settings, 1, rows.assign(label=[1, 0]))["rows"] != own["rows"]
+    assert resume.belongs(settings, 1, rows.assign(ImageID=["1", "3"]))["rows"] != own["rows"]
+    other = resume.belongs(competition.settings("--train.lr", 0.5), 1, rows)["settings"]
+    assert {key for key in other if other[key] != own["settings"][key]} == {"train.lr"}
 
 
 # -------------------------------------------------------------------------------------------------- one at a time
