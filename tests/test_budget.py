@@ -64,6 +64,32 @@ def test_what_takes_longer_than_its_time_stops_after_a_few_steps(clock):
     assert len(walk(clock, 10, lambda k: 4.0, look=1.0)) <= 6
 
 
+def test_a_plan_is_what_fits_beside_the_looks(clock):
+    budget = optim.Budget(
+        optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings()), settings(), 100, 20, 3
+    )
+    budget.begin()
+    due = []
+    for seconds in (7.0, 2.0, 2.0, 1.0, 3.0, *[2.0] * 15):  # the first one warms up: no step takes so long
+        clock.seconds += seconds
+        budget.step()
+        due.append(budget.due)
+        if budget.done == 3:
+            assert budget.remaining == pytest.approx(89)
+            assert budget.plan() == (89 - 6) // (2 + 6 / 20)  # before the first look one costs three steps
+            budget.look = 5.0
+            assert budget.plan() == (89 - 5) // (2 + 5 / 20)
+            budget.left = budget.plan()
+    assert [k + 1 for k, now in enumerate(due) if now] == [3, 10, 20]
+    assert budget.left == 37 - 17 and budget.progress == pytest.approx(17 / 37)
+    assert budget.optimizer.param_groups[0]["lr"] == pytest.approx(budget.curves[0]["lr"][round(1000 * 17 / 37)])
+    assert budget.plan() == (55 - 5) // (2 + 5 / 20)
+    clock.seconds += 54  # one second is left
+    assert budget.plan() == 0
+    budget.left = 0
+    assert budget.over and not budget.due and budget.plan() == 1, "a stretch of steps has one at least"
+
+
 def test_a_budget_goes_on_where_it_was(clock):
     def make():
         optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings())
