@@ -35,6 +35,26 @@ def test_the_boundary_of_ages_moves_whatever_their_range(ages):
     assert far.number.trained == (30, 60) and far.ignored == "the last class of age begins at 60, in training too"
 
 
+def test_a_boundary_that_moves_nothing_is_said_and_one_that_does_is_not():
+    assert labels.Task(**labels.MASK_TASK, age_boundary=58).ignored == labels.Task(**labels.MASK_TASK).ignored == ""
+    named = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}], age_boundary=58)
+    assert named.ignored == "the task has no head of ages that are cut into classes"
+    other = labels.Task([{"name": "weight", "bounds": [50], "range": [0, 100]}], age_boundary=48)
+    assert other.ignored == named.ignored and other.number.trained == (50,)
+
+
+def test_answers_are_written_as_the_competition_wants_them():
+    for answer_as, expected in (("index", [1, 0]), ("name", ["dog", "cat"])):
+        kind = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}], answer_as=answer_as)
+        assert kind.written(np.array([1, 0])).tolist() == expected
+        assert kind.read([*map(str, expected), "1", "bird"])[:3].tolist() == [1, 0, 1]
+        assert np.isnan(kind.read(["bird"])).all()
+        age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae", answer_as=answer_as)
+        assert age.written([30.5]).tolist() == age.read(["30.5"]).tolist() == [30.5]
+    years = labels.Task([{"name": "year", "classes": ["1", "0"]}], answer_as="name")
+    assert years.read(["1", "0"]).tolist() == [0, 1] and np.isnan(years.read(["7"])).all()  # no index among numbers
+
+
 def test_scores_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=500), rng.integers(18, size=500)
@@ -60,6 +80,7 @@ def test_the_interval_is_of_the_level_that_is_asked_for():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=300), rng.integers(18, size=300)
     draws = MASK.draws(target, [answer], np.arange(300))[0]
+    assert draws.shape == (1000,)
     for level in (0.95, 0.5):
         expected = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
         assert MASK.interval(target, answer, np.arange(300), level=level) == pytest.approx(expected)
