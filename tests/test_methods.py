@@ -419,6 +419,16 @@ def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes)
     assert sum(len(g["params"]) for g in groups) == len(decays), "each parameter is in one group"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_the_optimizer_is_the_one_that_is_named(name, kind):
+    made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], args.Train(optimizer=name, lr=0.5))
+    group = made.param_groups[0]
+    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, args.Train().weight_decay)
+    assert (group.get("momentum"), group.get("nesterov")) == ((0.9, True) if name == "sgd" else (None, None))
+
+
 def test_frozen_layers_are_in_no_group():
     net = timm.create_model("test_resnet", num_classes=8)
     net.conv1.requires_grad_(False)
