@@ -293,14 +293,12 @@ def pictures(task, oof, rows, crops):
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def write(settings, rows=None, output=None):
-    """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained on
-    (default: read)."""
+def write(settings, rows, output=None):
+    """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained
+    on, as dataset.training_rows gives them."""
     run, task = Path(settings.run), settings.predicted
     metrics = read_json(run / "metrics.json", "train first")
     oof = answers.read_oof(task, run / "oof.csv")
-    if rows is None:
-        rows, _ = dataset.training_rows(settings.without_pseudo())
     rows = rows[rows["source"] == "train"]
     sections = [("Scores", scores(task, metrics)), ("Training", training(task, run))]
     if not task.numeric:
@@ -323,7 +321,8 @@ def main():
     settings = args.read_for_run(__doc__)
     output = args.output_folder(settings)
     read_csv(Path(settings.run) / "oof.csv", answers.OOF_COLUMNS, "train first")
-    write(settings, output=output)
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    write(settings, rows, output)
     print(f"{output}/report.html")
 
 
