@@ -88,7 +88,8 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
     with safe_open(things / "run" / "fold0" / "best.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
     assert about["task"]["heads"][0]["classes"] == sorted(COLOURS)  # they travel with the weights
-    again = args.read_for_run("", argv=["--run", str(things / "run")])
+    where = ["--submission", str(things / "submission.csv")]  # a run never says where to write
+    again = args.read_for_run("", argv=["--run", str(things / "run"), *where])
     assert again.predicted.classes == tuple(sorted(COLOURS))
     main_of(inference, again, monkeypatch)
     main_of(ensemble, again, monkeypatch, soft=True)
@@ -599,15 +600,15 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
         "heads": [{"name": "animal"}, {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000]}],
         "answer_as": "name",
     }
-    content = {"task": task, "run": str(tmp_path / "run"), "submission": str(tmp_path / "submission.csv")}
+    content = {"task": task, "run": str(tmp_path / "run")}
     content["data"] = {"layout": "table", "train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "images")}
     content["data"] |= {"crops": "", "group": "farm", "image_size": 32, "workers": 0}
     content["model"] = {"backbone": "test_resnet", "pretrained": False, "age": "distribution"}
     content["train"] = {"folds": 2, "epochs": 1}
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    run = ["--run", str(tmp_path / "run")]
+    run, where = ["--run", str(tmp_path / "run")], ["--submission", str(tmp_path / "submission.csv")]
     scripts = [["train_kfold.py", "--config", str(tmp_path / "mine.json")], ["inference.py", *run]]
-    for script in [*scripts, ["ensemble.py", "--soft", *run, "--decide", "boundary", "bias"]]:
+    for script in [*scripts, ["ensemble.py", "--soft", *run, *where, "--decide", "boundary", "bias"]]:
         done = subprocess.run([sys.executable, *script], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     answer = pd.read_csv(tmp_path / "submission.csv")["ans"]
