@@ -201,6 +201,7 @@ def train(settings, folder):
     import learner
     import model
     import optim
+    from train import make_learner
 
     chosen, batch = copy.deepcopy(settings), settings.train.batch_size
     chosen.run = str(folder / "train")
@@ -212,7 +213,7 @@ def train(settings, folder):
     photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, data.memory_gb)
     batches = images.Batches(len(rows), batch, shuffle=True)
     feed = images.loader(photos, batches, data.workers)
-    mine = learner.Learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))
+    mine = make_learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))
 
     def ours():
         mine.step, mine.loss, mine.seen = 0, 0.0, 0

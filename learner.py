@@ -14,7 +14,6 @@ import devices
 import optim
 import resume
 from files import FIRST, InputError, replacing
-from folds import start_run
 
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
 
@@ -40,41 +39,25 @@ class Learner:
     KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
     KEPT += ("answers",)
 
-    def __init__(self, settings, rows, fold, steps, accelerator, seconds=None, look=0):
-        """rows: DataFrame of training rows, for loss.Targets; steps: batches an epoch; seconds: for an optim.Budget
-        instead of train.epochs, look: about how many steps a look at the validation photos costs."""
+    def __init__(self, net, criterion, targets, rows, settings, fold, steps, accelerator, seconds=None, look=0):
+        """net: a timm model; criterion, targets: loss.Loss and loss.Targets; rows: DataFrame of training rows; steps:
+        batches an epoch; seconds: for an optim.Budget instead of train.epochs, look: about how many steps a look at
+        the validation photos costs. train.make_learner seeds everything and builds them."""
         import timm
         import torch
-        from accelerate.utils import set_seed
 
-        import heads
         import images
-        import loss
         import model
 
-        seed, several = settings.seed * 1009 + fold, accelerator.num_processes > 1
-        set_seed(seed)
-        chosen, size, self.task = settings.model, settings.data.image_size, settings.predicted
-        self.heads = heads.Heads(self.task, chosen.heads, chosen.age)
-        pretrained, weights = chosen.pretrained, start_of(settings, fold)
-        if weights:
-            pretrained = False
-        drop = chosen.dropout, chosen.drop_path
-        net = model.build(chosen.backbone, self.heads.size, pretrained, size, *drop, chosen.init)
-        if weights:
-            model.load_backbone(net, model.weights_of(str(weights)))
+        self.task, self.heads = settings.predicted, criterion.heads
         net = net.to(memory_format=torch.channels_last)
-        if several:
-            set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
-            if accelerator.device.type == "cuda" and not chosen.freeze_bn:
-                net = timm.layers.convert_sync_batchnorm(net)
         self.lowest = model.lowest_layers(net, settings.train.freeze_layers)
         for layer in self.lowest:
             layer.requires_grad_(False)
         self.scale = [
             net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), images.IMAGENET, strict=True)
         ]
-        self.freeze_bn, self.save_seconds = chosen.freeze_bn, 60 * settings.save_minutes
+        self.freeze_bn, self.save_seconds = settings.model.freeze_bn, 60 * settings.save_minutes
         self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
         self.precision = accelerator.mixed_precision
         self.average = optim.make_average(net.to(self.device), settings.train)
@@ -91,8 +74,7 @@ class Learner:
         # after the scheduler: both wrap the optimizer's step, and torch warns where accelerate's wrapper hides its own
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
-        self.criterion = loss.Loss(self.heads, settings.loss, rows["label"].to_numpy()).to(self.device)
-        self.targets = loss.Targets(self.task, rows, settings.loss)
+        self.criterion, self.targets = criterion.to(self.device), targets
         mixed = settings.train.mixup, settings.train.cutmix
         self.mixup = timm.data.Mixup(*mixed, label_smoothing=0.0) if any(mixed) else None
         self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
@@ -177,7 +159,6 @@ class Learner:
         import torch
 
         import images
-        import loss
 
         inputs = images.normalize(photos.to(self.device, non_blocking=True), *self.scale)
         first = self.targets.of(indices, self.device)
@@ -219,7 +200,7 @@ class Learner:
             self.answers[indices.to(self.device, non_blocking=True)] = found
         if self.criterion.name == "f1":
             classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
-            sums = loss.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
+            sums = self.criterion.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
             self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), whole)
         return torch.as_tensor(total)
 
@@ -468,17 +449,6 @@ class Learner:
             shares = gather_object(shares)
         order = torch.cat([indices for indices, _ in shares]).argsort()
         return torch.cat([found for _, found in shares])[order]
-
-
-def start_of(settings, fold):
-    """The weights of another run that this fold starts from (model.start), or None. Raises InputError without them."""
-    if not settings.model.start:
-        return None
-    home = start_run(settings)
-    path = home / f"fold{fold}" / "best.safetensors"
-    if not path.is_file():
-        raise InputError(f"model.start {settings.model.start}: there is no {path}: train that run first")
-    return path
 
 
 def peak_memory():

@@ -66,6 +66,7 @@ class Loss(torch.nn.Module):
         """heads: heads.Heads; settings: args.Loss; label: (n,) training labels."""
         super().__init__()
         self.heads, self.task, self.name = heads, heads.task, settings.name
+        self.f1_sums = f1_sums
         self.weights = settings.weights or [1.0] * len(self.task.heads)
         self.sigma = settings.age_sigma or (0.03 * heads.range if heads.number else None)
         self.gamma = settings.gamma if settings.name == "focal" else 0.0

@@ -1,13 +1,21 @@
-"""Does training give the same twice? Takes steps twice from the same seed and names the first thing that differs."""
+"""Does training give the same twice? Takes steps twice from the same seed and names the first thing that differs.
+
+    python repeat.py --steps 20 --config recipes/people_small.json --data.train DIR --data.crops DIR
+
+Nothing is written. Exit 1 if anything differs.
+"""
 
 import hashlib
 import sys
 import tempfile
 from dataclasses import replace
 
+import args
 import images
+from files import guarded
 from folds import prepare, split, start_run
-from learner import Learner, make_accelerator
+from learner import make_accelerator
+from train import make_learner
 
 
 def check(settings, steps):
@@ -39,7 +47,7 @@ def trace(rows, settings, steps, accelerator):
     feed = images.loader(photos, batches, settings.data.workers)
     epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     settings = replace(settings, train=replace(settings.train, epochs=epochs))
-    learner = Learner(settings, rows, 0, len(batches), accelerator)
+    learner = make_learner(settings, rows, 0, len(batches), accelerator)
 
     def note_gradient(name, weight):
         scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
@@ -65,3 +73,15 @@ def trace(rows, settings, steps, accelerator):
                     break
     accelerator.free_memory()
     return seen
+
+
+FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}
+
+
+def main():
+    settings = args.read(__doc__, FLAGS)
+    check(settings, settings.steps)
+
+
+if __name__ == "__main__":
+    guarded(main)

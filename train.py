@@ -22,7 +22,7 @@ import args
 import dataset
 import tracking
 from files import FIRST, STARTED, InputError, alone, guarded, read_json, refuse_unwritable, replacing, write_csv
-from folds import folds_of, prepare, split
+from folds import folds_of, prepare, split, start_run
 from learner import Learner, make_accelerator
 
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
@@ -59,7 +59,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
         data.workers,
     )
     look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
-    learner = Learner(settings, rows, fold, len(batches), accelerator, seconds, look)
+    learner = make_learner(settings, rows, fold, len(batches), accelerator, seconds, look)
     learner.load()
     for row in learner.log:
         tracker.log(row)
@@ -96,6 +96,43 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
     finish(settings, folder, validation, fold, learner, tracker)
+
+
+def make_learner(settings, rows, fold, steps, accelerator, seconds=None, look=0):
+    """Seed everything by the fold, then build its model, its loss and what moves them: a Learner."""
+    import timm
+    from accelerate.utils import set_seed
+
+    import heads
+    import loss
+    import model
+
+    seed, several, chosen = settings.seed * 1009 + fold, accelerator.num_processes > 1, settings.model
+    set_seed(seed)
+    outputs = heads.Heads(settings.predicted, chosen.heads, chosen.age)
+    weights = start_of(settings, fold)
+    pretrained, drop = False if weights else chosen.pretrained, (chosen.dropout, chosen.drop_path)
+    net = model.build(chosen.backbone, outputs.size, pretrained, settings.data.image_size, *drop, chosen.init)
+    if weights:
+        model.load_backbone(net, model.weights_of(str(weights)))
+    if several:
+        set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
+        if accelerator.device.type == "cuda" and not chosen.freeze_bn:
+            net = timm.layers.convert_sync_batchnorm(net)
+    criterion = loss.Loss(outputs, settings.loss, rows["label"].to_numpy())
+    targets = loss.Targets(settings.predicted, rows, settings.loss)
+    return Learner(net, criterion, targets, rows, settings, fold, steps, accelerator, seconds, look)
+
+
+def start_of(settings, fold):
+    """The weights of another run that this fold starts from (model.start), or None. Raises InputError without them."""
+    if not settings.model.start:
+        return None
+    home = start_run(settings)
+    path = home / f"fold{fold}" / "best.safetensors"
+    if not path.is_file():
+        raise InputError(f"model.start {settings.model.start}: there is no {path}: train that run first")
+    return path
 
 
 def read_crop_settings(settings):
@@ -402,23 +439,7 @@ FLAGS = {
 
 
 def main():
-    settings = args.read(
-        __doc__,
-        FLAGS
-        | {
-            "--check-repeat": {
-                "type": int,
-                "default": 0,
-                "metavar": "N",
-                "help": "take N steps twice and name the first thing that differs; nothing is written",
-            }
-        },
-    )
-    if settings.check_repeat:
-        import repeat
-
-        repeat.check(settings, settings.check_repeat)
-        return
+    settings = args.read(__doc__, FLAGS)
     train_folds(settings, [0], settings.overwrite)
     print(f"next: python inference.py --run {settings.run}")
 

@@ -308,7 +308,7 @@ def learner_of(competition, accelerator, *words):
     settings = competition.settings(*words)
     rows = folds.prepare(settings)
     training, validation = folds.split(rows, 0)
-    return Learner(settings, training, 0, 3, accelerator), training, validation
+    return train.make_learner(settings, training, 0, 3, accelerator), training, validation
 
 
 def fit(competition, *words):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import folds
-import learner
 import optim
 import repeat
+import train
 
 RATE = 0.01
 pytestmark = pytest.mark.filterwarnings("error:.*lr_scheduler.step:UserWarning", "error:.*optimizer.step:UserWarning")
@@ -29,7 +29,7 @@ def learner_of(competition, accelerator, *words, seconds=None):
     plain = ["--train.scheduler", "constant", "--train.lr", RATE, "--train.weight_decay", 0, "--train.clip_grad", 0]
     settings = competition.settings(*plain, *words)
     rows, _ = folds.split(folds.prepare(settings), 0)
-    return learner.Learner(settings, rows, 0, 5, accelerator, seconds)
+    return train.make_learner(settings, rows, 0, 5, accelerator, seconds)
 
 
 def step(mine, overflow=False):

@@ -558,7 +558,7 @@ def test_no_step_waits_for_the_device(competition, words):
     dataset.settle(settings)
     rows = folds.prepare(settings)
     accelerator = train.make_accelerator(settings)
-    mine = learner.Learner(settings, rows, 0, 10, accelerator)
+    mine = train.make_learner(settings, rows, 0, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
     with mine.training():
         mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
@@ -572,7 +572,7 @@ def test_layers_are_computed_the_faster_way_while_they_train_and_only_then(compe
     settings = competition.settings()
     dataset.settle(settings)
     monkeypatch.setattr(accelerate.Accelerator, "mixed_precision", precision)  # of a process the first one counts
-    mine = learner.Learner(settings, folds.prepare(settings), 0, 10, train.make_accelerator(settings))
+    mine = train.make_learner(settings, folds.prepare(settings), 0, 10, train.make_accelerator(settings))
     with mine.training():
         assert any("forward" in vars(layer) for layer in mine.module.modules()) == quick
     assert not any("forward" in vars(layer) for layer in mine.module.modules())
