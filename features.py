@@ -15,13 +15,15 @@ class Features:
     """A pretrained backbone without its classifier: call it with (n, h, w, 3) uint8 tensors, get (n, d) float32."""
 
     def __init__(self, backbone=LITE0[0], pretrained=LITE0[1], side=SIDE):
+        import timm
         import torch
 
         import images
         import model
 
         with torch.random.fork_rng(devices=[]):  # building draws weights: who looks must not change what is drawn after
-            net = model.build(backbone, 2, pretrained, side).eval()
+            net = timm.create_model(backbone, num_classes=2).eval()
+        model.load_backbone(net, model.weights_of(pretrained))
         self.net, self.side = net.to(memory_format=torch.channels_last), side
         scale = zip(("mean", "std"), images.IMAGENET, strict=True)
         self.scale = [net.pretrained_cfg.get(key, value) for key, value in scale]
