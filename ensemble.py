@@ -2,6 +2,7 @@
 
     python ensemble.py --soft                       mean of the probabilities, or of the numbers
     python ensemble.py --hard                       majority of the answers, or median; --rank: mean of the ranks
+    python ensemble.py --folds 0                    one fold's answers, no ensemble
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
@@ -29,14 +30,19 @@ from files import InputError, guarded, read_csv, read_json, refuse_unwritable, w
 from layouts import groups_by_name
 
 
-def members(task, runs):
-    """The predictions of all folds of all runs: (ImageIDs (n,), {name: (n, k) or, of numbers, (n,) float32}).
+def members(task, runs, folds=()):
+    """The predictions of the folds of all runs: (ImageIDs (n,), {name: (n, k) or, of numbers, (n,) float32}).
 
-    Raises InputError unless all answer for the same photos in the same order.
+    folds: which ones, () = all. Raises InputError if a run lacks one, or unless all answer for the same photos in the
+    same order.
     """
     ids, found = None, {}
     for run in runs:
-        for path in answers.fold_files(run).values():
+        there = answers.fold_files(run)
+        missing = [fold for fold in folds if fold not in there]
+        if missing:
+            raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, there))}")
+        for path in (there[fold] for fold in folds or there):
             frame = answers.read_fold(task, path)
             if ids is None:
                 ids, first = frame["ImageID"].to_numpy(), path
@@ -289,7 +295,7 @@ def by_run(task, runs, found, ids):
     has no numbers."""
     told, numbers = [], []
     for run in runs:
-        paths = list(answers.fold_files(run).values())
+        paths = [path for path in answers.fold_files(run).values() if str(path) in found]
         told.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
         behind = read_numbers(task, paths, ids)
         numbers.append(None if behind is None else behind.mean(0))
@@ -301,6 +307,7 @@ FLAGS = {
     "--hard": {"action": "store_true", "help": "majority of the answers"},
     "--rank": {"action": "store_true", "help": "mean of each class's rank among the photos"},
     "--runs": {"nargs": "+", "default": [], "help": "run folders to put together (default: the folder of --run)"},
+    "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds that vote, of each run (default: all)"},
     "--weights": {
         "choices": ["equal", "search"],
         "default": "equal",
@@ -333,7 +340,7 @@ def main():
             "--decide and --rank are about classes; the answer is a number: --soft (mean) or --hard (median)"
         )
     refuse_other_tasks(task, runs)
-    ids, found = members(task, runs)
+    ids, found = members(task, runs, dict.fromkeys(settings.folds))
     rows = dataset.eval_rows(settings)
     wanted = rows["ImageID"].to_numpy()
     if len(wanted) != len(ids) or (wanted != ids).any():

@@ -62,6 +62,30 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
     assert "fold 0 is finished" in run("train.py")
 
 
+def test_the_second_places_recipe_goes_through_its_second_round_to_one_folds_answers(run, folder):
+    run("sample_data.py", "--config", "args.json")
+    small = json.loads((folder / "args.json").read_text())
+    small |= {"run": "runs/report", "model": {"backbone": "test_resnet", "pretrained": False}, "crop": {"size": 64}}
+    small |= {"data": small["data"] | {"crops": "data/crops-report"}, "pseudo": {"threshold": 0.0}}
+    (folder / "small.json").write_text(json.dumps(small))
+    files = ["--config", ROOT / "recipes/report.json", "--config", "small.json"]
+    run("face_crop.py", *files)
+    run("train_kfold.py", *files)
+    run("inference.py", *files)
+    run("pseudo_label.py", *files)
+    run("train_kfold.py", *files, "--data.pseudo", "runs/report/pseudo.csv", "--run", "runs/report-2")
+    run("inference.py", *files, "--run", "runs/report-2")
+    assert "mean of 1 members" in run("ensemble.py", *files, "--run", "runs/report-2", "--folds", 0)
+
+    used = json.loads((folder / "runs/report-2/args.json").read_text())
+    assert used["loss"] | {"name": "neighbour", "smoothing": 0.1} == used["loss"] and used["model"]["heads"] == "joint"
+    assert used["crop"]["detectors"][:2] == ["facenet", "retinaface"] and used["data"]["augment"] == "none"
+    assert len(pd.read_csv(folder / "runs/report/pseudo.csv")) > 0
+    submission, fold = pd.read_csv(folder / "submission.csv"), pd.read_csv(folder / "runs/report-2/fold0.csv")
+    assert submission["ImageID"].tolist() == pd.read_csv(folder / "data/eval/info.csv")["ImageID"].tolist()
+    assert submission["ans"].tolist() == fold["ans"].tolist()
+
+
 def test_bf16_trains_on_a_cpu(run):
     assert "F1" in run("train.py", "--run", "runs/bf16", "--train.amp", "bf16")
 

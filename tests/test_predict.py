@@ -423,6 +423,17 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
         ensemble.members(MASK, [tmp_path / "d"])
 
 
+def test_one_fold_may_answer_without_the_others(trained, monkeypatch):
+    competition, settings = trained
+    main_of(inference, settings, monkeypatch)
+    for k in (0, 1):
+        main_of(ensemble, settings, monkeypatch, folds=[k])
+        answer = pd.read_csv(settings.submission)["ans"].tolist()
+        assert answer == answers.read_fold(MASK, competition.root / f"run/fold{k}.csv")["ans"].tolist()
+    with pytest.raises(InputError, match=r"--folds 7: .* has the folds 0, 1"):
+        main_of(ensemble, settings, monkeypatch, folds=[7])
+
+
 def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
     competition, settings = trained
     main_of(inference, settings, monkeypatch)
