@@ -145,6 +145,8 @@ class Data:
     photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have no
     upright, such as trash; trash is the list of recipes/trash_report.json: turns, rain or mud, light, blur or noise,
     shadows, both flips"""
+    flip: Optional[ClosedUnitInterval] = None
+    """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
     age_gap: NonNegativeInt = 0
@@ -206,7 +208,8 @@ class Model:
     """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a
     standard deviation of 0.01 (AlexNet's)"""
     heads: Literal["joint", "multi"] = "multi"
-    """joint = one output a class of the answer (18); multi = each head apart, their probabilities multiplied"""
+    """joint = one output a class of the answer (18), heads beside it being there for data.only alone; multi = each head
+    apart, their probabilities multiplied"""
     age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
     """what a head of numbers (age) learns with heads = multi: its classes; or a distribution over its range, one
     threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
@@ -257,7 +260,11 @@ class Train:
     Steps stay the same, but for batch norm that learns its statistics (model.freeze_bn false): it sees each piece
     alone"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    """sgd has momentum 0.9 (Nesterov)"""
+    """adam adds weight_decay to the gradient (L2), adamw takes it off the weights; sgd as momentum and nesterov say"""
+    momentum: Smoothing = 0.9
+    """momentum of sgd; scheduler onecycle moves it by itself, between 0.85 and 0.95"""
+    nesterov: bool = False
+    """Nesterov's momentum for sgd"""
     lr: PositiveFloat = 0.001
     """learning rate; with cosine and onecycle its peak"""
     backbone_lr: Optional[PositiveFloat] = None
@@ -563,6 +570,7 @@ OF_A_RUN = (
     "data.box_pixels",
     "data.fit",
     "data.augment",
+    "data.flip",
     "data.erasing",
     "data.age_gap",
     "data.pseudo_soft",
@@ -610,6 +618,8 @@ OF_A_COMMAND = (
     "train.batch_size",
     "train.accumulate",
     "train.optimizer",
+    "train.momentum",
+    "train.nesterov",
     "train.lr",
     "train.backbone_lr",
     "train.layer_decay",
@@ -720,6 +730,13 @@ def check(settings):
             f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
             "learning rate has risen: give less, or a larger train.swa_start"
         )
+    if train.optimizer == "sgd" and train.scheduler == "onecycle" and train.momentum != Train.momentum:
+        raise InputError(
+            f"train.momentum {train.momentum}: scheduler onecycle moves the momentum by itself: leave it at "
+            f"{Train.momentum}, or take another train.scheduler"
+        )
+    if train.nesterov and not train.momentum:
+        raise InputError("train.nesterov looks ahead by the momentum, and train.momentum is 0: give it one")
     if train.minutes:
         counted = [f"train.{name}" for name in ("warmup_epochs", "freeze_epochs", "patience") if getattr(train, name)]
         if train.average == "swa":
@@ -763,7 +780,9 @@ def check_task(settings):
     names = [head.name for head in task.heads]
     if len(settings.loss.weights) not in (0, len(names)):
         raise InputError(f"loss.weights is {settings.loss.weights}: give one a head ({', '.join(names)}), or []")
-    if chosen.heads == "joint" and (task.numeric or len(task.answered) < len(names)):
+    conditions = {name for words in settings.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
+    beside = [head.name for head in task.heads if head not in task.answered and head.name not in conditions]
+    if chosen.heads == "joint" and (task.numeric or beside):
         raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
     if chosen.heads == "joint" and settings.loss.weights:
         raise InputError("loss.weights weighs heads against one another, model.heads joint has one: leave it at []")

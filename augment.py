@@ -57,10 +57,24 @@ def shape(augment, size, fit="stretch"):
     return A.Compose(squared(fit, size))
 
 
-def variation(augment, erasing=0.0):
+def with_flip(steps, p):
+    """The steps of a preset with the mirror image as the first one, at probability p, and nowhere else."""
+    kept = []
+    for step in steps:
+        if isinstance(step, A.OneOf):
+            parts = [part for part in step.transforms if not isinstance(part, A.HorizontalFlip)]
+            share = sum(part.p for part in parts) / sum(part.p for part in step.transforms)
+            step = A.OneOf(parts, p=step.p * share)  # the others stay as likely as they were
+        if not isinstance(step, A.HorizontalFlip):
+            kept.append(step)
+    return [A.HorizontalFlip(p=p), *kept]
+
+
+def variation(augment, erasing=0.0, flip=None):
     """What a preset does to a training photo after `shape`, each time another: (s, s, 3) uint8 -> the same.
 
-    erasing: probability of random erasing (Zhong et al. 2020) at the end.
+    erasing: probability of random erasing (Zhong et al. 2020) at the end; flip: probability of the mirror image, None =
+    the preset's own.
     """
     if augment == "diary":
         varied = [
@@ -116,6 +130,8 @@ def variation(augment, erasing=0.0):
         ]
     else:
         varied = []
+    if flip is not None:
+        varied = with_flip(varied, flip)
     if erasing:
         varied = [*varied, A.Erasing(fill="random_uniform", p=erasing)]
     return A.Compose(varied)

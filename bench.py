@@ -210,7 +210,8 @@ def train(settings, folder):
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, data.memory_gb)
+    shown = data.erasing, data.fit, data.memory_gb, data.flip
+    photos = images.Photos(rows, data.augment, data.image_size, True, *shown)
     batches = images.Batches(len(rows), batch, shuffle=True)
     feed = images.loader(photos, batches, data.workers)
     mine = make_learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))

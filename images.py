@@ -273,7 +273,7 @@ class Photos:
     nor the place where a run was interrupted changes what is drawn.
     """
 
-    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0):
+    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0, flip=None):
         """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
         whole photo); memory_gb: for photos as augment.shape leaves them, so that they are decoded once, not every
         epoch; the rest as in augment.shape and augment.variation."""
@@ -284,7 +284,7 @@ class Photos:
         self.size = size
         self.side = 0 if self.boxes is not None else side_of(augment, size)  # what is cut out wants all pixels
         self.shape = presets.shape(augment, size, fit)
-        self.vary = presets.variation(augment, erasing) if training else None
+        self.vary = presets.variation(augment, erasing, flip) if training else None
         self.kept = self.there = np.zeros(0, np.uint8)
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
         try:

@@ -34,7 +34,9 @@ def parameter_groups(net, settings):
 
 
 def make_optimizer(parameters, settings, fused=True):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum.
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with momentum.
+
+    Adam's weight decay is L2, added to the gradient; AdamW's is taken off the weights.
 
     fused: all parameters in one pass, which asks no device how far it is. Not with loss scaling: a fused optimizer is
     called for a step that is to be skipped too, which nothing then can tell, and SGD's momentum, made in its first
@@ -44,7 +46,8 @@ def make_optimizer(parameters, settings, fused=True):
 
     options = {"weight_decay": settings.weight_decay, "fused": fused}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, nesterov=True, **options)
+        momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return torch.optim.SGD(parameters, settings.lr, **momentum, **options)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, settings.lr, **options)
 

@@ -43,7 +43,7 @@ def trace(rows, settings, steps, accelerator):
 
     batches = images.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
     data = settings.data
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit)
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
     feed = images.loader(photos, batches, settings.data.workers)
     epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     settings = replace(settings, train=replace(settings.train, epochs=epochs))

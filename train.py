@@ -50,7 +50,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
     seed = settings.seed * 1009 + fold
     batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
     memory = data.memory_gb / share[1]
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory)
+    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
     feed = images.loader(photos, batches, data.workers)
     memory -= photos.kept.nbytes / 1e9
     check = images.loader(

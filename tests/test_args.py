@@ -98,6 +98,9 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
         (["--data.augment", "diary"], "set it to 224"),
         (["--data.augment", "report"], "what was called report is called diary now"),
+        (["--train.optimizer", "sgd", "--train.momentum", "0.5"], "onecycle moves the momentum by itself"),
+        (["--train.nesterov", "true", "--train.momentum", "0"], "train.nesterov looks ahead by the momentum"),
+        (["--model.heads", "joint", "--task.answer", "[gender,age]"], "model.heads joint has an output for each class"),
         (["--train.only_folds", "[5]"], "names fold 5, but train.folds is 5"),
         (["--crop.detectors", "[]"], "crop.detectors is []: name at least one"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
@@ -204,6 +207,7 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "loss.weights": [1.0, 2.0, 3.0],
     "loss.age_sigma": 2.5,
     "train.amp": "off",
+    "data.flip": 0.6,
     "inference.backend": "onnx",
 }
 

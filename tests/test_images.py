@@ -208,6 +208,28 @@ def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, 
         assert any((image != found[0]).any() for image in found) == (training and preset != "none")
 
 
+@pytest.mark.parametrize("preset", ["none", "light", "diary", "strong", "shapes", "trash"])
+def test_data_flip_is_the_probability_of_the_mirror_image_in_every_preset(preset):
+    def mirrors(steps):
+        inner = [part for step in steps for part in (step.transforms if isinstance(step, A.OneOf) else [step])]
+        return [part.p for part in inner if isinstance(part, A.HorizontalFlip)]
+
+    def others(steps):
+        flat = [(step, step.transforms) if isinstance(step, A.OneOf) else (step, [step]) for step in steps]
+        chances = [(type(p).__name__, s.p / len(parts) if s is not p else p.p) for s, parts in flat for p in parts]
+        return [(name, pytest.approx(p)) for name, p in chances if name != "HorizontalFlip"]
+
+    own, changed = (augment.variation(preset, flip=flip).transforms for flip in (None, 0.6))
+    assert mirrors(changed) == [0.6] and len(mirrors(own)) == (preset != "none")
+    assert [name for name, _ in others(own)] == [name for name, _ in others(changed)]
+    assert all(one == other.expected for (_, one), (_, other) in zip(others(own), others(changed), strict=True))
+    photo = np.zeros((224, 224, 3), np.uint8)
+    photo[:, 112:] = 255
+    flipped = augment.variation("none", flip=1.0)(image=photo)["image"]
+    assert (flipped == photo[:, ::-1]).all()
+    assert (augment.variation("none", flip=0.0)(image=photo)["image"] == photo).all()
+
+
 def test_an_affine_step_turns_scales_and_shifts_about_the_middle_and_mirrors_beyond():
     photo = np.full((40, 60, 3), 50, np.uint8)
     photo[18:22, 28:32] = 250

@@ -356,6 +356,26 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
         assert ages["ImageID"].tolist() == read_csv(whole / "oof.csv", ["ImageID"])["ImageID"].tolist()
 
 
+def test_adam_adds_weight_decay_to_the_gradient_and_sgd_is_as_momentum_and_nesterov_say():
+    def steps(**words):
+        weight = torch.ones(1, requires_grad=True)
+        optimizer = optim.make_optimizer([weight], args.Train(lr=0.1, **words))
+        found = []
+        for grad in (2.0, 1.0):
+            before, weight.grad = weight.item(), torch.full((1,), grad)
+            optimizer.step()
+            found.append(before - weight.item())
+        return pytest.approx(found, abs=1e-5)
+
+    # Adam divides what was added to the gradient too: its first step is the rate. AdamW takes rate * decay off as well
+    assert steps(optimizer="adam", weight_decay=0.5).expected[0] == pytest.approx(0.1, abs=1e-5)
+    assert steps(optimizer="adamw", weight_decay=0.5).expected[0] == pytest.approx(0.1 + 0.1 * 0.5, abs=1e-5)
+    assert steps(optimizer="sgd", weight_decay=0.0) == [0.2, 0.1 * (1 + 0.9 * 2)]
+    assert steps(optimizer="sgd", weight_decay=0.0, momentum=0.5) == [0.2, 0.1 * (1 + 0.5 * 2)]
+    assert steps(optimizer="sgd", weight_decay=0.0, nesterov=True) == [0.1 * (2 + 0.9 * 2), 0.1 * (1 + 0.9 * 2.8)]
+    assert steps(optimizer="sgd", weight_decay=0.0, momentum=0.0) == [0.2, 0.1]
+
+
 def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_path):
     start = model.build("test_resnet", 8, False, 32)
     weights = tmp_path / "start.safetensors"
@@ -535,6 +555,21 @@ def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
             load_file(competition.root / run / f"fold{k}" / "best.safetensors") for run in ("run", "second")
         )
         assert torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
+
+
+def test_gender_and_age_of_bare_faces_are_six_joint_classes_and_a_first_stage_of_all_eighteen(competition):
+    six = ["--data.only", "[mask=normal]", "--task.answer", "[gender,age]", "--model.heads", "joint"]
+    train.train_folds(competition.settings(*six), [0])
+    first = competition.root / "run"
+    oof = read_csv(first / "oof.csv", ["p5", "target"])
+    assert len(oof) == 6 and "p6" not in oof and set(oof["target"]) <= set("012345")
+    second = ["--model.heads", "joint", "--model.start", "run", "--run", competition.root / "second"]
+    train.train_folds(competition.settings(*second), [0])
+    oof = read_csv(competition.root / "second" / "oof.csv", ["p17", "target"])
+    assert len(oof) == 42 and oof["target"].nunique() > 6
+    for name, size in (("run", 6), ("second", 18)):
+        assert len(load_file(competition.root / name / "fold0" / "best.safetensors")["fc.weight"]) == size
+    assert (first / "folds.csv").read_bytes() == (competition.root / "second" / "folds.csv").read_bytes()
 
 
 def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(competition):
