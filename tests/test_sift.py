@@ -76,6 +76,7 @@ def test_what_cannot_be_read_has_a_reason_and_matches_nobody(tmp_path):
     assert seen["reason"].tolist() == [
         "No such file or directory", "empty file", "truncated", "nothing to read", "No such file or directory", "", "",
     ]  # fmt: skip
+    assert (seen.loc[:4, ["hash", "width", "height"]] == 0).all(axis=None)
     pairs, _ = sift.near(seen, distance=64)
     assert pairs.tolist() == [[5, 6]]  # positions count what can't be read too
     assert sift.components(pairs, len(seen)).tolist() == [0, 1, 2, 3, 4, 5, 5]
@@ -125,8 +126,8 @@ def test_brightness_and_contrast_alone_make_no_other_photo(tmp_path):
     assert found(files) == {(0, 1), (0, 2), (1, 2)}
 
 
-def with_thing(picture):
-    return cv2.circle(picture.copy(), (165, 150), 11, (60, 60, 60), -1)
+def with_thing(picture, radius=11):
+    return cv2.circle(picture.copy(), (165, 150), radius, (60, 60, 60), -1)
 
 
 def with_grain(picture):
@@ -155,6 +156,13 @@ def test_another_thing_grain_or_colour_on_the_same_ground_is_another_photo(tmp_p
     assert found(files, distance=64) == {(0, 1)}  # it is this guard that tells them apart
 
 
+def test_each_pair_is_judged_by_itself_and_a_small_thing_needs_a_twentieth_of_the_width(tmp_path):
+    ground = scene(0)
+    pictures = [ground, ground, with_thing(ground, 8), with_thing(ground, 9)]  # the last is 18 of 320 pixels wide
+    files = [save(tmp_path / f"{n}.png", picture) for n, picture in enumerate(pictures)]
+    assert found(files, distance=64) == {(0, 1), (0, 2), (1, 2), (2, 3)}  # two things nearly alike are one
+
+
 def test_flat_photos_match_those_of_their_own_shade_alone(tmp_path):
     def plain(*colour):
         return np.full((100, 100, 3), colour, np.uint8)
@@ -166,6 +174,7 @@ def test_flat_photos_match_those_of_their_own_shade_alone(tmp_path):
     files.append(save(tmp_path / "grey_again.jpg", pictures[2], quality=50))
     for distance in (0, 64):
         assert found(files, distance=distance) == {(0, 5), (2, 7)}
+    assert (sift.look(files)["hash"] == 0).tolist() == [True] * 6 + [False, True]
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 10])
