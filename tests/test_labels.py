@@ -1,5 +1,7 @@
 """Answers, their parts, and their scores."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from sklearn.metrics import f1_score
 
 import answers
 import labels
-from files import InputError
+from files import InputError, write_csv
 
 
 def test_an_answer_is_mask_times_six_plus_gender_times_three_plus_age():
@@ -157,8 +159,6 @@ def test_probabilities_that_are_missing_or_doubled_are_said(tmp_path, columns):
 
 
 def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path):
-    from files import write_csv
-
     probabilities = np.full((2, 18), 1 / 18)
     probabilities[1, 5] += 1e-9  # below what is written: the answer must not hang on it
     write_csv(tmp_path / "fold0.csv", answers.with_answers(MASK, pd.DataFrame({"ImageID": ["a", "b"]}), probabilities))
@@ -222,6 +222,42 @@ def test_scores_are_said_the_tasks_own_first_with_its_interval():
     metrics = answers.measured(age, frame)
     assert list(metrics) == ["mae", "mae_low", "mae_high", "within"]
     assert answers.said(age, metrics | {"within": 0.5})[1:] == ["within 5 years 0.500"]
+
+
+def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    answers.gather(MASK, tmp_path, [0, 1])
+    assert not any(tmp_path.iterdir()) and capsys.readouterr().out == ""  # no fold is finished
+    frames = {}
+    for fold in (0, 2):
+        home = tmp_path / f"fold{fold}"
+        home.mkdir()
+        names = [f"{fold}_{k}.jpg" for k in range(30)]
+        frame = pd.DataFrame({"ImageID": names, "id": [name[:3] for name in names], "fold": fold})
+        frame["target"] = rng.integers(18, size=30)
+        for file, share in (("oof.csv", 0.8), ("oof_last.csv", 0.5)):
+            right = (rng.random(30) < share)[:, None] * np.eye(18)[frame["target"]]
+            p = right + 0.1
+            frames[fold, file] = answers.with_answers(MASK, frame, p / p.sum(1, keepdims=True))
+            write_csv(home / file, frames[fold, file])
+        ages = pd.DataFrame(rng.random((30, 8)), columns=MASK.number.columns).round(4)
+        write_csv(home / "oof_age.csv", pd.concat([frame[["ImageID"]], ages], axis=1))
+    answers.gather(MASK, tmp_path, [0, 1, 2], more={"test": {"f1": 0.5, "f1_low": 0.4, "f1_high": 0.6, "photos": 7,
+                   "accuracy": 0.1, "mask_f1": 0.2, "gender_f1": 0.3, "age_f1": 0.4}})  # fmt: skip
+    joined = answers.read_oof(MASK, tmp_path / "oof.csv")
+    best, last = (pd.concat([frames[fold, file] for fold in (0, 2)]) for file in ("oof.csv", "oof_last.csv"))
+    assert joined["ImageID"].tolist() == best["ImageID"].tolist() and joined["ans"].tolist() == best["ans"].tolist()
+    assert len(pd.read_csv(tmp_path / "oof_age.csv")) == 60
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {key: metrics[key] for key in ("folds", "photos", "people")} == {"folds": [0, 2], "photos": 60, "people": 20}
+    assert metrics["f1"] == pytest.approx(MASK.scores(best["target"], best["ans"])["f1"])
+    assert metrics["f1_last_epoch"] == pytest.approx(MASK.scores(last["target"], last["ans"])["f1"])
+    first, test = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path}: 2 of 3 folds, out-of-fold macro F1 {metrics['f1']:.3f} (95 % ")
+    assert f"{metrics['f1_last_epoch']:.3f}" in first
+    assert first.endswith(f"accuracy {metrics['accuracy']:.3f}, mask {metrics['mask_f1']:.3f}, gender "
+                          f"{metrics['gender_f1']:.3f}, age {metrics['age_f1']:.3f}")  # fmt: skip
+    assert "test set, 7 photos" in test and "macro F1 0.500 (95 % 0.400-0.600), accuracy 0.100, mask" in test
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "-1", "7"])
