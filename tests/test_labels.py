@@ -1,6 +1,7 @@
 """Answers, their parts, and their scores."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -183,6 +184,17 @@ def test_the_predictions_of_a_run_are_its_folds_in_order(tmp_path):
     for name in ("fold10.csv", "fold2.csv", "fold0_age.csv", "folds.csv"):
         (tmp_path / name).touch()
     assert list(answers.fold_files(tmp_path).items()) == [(2, tmp_path / "fold2.csv"), (10, tmp_path / "fold10.csv")]
+
+
+def test_predictions_lie_in_output_if_they_were_written_there_and_else_in_the_run(tmp_path):
+    run, output = tmp_path / "run", tmp_path / "output"
+    for folder in (run, output):
+        folder.mkdir()
+    for named in ("", output):
+        assert answers.folder_of(SimpleNamespace(run=run, output=named)) == run
+    (output / "fold0.csv").touch()
+    assert answers.folder_of(SimpleNamespace(run=run, output=output)) == output
+    assert answers.folder_of(SimpleNamespace(run=run, output="")) == run
 
 
 def test_every_class_and_fold_that_there_is_can_be_read(tmp_path):
