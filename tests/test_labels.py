@@ -272,10 +272,10 @@ def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path,
     assert "test set, 7 photos" in test and "macro F1 0.500 (95 % 0.400-0.600), accuracy 0.100, mask" in test
 
 
-@pytest.mark.parametrize("cell", ["", "nan", "-1", "7"])
-def test_probabilities_that_can_not_be_are_refused_with_their_row(tmp_path, cell):
+@pytest.mark.parametrize("cells", [",0", "nan,0", "-1,0", "7,0", "1.5,-0.5"])
+def test_probabilities_that_can_not_be_are_refused_with_their_row(tmp_path, cells):
     header = ",".join(["ImageID", "ans", *MASK.probabilities])
     good = ",".join(["a", "0", "1", *["0"] * 17])
-    (tmp_path / "fold0.csv").write_text(f"{header}\n{good}\n{good.replace('a,0,1', f'b,0,{cell}')}\n")
-    with pytest.raises(InputError, match="row 3"):
+    (tmp_path / "fold0.csv").write_text(f"{header}\n{good}\n{good.replace('a,0,1,0', f'b,0,{cells}')}\n")
+    with pytest.raises(InputError, match=r"row 3: (p0\.\.p17 are not probabilities|p0 is)"):
         answers.read_fold(MASK, tmp_path / "fold0.csv")
