@@ -123,6 +123,11 @@ def test_the_margin_is_a_share_of_the_faces_longer_side_on_each_side():
     assert np.array_equal(square(image, (40, 30, 60, 70), 80, 0.5), image[10:90, 10:90])
 
 
+def test_the_smallest_face_is_two_pixels():
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(square(image, (3.5, 3.5, 4.5, 4.5), 2, 0.0), image[3:5, 3:5])
+
+
 def test_a_large_face_is_shrunk_about_its_middle():
     image = np.full((600, 600, 3), 100, np.uint8)
     image[280:320, 180:220] = 255
