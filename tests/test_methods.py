@@ -269,6 +269,16 @@ def test_an_age_learned_as_a_distribution_is_a_normal_one_around_the_true_age():
         assert torch.allclose(make_loss(reader, age_sigma=sigma).of_number(outputs, ages), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("age", IN_YEARS)
+def test_where_an_age_is_unknown_its_class_stands_alone(age):
+    torch.manual_seed(0)
+    reader, label = Heads(MASK_58, "multi", age), torch.tensor([0, 4, 17])
+    outputs = torch.randn(3, reader.size)
+    found = make_loss(reader)(outputs, *make_targets(label).of(torch.arange(3), "cpu"))
+    expected = torch.nn.functional.nll_loss(reader.log_probabilities(outputs), label, reduction="none")
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknown():
     torch.manual_seed(0)
     task = labels.Task(**labels.MASK_TASK, answer=["mask", "gender"], age_boundary=58)
