@@ -25,6 +25,7 @@ import answers
 import args
 import dataset
 import devices
+import resume
 from files import InputError, alone, guarded, read_json, replacing, warn_once, write_csv
 
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
@@ -105,6 +106,7 @@ class Progress:
     def go_on(self):
         """Take over what the file holds, if it belongs to the same photos and weights."""
         try:
+            resume.refuse_compressed(self.path)
             with np.load(self.path, allow_pickle=False) as kept:
                 if str(kept["key"]) != self.key:
                     return

@@ -20,12 +20,18 @@ def load_tensors(path):
     what torch.load raises."""
     import torch
 
+    refuse_compressed(path)
+    return torch.load(path, "cpu", weights_only=True)
+
+
+def refuse_compressed(path):
+    """Raise ValueError for an archive with a compressed part, which could grow to any size: neither torch.save nor
+    np.savez writes one."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             packed = [entry.filename for entry in file.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise ValueError(f"{packed[0]} is compressed, which torch.save does not do")
-    return torch.load(path, "cpu", weights_only=True)
+            raise ValueError(f"{packed[0]} is compressed")
 
 
 def belongs(settings, fold, rows):

@@ -406,6 +406,19 @@ def test_damaged_progress_of_a_prediction_begins_at_the_first_photo(tmp_path):
         assert again.done == 0 or all((again.found[k][:10] == kept.found[k][:10]).all() for k in (0, 1))
 
 
+def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
+    path = tmp_path / "inference.npz"
+    kept = inference.Progress(path, "key", [0], 20, 3, 0)
+    kept.found[0][:], kept.done = 0, 10
+    kept.save()
+    with np.load(path) as content:
+        parts = dict(content)
+    assert inference.Progress(path, "key", [0], 20, 3, 0).done == 10
+    np.savez_compressed(path, **parts)  # of ten rows here; of gigabytes of zeros in a stranger's run
+    assert inference.Progress(path, "key", [0], 20, 3, 0).done == 0
+    assert "is damaged; beginning at the first photo" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
     train.train_folds(competition.settings("--train.epochs", 1), [0, 1])
