@@ -181,6 +181,9 @@ class Crop:
     """processes; null = one a core"""
     retry: bool = False
     """look again at the photos that no detector found; crop.detectors may then be longer than it was"""
+    missing: Literal["guess", "drop"] = "guess"
+    """photos in which no detector finds a face: guess = they are trained on as person and centre crop them; drop = they
+    are neither trained nor validated on, and listed in rejected.csv. Those to answer for stay, either way"""
 
 
 @dataclass
@@ -361,11 +364,14 @@ class Gan:
     epochs: PositiveInt = 200
     """passes over the photos"""
     minutes: NonNegativeFloat = 0.0
-    """stop after the epoch in which so many minutes of training are over; 0 = gan.epochs decides"""
+    """minutes that the command may take, all its starts together, reading, measuring and drawing included; 0 =
+    gan.epochs decides"""
     batch_size: PositiveInt = 16
     """photos a step; small ones make more steps: in the same minutes 16 came nearer than 64"""
     lr: PositiveFloat = 0.003
     """learning rate of the generator; the projected discriminator's is a fifth of it, the vanilla one's the same"""
+    betas: List[Smoothing] = field(default_factory=list)
+    """Adam's two decays, of the mean gradient and of its square; [] = 0.5, 0.999 of vanilla, 0, 0.99 of projected"""
     measure_epochs: PositiveInt = 5
     """epochs between two measurements of the distance, by which the best generator is kept"""
 
@@ -456,7 +462,11 @@ FREE = (
     "inference.",
     "pseudo.",
     "sample.",
-    "crop.",
+    "crop.detectors",
+    "crop.size",
+    "crop.margin",
+    "crop.align",
+    "crop.retry",
 )
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -575,6 +585,7 @@ OF_A_RUN = (
     "data.age_gap",
     "data.pseudo_soft",
     "data.splitter",
+    "crop.missing",
     "model.backbone",
     "model.pretrained",
     "model.init",
@@ -610,7 +621,12 @@ OF_A_COMMAND = (
     "data.roots",
     "data.memory_gb",
     "data.workers",
-    "crop.",
+    "crop.detectors",
+    "crop.size",
+    "crop.margin",
+    "crop.align",
+    "crop.workers",
+    "crop.retry",
     "sample.",
     "model.start",
     "train.epochs",
@@ -762,11 +778,17 @@ def check(settings):
         raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
     if settings.gan.kind == "projected" and settings.gan.width % 4:
         raise InputError(f"gan.width {settings.gan.width}: give a multiple of 4")
+    if len(settings.gan.betas) not in (0, 2):
+        raise InputError(f"gan.betas is {settings.gan.betas}: give two, such as [0.5, 0.999], or [] for the default")
     boxes = data.layout == "boxes" or data.eval.endswith(".json") or any(e.layout == "boxes" for e in data.extra)
     if boxes and (data.crops or data.duplicates == "drop"):
         raise InputError(
             "data.layout boxes: boxes are cut out by themselves, and photos hold several of them: "
             "--data.crops '' and data.duplicates keep or together"
+        )
+    if settings.crop.missing == "drop" and not data.crops:
+        raise InputError(
+            "crop.missing drop: without crops no detector looks for faces: name data.crops, or --crop.missing guess"
         )
     guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
     if guesses and guesses[0] < len(chain) - len(guesses):

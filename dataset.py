@@ -309,6 +309,12 @@ def eval_rows(settings):
         found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, settings.data)]
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo", *BOX])
+        task = settings.predicted
+        if task.settled and settings.data.layout == "boxes":
+            truth = LAYOUTS["boxes"](path, task, Problems(), settings.data)
+            known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
+            if known:
+                rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
     elif path.is_dir() and not (path / "info.csv").is_file() and not (path / "images").is_dir():
         problems = Problems()
         found = list(photos_below(path, settings.data.roots, problems, "data.eval is what is answered for"))
@@ -450,7 +456,28 @@ def with_files(rows, crops):
     refuse_shared_crops(mine, path)
     rows = rows.assign(file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]])
     rows["sha1"] = mine["sha1"].to_numpy()
+    rows["faceless"] = mine["status"].isin(["missed", "guessed"]).to_numpy()
     refuse_stale(rows.assign(**{name: mine[name].to_numpy() for name in STAMP}), crops)
+    return rows
+
+
+def drop_faceless(rows: pd.DataFrame, settings, problems: Problems) -> pd.DataFrame:
+    """The rows without photos in which no detector found a face, if crop.missing says so; each is added to `problems`.
+
+    rows: what `with_files` gives. Raises InputError where none of data.train is left.
+    """
+    if settings.crop.missing != "drop" or not rows["faceless"].any():
+        return rows
+    out = rows[rows["faceless"]]
+    for photo in out["photo"]:
+        problems.add(photo, None, "no detector found a face in it", 0)
+    print(f"left out: {len(out)} photos in which no detector found a face, such as {out['photo'].iloc[0]}")
+    rows = rows[~rows["faceless"]].reset_index(drop=True)
+    if not (rows["source"] == "train").any():
+        raise InputError(
+            f"crop.missing drop: no detector found a face in any photo of {settings.data.train}: look at "
+            f"{settings.data.crops}/review.png, name other crop.detectors, or --crop.missing guess"
+        )
     return rows
 
 

@@ -584,6 +584,7 @@ def prepare(settings):
     given, problems = dataset.training_rows(settings)
     task = settings.predicted
     rows = dataset.with_files(dataset.clean(given, settings, problems), settings.data.crops)
+    rows = dataset.drop_faceless(rows, settings, problems)
     rows["twin"] = twins(rows)
     rows["linked"] = groups(rows)
     rows = with_folds(rows, settings, problems, identity(given, settings))

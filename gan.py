@@ -20,7 +20,7 @@ import args
 import dataset
 import devices
 import pages
-from files import InputError, alone, guarded, refuse_unwritable, replacing, write_csv
+from files import STARTED, InputError, alone, guarded, refuse_unwritable, replacing, write_csv
 from folds import prepare
 
 COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety", "notice"]
@@ -32,6 +32,8 @@ CALMING = 0.4  # share of the training, at its end, in which the learning rates 
 WON = 0.1  # loss of the discriminator below which it has won
 ALIKE = 0.5  # of the variety of photos: below it pictures of a label are alike
 WORSE = 1.5  # times the best distance
+BETAS = {"vanilla": (0.5, 0.999), "projected": (0.0, 0.99)}  # of Adam: of Radford et al. 2016, and of Sauer et al. 2021
+ENDING = 3.0  # seconds for the last grid of pictures, tables and weights
 JUDGE_RATE = 0.2  # of the discriminator: at the generator's own rate it wins and nothing is learned from it
 
 
@@ -69,6 +71,41 @@ def order(target, batch_size, seed):
 # ------------------------------------------------------------------------------------------------- the two networks
 
 
+class Clock:
+    """What gan.minutes leaves, from the start of this process on.
+
+    minutes: gan.minutes, 0 = no end; spent: seconds of earlier starts; ending: seconds that the last measurement, its
+    picture and its files take.
+    """
+
+    def __init__(self, minutes: float, spent: float, ending: float):
+        self.seconds, self.earlier, self.ending = 60 * minutes, spent, ending
+
+    @property
+    def spent(self) -> float:
+        """Seconds of all starts."""
+        return self.earlier + time.monotonic() - STARTED
+
+    @property
+    def left(self) -> float:
+        """Seconds until the training has to end."""
+        return self.seconds - self.ending - self.spent if self.seconds else float("inf")
+
+    @property
+    def over(self) -> bool:
+        return self.left <= 0
+
+    @property
+    def done(self) -> float:
+        """Share of the minutes that is over, 0 without gan.minutes."""
+        return self.spent / max(1.0, self.seconds - self.ending) if self.seconds else 0.0
+
+
+def betas_of(gan: args.Gan) -> tuple[float, float]:
+    """Adam's betas: gan.betas, or, where it is empty, those of gan.kind."""
+    return tuple(map(float, gan.betas or BETAS[gan.kind]))  # not jsonargparse's subclass, which no state can hold
+
+
 class Pair:
     """A generator and a discriminator, all that moves them, and what was seen of them: as it is saved."""
 
@@ -87,7 +124,7 @@ class Pair:
         for net in (self.maker, self.judge):
             net.to(device, memory_format=torch.channels_last)
         self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
-        betas = (0.5, 0.999) if self.vanilla else (0.0, 0.99)
+        betas = betas_of(gan)
         self.learned = [value for value in self.judge.parameters() if value.requires_grad]
         self.rates = gan.lr, gan.lr * (1 if self.vanilla else JUDGE_RATE)
         self.optimizers = [
@@ -180,7 +217,7 @@ class Pair:
 
         try:
             kept = load_tensors(path)
-            before, state = kept["fixed"], kept["pair"]
+            before, state = {"betas": list(BETAS[self.kind])} | kept["fixed"], kept["pair"]  # once they were no setting
         except Exception as error:  # a damaged file fails in many ways, all with one way out
             first = str(error).strip().splitlines()[0]
             raise InputError(f"{path}: can't go on from it ({first}): begin anew with --overwrite") from None
@@ -313,7 +350,8 @@ def train(settings, overwrite=False):
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
     learned = hashlib.sha1("\n".join([settings.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
-    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "seed": settings.seed, "photos and labels": learned}
+    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "betas": list(betas_of(gan)), "seed": settings.seed}
+    fixed["photos and labels"] = learned
     with alone(home):
         photos, path = read_photos(rows, settings), home / "state.pt"
         store, kinds = torch.from_numpy(photos), torch.tensor(target)
@@ -325,8 +363,15 @@ def train(settings, overwrite=False):
             for old in [path, *home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
             pair.begin(store, kinds)
+        before = time.monotonic()
         ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
-        saved, over = time.monotonic(), bool(gan.minutes) and pair.spent > 60 * gan.minutes
+        clock = Clock(gan.minutes, pair.spent, ENDING + 1.5 * (time.monotonic() - before))
+        saved, over = time.monotonic(), clock.over
+        if over and not pair.steps:
+            raise InputError(
+                f"gan.minutes {gan.minutes:g}: they are over before training begins (reading and preparing took "
+                f"{clock.spent:.0f} s, the last measurement takes about {clock.ending:.0f}): give it more"
+            )
 
         def save():
             with replacing(path) as partial:
@@ -335,7 +380,7 @@ def train(settings, overwrite=False):
         with stopping_between_steps() as stop:
             while pair.epoch < gan.epochs and not over:
                 batches = order(target, gan.batch_size, [settings.seed, pair.epoch])
-                began, sums = time.monotonic(), torch.tensor(pair.losses, device=device)
+                sums = torch.tensor(pair.losses, device=device)
                 title = f"epoch {pair.epoch + 1}/{gan.epochs}"
                 bar = tqdm(total=len(batches), initial=pair.step, desc=title, unit="step", disable=None, leave=False)
                 with bar:
@@ -345,27 +390,29 @@ def train(settings, overwrite=False):
                         index, turned = index.to(device, non_blocking=True), torch.rand(len(real), device=device) < 0.5
                         real = torch.where(turned[:, None, None, None], real.flip(3), real)
                         done = (pair.epoch + pair.step / len(batches)) / gan.epochs
-                        if gan.minutes:
-                            done = max(done, (pair.spent + time.monotonic() - began) / 60 / gan.minutes)
-                        pair.set_rates(done)
+                        pair.set_rates(max(done, clock.done))
                         sums += torch.stack(pair.train_step(real, kinds[index], index, turned))
                         pair.step += 1
                         bar.update()
                         due = time.monotonic() - saved > 60 * settings.save_minutes
                         if stop.asked or due:
-                            pair.losses, pair.spent = sums.tolist(), pair.spent + time.monotonic() - began
-                            began, saved = time.monotonic(), time.monotonic()
+                            pair.losses, pair.spent, saved = sums.tolist(), clock.spent, time.monotonic()
                             save()
                         if stop.asked:
                             stop.end()
-                pair.spent += time.monotonic() - began
-                over = bool(gan.minutes) and pair.spent > 60 * gan.minutes
-                losses = (sums / len(batches)).tolist()
+                        if clock.over:
+                            break
+                over, pair.spent = clock.over, clock.spent
+                losses = (sums / pair.step).tolist()
                 pair.epoch, pair.step, pair.losses = pair.epoch + 1, 0, [0.0, 0.0]
                 row = {"epoch": pair.epoch, "seconds": pair.spent, "d_loss": losses[0], "g_loss": losses[1]}
-                last = over or pair.epoch == gan.epochs
-                measured = pair.epoch % gan.measure_epochs == 0 or last
+                measured = pair.epoch % gan.measure_epochs == 0 or over or pair.epoch == gan.epochs
+                before = time.monotonic()
                 row |= ruler.measure(pair.answering) if measured else dict.fromkeys(COLUMNS[4:7], float("nan"))
+                if measured:
+                    clock.ending = ENDING + 1.2 * (time.monotonic() - before)
+                    over = over or clock.over
+                last = over or pair.epoch == gan.epochs
                 if not np.isfinite(losses).all():
                     raise InputError(f"epoch {pair.epoch}: a loss is {losses}: lower gan.lr")
                 pair.log.append(row)
@@ -378,6 +425,7 @@ def train(settings, overwrite=False):
                 write_csv(home / "log.csv", pd.DataFrame(pair.log, columns=COLUMNS))
                 if last:
                     model.save(home / "last.safetensors", pair.answering, about | row)
+                    pair.spent = clock.spent
                     save()
     return pair.log
 

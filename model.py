@@ -38,6 +38,21 @@ WAYS_OUT = (
 )
 
 
+class WrongWeights(InputError):
+    """Weights of another network than the one that they are to be loaded into."""
+
+
+def origin(settings: args.Settings) -> str:
+    """What training starts from, in words."""
+    name, pretrained = settings.model.backbone, settings.model.pretrained
+    if settings.model.start:
+        return f"{name} starts from the weights of the run {settings.model.start}"
+    if pretrained is False:
+        return f"{name} starts from random weights (model.pretrained false)"
+    where = "the weights that timm or torchvision publish" if pretrained is True else f"the weights of {pretrained}"
+    return f"{name} starts from {where}"
+
+
 def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default"):
     """A timm model: (n, 3, image_size, image_size) float32 -> (n, outputs), which heads.Heads reads.
 
@@ -63,7 +78,14 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0,
             raise
         raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
     if isinstance(pretrained, str):
-        load_backbone(model, weights_of(pretrained))
+        try:
+            load_backbone(model, weights_of(pretrained))
+        except WrongWeights as error:
+            raise InputError(
+                f"model.pretrained {pretrained}: {error}: these are of another network than model.backbone {backbone}: "
+                f"take timm's for it from the hub (--model.pretrained true), a file of its weights (--model.pretrained "
+                "FILE), or random ones (--model.pretrained false)"
+            ) from None
     if init != "default":
         agecnn.initialise(model, init)
     elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
@@ -78,7 +100,11 @@ def lowest_layers(model, count):
     groups = model.group_matcher(coarse=True) if hasattr(model, "group_matcher") else {}
     layers = timm.models.group_modules(model, groups) if groups else {}
     if count >= len(layers):
-        raise InputError(f"train.freeze_layers {count}: this backbone has {max(len(layers) - 1, 0)} layers to freeze")
+        most = max(len(layers) - 1, 0)
+        raise InputError(
+            f"train.freeze_layers {count}: this backbone has {most} layers to freeze: --train.freeze_layers "
+            + (f"{most}, or less" if most else "0 trains them all")
+        )
     names = {name for layer in sorted(layers)[:count] for name in layers[layer]}
     return [module for name, module in model.named_modules() if name in names]
 
@@ -202,6 +228,17 @@ def from_hub(backbone, options):
     from huggingface_hub import constants
 
     config = timm.get_pretrained_cfg(backbone)
+    if backbone == "alexnet":
+        try:
+            tensors = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"model.pretrained true: torchvision's weights of alexnet are not in the cache and can't be downloaded "
+                f"({getattr(error, 'reason', error)}): {WAYS_OUT}"
+            ) from None
+        model = timm.create_model(backbone, **options)
+        load_backbone(model, tensors)
+        return model
     if config is None or not config.has_weights:
         raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {WAYS_OUT}")
     online, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -291,7 +328,7 @@ def load_backbone(model, tensors):
     """Copy tensors into a model, its classifier excepted when the classes differ.
 
     Names are compared first. A file from before timm's names (EfficientNet-lite's) is paired in order instead, if
-    all shapes agree. Raises InputError if neither fits.
+    all shapes agree. Raises WrongWeights if neither fits.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {
@@ -310,11 +347,11 @@ def load_backbone(model, tensors):
     elif len(own) == len(given):
         paired = dict(zip(own, given.values(), strict=True))
     else:
-        raise InputError(f"the weights don't fit this backbone: {len(given)} tensors for its {len(own)}")
+        raise WrongWeights(f"the weights don't fit this backbone: {len(given)} tensors for its {len(own)}")
     wrong = [name for name in paired if paired[name].shape != own[name].shape]
     if any(body(name) for name in wrong):
         name = next(name for name in wrong if body(name))
-        raise InputError(
+        raise WrongWeights(
             f"the weights don't fit this backbone: {name} is {tuple(paired[name].shape)} in the file, "
             f"{tuple(own[name].shape)} in the model"
         )

@@ -391,6 +391,9 @@ def train_folds(settings, folds, overwrite=False):
             (Path(settings.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # of a kill in the very last moment
         print(f"fold {k} is finished")
     if todo:
+        import model
+
+        print(model.origin(settings))
         accelerator = accelerator or make_accelerator(settings)
         for done, k in enumerate(todo):
             training, validation = split(rows, k)

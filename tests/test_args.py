@@ -197,6 +197,7 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "data.fit": "pad",
     "data.augment": "strong",
     "data.splitter": "sklearn",
+    "crop.missing": "drop",
     "task.answer_as": "name",
     "model.pretrained": False,
     "model.init": "default",  # another needs random weights
@@ -222,6 +223,15 @@ def another(key):
     if isinstance(value, str):
         return "elsewhere"
     return value + 1 if isinstance(value, int) else value / 2 + 0.1
+
+
+def test_a_run_that_was_begun_does_not_change_who_is_left_out_for_want_of_a_face(tmp_path):
+    args.save(args.read("", argv=["--run", str(tmp_path)]))
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "log.csv").write_text("epoch\n1\n")
+    args.save(args.read("", argv=["--run", str(tmp_path), "--crop.size", "160"]))  # of the crops alone
+    with pytest.raises(InputError, match=r'crop.missing was "guess", is "drop"'):
+        args.save(args.read("", argv=["--run", str(tmp_path), "--crop.missing", "drop"]))
 
 
 def test_every_setting_is_either_the_runs_or_the_commands():

@@ -11,6 +11,7 @@ import pytest
 from conftest import write_photo
 
 import dataset
+import folds
 from files import InputError, read_csv, write_csv
 
 
@@ -240,6 +241,44 @@ def cropped(competition, tmp_path):
     frame = pd.concat([frame, dataset.digests(rows["photo"].tolist(), nothing)], axis=1)
     write_csv(crops / "manifest.csv", frame.reindex(columns=[*dataset.MANIFEST_COLUMNS, *dataset.STAMP], fill_value=""))
     return rows, crops
+
+
+@pytest.mark.parametrize("missing", ["guess", "drop"])
+def test_photos_without_a_face_are_trained_on_or_left_out_as_asked(competition, cropped, capsys, missing):
+    _, crops = cropped
+    frame = pd.read_csv(crops / "manifest.csv", dtype=str, keep_default_na=False)
+    frame.loc[[0, 8, 9], "status"] = ["guessed", "guessed", "missed"]
+    frame.loc[9, "crop"] = ""
+    write_csv(crops / "manifest.csv", frame)
+    (crops / "crop.json").write_text("{}")
+    rows = folds.prepare(competition.settings("--data.crops", crops, "--crop.missing", missing))
+    said, out = capsys.readouterr().out, pd.read_csv(competition.root / "run" / "rejected.csv")
+    faceless = set(frame["photo"][[0, 8, 9]])
+    if missing == "drop":
+        assert len(rows) == 81 and not faceless & set(rows["photo"])
+        assert set(out["file"]) == faceless and set(out["reason"]) == {"no detector found a face in it"}
+        assert "left out: 3 photos in which no detector found a face" in said
+    else:
+        assert len(rows) == 83 and set(out["file"]) == {frame["photo"][9]}  # which has no crop
+
+
+def test_faces_that_are_not_found_are_no_reason_to_answer_less(competition, cropped):
+    _, crops = cropped
+    answer = dataset.eval_rows(competition.settings())
+    frame = answer[["photo"]].assign(crop="", status="missed")
+    frame = pd.concat([frame, dataset.digests(frame["photo"].tolist(), np.full((len(frame), 3), ""))], axis=1)
+    write_csv(crops / "manifest.csv", frame.reindex(columns=[*dataset.MANIFEST_COLUMNS, *dataset.STAMP], fill_value=""))
+    assert len(dataset.with_files(answer, crops)) == len(answer)
+
+
+def test_where_no_face_is_found_at_all_that_is_said(competition, cropped):
+    _, crops = cropped
+    frame = pd.read_csv(crops / "manifest.csv", dtype=str, keep_default_na=False).assign(status="guessed")
+    write_csv(crops / "manifest.csv", frame)
+    with pytest.raises(InputError, match=r"no detector found a face in any photo .*--crop.missing guess"):
+        folds.prepare(competition.settings("--data.crops", crops, "--crop.missing", "drop"))
+    with pytest.raises(InputError, match=r"crop.missing drop: without crops .*--crop.missing guess"):
+        competition.settings("--crop.missing", "drop")
 
 
 def test_a_photo_that_was_replaced_under_its_name_is_not_answered_by_its_old_crop(cropped):

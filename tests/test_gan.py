@@ -1,10 +1,12 @@
 """Pictures that aren't there: what the networks promise, what is measured, and a training that can be stopped."""
 
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_photo
+from conftest import ROOT, write_photo
 
 import args
 import features
@@ -198,6 +200,55 @@ def words(tmp_path, *more):
     told += ["--gan.image_size", 32, "--gan.width", 4, "--gan.batch_size", 8, "--gan.measure_epochs", 1]
     told += ["--train.folds", 2, "--data.workers", 0, *more]
     return args.read("", gan.FLAGS, [*map(str, told)])
+
+
+@pytest.mark.usefixtures("one_accelerator")
+@pytest.mark.parametrize(("first", "each", "least"), [(10, 12, 95), (2, 50, 80)])  # the first says little of the others
+def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monkeypatch, first, each, least):
+    now = types.SimpleNamespace(seconds=gan.STARTED)
+    monkeypatch.setattr(gan.time, "monotonic", lambda: now.seconds)
+
+    class SlowRuler(FakeRuler):
+        def __init__(self, *_):
+            now.seconds += first
+
+        def measure(self, net, seed=1):
+            now.seconds += each
+            return {"frechet": 50.0, "kernel": 0.5, "variety": 1.0}
+
+    def slow(self, *words, step=gan.Pair.train_step):
+        now.seconds += 10
+        return step(self, *words)
+
+    monkeypatch.setattr(gan, "Ruler", SlowRuler)
+    monkeypatch.setattr(gan.Pair, "train_step", slow)
+    log = gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
+    taken = now.seconds - gan.STARTED
+    assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
+    assert np.isfinite(log[-1]["frechet"]) and (tmp_path / "run" / "gan" / "last.safetensors").is_file()
+    steps = len(log)
+    assert len(gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))) == steps  # they are over
+    with pytest.raises(InputError, match="over before training begins"):
+        gan.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"))
+
+
+def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
+    assert gan.betas_of(words(tmp_path).gan) == (0.0, 0.99)
+    assert gan.betas_of(words(tmp_path, "--gan.kind", "vanilla").gan) == (0.5, 0.999)
+    assert gan.betas_of(words(tmp_path, "--gan.betas", "[0.9,0.999]").gan) == (0.9, 0.999)
+    pair = gan.Pair(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
+    assert all(one.param_groups[0]["betas"] == (0.9, 0.95) for one in pair.optimizers)
+    torch.save({"pair": pair.state(), "fixed": {"lr": 0.1}}, tmp_path / "state.pt")
+    pair.go_on(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.0, 0.99]})
+    with pytest.raises(InputError, match="betas is another"):
+        pair.go_on(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.9, 0.95]})
+    with pytest.raises(InputError, match="give two"):
+        words(tmp_path, "--gan.betas", "[0.9]")
+
+
+def test_the_vanilla_recipe_is_the_reports():
+    chosen = args.read("", argv=["--config", str(ROOT / "recipes" / "gan_vanilla.json")]).gan
+    assert (chosen.kind, chosen.epochs, chosen.lr, chosen.betas) == ("vanilla", 500, 5e-4, [0.5, 0.999])
 
 
 @pytest.mark.usefixtures("one_accelerator")

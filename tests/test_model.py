@@ -10,8 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import MASK
+import torchvision
+from conftest import MASK, ROOT
 
+import args
 import augment
 import labels
 import model
@@ -156,6 +158,57 @@ def test_frozen_layers_are_folded_while_the_others_learn_as_before():
     model.freeze_batch_norm(learning)
     with model.frozen_folded(learning) as count:
         assert count == 0
+
+
+def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_out():
+    with pytest.raises(InputError, match=r"are of another network than model.backbone resnet50: .*pretrained false"):
+        model.build("resnet50", 8, PACKAGE, 64)
+    with pytest.raises(InputError, match=r"0 layers to freeze: --train.freeze_layers 0 trains them all"):
+        model.lowest_layers(model.build("alexnet", 8, False, 64), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.pretrained", "false"], "starts from random weights (model.pretrained false)"),
+        (["--model.pretrained", PACKAGE], f"starts from the weights of {PACKAGE}"),
+        (["--model.pretrained", "true"], "starts from the weights that timm or torchvision publish"),
+        (["--model.start", "bare"], "starts from the weights of the run bare"),
+    ],
+)
+def test_what_a_training_starts_from_is_said(words, said):
+    assert model.origin(args.read("", argv=["--model.backbone", "resnet50", *words])) == f"resnet50 {said}"
+
+
+def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(InputError, match=r"alexnet .*no route to host.*--model.pretrained false"):
+        model.build("alexnet", 8, True, 64)
+    theirs = torchvision.models.alexnet()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    name = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    torch.save(theirs.state_dict(), tmp_path / "hub" / "checkpoints" / name)
+    net = model.build("alexnet", 8, True, 64)
+    assert torch.equal(net.features[0].weight, theirs.features[0].weight) and net.classifier[-1].out_features == 8
+
+
+@pytest.mark.parametrize("base", ["metal", "decades_report"])
+def test_the_five_backbones_are_one_recipe_each_and_start_without_a_hub(base):
+    for name in ("efficientnet_b0", "resnet50", "densenet201", "swin", "alexnet"):
+        words = [f"recipes/{base}.json", f"recipes/backbone_{name}.json"]
+        words = [word for path in words for word in ("--config", str(ROOT / path))]
+        settings = args.read("", argv=[*words, "--model.pretrained", "false"])
+        chosen = settings.model
+        assert settings.train.freeze_layers == 0 and name in chosen.backbone and chosen.pretrained is False
+        size = settings.data.image_size
+        with torch.device("meta"):
+            net = model.build(chosen.backbone, 6, False, size).eval()
+            assert net(torch.empty(1, 3, size, size)).shape == (1, 6)
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path):

@@ -412,6 +412,27 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
     settings = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
     dataset.settle(settings)
     assert len(dataset.eval_rows(settings)) == 11
+    assert dataset.eval_rows(settings)["target"].tolist() == [0, *[1, 0] * 5]  # their labels are the truth
+    path.write_text(json.dumps([{key: box[key] for key in ("image", "bbox")} for box in found[1:]]))
+    assert "target" not in dataset.eval_rows(settings)
+
+
+def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
+    image = np.full((60, 90, 3), 30, np.uint8)
+    image[20:30, 10:50] = 200  # 40 wide, 10 high
+    (tmp_path / "train").mkdir()
+    found = []
+    for n in range(12):
+        image[0, 0] = n
+        images.cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
+        found.append({"image": f"{n}.png", "label": "ab"[n % 2], "bbox": [10, 20, 50, 30]})
+    path = tmp_path / "train" / "train.json"
+    path.write_text(json.dumps(found))
+    words = ["--config", ROOT / "recipes" / "metal_boxes.json", "--data.train", path, "--data.eval", path]
+    settings = args.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
+    rows = folds.prepare(settings)
+    square = images.Photos(rows, "none", 40, False, fit=settings.data.fit)[0, 0][1].mean(2)
+    assert (square[16:24] > 190).all() and (square[:14] < 5).all() and (square[26:] < 5).all()
 
 
 @pytest.mark.parametrize(("pixels", "box"), [("stored", [60, 0, 80, 30]), ("upright", [10, 60, 40, 80])])
