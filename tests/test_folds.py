@@ -12,7 +12,7 @@ from conftest import MASK, ROOT
 import answers
 import folds
 import pseudo_label
-from files import InputError, read_csv
+from files import InputError, read_csv, read_json
 
 REAL_TABLE = {("female", 25): 732, ("female", 45): 817, ("female", 60): 109,
               ("male", 25): 549, ("male", 45): 410, ("male", 60): 83}  # fmt: skip
@@ -186,6 +186,19 @@ def test_until_a_step_is_trained_folds_follow_the_data_and_the_settings(competit
     kept = (run / "folds.csv").read_bytes()
     folds.prepare(competition.settings("--seed", 2))  # args.refuse_other_settings says what this is
     assert (run / "folds.csv").read_bytes() == kept
+
+
+def test_a_run_does_not_go_on_with_crops_made_in_another_way(competition):
+    settings = competition.settings()
+    folds.prepare(settings)
+    record = read_json(competition.root / "run" / "data.json", "")
+    other = record | {"crops": {"size": 224, "margin": 0.4}}
+    folds.refuse_other_data(settings, record, other)  # nothing was trained yet
+    (competition.root / "run" / "fold0").mkdir()
+    (competition.root / "run" / "fold0" / "log.csv").touch()
+    folds.refuse_other_data(settings, record, record)
+    with pytest.raises(InputError, match="was begun on crops made in another way than whole photos"):
+        folds.refuse_other_data(settings, record, other)
 
 
 def test_folds_that_were_brought_are_never_dealt_again(competition):
