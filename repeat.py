@@ -11,15 +11,14 @@ import tempfile
 from dataclasses import replace
 
 import args
-import images
 from files import guarded
-from folds import prepare, split, start_run
-from learner import make_accelerator
-from train import make_learner
 
 
 def check(settings, steps):
     """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
+    from folds import prepare, split, start_run
+    from learner import make_accelerator
+
     with tempfile.TemporaryDirectory() as folder:
         if settings.model.start:  # its name is that of a run beside this one
             settings = replace(settings, model=replace(settings.model, start=str(start_run(settings).absolute())))
@@ -36,6 +35,9 @@ def check(settings, steps):
 
 def trace(rows, settings, steps, accelerator):
     """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
+    import images
+    from train import make_learner
+
     seen, step = [], 0
 
     def note(what, tensor):
