@@ -300,7 +300,7 @@ def curves(recipes, path):
                 if lines:
                     mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
                     label = {"label": name} if style == "-" else {}
-                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", lw=2, **label)
+                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", lw=2, marker="o", markersize=3, **label)
     for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
         ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
