@@ -709,8 +709,12 @@ def build(settings, answerer, desk):
 
 FLAGS = {
     "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds that answer (default: all)"},
-    "--examples": {"nargs": "+", "default": [], "metavar": "FILE",
-                   "help": "photos, or a folder of them, that every visitor may try and see"},
+    "--examples": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "FILE",
+        "help": "photos, or a folder of them, that every visitor may try and see",
+    },
     "--share": {"action": "store_true", "help": "a public address by Gradio's tunnel; photos then pass through it"},
 }
 

@@ -325,8 +325,7 @@ def main():
         carry(settings.run, output)
     args.remember(settings, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
     print(
-        f"{len(rows)} photos, {len(found)} folds: {output}/fold*.csv; "
-        f"next: python ensemble.py --soft --runs {output}"
+        f"{len(rows)} photos, {len(found)} folds: {output}/fold*.csv; next: python ensemble.py --soft --runs {output}"
     )
 
 

@@ -126,10 +126,11 @@ def fill(folder, people, eval_people, seed, progress):
     answers.sort()
     columns = [f"{spot}_{axis}" for spot in ("left_eye", "right_eye", "mouth") for axis in "xy"]
     for file, header, rows, ending in (
-            ("train/train.csv", ["id", "gender", "race", "age", "path"], table, "\r\n"),
-            ("eval/info.csv", ["ImageID", "ans"], [[row[0], 0] for row in answers], "\n"),
-            ("answers.csv", ["ImageID", "ans", "id", "mask", "gender", "age"], answers, "\n"),
-            ("landmarks.csv", ["photo", *columns], landmarks, "\n")):
+        ("train/train.csv", ["id", "gender", "race", "age", "path"], table, "\r\n"),
+        ("eval/info.csv", ["ImageID", "ans"], [[row[0], 0] for row in answers], "\n"),
+        ("answers.csv", ["ImageID", "ans", "id", "mask", "gender", "age"], answers, "\n"),
+        ("landmarks.csv", ["photo", *columns], landmarks, "\n"),
+    ):
         with open(folder / file, "w", newline="") as out:
             csv.writer(out, lineterminator=ending).writerows([header, *rows])
 

@@ -220,9 +220,7 @@ def main():
     options, words = parser.parse_known_args()
     home = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
-        ends, files = WHAT[options.what](
-            words, home, options.count, random.Random(options.seed), options.victim
-        )
+        ends, files = WHAT[options.what](words, home, options.count, random.Random(options.seed), options.victim)
     finally:
         shutil.rmtree(home)
     what = f"{options.what}, {options.victim}: struck {options.count} times, came to its end {ends} times"

@@ -277,7 +277,7 @@ def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run
     (tmp_path / "args.json").write_text(json.dumps(then))
     found = args.flatten(args.as_dict(args.read_for_run("", argv=["--run", str(tmp_path)])))
     assert found == args.flatten(args.as_dict(args.Settings())) | {"run": str(tmp_path)}
-    missed = f"--{key} \"/home/victim/.profile\": not taken from a run"
+    missed = f'--{key} "/home/victim/.profile": not taken from a run'
     assert (missed in capsys.readouterr().err) == (key in ("data.corrections", "data.roots"))
 
 
