@@ -456,7 +456,7 @@ def test_the_optimizer_is_the_one_that_is_named(name, kind):
     made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], args.Train(optimizer=name, lr=0.5))
     group = made.param_groups[0]
     assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, args.Train().weight_decay)
-    assert (group.get("momentum"), group.get("nesterov")) == ((0.9, True) if name == "sgd" else (None, None))
+    assert (group.get("momentum"), group.get("nesterov")) == ((0.9, False) if name == "sgd" else (None, None))
 
 
 def test_frozen_layers_are_in_no_group():
