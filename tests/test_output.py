@@ -117,5 +117,6 @@ def test_an_export_and_a_comparison_on_a_full_disk_leave_nothing_half_written(tm
     )
     fill_up(disk)
     with pytest.raises(InputError, match="No space left"):
-        compare.picture([result], np.zeros((1, 9)), ["a"], disk / "compare.png")
+        scores = compare.Scores(["a"], np.zeros((1, 9)), np.zeros((1, 1)), (0.025, 0.975))
+        compare.picture({"a": {0: result}}, scores, disk / "compare.png")
     assert [path.name for path in disk.iterdir()] == ["filler"]
