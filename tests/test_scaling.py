@@ -120,11 +120,10 @@ def test_gradients_are_clipped_by_what_they_are_not_by_what_they_are_scaled_to(c
     assert moved[1] == pytest.approx(RATE * clip if clip < 1 else moved[0], rel=1e-2)
 
 
-def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(competition, scaling, monkeypatch, capsys):
+def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(competition, scaling, monkeypatch):
     """A second start at half the first one's scale is the same training."""
     begun, honest = iter((65536.0, 32768.0)), torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: honest(device, init_scale=next(begun)))
-    monkeypatch.setattr(repeat, "make_accelerator", lambda _: scaling)
     monkeypatch.setitem(scaling.state._shared_state, "_mixed_precision", "no")  # no rounding to 16 bits
     scaling.native_amp = False
     settings = competition.settings("--train.clip_grad", 0)
