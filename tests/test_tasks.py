@@ -558,13 +558,14 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
         train.train_folds(of(aged, *words, layout="utkface", heads=AGE, score="mae"), [0, 1])
         results.append(compare.Result(aged / "runs", name))
     compare.refuse_others(results)
-    values, names = compare.differences(results)
-    page = compare.table(results, values, names)
-    assert "| recipe | MAE | within 5 years | to the first |" in page
+    recipes = {result.name: {0: result} for result in results}
+    scores = compare.differences(recipes)
+    page = compare.table(recipes, scores)
+    assert page.startswith("| recipe | MAE | within 5 years | learn | training MAE | validation MAE | to the first |")
     rows = [line for line in page.splitlines() if line.startswith(("| one", "| two"))]
     assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
-    compare.picture(results, values, names, aged / "compare.png")
-    known = ensemble.Known(results[0].task, [str(aged / "runs" / name) for name in names])
+    compare.picture(recipes, scores, aged / "compare.png")
+    known = ensemble.Known(results[0].task, [str(aged / "runs" / name) for name in scores.names])
     plain = ensemble.soft_vote(known.task, known.told)
     weights = blend.climb(known.task, known.told, known.target)
     assert abs(weights @ known.told - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
