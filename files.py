@@ -58,11 +58,10 @@ def in_destructor(frame):
     return frame is not None
 
 
-def guarded(main):
-    """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130, SIGTERM as 143.
+def prepare_process():
+    """Prepare this process for a script's main(): signals, threads, memory, and what is written to the terminal.
 
-    What the system refuses (memory, open files, processes, room on the disk) is one line too. A bug is not caught: it
-    keeps its traceback.
+    A signal may come from its first line on, so it is called where a stop is understood.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -78,7 +77,16 @@ def guarded(main):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process is)
     if sys.stdout and sys.stderr:  # a process may have neither
         sys.stdout, sys.stderr = Escaping(sys.stdout), Escaping(sys.stderr, ("\r", "\n", "\x1b"))
+
+
+def guarded(main):
+    """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130, SIGTERM as 143.
+
+    What the system refuses (memory, open files, processes, room on the disk) is one line too. A bug is not caught: it
+    keeps its traceback.
+    """
     try:
+        prepare_process()
         main()
     except InputError as error:
         who = "" if FIRST else f"process {os.environ['RANK']}: "

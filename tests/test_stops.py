@@ -67,6 +67,13 @@ def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
     assert (returned, err) == (status, "stopped; the same command goes on where it was\n")
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_that_comes_as_a_script_begins_is_one_line(number, status):
+    code = "import files, os, signal\nfiles.keep_memory = lambda: os.kill(os.getpid(), %d)\nfiles.guarded(print)"
+    status_of, _, err = ended(python(code % number))
+    assert status_of == status and err == "stopped; the same command goes on where it was\n"
+
+
 def test_a_stop_is_not_dropped_where_python_drops_exceptions():
     code = """if True:
         import files, os, signal, time
