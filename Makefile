@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: all test clean
 
 all: $(READY)
-	$(PY) sample_data.py
+	$(PY) -m tools.sample_data
 	$(PY) face_crop.py
 	$(PY) train_kfold.py --config args.json
 	$(PY) inference.py

@@ -14,13 +14,12 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
     label    the answer to train on: a class, by data.age_boundary; or a number
     gap      true where a number is too near to a bound to be trained on (data.age_gap)
     target   the answer to be scored on, by the task's own bounds
-    fold     of a pseudo row, the fold that alone trains it; folds.py gives the others theirs
+    fold     of a pseudo row, the fold that alone trains it; foldface/data/folds.py gives the others theirs
     x1, y1, x2, y2    of layout boxes: the part of the photo that is read, in pixels
 
 Nothing here imports torch.
 """
 
-import hashlib
 import os
 import re
 import sys
@@ -30,9 +29,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import names
-from files import LIMITS, InputError, cores, read_csv, read_json, refuse_special, write_csv
-from layouts import (
+from foldface import names, runs
+from foldface.data.folds import (
+    RECORD,
+    assign_folds,
+    balance_table,
+    beside_folds,
+    fold_table,
+    folds_of,
+    groups,
+    split,
+    twins,
+)
+from foldface.data.layouts import (
     BOX,
     LAYOUTS,
     PHOTO_COLUMNS,
@@ -45,11 +54,19 @@ from layouts import (
     photo_root,
     photos_below,
 )
+from foldface.data.leaks import (
+    digest_of,
+    identity,
+    refuse_leaks,
+    refuse_other_data,
+    refuse_other_folds,
+    refuse_seen_weights,
+)
+from foldface.faces import manifest
+from foldface.files import InputError, read_csv, read_json, write_csv, write_json
+from foldface.predictions import PSEUDO_COLUMNS
+from foldface.runtime import cores
 
-PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]
-IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
-MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
-STAMP = ["size", "mtime"]  # more of its columns: of the photo as it was cropped, bytes and nanoseconds
 ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
 
 
@@ -367,100 +384,6 @@ def listed_rows(path, roots, group=""):
     return rows.assign(id=frame[group]) if group in frame else rows
 
 
-def stamp_of(path):
-    """(size, mtime) of a file as the manifest holds them: bytes and nanoseconds, as text; ("", "") if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        if error.errno in LIMITS:
-            raise
-        return "", ""
-    return str(found.st_size), str(found.st_mtime_ns)
-
-
-def sha1_of(photo):
-    """A photo's sha1 as hex, "" if there is no such regular file."""
-    try:
-        refuse_special(photo)
-        return hashlib.sha1(Path(photo).read_bytes()).hexdigest()
-    except OSError as error:
-        if error.errno in LIMITS:
-            raise
-        return ""
-
-
-def digests(photos, known):
-    """What photos are now: DataFrame of sha1, size, mtime, all "" for a photo that isn't there.
-
-    known: (n, 3) of the same, as they were; a photo of the same size and time is the same, all others are read.
-    """
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(cores(most=8)) as pool:
-        stamps = list(pool.map(stamp_of, photos))
-        same = [stamp == (size, mtime) for stamp, (_, size, mtime) in zip(stamps, known, strict=True)]
-        left = [photo for photo, is_same in zip(photos, same, strict=True) if not is_same]
-        read = pool.map(sha1_of, left)
-        read = iter(list(tqdm(read, "comparing", len(left), unit="photo", leave=False, disable=None if left else True)))
-    sha1 = [was[0] if is_same else next(read) for was, is_same in zip(known, same, strict=True)]
-    return pd.DataFrame(stamps, columns=STAMP).assign(sha1=sha1)
-
-
-def refuse_stale(rows, crops):
-    """Raise InputError where a row's photo is not the one that was cropped any more, or its crop is lost or empty.
-
-    rows: DataFrame of photo, file (its crop, "" = none), sha1, size, mtime by the manifest. Photos that are not there,
-    as where the crops alone were taken along, can't be compared: that is said.
-    """
-    again = "run face_crop.py with the same settings again: it does those anew, and no others"
-    rows = rows.drop_duplicates("photo")
-    now = digests(rows["photo"].tolist(), rows[["sha1", *STAMP]].to_numpy(str))
-    gone = ((now["size"] == "") & (rows["sha1"].to_numpy() != "")).to_numpy()
-    changed = (now["sha1"].to_numpy() != rows["sha1"].to_numpy()) & ~gone
-    if changed.any():
-        raise InputError(
-            f"{crops}: {changed.sum()} of {len(rows)} photos were replaced since they were cropped, such as "
-            f"{rows['photo'][changed].iloc[0]}: {again}"
-        )
-    if gone.any():
-        print(
-            f"warning: {gone.sum()} of {len(rows)} photos are not there, such as {rows['photo'][gone].iloc[0]}: "
-            f"their crops in {crops} are taken unchecked",
-            file=sys.stderr,
-        )
-    lost = [file for file in rows["file"] if file and stamp_of(file)[0] in ("", "0")]
-    if lost:
-        raise InputError(f"{lost[0]}: is missing or empty, as are {len(lost) - 1} more crops: {again}")
-
-
-def with_files(rows, crops):
-    """Add `file`, what is to be read for each row: its crop, or the photo if `crops` is empty.
-
-    `file` is "" where face_crop.py could not read the photo. Raises InputError if a photo was never cropped, or was
-    replaced since.
-    """
-    if not crops:
-        return rows.assign(file=rows["photo"])
-    path = Path(crops) / "manifest.csv"
-    manifest = read_csv(path, MANIFEST_COLUMNS, "run face_crop.py first, or train on whole photos with --data.crops ''")
-    for line, name in enumerate(manifest["crop"], start=2):
-        if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{path}, row {line}: crop '{name}' leaves the folder {crops}")
-    at = placed(manifest, rows)
-    if (at < 0).any():
-        raise InputError(
-            f"{path}: {(at < 0).sum()} of {len(at)} photos have no crop yet, such as "
-            f"{os.path.abspath(rows['photo'].iloc[at.argmin()])}: run face_crop.py with the same settings"
-        )
-    mine = manifest.iloc[at].reindex(columns=[*MANIFEST_COLUMNS, *STAMP], fill_value="").reset_index(drop=True)
-    refuse_shared_crops(mine, path)
-    rows = rows.assign(file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]])
-    rows["sha1"] = mine["sha1"].to_numpy()
-    rows["faceless"] = mine["status"].isin(["missed", "guessed"]).to_numpy()
-    refuse_stale(rows.assign(**{name: mine[name].to_numpy() for name in STAMP}), crops)
-    return rows
-
-
 def drop_faceless(rows: pd.DataFrame, settings, problems: Problems) -> pd.DataFrame:
     """The rows without photos in which no detector found a face, if crop.missing says so; each is added to `problems`.
 
@@ -481,50 +404,6 @@ def drop_faceless(rows: pd.DataFrame, settings, problems: Problems) -> pd.DataFr
     return rows
 
 
-def own_names(rows):
-    """The names of photos below the folder or table that they come from: (n,) str, in data.extra without extraN/."""
-    return rows["ImageID"].where(rows["source"] != "extra", rows["ImageID"].str.partition("/")[2])
-
-
-def placed(manifest, rows):
-    """Where in a crops' manifest each photo stands: (n,) int, -1 = nowhere.
-
-    By its path; a photo whose path is not there (another machine, another folder) by its name below its table or
-    folder and its sha1. rows: source, ImageID and photo; sha1, where it is known already.
-    """
-    known = {os.path.abspath(photo): k for k, photo in enumerate(manifest["photo"])}
-    at = np.array([known.get(os.path.abspath(photo), -1) for photo in rows["photo"]], np.int64)
-    lost = np.flatnonzero(at < 0)
-    if not len(lost) or not len(manifest):
-        return at
-    wanted = [names.folded(name).strip("/").split("/") for name in own_names(rows).iloc[lost]]
-    theirs = [names.folded(photo).replace("\\", "/").split("/") for photo in manifest["photo"]]
-    places = {}
-    for depth in {len(parts) for parts in wanted}:
-        for k, parts in enumerate(theirs):
-            places.setdefault(tuple(parts[-depth:]), []).append(k)
-    asked = [(row, places[tuple(parts)]) for row, parts in zip(lost, wanted, strict=True) if tuple(parts) in places]
-    asked_rows = rows.iloc[[row for row, _ in asked]]
-    if "sha1" in rows:
-        found = asked_rows["sha1"]
-    else:
-        with ThreadPoolExecutor(cores()) as pool:
-            found = list(pool.map(sha1_of, asked_rows["photo"]))
-    sha1 = manifest["sha1"].tolist()
-    for (row, candidates), digest in zip(asked, found, strict=True):
-        at[row] = next((k for k in candidates if digest and sha1[k] == digest), -1)
-    return at
-
-
-def refuse_shared_crops(manifest, path):
-    """Raise InputError where photos that differ have one crop, as two sets of data.extra had in earlier versions."""
-    shared = manifest[manifest["crop"] != ""].drop_duplicates(["crop", "sha1"])
-    shared = shared[shared["crop"].duplicated(keep=False)]
-    if len(shared):
-        first, second = shared[shared["crop"] == shared["crop"].iloc[0]]["photo"].iloc[:2]
-        raise InputError(f"{path}: {first} and {second} have the same crop: run face_crop.py with the same settings")
-
-
 def clean(rows, settings, problems):
     """The rows without what data.min_side and data.duplicates leave out, each with its reason in `problems`.
 
@@ -534,20 +413,20 @@ def clean(rows, settings, problems):
     data, task = settings.data, settings.predicted
     if not data.min_side and data.duplicates == "keep":
         return rows
-    import sift
+    from foldface.data import duplicates
 
     others = eval_rows(settings)[["source", "ImageID", "photo"]] if answerable(settings) else rows[:0]
     everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
     photos = everything["photo"].drop_duplicates(ignore_index=True)
-    seen = sift.look(photos.tolist())
+    seen = duplicates.look(photos.tolist())
     at = rows["photo"].map(dict(zip(photos, range(len(photos)), strict=True))).to_numpy()
     own, out = rows["source"].ne("pseudo").to_numpy(), np.full(len(rows), "", dtype=object)
     least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
     small = own & (least < data.min_side) & (seen["reason"].to_numpy()[at] == "")
     out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
     if data.duplicates != "keep":
-        pairs, bits = sift.near(seen)
-        rows = rows.assign(near=sift.components(pairs, len(photos))[at])
+        pairs, bits = duplicates.near(seen)
+        rows = rows.assign(near=duplicates.components(pairs, len(photos))[at])
         write_duplicates(settings, task, everything, photos, pairs, bits)
         out[~own & rows["near"].isin(rows["near"][own])] = "nearly the same as a photo to train on, pseudo-labelled"
     if data.duplicates == "drop":
@@ -555,7 +434,7 @@ def clean(rows, settings, problems):
         if task.numeric:  # numbers that are within a fiftieth of the range don't contradict each other
             apart = label - label.groupby(rows["near"]).transform("min")
             label = (apart > (task.number.high - task.number.low) / 50).astype(int)
-        out = np.where(out == "", sift.drop_duplicates(rows.assign(label=label), rows["near"]), out)
+        out = np.where(out == "", duplicates.drop_duplicates(rows.assign(label=label), rows["near"]), out)
     for photo, why in zip(rows["photo"][out != ""], out[out != ""], strict=True):
         problems.add(photo, None, why, 0)
     if (out != "").any():
@@ -568,11 +447,11 @@ def capped(rows, settings):
     most, task = settings.data.max_per_class, settings.predicted
     if not most:
         return rows
-    import sift
+    from foldface.data import duplicates
 
     own = (rows["source"].isin(["train", "extra"]) & ~((rows["split"] == "valid") | rows["gap"])).to_numpy()
     over = np.zeros(len(rows), bool)
-    over[own] = ~sift.cap(rows["label"][own], most, settings.seed)
+    over[own] = ~duplicates.cap(rows["label"][own], most, settings.seed)
     counts = pd.Series(task.written(rows["label"][over])).value_counts()
     print(
         f"data.max_per_class {most}: {over.sum()} photos are not trained on: "
@@ -608,7 +487,7 @@ def drop_unreadable(rows, settings, problems):
     """
     from tqdm import tqdm
 
-    from images import PhotoError, cut_box, read_photo
+    from foldface.data.photos import PhotoError, cut_box, read_photo
 
     def reason(file, box):
         try:
@@ -639,3 +518,56 @@ def drop_unreadable(rows, settings, problems):
             f"the first that can't: {first['file']}: {first['reason']}"
         )
     return rows[~bad].reset_index(drop=True)
+
+
+def with_folds(rows, settings, problems, now):
+    """`assign_folds` for a run: its data is what it was when training began, and until then folds.csv is dealt again
+    at each start, unless it was brought. Writes data.json. Raises InputError."""
+    path = Path(settings.run) / "folds.csv"
+    record = read_json(path.with_name(RECORD), "remove it") if path.with_name(RECORD).is_file() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{path.with_name(RECORD)}: is not as it was written: remove it")
+    refuse_other_data(settings, record, now)
+    begun, brought = runs.begun(settings.run), path.is_file()
+    if not begun and record.get("dealt") and record.get("folds") == digest_of(path):
+        brought = False
+    rows = assign_folds(rows, settings, problems, anew=not brought)
+    if not (begun and record):
+        about = {"folds": digest_of(path), "dealt": not brought, "extra": beside_folds(rows)}
+        write_json(path.with_name(RECORD), now | about)
+    return rows
+
+
+def prepare(settings):
+    """Rows with files, twins and folds, checked and shown: all that a training script needs.
+
+    Writes folds.csv and data.json, and rejected.csv if anything was left out.
+    """
+    given, problems = training_rows(settings)
+    task = settings.predicted
+    rows = manifest.with_files(clean(given, settings, problems), settings.data.crops)
+    rows = drop_faceless(rows, settings, problems)
+    rows["twin"] = twins(rows)
+    rows["linked"] = groups(rows)
+    rows = with_folds(rows, settings, problems, identity(given, settings))
+    rows = capped(rows, settings)
+    refuse_other_folds(settings)
+    refuse_seen_weights(rows, settings)
+    rows = only(rows, task, settings.data.only)
+    folds, aside = folds_of(rows), rows[rows["source"] == "test"]
+    for k in folds:
+        training, validation = split(rows, k)
+        refuse_leaks(training, pd.concat([validation, aside]))
+    if not folds:
+        raise InputError(f"{settings.data.train}: no fold has a photo to validate on")
+    if settings.train.only_folds != []:
+        rows = drop_unreadable(rows, settings, problems)
+    if problems.rows:
+        path = Path(settings.run) / "rejected.csv"
+        write_csv(path, pd.DataFrame(problems.rows).astype({"row": "Int64"}))
+        print(f"{len(problems.rows)} rows or photos are left out: see {path}")
+    print(fold_table(task, rows, folds))
+    if not task.numeric:
+        wanted = [k for k in settings.train.only_folds or folds if k in folds]
+        print(balance_table(task, rows, (wanted or folds)[0]))
+    return rows

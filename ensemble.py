@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import answers
-import args
-import blend
 import dataset
-import labels
-import pages
-from files import InputError, guarded, read_csv, read_json, refuse_unwritable, write_csv
-from layouts import groups_by_name
+from foldface import blend, predictions
+from foldface.cli import guarded
+from foldface.data.layouts import groups_by_name
+from foldface.files import InputError, read_csv, read_json, refuse_unwritable, write_csv
+from foldface.report import html
+from foldface.runs import read_for_run
+from foldface.task import Task
 
 
 def members(task, runs, folds=()):
@@ -38,12 +38,12 @@ def members(task, runs, folds=()):
     """
     ids, found = None, {}
     for run in runs:
-        there = answers.fold_files(run)
+        there = predictions.fold_files(run)
         missing = [fold for fold in folds if fold not in there]
         if missing:
             raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, there))}")
         for path in (there[fold] for fold in folds or there):
-            frame = answers.read_fold(task, path)
+            frame = predictions.read_fold(task, path)
             if ids is None:
                 ids, first = frame["ImageID"].to_numpy(), path
             if len(frame) != len(ids):
@@ -73,7 +73,7 @@ def refuse_other_tasks(task, runs):
         content = read_json(path, "train it again") if path.is_file() else {}
         if "task" not in content:
             continue
-        other = labels.Task(**content["task"])
+        other = Task(**content["task"])
         if not task.same(other):
             raise InputError(
                 f"{run}: answers {other.said()}, {runs[0]} answers {task.said()}: they can't vote together"
@@ -126,7 +126,7 @@ class Known:
         first = None
         for k, run in enumerate(runs):
             path = Path(run) / "oof.csv"
-            frame = answers.read_oof(task, path)
+            frame = predictions.read_oof(task, path)
             first = frame if first is None else first
             if not np.array_equal(frame["ImageID"].to_numpy(), first["ImageID"].to_numpy()):
                 if sorted(frame["ImageID"]) != sorted(first["ImageID"]):
@@ -295,7 +295,7 @@ def by_run(task, runs, found, ids):
     has no numbers."""
     told, numbers = [], []
     for run in runs:
-        paths = [path for path in answers.fold_files(run).values() if str(path) in found]
+        paths = [path for path in predictions.fold_files(run).values() if str(path) in found]
         told.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
         behind = read_numbers(task, paths, ids)
         numbers.append(None if behind is None else behind.mean(0))
@@ -323,12 +323,12 @@ FLAGS = {
 
 
 def main():
-    settings = args.read_for_run(__doc__, FLAGS)
+    settings = read_for_run(__doc__, FLAGS)
     chosen = [name for name in VOTES if getattr(settings, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
     vote, task = chosen[0] if chosen else "soft", settings.predicted
-    runs = settings.runs or [str(answers.folder_of(settings))]
+    runs = settings.runs or [str(predictions.folder_of(settings))]
     refuse_unwritable(Path(settings.submission).parent, "name another --submission")
     if (Path(runs[0]) / "report.html").is_file():
         refuse_unwritable(settings.output or runs[0], "name a folder for report.html with --output")
@@ -402,12 +402,12 @@ def show(task, run, output, found, lines, spread):
         else "Share of photos that two members answer alike:"
     )
     pieces = [
-        *map(pages.text, lines),
-        pages.text(alike),
-        pages.table(*agreement(task, found)),
+        *map(html.text, lines),
+        html.text(alike),
+        html.table(*agreement(task, found)),
         f"<pre>{escape(spread)}</pre>",
     ]
-    pages.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
+    html.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
 
 
 def tell_true(task, rows, answer, group):
@@ -423,7 +423,7 @@ def tell_true(task, rows, answer, group):
         told = np.array(groups_by_name(group, ids), dtype=object)
         ids = np.where(told == "", ids, told)
     frame = rows[known].assign(ans=answer[known], id=ids[known])
-    first, *others = answers.said(task, answers.measured(task, frame))
+    first, *others = predictions.said(task, predictions.measured(task, frame))
     print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")
 
 

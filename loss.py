@@ -2,8 +2,8 @@
 
 import torch
 
-import devices
-from heads import OLDER
+from foldface.nn import devices
+from foldface.nn.heads import OLDER
 
 
 def class_weights(size, balance, label):

@@ -15,10 +15,9 @@ import sys
 import numpy as np
 import pandas as pd
 
-import answers
-import args
-import dataset
-from files import InputError, guarded, read_csv, write_csv
+from foldface import predictions, runs
+from foldface.cli import guarded
+from foldface.files import InputError, read_csv, write_csv
 
 
 def choose(task, frame, threshold, most):
@@ -84,7 +83,7 @@ FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID,
 
 
 def main():
-    settings = args.read_for_run(__doc__, FLAGS)
+    settings = runs.read_for_run(__doc__, FLAGS)
     task = settings.predicted
     for key in ("threshold", "max_per_class"):
         value = getattr(settings.pseudo, key)
@@ -93,11 +92,11 @@ def main():
                 f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of {task.size} classes"
             )
     warn_beyond_reach(settings, task)
-    output, run, parts, everything = args.output_folder(settings), answers.folder_of(settings), [], 0
+    output, run, parts, everything = runs.output_folder(settings), predictions.folder_of(settings), [], 0
     unreadable = run / "unreadable.csv"
     skip = set(read_csv(unreadable, ["ImageID"])["ImageID"]) if unreadable.is_file() else set()
-    for fold, path in answers.fold_files(run).items():
-        frame = answers.read_fold(task, path)
+    for fold, path in predictions.fold_files(run).items():
+        frame = predictions.read_fold(task, path)
         if task.numeric and frame["confidence"].isna().all():
             raise InputError(f"{path}: a sigmoid doesn't say how sure it is: train with --model.age distribution")
         believed = frame[~frame["ImageID"].isin(skip)]
@@ -107,7 +106,7 @@ def main():
         counts = [] if task.numeric else np.bincount(chosen["ans"], minlength=task.size)
         by_class = "" if task.numeric else f", by class {' '.join(map(str, counts))}"
         print(f"fold {fold}: {len(chosen)} of {len(frame)} photos{by_class}")
-    rows = pd.concat(parts, ignore_index=True)[["ImageID", *dataset.PSEUDO_COLUMNS[1:], *task.probabilities]]
+    rows = pd.concat(parts, ignore_index=True)[["ImageID", *predictions.PSEUDO_COLUMNS[1:], *task.probabilities]]
     if rows.empty:
         raise InputError(
             f"{run}: no prediction reaches pseudo.threshold {settings.pseudo.threshold}: lower it, or train better"

@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import answers
-import args
 import dataset
-import tracking
-from files import FIRST, STARTED, InputError, alone, guarded, read_json, refuse_unwritable, replacing, write_csv
-from folds import folds_of, prepare, split, start_run
-from learner import Learner, make_accelerator
-
-LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
-
+from dataset import prepare
+from foldface import cli, predictions, runs, tracking
+from foldface.cli import guarded
+from foldface.data.folds import folds_of, split
+from foldface.data.leaks import start_run
+from foldface.files import InputError, alone, read_json, refuse_unwritable, write_csv
+from foldface.nn.learner import Learner, make_accelerator
+from foldface.report.training import draw_history, log_columns
+from foldface.runtime import FIRST, STARTED
+from foldface.settings import Data
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
@@ -34,13 +35,13 @@ LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the
 def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tracking.NONE):
     """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
 
-    rows, validation: rows of folds.py with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row an
-    epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
+    rows, validation: rows of dataset.prepare with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row
+    an epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
     call goes on. seconds: what it may take, instead of train.epochs. tracker: gets each epoch and the fold's scores.
-    Raises InputError when a photo can't be read.
+     Raises InputError when a photo can't be read.
     """
-    import images
     import model
+    from foldface.data import loader
 
     data, train, folder = settings.data, settings.train, Path(settings.run) / f"fold{fold}"
     share = accelerator.process_index, accelerator.num_processes
@@ -48,14 +49,14 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
         raise InputError(f"{len(rows)} photos are too few for {share[1]} processes")
     chance = balanced(rows) if train.sampler == "balanced" else None
     seed = settings.seed * 1009 + fold
-    batches = images.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
+    batches = loader.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
     memory = data.memory_gb / share[1]
-    photos = images.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
-    feed = images.loader(photos, batches, data.workers)
+    photos = loader.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
+    feed = loader.loader(photos, batches, data.workers)
     memory -= photos.kept.nbytes / 1e9
-    check = images.loader(
-        images.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
-        images.Batches(len(validation), 2 * train.batch_size, share=share),
+    check = loader.loader(
+        loader.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
+        loader.Batches(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )
     look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
@@ -103,9 +104,10 @@ def make_learner(settings, rows, fold, steps, accelerator, seconds=None, look=0)
     import timm
     from accelerate.utils import set_seed
 
-    import heads
-    import loss
+    import loss as loss_module
     import model
+    from foldface.nn import heads
+    from foldface.nn import weights as weights_module
 
     seed, several, chosen = settings.seed * 1009 + fold, accelerator.num_processes > 1, settings.model
     set_seed(seed)
@@ -114,13 +116,13 @@ def make_learner(settings, rows, fold, steps, accelerator, seconds=None, look=0)
     pretrained, drop = False if weights else chosen.pretrained, (chosen.dropout, chosen.drop_path)
     net = model.build(chosen.backbone, outputs.size, pretrained, settings.data.image_size, *drop, chosen.init)
     if weights:
-        model.load_backbone(net, model.weights_of(str(weights)))
+        weights_module.load_backbone(net, weights_module.weights_of(str(weights)))
     if several:
         set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
         if accelerator.device.type == "cuda" and not chosen.freeze_bn:
             net = timm.layers.convert_sync_batchnorm(net)
-    criterion = loss.Loss(outputs, settings.loss, rows["label"].to_numpy())
-    targets = loss.Targets(settings.predicted, rows, settings.loss)
+    criterion = loss_module.Loss(outputs, settings.loss, rows["label"].to_numpy())
+    targets = loss_module.Targets(settings.predicted, rows, settings.loss)
     return Learner(net, criterion, targets, rows, settings, fold, steps, accelerator, seconds, look)
 
 
@@ -191,11 +193,6 @@ def progress(learner):
     }
 
 
-def log_columns(task):
-    """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
-    return [*LOG_COLUMNS, *task.score_names, *(f"train_{name}" for name in task.score_names[:2])]
-
-
 def training_scores(task, rows, answers):
     """What log.csv says of an epoch's answers (n,) to the training photos: task's scores as train_NAME; {} where
     there are none, as with mixup. Photos are seen augmented and by the model of their step, extra and pseudo rows are
@@ -249,11 +246,11 @@ def finish(settings, folder, validation, fold, learner, tracker):
     """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
     frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
     task, best = learner.task, learner.best.numpy()
-    write_csv(folder / "oof_last.csv", answers.with_answers(task, frame, learner.last.numpy()))
+    write_csv(folder / "oof_last.csv", predictions.with_answers(task, frame, learner.last.numpy()))
     if learner.heads.in_numbers:
         name = f"oof_{task.number.name}.csv"
-        write_csv(folder / name, answers.with_numbers(task, frame[["ImageID"]], best))
-    oof = answers.with_answers(task, frame, best)
+        write_csv(folder / name, predictions.with_numbers(task, frame[["ImageID"]], best))
+    oof = predictions.with_answers(task, frame, best)
     if tracker.active:
         summarize(tracker, settings, fold, validation, oof)
     write_csv(folder / "oof.csv", oof)
@@ -263,15 +260,15 @@ def finish(settings, folder, validation, fold, learner, tracker):
 def summarize(tracker, settings, fold, validation, oof):
     """Give a tracker the fold's out-of-fold scores with their intervals (oof/), those of all the people in the folds
     that are finished by now (all_folds/), the fold's confusion matrix and its worst mistakes."""
-    import report
+    from foldface.report import training as training_module
 
     task, finished = settings.predicted, {fold: oof}
     for path in Path(settings.run).glob("fold*/oof.csv"):
-        finished.setdefault(int(path.parent.name[4:]), answers.read_oof(task, path))
+        finished.setdefault(int(path.parent.name[4:]), predictions.read_oof(task, path))
     together = pd.concat([finished[k] for k in sorted(finished)], ignore_index=True)
-    scores = {f"oof/{name}": value for name, value in answers.measured(task, oof).items()}
-    scores |= {f"all_folds/{name}": value for name, value in answers.measured(task, together).items()}
-    pictures = report.pictures(task, oof, validation, settings.data.crops)
+    scores = {f"oof/{name}": value for name, value in predictions.measured(task, oof).items()}
+    scores |= {f"all_folds/{name}": value for name, value in predictions.measured(task, together).items()}
+    pictures = training_module.pictures(task, oof, validation, settings.data.crops)
     tracker.conclude(scores | {"all_folds/folds": len(finished)}, pictures)
 
 
@@ -283,48 +280,17 @@ def answer_test(settings, rows):
     aside = rows[rows["source"] == "test"].reset_index(drop=True)
     if not len(aside):
         return {}
-    import inference
+    import model
+    from foldface.nn import predicting
 
     task = settings.predicted
-    paths = inference.checkpoints(settings.run)
+    paths = model.checkpoints(settings.run)
     paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
-    found, _ = inference.predict(*inference.load_folds(paths), aside, settings)
+    found, _ = predicting.predict(*model.load_folds(paths), aside, settings)
     frame = aside[["ImageID", "id", "target"]]
-    frame = answers.with_answers(task, frame, np.mean(list(found.values()), 0))
+    frame = predictions.with_answers(task, frame, np.mean(list(found.values()), 0))
     write_csv(Path(settings.run) / "test.csv", frame)
-    return {"test": answers.measured(task, frame) | {"photos": len(frame)}}
-
-
-def draw_history(run, task):
-    """Draw loss and scores of all folds' epochs, training beside validation, to runs/NAME/history.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
-    logs = {path.parent.name: pd.read_csv(path) for path in sorted(Path(run).glob("fold*/log.csv"))}
-    if not logs:
-        return
-    names = task.score_names[:2]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), sharex=True)
-    for k, (name, log) in enumerate(logs.items()):
-        pairs = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in names)]
-        for ax, (training, validation) in zip(axes, pairs, strict=True):
-            for column, style in ((training, "--"), (validation, "-")):
-                seen = log.dropna(subset=[column]) if column in log else log[:0]  # not every epoch need have one
-                words = {"label": name} if style == "-" else {}
-                ax.plot(seen["epoch"], seen[column], style, color=f"C{k % 10}", marker="o", markersize=3, **words)
-    for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
-        ax.set(title=title, xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="0.93")
-    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
-    figure.tight_layout()
-    with replacing(Path(run) / "history.png") as partial:
-        figure.savefig(partial, format="png", dpi=100)
-    pyplot.close(figure)
+    return {"test": predictions.measured(task, frame) | {"photos": len(frame)}}
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
@@ -348,7 +314,7 @@ def beginning(settings, overwrite=False):
                 stack.enter_context(alone(run, name))
             begin_anew(run)
         if FIRST:
-            args.refuse_other_settings(settings)
+            runs.refuse_other_settings(settings)
         yield
 
 
@@ -371,14 +337,14 @@ def train_folds(settings, folds, overwrite=False):
     accelerator = make_accelerator(settings) if several else None
     task = dataset.settle(settings, overwrite)
     boundary = settings.data.age_boundary
-    if task.ignored and (task.number or boundary != args.Data.age_boundary):
+    if task.ignored and (task.number or boundary != Data.age_boundary):
         print(f"data.age_boundary {boundary} is not applied: {task.ignored}")
     with beginning(settings, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
         if not (FIRST or (Path(settings.run) / "args.json").is_file()):
             raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
         rows = prepare(settings)  # the others read the folds.csv that the first has made
         if FIRST:
-            args.save(settings)  # not before: what the data refuses leaves the run as it was
+            runs.save(settings)  # not before: what the data refuses leaves the run as it was
     if (rows["split"] == "valid").any():
         print(f"{settings.data.train} brings its own validation set: it is fold 0, and there is no other")
     there, asked = folds_of(rows), folds
@@ -405,12 +371,12 @@ def train_folds(settings, folds, overwrite=False):
                 fit(training, validation, settings, k, accelerator, seconds, tracker)
     if FIRST:
         with alone(settings.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all
-            answers.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
+            predictions.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
             draw_history(settings.run, settings.predicted)
             if (Path(settings.run) / "metrics.json").is_file():
-                import report
+                from foldface.report import training as training_module
 
-                report.write(settings, rows)
+                training_module.write(settings, rows)
                 print(f"look at it: {settings.run}/report.html")
 
 
@@ -442,7 +408,7 @@ FLAGS = {
 
 
 def main():
-    settings = args.read(__doc__, FLAGS)
+    settings = cli.read(__doc__, FLAGS)
     train_folds(settings, [0], settings.overwrite)
     print(f"next: python inference.py --run {settings.run}")
 

@@ -8,22 +8,23 @@ Finished folds are skipped, a stopped one goes on where it was. Writes runs/NAME
 (a row for every training photo, by the model that did not see its person) and metrics.json.
 """
 
-import args
 import dataset
 import train
-from files import guarded, refuse_unwritable
-from folds import prepare
+from dataset import prepare
+from foldface import cli, runs
+from foldface.cli import guarded
+from foldface.files import refuse_unwritable
 
 
 def main():
-    settings = args.read(__doc__, train.FLAGS)
+    settings = cli.read(__doc__, train.FLAGS)
     folds = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
     if not list(folds):
         refuse_unwritable(settings.run, "name another --run")
         dataset.settle(settings)
         with train.beginning(settings, settings.overwrite):
             prepare(settings)
-            args.save(settings)
+            runs.save(settings)
         print(f"dealt: {settings.run}/folds.csv")
         return
     train.train_folds(settings, folds, settings.overwrite)

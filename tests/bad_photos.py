@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from images import cv2
+from foldface.data.photos import cv2
 
 BY_KIND = {  # file name: (what it is, does the photo still show the good photo's scene?)
     "plain.jpg": ("as it should be", True),

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foldface import cli, task
+from foldface.data.photos import cv2
+from foldface.nn import learner
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as files.guarded does for the scripts
 
-import args  # noqa: E402
-import labels  # noqa: E402
-from images import cv2  # noqa: E402  (images sets OpenCV's limits, so it goes first)
-
-MASK = labels.Task(**labels.MASK_TASK)
+MASK = task.Task(**task.MASK_TASK)
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
 
@@ -61,7 +60,7 @@ class Competition:
             *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
             *("--train.folds", 2, "--data.workers", 0),
         ]
-        return args.read("", argv=[*map(str, words), *map(str, overrides)])
+        return cli.read("", argv=[*map(str, words), *map(str, overrides)])
 
 
 @pytest.fixture
@@ -144,6 +143,5 @@ def typed(monkeypatch, tmp_path):
 @pytest.fixture
 def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
-    import train
 
-    monkeypatch.setattr(train, "make_accelerator", lambda settings: accelerator)
+    monkeypatch.setattr(learner, "make_accelerator", lambda settings: accelerator)

@@ -7,11 +7,10 @@ import timm
 import torch
 from torch import nn
 
-import agecnn
 import model
-import optim
-from args import Train
-from files import InputError
+from foldface.files import InputError
+from foldface.nn import batchnorm, optim, weights
+from foldface.settings import Train
 
 NAMES = ["agecnn", "agecnn_deep"]
 
@@ -19,7 +18,7 @@ NAMES = ["agecnn", "agecnn_deep"]
 def begun(name, how, seed=0):
     torch.manual_seed(seed)
     net = timm.create_model(name)
-    agecnn.initialise(net, how)
+    weights.initialise(net, how)
     return net
 
 
@@ -71,7 +70,7 @@ def test_the_classifier_is_found_by_its_name(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_of_one_task_start_another(name):
     first, second = timm.create_model(name), timm.create_model(name, num_classes=8)
-    model.load_backbone(second, first.state_dict())
+    weights.load_backbone(second, first.state_dict())
     assert all(
         torch.equal(a.weight, b.weight) for a, b in zip(weighted(first)[:-1], weighted(second)[:-1], strict=True)
     )
@@ -80,12 +79,12 @@ def test_weights_of_one_task_start_another(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_freeze_from_the_stem_on_and_never_the_classifier(name):
     net = timm.create_model(name)
-    lowest = set(model.lowest_layers(net, 2))
+    lowest = set(batchnorm.lowest_layers(net, 2))
     assert lowest == {part for block in net.blocks[:2] for part in block if list(part.parameters())}  # batch norm too
-    most = model.lowest_layers(net, len(weighted(net)) - 1)
+    most = batchnorm.lowest_layers(net, len(weighted(net)) - 1)
     assert set(weighted(net)) - set(most) == {net.get_classifier()}
     with pytest.raises(InputError, match="freeze_layers"):
-        model.lowest_layers(net, len(weighted(net)))
+        batchnorm.lowest_layers(net, len(weighted(net)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,12 +174,12 @@ def test_a_seed_gives_its_weights_again(how):
 
 def test_any_module_can_be_initialised():
     net = nn.Sequential(nn.Conv1d(1, 4, 3, bias=False), nn.BatchNorm1d(4), nn.Linear(8, 2))
-    agecnn.initialise(net, "kaiming")
+    weights.initialise(net, "kaiming")
     assert net[1].weight.eq(1).all() and not net[2].bias.any()
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
     with pytest.raises(ValueError, match=r"glorot: .* default, kaiming, xavier, normal"):
-        agecnn.initialise(nn.Linear(2, 2), "glorot")
+        weights.initialise(nn.Linear(2, 2), "glorot")
     with pytest.raises(InputError, match="timm has no such model; it has agecnn"):
         model.build("agecnn_de", 1, False, 128)

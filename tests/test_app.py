@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK, Competition, write_photo
+from conftest import MASK, ROOT, Competition, write_photo
 
-import app
-import args
-import serving
-from files import InputError
-from images import PhotoError, cv2, read_photo
+from demo import app, cards, serving, uploads
+from foldface import runs
+from foldface.data.photos import PhotoError, cv2, read_photo
+from foldface.faces import detect
+from foldface.files import InputError
 
 pytest.importorskip("gradio")
 
@@ -35,8 +35,8 @@ def served(tmp_path_factory):
     settings = competition.settings("--app.port", 0, "--app.upload_mb", 1)
     folder = root / "run" / "fold0"
     folder.mkdir(parents=True)
-    args.save(settings)
-    import heads
+    runs.save(settings)
+    from foldface.nn import heads
 
     told = heads.Heads(settings.predicted, settings.model.heads, settings.model.age)
     net = model.build("test_resnet", told.size, False, 32)
@@ -45,9 +45,9 @@ def served(tmp_path_factory):
 
     rows, _ = dataset.training_rows(settings)
     model.save(folder / "best.safetensors", net, train.describe(settings, 0, learner, rows))
-    import generator
+    from demo import gan_networks
 
-    maker = generator.make_generator("projected", 32, MASK.size, 4, 40)
+    maker = gan_networks.make_generator("projected", 32, MASK.size, 4, 40)
     photos = torch.randint(256, (40, 32, 32, 3), dtype=torch.uint8)
     maker.codes.learn(photos, torch.arange(40) % MASK.size)
     about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "photos": 40, "epoch": 1}
@@ -56,7 +56,7 @@ def served(tmp_path_factory):
     settings.folds, settings.share, settings.examples = [], False, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
-        desk = app.Desk(int(settings.app.upload_mb * 1e6))
+        desk = uploads.Desk(int(settings.app.upload_mb * 1e6))
         page = app.start(settings, desk)
         yield page.local_url, desk, settings, serving.Answerer(settings), page
         page.close(verbose=False)
@@ -117,12 +117,13 @@ def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
     import subprocess
     import sys
 
-    code = "import app, os, signal; d = app.Desk(); print(d.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(app.__file__).parent)
+    code = "import os, signal; from demo import uploads; d = uploads.Desk()\n"
+    code += "print(d.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     left_over = Path(done.stdout.strip())
     assert left_over.is_dir()
-    first = app.Desk()
-    second = app.Desk()
+    first = uploads.Desk()
+    second = uploads.Desk()
     assert not left_over.exists() and first.folder.is_dir() and second.folder.is_dir()  # those in use stay
     first.close(), second.close()
     assert not first.folder.exists() and not second.folder.exists()
@@ -148,13 +149,13 @@ def test_uploads_can_not_fill_the_desk(served, monkeypatch):
         yield b"--x\r\n"
 
     assert httpx.post(door, content=pieces()).status_code == 411
-    many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(app.FILES + 2)]
+    many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(uploads.FILES + 2)]
     assert httpx.post(door, files=many).status_code == 413
-    monkeypatch.setattr(app.Desk, "size", lambda _: 4 * app.FILES * limit)
+    monkeypatch.setattr(uploads.Desk, "size", lambda _: 4 * uploads.FILES * limit)
     answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
     assert answer.status_code == 507 and "come back" in answer.json()["detail"]
     monkeypatch.undo()
-    monkeypatch.setattr(app.shutil, "disk_usage", lambda _: SimpleNamespace(free=app.FREE))
+    monkeypatch.setattr(app.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.FREE))
     assert httpx.post(door, files={"files": ("a.jpg", b"small")}).status_code == 507
     assert not left(desk) and not desk.reserved
 
@@ -202,10 +203,10 @@ def test_a_small_dev_shm_is_not_filled(tmp_path, monkeypatch, capsys):
     small.mkdir(), large.mkdir()
     free = {small: 64_000_000, large: 10**10}
     monkeypatch.setattr(app.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
-    assert app.roomy_place([small, large], 640_000_000) == large
+    assert uploads.roomy_place([small, large], 640_000_000) == large
     assert f"uploads lie in {large} until they are answered: {small} has 64 MB free" in capsys.readouterr().out
-    assert app.roomy_place([small, large], 1_000_000) == small and not capsys.readouterr().out
-    assert app.roomy_place([closed, small], 640_000_000) == small
+    assert uploads.roomy_place([small, large], 1_000_000) == small and not capsys.readouterr().out
+    assert uploads.roomy_place([closed, small], 640_000_000) == small
 
 
 def test_a_full_disk_in_mid_upload_is_a_sentence(served, monkeypatch, capfd):
@@ -264,7 +265,7 @@ def test_only_listed_doors_are_open_of_all_that_this_gradio_has(served):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    gate, opened = app.Gate(gradio, served[1], {"localhost"}), set()
+    gate, opened = uploads.Gate(gradio, served[1], {"localhost"}), set()
     for method, path in found:
         asked = re.sub(r"\{api_name\}", "answer", path)
         asked = re.sub(r"\{[^}]*\}", "x1", asked)
@@ -301,11 +302,11 @@ def test_only_listed_doors_are_open_of_all_that_this_gradio_has(served):
     ],
 )
 def test_a_strange_host_is_refused(host, names, others):
-    gate = app.Gate(None, None, app.own_hosts(host))
+    gate = uploads.Gate(None, None, uploads.own_hosts(host))
     for name in names:
         gate.refuse_host({b"host": name.encode()})
     for name in others:
-        with pytest.raises(app.Refused):
+        with pytest.raises(uploads.Refused):
             gate.refuse_host({b"host": name.encode()})
 
 
@@ -317,7 +318,7 @@ def test_a_page_whose_name_was_pointed_here_reads_nothing(served):
         assert answer.status_code == 421 and "another address" in answer.json()["detail"]
     answer = httpx.get(served[0] + "config", headers={"X-Forwarded-Host": "demo.org", "X-Forwarded-Proto": "https"})
     assert answer.status_code == 200 and answer.json()["root"] == "https://demo.org"  # a proxy that rewrites Host
-    assert "demo.org" in app.own_hosts("127.0.0.1", "https://demo.org/faces")
+    assert "demo.org" in uploads.own_hosts("127.0.0.1", "https://demo.org/faces")
 
 
 def test_bodies_have_limits_by_what_they_say_and_by_what_they_are(served, capfd):
@@ -382,7 +383,7 @@ def test_pictures_from_elsewhere_are_not_fetched(served, tmp_path):
     assert "img-src 'self' data: blob:" in policy
     path = tmp_path / "advice.json"
     path.write_text(json.dumps({MASK.classes[0]: "![seen](https://tracker.evil.org/1.png) and [more](https://a.org)"}))
-    told = app.read_advice(str(path), MASK)[MASK.classes[0]]
+    told = cards.read_advice(str(path), MASK)[MASK.classes[0]]
     assert "<img" not in told and "tracker" not in told and "seen and" in told and 'href="https://a.org"' in told
 
 
@@ -391,10 +392,12 @@ def test_class_names_are_no_formulas_in_answers_csv():
     task = SimpleNamespace(answered=[head], numeric=False)
     for evil in ("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\uff1d1"):
         found = {"label": evil, "probability": 1.0, "heads": {"kind": {evil: 1.0}}, "said": f"{evil}, 100% sure."}
-        text = app.as_csv(task, [(evil, found)]).decode("utf-8-sig")
+        text = cards.as_csv(task, [(evil, found)]).decode("utf-8-sig")
         row = next(csv.DictReader(io.StringIO(text)))
         assert row["answer"] == row["kind"] == row["file"] == "'" + evil and row["said"].startswith("'")
-    number = app.as_csv(SimpleNamespace(answered=[head], numeric=True), [("a", {"label": "-3", "said": "-3 degrees."})])
+    number = cards.as_csv(
+        SimpleNamespace(answered=[head], numeric=True), [("a", {"label": "-3", "said": "-3 degrees."})]
+    )
     assert b",-3," in number
 
 
@@ -418,7 +421,7 @@ def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
     from gradio_client import Client, handle_file
 
     write_photo(tmp_path / "a.jpg", 1, (120, 90))
-    frame = app.data_url("image/jpeg", app.encoded(np.zeros((480, 640, 3), np.uint8), ".jpg"))
+    frame = cards.data_url("image/jpeg", cards.encoded(np.zeros((480, 640, 3), np.uint8), ".jpg"))
     url, pages, answers = served[0], [], []
     demo = app.Demo(served[2], served[3], served[1])
 
@@ -436,7 +439,7 @@ def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
 
 
 def test_what_is_printed_is_what_is_bound(served, capsys):
-    assert "*" not in app.own_hosts("127.0.0.1") and "*" in app.own_hosts("0.0.0.0")
+    assert "*" not in uploads.own_hosts("127.0.0.1") and "*" in uploads.own_hosts("0.0.0.0")
     assert served[4].server_name == "127.0.0.1" and f"127.0.0.1:{served[4].server_port}" in served[0]
 
 
@@ -491,7 +494,7 @@ def test_no_session_remembers_what_was_sent(served, tmp_path):
 @pytest.fixture
 def demo(served, tmp_path):
     _, _, settings, answerer, _ = served
-    desk = app.Desk()
+    desk = uploads.Desk()
     yield app.Demo(settings, answerer, desk), desk
     desk.close()
 
@@ -518,7 +521,7 @@ def test_answers_are_saved_by_the_visitor_from_within_the_page(demo):
 
 def test_more_files_than_are_taken_are_said_and_deleted(demo, monkeypatch):
     demo, desk = demo
-    monkeypatch.setattr(app, "FILES", 2)
+    monkeypatch.setattr(uploads, "FILES", 2)
     page, _ = demo.upload([sent(desk, "a.jpg", seed) for seed in range(4)], False)
     assert "4 files: the first 2 are answered for" in page and page.count('class="card"') == 2 and not left(desk)
 
@@ -527,13 +530,13 @@ def test_the_camera_is_answered_still_and_live(demo):
     demo, desk = demo
     page, field = demo.still(sent(desk, "still.webp"), False)
     assert "sure" in page and field is None and not left(desk)
-    frame = app.data_url("image/jpeg", app.encoded(np.zeros((48, 64, 3), np.uint8), ".jpg"))
+    frame = cards.data_url("image/jpeg", cards.encoded(np.zeros((48, 64, 3), np.uint8), ".jpg"))
     assert "sure" in demo.live(frame) and demo.live(None) == ""
     grey = cv2.imencode(".png", np.zeros((48, 64), np.uint8))[1].tobytes()
-    assert "sure" in demo.live(app.data_url("image/png", grey))
+    assert "sure" in demo.live(cards.data_url("image/png", grey))
     for bad in ("data:image/png;base64,AAAA", "http://127.0.0.1/a.png", "/etc/passwd", "data:image/png;base64,%%"):
         assert "This frame can" in demo.live(bad) and "sure" not in demo.live(bad)
-    large = app.data_url("image/png", bad_photos.bomb(8000, 8000))
+    large = cards.data_url("image/png", bad_photos.bomb(8000, 8000))
     assert "8000 x 8000 pixels are more" in demo.live(large)
 
 
@@ -556,30 +559,30 @@ def test_a_picture_that_is_not_on_the_page_is_a_sentence(demo):
 
 def test_names_and_labels_are_text_never_html():
     found = {"said": "<b>x</b>", "heads": {"kind": {"<script>": 1.0}}}
-    page = app.card("<img src=x onerror=1>", found, {})
+    page = cards.card("<img src=x onerror=1>", found, {})
     assert "<script>" not in page and "<b>x" not in page and "<img" not in page
-    assert 'download="&quot;&gt;"' in app.save_link('">', "text/csv", b"", "Save")
+    assert 'download="&quot;&gt;"' in cards.save_link('">', "text/csv", b"", "Save")
 
 
 def test_advice_is_markdown_without_html_and_only_for_labels_that_are(tmp_path, capsys):
     path = tmp_path / "advice.json"
     path.write_text(json.dumps({MASK.classes[0]: "**Good.** <script>alert(1)</script>"}))
-    told = app.read_advice(str(path), MASK)
+    told = cards.read_advice(str(path), MASK)
     assert "<strong>Good.</strong>" in told[MASK.classes[0]] and "<script>" not in told[MASK.classes[0]]
     path.write_text(json.dumps({MASK.classes[0]: "x", "cat": "y"}))  # one file may serve several runs
-    assert list(app.read_advice(str(path), MASK)) == [MASK.classes[0]]
+    assert list(cards.read_advice(str(path), MASK)) == [MASK.classes[0]]
     without = capsys.readouterr().out
     assert "has no advice for " in without and MASK.classes[1] in without and MASK.classes[0] not in without
     for content, word in (({"cat": "x"}, "cat is no class"), (["x"], "should hold"), ({MASK.classes[0]: 1}, "should")):
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match=word):
-            app.read_advice(str(path), MASK)
+            cards.read_advice(str(path), MASK)
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_every_kind_of_trash_has_advice(language):
-    home = Path(app.__file__).parent
-    content = json.loads((home / "advice" / f"trash.{language}.json").read_text())
+    home = ROOT
+    content = json.loads((home / "demo" / "advice" / f"trash.{language}.json").read_text())
     six = {"cardboard", "glass", "metal", "paper", "plastic", "trash"}
     twelve = six - {"glass"} | {"battery", "biological", "brown-glass", "clothes", "green-glass", "shoes"}
     assert set(content) == six | twelve | {"white-glass"}
@@ -617,7 +620,6 @@ def test_a_fold_that_is_not_there_is_refused(served):
 
 
 def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
-    import detect
 
     answerer = served[3]
     monkeypatch.setattr(answerer, "crops", {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False})
@@ -632,9 +634,8 @@ def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
 
 @pytest.mark.parametrize("faces", [False, True], ids=["whole photos", "face crops"])
 def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatch, faces):
-    import detect
-    import face_crop
-    import inference
+    from foldface.faces import crops
+    from foldface.nn import predicting
 
     settings, answerer = served[2:4]
     noise = np.random.default_rng(0).integers(0, 255, (300, 240, 3), dtype=np.uint8)  # the worst to decode smaller
@@ -645,10 +646,10 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
         face = np.array([10, 10, 200, 250, 0.9, 60, 60, 120, 60], float)
         monkeypatch.setattr(answerer, "crops", crop)
         monkeypatch.setattr(detect, "look", lambda *_: [("yunet", face, 1)])
-        face_crop.write_crop(tmp_path / "crop.jpg", face_crop.cut(read_photo(file), face, 128, 0.25, False))
+        crops.write_crop(tmp_path / "crop.jpg", crops.cut(read_photo(file), face, 128, 0.25, False))
         file = tmp_path / "crop.jpg"
     rows = pd.DataFrame({"file": [str(file)]})
-    told, _ = inference.predict(answerer.nets, answerer.abouts, answerer.heads, rows, settings)
+    told, _ = predicting.predict(answerer.nets, answerer.abouts, answerer.heads, rows, settings)
     (tmp_path / "sent.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
     desk = SimpleNamespace(holds=lambda _: True, forget=lambda _: None)
     visited = SimpleNamespace(desk=desk, limit=10**6, answerer=answerer)
@@ -658,7 +659,7 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
 
 
 def test_the_sweep_spares_what_the_demo_brought(tmp_path):
-    desk = app.Desk()
+    desk = uploads.Desk()
     (desk.folder / "example.jpg").write_bytes(b"x")
     desk.keep_what_is_there()
     (desk.folder / "visitor").mkdir()
@@ -674,7 +675,7 @@ def test_the_sweep_spares_what_the_demo_brought(tmp_path):
 def test_the_desk_is_measured_while_others_come_and_go():
     import threading
 
-    desk, over = app.Desk(), threading.Event()
+    desk, over = uploads.Desk(), threading.Event()
 
     def visit(number):
         while not over.is_set():

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import args
-from files import InputError
+from foldface import cli, runs, settings
+from foldface.files import InputError
+from foldface.settings import FILES, GROUPS, Settings, as_dict, flatten
 
 SCRIPTS = sorted(
     path.name
@@ -23,21 +24,21 @@ SCRIPTS = sorted(
 
 def complaint(*words):
     with pytest.raises(InputError) as caught:
-        args.read("", argv=[str(word) for word in words])
+        cli.read("", argv=[str(word) for word in words])
     return str(caught.value)
 
 
 def test_args_json_spells_out_every_default():
-    assert json.loads((ROOT / "args.json").read_text()) == args.as_dict(args.Settings())
+    assert json.loads((ROOT / "args.json").read_text()) == as_dict(Settings())
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.json")), ids=lambda path: path.name)
 def test_every_recipe_can_be_read(recipe):
-    assert args.read("", argv=["--config", str(recipe)]).run.startswith("runs/")
+    assert cli.read("", argv=["--config", str(recipe)]).run.startswith("runs/")
 
 
 def test_a_setting_is_overridden_by_its_dotted_name():
-    settings = args.read("", argv=["--train.lr", "1e-4", "--train.only_folds", "[0,1]", "--model.pretrained", "true"])
+    settings = cli.read("", argv=["--train.lr", "1e-4", "--train.only_folds", "[0,1]", "--model.pretrained", "true"])
     assert (settings.train.lr, settings.train.only_folds, settings.model.pretrained) == (1e-4, [0, 1], True)
 
 
@@ -45,7 +46,7 @@ def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tm
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text('{"seed": 1, "train": {"epochs": 3, "lr": 0.5}}')
     second.write_text('{"train": {"epochs": 4}}')
-    settings = args.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
+    settings = cli.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
     assert (settings.seed, settings.train.epochs, settings.train.lr) == (9, 4, 0.5)
 
 
@@ -56,31 +57,31 @@ TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host",
 def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
     extra, value = '[{"layout": "aaf", "path": "~/more"}]', {"data.roots": '["~/x"]'}
-    words = [word for key in args.FILES for word in (f"--{key}", value.get(key, "~/x"))]
-    settings = args.read("", {"--photos": {"nargs": "+"}}, [*words, "--data.extra", extra, "--photos", "~/a", "b~"])
-    found = args.flatten(args.as_dict(settings))
-    assert [key for key in args.FILES if found[key] not in ("/home/anna/x", ["/home/anna/x"])] == []
+    words = [word for key in FILES for word in (f"--{key}", value.get(key, "~/x"))]
+    settings = cli.read("", {"--photos": {"nargs": "+"}}, [*words, "--data.extra", extra, "--photos", "~/a", "b~"])
+    found = flatten(as_dict(settings))
+    assert [key for key in FILES if found[key] not in ("/home/anna/x", ["/home/anna/x"])] == []
     assert settings.data.extra[0].path == "/home/anna/more" and settings.photos == ["/home/anna/a", "b~"]
     kinds = (str, typing.List[str], typing.Union[bool, str])
     texts = {
         f"{prefix}{field.name}"
-        for prefix, kind in [("", args.Settings), *((f"{name}.", kind) for name, kind in args.GROUPS.items())]
+        for prefix, kind in [("", Settings), *((f"{name}.", kind) for name, kind in GROUPS.items())]
         for field in dataclasses.fields(kind)
         if field.type in kinds
     }
-    assert texts == TEXTS | set(args.FILES)
+    assert texts == TEXTS | set(FILES)
 
 
 def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.json").write_text('{"run": "~/mine", "data": {"train": "~/photos", "pseudo": "~/p.csv"}}')
     for words in (["--config", "~/a.json"], ["--config=~/a.json"]):
-        settings = args.read("", argv=words)
+        settings = cli.read("", argv=words)
         assert (settings.run, settings.data.train) == (f"{tmp_path}/mine", f"{tmp_path}/photos")
     (tmp_path / "mine").mkdir()
-    args.save(settings)
+    runs.save(settings)
     (tmp_path / "mine" / "args.json").write_text((tmp_path / "mine" / "args.json").read_text().replace("/photos", "/p"))
-    assert args.read_for_run("", argv=["--run", "~/mine"]).data.train == f"{tmp_path}/p"
+    assert runs.read_for_run("", argv=["--run", "~/mine"]).data.train == f"{tmp_path}/p"
 
 
 @pytest.mark.parametrize(
@@ -134,10 +135,10 @@ def test_every_setting_has_its_docstring_in_the_help():
         [sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT
     ).stdout
     flat = " ".join(text.split())
-    for group in [args.Settings, *args.GROUPS.values()]:
-        source = Path(args.__file__).read_text().split(f"class {group.__name__}:")[1]
+    for group in [Settings, *GROUPS.values()]:
+        source = Path(settings.__file__).read_text().split(f"class {group.__name__}:")[1]
         for field in dataclasses.fields(group):
-            if field.name not in args.GROUPS:
+            if field.name not in GROUPS:
                 explained = source.split(f"    {field.name}: ")[1].split('"""')[1]
                 assert explained.split()[0] in flat and field.name in flat, f"{group.__name__}.{field.name}"
                 assert " ".join(explained.split())[:40] in flat, f"{group.__name__}.{field.name} is not explained"
@@ -162,29 +163,29 @@ def test_help_answers_at_once_and_without_torch(script):
 
 
 def test_a_run_refuses_other_settings_and_names_what_changed(competition):
-    args.save(competition.settings())
-    args.save(competition.settings("--train.lr", 0.3))  # nothing was begun yet
+    runs.save(competition.settings())
+    runs.save(competition.settings("--train.lr", 0.3))  # nothing was begun yet
     (competition.root / "run" / "folds.csv").write_text("id,fold\n")
-    args.save(competition.settings("--train.lr", 0.3))  # dealing people into folds is no training
+    runs.save(competition.settings("--train.lr", 0.3))  # dealing people into folds is no training
     (competition.root / "run" / "fold0").mkdir()
     (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"")
-    args.save(competition.settings("--train.lr", 0.3, "--data.workers", 1))
+    runs.save(competition.settings("--train.lr", 0.3, "--data.workers", 1))
     with pytest.raises(InputError, match=r"train\.lr was 0\.3, is 0\.5"):
-        args.save(competition.settings("--train.lr", 0.5))
+        runs.save(competition.settings("--train.lr", 0.5))
 
 
 def test_after_training_a_run_remembers_what_it_was_started_with(competition, capsys):
-    args.save(competition.settings("--inference.flip", "true"))
+    runs.save(competition.settings("--inference.flip", "true"))
     run = str(competition.root / "run")
-    later = args.read_for_run("", argv=["--run", run])
+    later = runs.read_for_run("", argv=["--run", run])
     assert later.data.eval == str(competition.eval) and later.data.crops == "" and later.inference.flip
     assert "data.eval" in capsys.readouterr().out
-    assert args.read_for_run("", argv=["--run", run, "--data.eval", "elsewhere"]).data.eval == "elsewhere"
+    assert runs.read_for_run("", argv=["--run", run, "--data.eval", "elsewhere"]).data.eval == "elsewhere"
     flags = {"--runs": {"nargs": "+", "default": []}}
-    assert args.read_for_run("", flags, ["--runs", run, "other"]).data.eval == str(competition.eval)
+    assert runs.read_for_run("", flags, ["--runs", run, "other"]).data.eval == str(competition.eval)
 
 
-ALL = args.flatten(args.as_dict(args.Settings()))
+ALL = flatten(as_dict(Settings()))
 ANOTHER = {  # values other than the defaults that a run may have and that go with the defaults of all others
     "task.heads": [{"name": "kind", "classes": ["a", "b"]}],
     "task.answer": ["gender"],
@@ -226,57 +227,57 @@ def another(key):
 
 
 def test_a_run_that_was_begun_does_not_change_who_is_left_out_for_want_of_a_face(tmp_path):
-    args.save(args.read("", argv=["--run", str(tmp_path)]))
+    runs.save(cli.read("", argv=["--run", str(tmp_path)]))
     (tmp_path / "fold0").mkdir()
     (tmp_path / "fold0" / "log.csv").write_text("epoch\n1\n")
-    args.save(args.read("", argv=["--run", str(tmp_path), "--crop.size", "160"]))  # of the crops alone
+    runs.save(cli.read("", argv=["--run", str(tmp_path), "--crop.size", "160"]))  # of the crops alone
     with pytest.raises(InputError, match=r'crop.missing was "guess", is "drop"'):
-        args.save(args.read("", argv=["--run", str(tmp_path), "--crop.missing", "drop"]))
+        runs.save(cli.read("", argv=["--run", str(tmp_path), "--crop.missing", "drop"]))
 
 
 def test_every_setting_is_either_the_runs_or_the_commands():
-    taken, groups = set(args.OF_A_RUN), tuple(name for name in args.OF_A_COMMAND if name.endswith("."))
-    own = set(args.OF_A_COMMAND) - set(groups) | {key for key in ALL if key.startswith(groups)}
+    taken, groups = set(runs.OF_A_RUN), tuple(name for name in runs.OF_A_COMMAND if name.endswith("."))
+    own = set(runs.OF_A_COMMAND) - set(groups) | {key for key in ALL if key.startswith(groups)}
     assert not taken & own and taken | own == set(ALL), (taken | own) ^ set(ALL)
 
 
-@pytest.mark.parametrize("key", args.OF_A_RUN)
+@pytest.mark.parametrize("key", runs.OF_A_RUN)
 def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
-    then = args.as_dict(args.Settings())
+    then = as_dict(Settings())
     *groups, name = key.split(".")
     (then[groups[0]] if groups else then)[name] = another(key)
     (tmp_path / "args.json").write_text(json.dumps(then))
-    found = args.flatten(args.as_dict(args.read_for_run("", argv=["--run", str(tmp_path)])))
-    expected = args.flatten(args.as_dict(args.Settings())) | {"run": str(tmp_path), key: another(key)}
+    found = flatten(as_dict(runs.read_for_run("", argv=["--run", str(tmp_path)])))
+    expected = flatten(as_dict(Settings())) | {"run": str(tmp_path), key: another(key)}
     if key == "task.heads":
         found[key] = [{"name": head["name"], "classes": head["classes"]} for head in found[key]]
     assert found == expected
     said = capsys.readouterr().out
-    assert (f"{key}: {another(key)} (from " in said) == (key in args.PATHS and key != "model.pretrained")
+    assert (f"{key}: {another(key)} (from " in said) == (key in runs.PATHS and key != "model.pretrained")
 
 
 def test_a_run_whose_augmentation_was_called_report_goes_on_with_the_same_list(tmp_path):
-    settings = args.read("", argv=["--run", str(tmp_path), "--data.augment", "diary", "--data.image_size", "224"])
-    args.save(settings)
+    settings = cli.read("", argv=["--run", str(tmp_path), "--data.augment", "diary", "--data.image_size", "224"])
+    runs.save(settings)
     path = tmp_path / "args.json"
     path.write_text(path.read_text().replace('"diary"', '"report"'))
     (tmp_path / "fold0").mkdir()
     (tmp_path / "fold0/log.csv").touch()
-    args.refuse_other_settings(settings)
-    assert args.read_for_run("", argv=["--run", str(tmp_path)]).data.augment == "diary"
+    runs.refuse_other_settings(settings)
+    assert runs.read_for_run("", argv=["--run", str(tmp_path)]).data.augment == "diary"
     settings.data.augment = "none"
     with pytest.raises(InputError, match=r"data\.augment was"):
-        args.refuse_other_settings(settings)
+        runs.refuse_other_settings(settings)
 
 
-@pytest.mark.parametrize("key", sorted(set(ALL) - set(args.OF_A_RUN)))
+@pytest.mark.parametrize("key", sorted(set(ALL) - set(runs.OF_A_RUN)))
 def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run(tmp_path, capsys, key):
-    then = args.as_dict(args.Settings())
+    then = as_dict(Settings())
     *groups, name = key.split(".")
     (then[groups[0]] if groups else then)[name] = "/home/victim/.profile"
     (tmp_path / "args.json").write_text(json.dumps(then))
-    found = args.flatten(args.as_dict(args.read_for_run("", argv=["--run", str(tmp_path)])))
-    assert found == args.flatten(args.as_dict(args.Settings())) | {"run": str(tmp_path)}
+    found = flatten(as_dict(runs.read_for_run("", argv=["--run", str(tmp_path)])))
+    assert found == flatten(as_dict(Settings())) | {"run": str(tmp_path)}
     missed = f'--{key} "/home/victim/.profile": not taken from a run'
     assert (missed in capsys.readouterr().err) == (key in ("data.corrections", "data.roots"))
 
@@ -285,8 +286,8 @@ def test_a_strangers_run_writes_over_no_file_of_mine(competition, capsys):
     victim = competition.root / "profile"
     victim.write_text("mine")
     settings = competition.settings("--submission", victim, "--app.host", "0.0.0.0", "--data.roots", '["/"]')
-    args.save(settings)
-    found = args.read_for_run("", argv=["--run", settings.run])
+    runs.save(settings)
+    found = runs.read_for_run("", argv=["--run", settings.run])
     assert (found.submission, found.app.host, found.data.roots) == ("submission.csv", "127.0.0.1", [])
     assert found.data.train == str(competition.train)
 
@@ -297,7 +298,7 @@ def test_no_file_opens_a_port(tmp_path, key):
     (tmp_path / "recipe.json").write_text(json.dumps({"app": {key[4:]: value}}))
     line = complaint("--config", tmp_path / "recipe.json")
     assert f"given on the command line alone: --{key} {value}" in line
-    assert getattr(args.read("", argv=[f"--{key}", str(value)]).app, key[4:]) == value
+    assert getattr(cli.read("", argv=[f"--{key}", str(value)]).app, key[4:]) == value
 
 
 def test_a_script_ends_with_one_line_and_exit_2():
@@ -309,19 +310,19 @@ def test_a_script_ends_with_one_line_and_exit_2():
 
 
 def test_a_switch_may_stand_alone():
-    settings = args.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
+    settings = cli.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
     assert settings.inference.flip and settings.crop.retry and not settings.data.strict and settings.seed == 3
-    assert args.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
+    assert cli.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
 
 
 def test_a_runs_own_settings_are_checked_too(tmp_path):
     run = tmp_path / "run"
-    args.save(args.read("", argv=["--run", str(run), "--data.min_side", "3"]))
-    assert args.read_for_run("", argv=["--run", str(run)]).data.min_side == 3
+    runs.save(cli.read("", argv=["--run", str(run), "--data.min_side", "3"]))
+    assert runs.read_for_run("", argv=["--run", str(run)]).data.min_side == 3
     text = (run / "args.json").read_text().replace('"min_side": 3', '"min_side": "__import__(1)"')
     (run / "args.json").write_text(text)
     with pytest.raises(InputError, match=r"run/args.json: .*data.min_side"):
-        args.read_for_run("", argv=["--run", str(run)])
+        runs.read_for_run("", argv=["--run", str(run)])
 
 
 @pytest.mark.parametrize(
@@ -336,4 +337,4 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
 )
 def test_methods_that_do_not_go_together_are_refused(words, expected):
     with pytest.raises(InputError, match=expected):
-        args.read("", argv=words)
+        cli.read("", argv=words)

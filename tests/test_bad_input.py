@@ -12,14 +12,14 @@ import pytest
 from conftest import ROOT, write_photo
 from test_predict import main_of
 
-import args
 import dataset
 import ensemble
-import files
-import folds
 import inference
 import train
-from files import InputError
+from foldface import cli
+from foldface.data import folds
+from foldface.files import InputError
+from foldface.nn import learner
 
 PEOPLE = 24  # one of them is less than 5 % of the rows
 GOOD = np.random.default_rng(1).integers(0, 255, (40, 30, 3), dtype=np.uint8)
@@ -153,7 +153,7 @@ TABLES = [  # what it is, how it is made, rows that are trained on or the line, 
 def outcome(people, *words):
     """Rows that would be trained on, or the line that stops it."""
     try:
-        return len(folds.prepare(people.settings(*words)))
+        return len(dataset.prepare(people.settings(*words)))
     except InputError as error:
         return str(error)
 
@@ -260,17 +260,17 @@ def test_a_setting_that_can_be_no_path_is_one_line(people, setting, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"data": {setting.removeprefix("data."): "a\0b"}}))
     for words in (["--config", tmp_path / "mine.json"], [f"--{setting}", "a\udcffb"]):
         with pytest.raises(InputError, match=f"{setting}: holds a NUL, or what is no UTF-8"):
-            args.read("", argv=[*map(str, words)])
+            cli.read("", argv=[*map(str, words)])
 
 
 def test_names_and_classes_are_shown_in_any_terminal(tmp_path):
     name = "a\x1b[31mred\x1b]0;title\x07 \u202egpj.exe 한글 " + "long" * 2000
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import files\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from foldface import cli, files\n"
         "def main():\n"
         "    name = open(sys.argv[2], encoding='utf-8').read()\n"
         "    print(name, 'half \\udcff'); files.warn_once(name); raise files.InputError(name)\n"
-        "files.guarded(main)"
+        "cli.guarded(main)"
     )
     (tmp_path / "name").write_text(name, encoding="utf-8")
     for environment in ({"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}, {"LANG": "C", "LC_ALL": "C"}):
@@ -287,7 +287,7 @@ def test_names_and_classes_are_shown_in_any_terminal(tmp_path):
 
 
 def test_a_progress_bar_may_move_and_a_name_may_not(capsys):
-    stream = files.Escaping(sys.stderr, ("\r", "\n", "\x1b"))
+    stream = cli.Escaping(sys.stderr, ("\r", "\n", "\x1b"))
     for words in ("\r 50 %", "\x1b[A", "warning: \r\x1b[A"):
         stream.write(words)
     assert capsys.readouterr().err == "\r 50 %\x1b[Awarning: \\x0d\\x1b[A".replace("\\x0d", "\\r")
@@ -320,13 +320,13 @@ def test_a_photo_that_changes_or_vanishes_while_training_reads_it_is_one_line(pe
     for number, change in enumerate((lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b"other"),
                                      lambda photo: (photo.unlink(), os.mkfifo(photo)))):  # fmt: skip
         settings = people.settings("--data.workers", 1, "--run", people.root / f"run{number}")
-        rows = folds.prepare(settings)
+        rows = dataset.prepare(settings)
         photo = home(people) / "mask2.jpg"
         content = photo.read_bytes()
         change(photo)
         training, validation = folds.split(rows, 0)
         with pytest.raises(InputError, match=r"mask2.jpg: can't be read any more \(.*\); start again to leave it out"):
-            train.fit(training, validation, settings, 0, train.make_accelerator(settings))
+            train.fit(training, validation, settings, 0, learner.make_accelerator(settings))
         photo.unlink(missing_ok=True)
         photo.write_bytes(content)
 

@@ -8,24 +8,24 @@ import time
 import pytest
 import torch
 
-import bench
-from files import InputError
+from foldface.files import InputError
+from tools import benchmark
 
 
 @pytest.fixture
 def small(competition, monkeypatch):
     """main() on a small competition."""
     settings = competition.settings("--inference.batch_size", 64)
-    monkeypatch.setattr(bench, "QUICK_SECONDS", 0.2)
-    monkeypatch.setattr(bench, "QUICK_PHOTOS", 200)
+    monkeypatch.setattr(benchmark, "QUICK_SECONDS", 0.2)
+    monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
 
     def run(*stages, **flags):
         settings.rounds, settings.quick, settings.stages, settings.profile = 1, True, list(stages), False
         settings.json = str(competition.root / "bench.json")
         for name, value in flags.items():
             setattr(settings, name, value)
-        monkeypatch.setattr(bench.args, "read", lambda *_: settings)
-        bench.main()
+        monkeypatch.setattr(benchmark.cli, "read", lambda *_: settings)
+        benchmark.main()
         return json.loads((competition.root / "bench.json").read_text())
 
     return run
@@ -36,7 +36,7 @@ def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says
     assert list(found) == ["memory", "loader", "timm", "train", "inference", "onnx"]
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
-    assert [row[0] for row in rows] == [bench.STAGES[name][0] for name in found]
+    assert [row[0] for row in rows] == [benchmark.STAGES[name][0] for name in found]
     for (_, ours, peer, ratio), value in zip(rows, found.values(), strict=True):
         assert value == pytest.approx(float(ratio.split()[0]), abs=0.006)
         assert value == pytest.approx(float(ours.split()[0]) / float(peer.split()[0]), rel=0.02)
@@ -46,10 +46,10 @@ def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says
 
 @pytest.mark.parametrize("kept, peer", [(True, "torchvision"), (False, "torchvision"), (False, "timm")])
 def test_both_sides_of_a_loader_row_do_the_same_work(competition, monkeypatch, kept, peer):
-    monkeypatch.setattr(bench, "QUICK_PHOTOS", 200)
+    monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
     settings = competition.settings()
     settings.quick = True
-    sides = bench.loader_sides(settings, kept, peer)
+    sides = benchmark.loader_sides(settings, kept, peer)
     found = [torch.cat(list(side)) for side in sides]
     assert len(found[0]) == 200 and len(found[1]) == (192 if peer == "timm" else 200)  # timm leaves half batches out
     assert [photos.shape[1:] for photos in found] == [(3, 32, 32)] * 2
@@ -75,8 +75,8 @@ def test_a_round_lasts_its_seconds_and_counts_every_photo():
                 seen.append(8)
                 yield torch.zeros(8)
 
-    with bench.Seconds() as taken:
-        rate = bench.steady(Feed(), 0.3)
+    with benchmark.Seconds() as taken:
+        rate = benchmark.steady(Feed(), 0.3)
     assert taken.passed >= 0.3 and len(seen) % 5 == 0
     assert rate == pytest.approx(sum(seen) / taken.passed, rel=0.05)
 
@@ -85,15 +85,15 @@ def test_the_start_of_workers_is_no_part_of_a_rate():
     def act(rows):
         time.sleep(0.5 + 0.002 * len(rows))
 
-    assert bench.marginal(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
+    assert benchmark.marginal(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
 
 
 def test_folds_and_help_are_timed(monkeypatch):
-    assert 0 < bench.folds_seconds(300) < 20
+    assert 0 < benchmark.folds_seconds(300) < 20
     monkeypatch.setattr(sys, "executable", sys.executable)
-    assert 0 < bench.help_seconds() < 60
+    assert 0 < benchmark.help_seconds() < 60
 
 
 def test_ratios_are_within_rounds():
-    text = bench.table({"crop": [(100.0, 10.0), (50.0, 5.5), (90.0, 10.0)]})
+    text = benchmark.table({"crop": [(100.0, 10.0), (50.0, 5.5), (90.0, 10.0)]})
     assert text.splitlines()[-1].endswith("| 90.0 (50.0-100.0) | 10.0 (5.5-10.0) | 9.09 (9.00-10.00) |")

@@ -8,11 +8,9 @@ import pytest
 from conftest import MASK
 from test_predict import main_of
 
-import answers
-import blend
 import ensemble
-import labels
-from files import InputError
+from foldface import blend, predictions, task
+from foldface.files import InputError
 
 
 def people(n=120, seed=0):
@@ -58,7 +56,7 @@ def test_what_is_averaged_are_probabilities_votes_or_ranks():
 
 
 def test_hill_climbing_blends_numbers_too():
-    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    age = task.Task([{"name": "age", "range": [0, 100]}], score="mae")
     truth = np.random.default_rng(0).uniform(20, 60, 300)
     stack = np.stack([truth + 4, truth - 2, truth + 30])  # a third of the first and two of the second are the truth
     assert blend.climb(age, stack, truth) == pytest.approx([1 / 3, 2 / 3, 0], abs=0.02)
@@ -154,12 +152,12 @@ def write_run(home, name, target, person, fold, strength, seed, ages=False, answ
     run = home / name
     run.mkdir(parents=True)
     frame = pd.DataFrame({"ImageID": [f"{p}/{k}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
-    answers.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed)).to_csv(
+    predictions.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed)).to_csv(
         run / "oof.csv", index=False
     )
     for k in range(2):
         found = guesses(np.zeros(len(answer_for), int), 3.0, k)
-        answers.with_answers(MASK, pd.DataFrame({"ImageID": answer_for}), found).to_csv(
+        predictions.with_answers(MASK, pd.DataFrame({"ImageID": answer_for}), found).to_csv(
             run / f"fold{k}.csv", index=False
         )
     if ages:

@@ -10,12 +10,10 @@ from conftest import MASK, write_photo
 from test_app import served  # noqa: F401  (a fixture)
 from test_predict import main_of
 
-import clean
-import eda
 import ensemble
-import explain
 import inference
 import train
+from tools import eda, explain, label_errors
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,9 +54,9 @@ def test_the_pages_of_a_run_and_of_the_data_open_anywhere(competition, browser, 
     train.train_folds(settings, [0, 1])
     main_of(inference, settings, monkeypatch)
     main_of(ensemble, settings, monkeypatch, soft=True)
-    main_of(clean, settings, monkeypatch, people=3)
+    main_of(label_errors, settings, monkeypatch, people=3)
     main_of(explain, settings, monkeypatch, photos=[], layers=[], head="", of="", check=0)
-    monkeypatch.setattr(eda.args, "read", lambda *_: settings)
+    monkeypatch.setattr(eda.cli, "read", lambda *_: settings)
     eda.main()
     run = competition.root / "run"
     for path in (run / "report.html", run / "clean.html", run / "explain.html", run / "eda.html"):

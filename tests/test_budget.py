@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-import optim
 import train
-from files import InputError
+from foldface import runtime
+from foldface.files import InputError
+from foldface.nn import learner, optim
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -24,9 +25,9 @@ def clock(monkeypatch):
 
 
 def settings(**changes):
-    import args
+    from foldface import settings as settings_module
 
-    return args.Train(**{"scheduler": "onecycle", "lr": 0.01} | changes)
+    return settings_module.Train(**{"scheduler": "onecycle", "lr": 0.01} | changes)
 
 
 def walk(clock, seconds, step, look, epoch=40, **changes):
@@ -124,7 +125,7 @@ def test_momentum_follows_the_cycle_too():
 
 @pytest.mark.parametrize("interval", [1, 5])
 def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, monkeypatch, interval):
-    step = train.Learner.train_step
+    step = learner.Learner.train_step
 
     def last_step(self, *words):
         found = step(self, *words)
@@ -133,13 +134,13 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
             signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
     words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.keep", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
-    monkeypatch.setattr(train.Learner, "train_step", last_step)
+    monkeypatch.setattr(learner.Learner, "train_step", last_step)
     with pytest.raises(KeyboardInterrupt):
         train.train_folds(competition.settings(*words), [0])
-    monkeypatch.setattr(train.Learner, "train_step", step)
+    monkeypatch.setattr(learner.Learner, "train_step", step)
     train.train_folds(competition.settings(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert len(log) == 1 and log["f1"].notna().all() and (competition.root / "run" / "oof.csv").is_file()
@@ -152,7 +153,7 @@ def test_what_counts_in_epochs_is_refused_with_minutes(competition):
 
 
 def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
-    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
     monkeypatch.setattr(train, "FINISHING", 1)
     chosen = competition.settings("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
     began = time.monotonic()
@@ -161,6 +162,6 @@ def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch
     logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
     assert all(len(log) > 1 and log["lr"].iloc[-1] < 0.02 * chosen.train.lr for log in logs)
     assert capsys.readouterr().out.count(" are about ") == 2
-    monkeypatch.setattr(train, "STARTED", time.monotonic() - 14.5)
+    monkeypatch.setattr(runtime, "STARTED", time.monotonic() - 14.5)
     with pytest.raises(InputError, match="over before training begins"):
         train.seconds_for(chosen, [], 1)

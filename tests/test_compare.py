@@ -10,11 +10,10 @@ import pytest
 from conftest import MASK, ROOT
 from test_blend import guesses, people
 
-import answers
-import args
-import compare
-import labels
-from files import InputError
+from foldface import predictions, task
+from foldface.files import InputError
+from foldface.settings import Settings, as_dict
+from tools import compare
 
 
 def write_result(home, name, strength, seed=0, photos=None, test=None):
@@ -30,10 +29,10 @@ def write_result(home, name, strength, seed=0, photos=None, test=None):
         log |= {"train_accuracy": [0.6, np.nan if seed else 0.9]}
         pd.DataFrame(log).to_csv(folder / f"fold{k}" / "log.csv", index=False)
     frame = pd.DataFrame({"ImageID": [f"{k}.jpg" for k in range(len(target))], "id": person, "fold": fold})
-    table = answers.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed))[:photos]
+    table = predictions.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed))[:photos]
     table.to_csv(folder / "oof.csv", index=False)
     frame.drop_duplicates("id")[["id", "fold"]].to_csv(folder / "folds.csv", index=False)
-    (folder / "args.json").write_text(json.dumps(args.as_dict(args.Settings())))
+    (folder / "args.json").write_text(json.dumps(as_dict(Settings())))
     low, high = MASK.interval(table["target"], table["ans"], table["id"])
     metrics = MASK.scores(table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
     metrics |= {"test": {"accuracy": test}} if test else {}
@@ -97,7 +96,7 @@ def test_a_run_learns_if_it_beats_the_best_constant_answer_to_each_fold(tmp_path
     constant = np.full(40, target[1])
     for answer, learns in ((constant, False), (target, True), (np.where(np.arange(40) < 4, target, constant), True)):
         run.frame = pd.DataFrame({"fold": np.arange(40) // 20, "target": target, "ans": answer})
-        run.task = labels.Task([{"name": "age", "range": [0, 100]}], score="mae") if numeric else MASK
+        run.task = task.Task([{"name": "age", "range": [0, 100]}], score="mae") if numeric else MASK
         assert run.learns == learns
 
 
@@ -140,7 +139,7 @@ def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refus
     contents = {"plain": {}, "second": {"model": {"start": "plain"}}, "wrong": {"train": {"freeze_layers": 99}}}
     for name, content in contents.items():
         (competition.root / f"{name}.json").write_text(json.dumps(content))
-    command = [sys.executable, ROOT / "compare.py", *(competition.root / f"{name}.json" for name in contents)]
+    command = [sys.executable, "-m", "tools.compare", *(competition.root / f"{name}.json" for name in contents)]
     command += ["--run", competition.root / "runs", "--data.train", competition.train, "--data.eval", competition.eval]
     command += ["--data.crops", "", "--model.backbone", "test_resnet", "--model.pretrained", "false", "--device", "cpu"]
     command += ["--data.image_size", "32", "--train.epochs", "1", "--train.folds", "2", "--data.workers", "0"]

@@ -6,8 +6,7 @@ import pytest
 import timm
 import torch
 
-import convolutions
-import model
+from foldface.nn import batchnorm, cpu_conv
 
 
 def gradients(layer, inputs):
@@ -26,9 +25,9 @@ def test_answers_and_gradients_are_those_of_torch(kernel, shape, bias, kind, nea
     torch.manual_seed(0)
     groups = 6 if kernel > 1 else 1
     layer = torch.nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=groups, bias=bias).to(kind)
-    inputs = torch.randn(2 * convolutions.AT_ONCE + 1, 6, *shape, dtype=kind).to(memory_format=torch.channels_last)
+    inputs = torch.randn(2 * cpu_conv.AT_ONCE + 1, 6, *shape, dtype=kind).to(memory_format=torch.channels_last)
     usual = gradients(layer, inputs)
-    with convolutions.quick(layer) as count:
+    with cpu_conv.quick(layer) as count:
         found = gradients(layer, inputs)
     assert count == (kernel != 3)
     for mine, other in zip(found, usual, strict=True):
@@ -47,11 +46,11 @@ def test_each_way_is_taken_where_it_is_the_faster_one(monkeypatch):
 
         monkeypatch.setattr(owner, name, noted)
 
-    noting(convolutions, "by_pairs")
-    noting(convolutions, "by_columns")
-    noting(convolutions.functional, "linear")
+    noting(cpu_conv, "by_pairs")
+    noting(cpu_conv, "by_columns")
+    noting(cpu_conv.functional, "linear")
     layer = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4)
-    with convolutions.quick(layer):
+    with cpu_conv.quick(layer):
         for side in (2, 4, 5, 24):
             gradients(layer, torch.randn(1, 4, side, side))
         gradients(layer, torch.randn(1, 4, 4, 5))  # neither small nor wide: torch's own way
@@ -61,7 +60,7 @@ def test_each_way_is_taken_where_it_is_the_faster_one(monkeypatch):
     assert taken == ["by_pairs", "by_pairs", "by_columns", "by_columns", "by_pairs"]
     taken.clear()
     point = torch.nn.Conv2d(3, 4, 1)
-    with convolutions.quick(point):
+    with cpu_conv.quick(point):
         point(torch.randn(2, 3, 16, 16))
         point(torch.randn(1, 3, 27, 19))
     assert taken == ["linear"]
@@ -79,7 +78,7 @@ def test_other_convolutions_stay_as_they_are():
         timm.layers.StdConv2d(4, 4, 1),
         torch.nn.Conv2d(4, 4, 1, groups=2),
     ]
-    with convolutions.quick(torch.nn.ModuleList(others)) as count:
+    with cpu_conv.quick(torch.nn.ModuleList(others)) as count:
         assert count == 0
 
 
@@ -88,13 +87,13 @@ def test_a_network_learns_the_same_and_is_itself_again_afterwards():
     net = timm.create_model("tf_efficientnet_lite0", num_classes=3).double().eval()
     inputs = torch.randn(2, 3, 64, 64).double().to(memory_format=torch.channels_last)
     usual, plain = gradients(net, inputs), copy.deepcopy(net)
-    with convolutions.quick(net) as count:
+    with cpu_conv.quick(net) as count:
         found = gradients(net, inputs)
         assert net.state_dict().keys() == plain.state_dict().keys()
     assert count > 30
     for mine, other in zip(found, usual, strict=True):
         assert torch.allclose(mine, other, rtol=1e-9, atol=1e-9 * other.abs().max().item())
-    with pytest.raises(ZeroDivisionError), convolutions.quick(net):
+    with pytest.raises(ZeroDivisionError), cpu_conv.quick(net):
         1 / 0  # noqa: B018
     assert not any("forward" in vars(layer) for layer in net.modules())
 
@@ -110,7 +109,7 @@ def test_frozen_layers_are_folded_at_the_same_time():
         return torch.autograd.grad(net(inputs).square().sum(), [one for one in net.parameters() if one.requires_grad])
 
     usual = learned()
-    with model.frozen_folded(net) as folded, convolutions.quick(net) as quick:
+    with batchnorm.frozen_folded(net) as folded, cpu_conv.quick(net) as quick:
         found = learned()
     assert folded > 5 and quick > 20
     for mine, other in zip(found, usual, strict=True):

@@ -8,19 +8,20 @@ import shutil
 import sys
 
 import bad_photos
-import kills
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Competition
 
 import dataset
-import detect
 import face_crop
-import files
-import portrait
-from files import InputError, alone, read_json
-from images import cv2, read_photo
+from foldface.data.photos import cv2, read_photo
+from foldface.faces import crops, detect, review
+from foldface.faces import manifest as manifest_module
+from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, with_files
+from foldface.files import InputError, alone, read_json, warn_once
+from tools import portrait
+from tools.stress import kills
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def in_crop(shape, point, face):
     """Where a point of a photo lies in the crop that is cut from it: (2,), x and y."""
     spot = np.zeros(shape, np.uint8)
     cv2.circle(spot, np.round(point).astype(int).tolist(), 5, (255, 255, 255), -1)
-    return np.argwhere(face_crop.cut(spot, face, 224, 0.25, False)[..., 0] > 100).mean(0)[::-1]
+    return np.argwhere(crops.cut(spot, face, 224, 0.25, False)[..., 0] > 100).mean(0)[::-1]
 
 
 def look(photo, *detectors):
@@ -107,7 +108,7 @@ def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
 
 
 def square(image, box, size, margin):
-    return face_crop.cut(image, np.array([*box, 1, *[np.nan] * 4]), size, margin, False)
+    return crops.cut(image, np.array([*box, 1, *[np.nan] * 4]), size, margin, False)
 
 
 def test_a_face_at_the_border_is_filled_by_mirroring_not_squeezed():
@@ -159,15 +160,15 @@ def test_a_large_face_is_averaged_not_sampled(factor):
 def test_with_align_a_face_is_turned_about_its_middle_until_its_eyes_are_level(eyes, turns):
     image, face = soft(120), np.array([40, 30, 80, 70, 1, *eyes])
     upright = image[20:80, 30:90]
-    turned = face_crop.cut(image, face, 60, 0.25, True)
+    turned = crops.cut(image, face, 60, 0.25, True)
     assert apart(turned, np.rot90(upright, turns)) < 10 < 20 < apart(turned, upright)
-    assert np.array_equal(face_crop.cut(image, face, 60, 0.25, False), upright)
-    assert np.array_equal(face_crop.cut(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
+    assert np.array_equal(crops.cut(image, face, 60, 0.25, False), upright)
+    assert np.array_equal(crops.cut(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
 
 
 def test_a_crop_is_read_as_it_was_cut(tmp_path):
     crop = soft(224)
-    face_crop.write_crop(tmp_path / "crop.jpg", crop)
+    crops.write_crop(tmp_path / "crop.jpg", crop)
     assert apart(read_photo(tmp_path / "crop.jpg"), crop) < 1.5
     assert (tmp_path / "crop.jpg").stat().st_size > 4_000  # not saved at a poor quality
 
@@ -175,7 +176,7 @@ def test_a_crop_is_read_as_it_was_cut(tmp_path):
 def test_a_box_is_kept_as_shares_of_its_photo(tmp_path):
     cv2.imencode(".png", np.zeros((40, 80, 3), np.uint8))[1].tofile(tmp_path / "a.png")
     row = {"photo": tmp_path / "a.png", "x1": "8.0", "y1": "10.0", "x2": "40.0", "y2": "40.0"}
-    assert face_crop.relative_box(row).tolist() == [0.1, 0.25, 0.5, 1.0]
+    assert crops.relative_box(row).tolist() == [0.1, 0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_a_face_can_be_cut_out_of_a_photo_of_any_shape(size):
     image = np.full((*size, 3), 90, np.uint8)
     for align in (False, True):
         for box in ([0, 0, size[1], size[0]], [size[1] / 2 - 0.25, size[0] / 2 - 0.25, size[1] / 2, size[0] / 2]):
-            assert (face_crop.cut(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
+            assert (crops.cut(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
 
 
 @pytest.mark.parametrize("name", ["retinaface", "facenet", "yunet"])
@@ -283,7 +284,7 @@ def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, monke
     monkeypatch.setattr(detect, "LEAST_SIDE", 16)  # facenet fails on less than 20
     banner = np.full((384, 16 * 384, 3), 120, np.uint8)
     banner[:, :288] = cv2.resize(drawn[6][0][..., ::-1], (288, 384))
-    files.warn_once.cache_clear()
+    warn_once.cache_clear()
     detect.look([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
     said = capsys.readouterr().err
     assert (
@@ -297,7 +298,7 @@ def test_levelled_eyes_are_level(drawn):
     matrix = cv2.getRotationMatrix2D((192, 256), 20, 0.8)
     tilted = cv2.warpAffine(photo, matrix, (384, 512), borderMode=cv2.BORDER_REFLECT_101)
     _, face, _ = look(tilted, "retinaface")
-    crop = face_crop.cut(tilted, face, 224, 0.4, True)
+    crop = crops.cut(tilted, face, 224, 0.4, True)
     _, level, _ = look(crop, "retinaface")
     assert abs(level[8] - level[6]) < 0.12 * (level[7] - level[5]) < abs(face[8] - face[6])
 
@@ -333,7 +334,7 @@ def crop(people, *words):
 
 def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch):
     manifest = crop(people)
-    assert manifest.columns.tolist() == [*face_crop.MANIFEST_COLUMNS, "size", "mtime"] and len(manifest) == 2 * 7 + 2
+    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "size", "mtime"] and len(manifest) == 2 * 7 + 2
     by = manifest.set_index(manifest["photo"].map(lambda photo: "/".join(photo.split("/")[-2:])))
     assert by.loc["000000_person/mask3.jpg", ["status", "detector"]].tolist() == ["guessed", "person"]
     assert by.loc["images/answer0.jpg", ["status", "detector"]].tolist() == ["guessed", "centre"]
@@ -348,7 +349,7 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
     assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
     os.utime(manifest["photo"][0])  # as after copying the photos: read once, then known by their new time
     again = crop(people)
-    monkeypatch.setattr(dataset, "sha1_of", lambda _: pytest.fail("photos were read twice"))
+    monkeypatch.setattr(manifest_module, "sha1_of", lambda _: pytest.fail("photos were read twice"))
     assert crop(people).equals(again) and (again != manifest).to_numpy().sum() == 1
 
 
@@ -363,9 +364,9 @@ def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_p
     photo.write_bytes((people.train / "images" / people.people[1][3] / "mask1.jpg").read_bytes())
     rows, _ = dataset.training_rows(people.settings())
     with pytest.raises(InputError, match=r"1 of 14 photos were replaced since they were cropped, such as .*mask1\.jpg"):
-        dataset.with_files(rows, people.root / "crops")
+        with_files(rows, people.root / "crops")
     changed = crop(people)
-    dataset.with_files(rows, people.root / "crops")
+    with_files(rows, people.root / "crops")
     assert (changed["sha1"] != whole["sha1"]).sum() == 1
 
 
@@ -435,7 +436,7 @@ def small(tmp_path):
 def colours(people, sets):
     """The colour of the crop that each extra set's photo is trained on."""
     settings = people.settings("--data.crops", people.root / "crops", *people.words(sets))
-    rows = dataset.with_files(dataset.training_rows(settings)[0], settings.data.crops)
+    rows = with_files(dataset.training_rows(settings)[0], settings.data.crops)
     means = [cv2.imread(file).mean((0, 1)) for file in rows["file"][rows["source"] == "extra"]]
     return ["red" if mean[2] > 200 else "blue" for mean in means]
 
@@ -473,8 +474,8 @@ def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small,
     for one in small.sets:
         one["path"] = one["path"].replace("red", "moved-red").replace("blue", "moved-blue")
     assert colours(small, small.sets) == ["red", "blue"]
-    monkeypatch.setattr(face_crop, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
-    monkeypatch.setattr(face_crop, "guess", lambda *_: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(crops, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(crops, "guess", lambda *_: pytest.fail("photos were cropped twice"))
     after = crop(small, *small.words(small.sets))
     assert after.drop(columns="photo").equals(before.drop(columns="photo"))
     assert after["photo"].str.contains("/moved-").all()
@@ -505,7 +506,7 @@ def test_what_becomes_of_bad_photos(people, drawn):
     became = dict(zip(names, zip(manifest["status"], manifest["detector"], strict=True), strict=True))
     assert became == {name: EXPECTED.get(name, ("found", "retinaface")) for name in names}
     assert manifest["faces"].iloc[names.index("eight.png")] == "8"
-    boxes = dict(zip(names, manifest[face_crop.CORNERS].replace("", np.nan).astype(float).to_numpy(), strict=True))
+    boxes = dict(zip(names, manifest[CORNERS].replace("", np.nan).astype(float).to_numpy(), strict=True))
     assert (abs((boxes["eight.png"][:2] + boxes["eight.png"][2:]) / 2 - [602, 656]) < 20).all()
     for name in set(names) - set(EXPECTED) - {"eight.png", "huge.jpg"}:
         assert np.abs(boxes[name] - boxes["plain.jpg"]).max() < 6, name  # upright, and in the photo's own pixels
@@ -518,15 +519,15 @@ def test_what_becomes_of_bad_photos(people, drawn):
 
 def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, monkeypatch):
     gone = people.train / "images" / people.people[0][3] / "mask3.jpg"  # the one without a face
-    honest = face_crop.guesses
-    monkeypatch.setattr(face_crop, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
+    honest = crops.guesses
+    monkeypatch.setattr(crops, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
     manifest = crop(people).set_index("photo")
     assert manifest.loc[str(gone), ["status", "crop"]].tolist() == ["unreadable: No such file or directory", ""]
 
 
 def test_the_contact_sheet_starts_with_what_fell_past_the_detectors(people):
     manifest = crop(people)
-    rows = face_crop.doubtful(manifest, ["retinaface", "person", "centre"])
+    rows = review.doubtful(manifest, ["retinaface", "person", "centre"])
     assert rows["status"].tolist()[:3] == ["guessed", "guessed", "unreadable: not readable as an image"]
     scores = rows["score"].iloc[3:].astype(float).tolist()
     assert len(scores) == 13 and scores == sorted(scores)

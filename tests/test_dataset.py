@@ -11,8 +11,9 @@ import pytest
 from conftest import write_photo
 
 import dataset
-import folds
-from files import InputError, read_csv, write_csv
+from foldface.data import layouts
+from foldface.faces import manifest
+from foldface.files import InputError, read_csv, write_csv
 
 
 def complaint(settings):
@@ -210,11 +211,11 @@ def test_a_photo_that_was_never_cropped_is_an_error_that_says_what_to_run(compet
     settings = competition.settings("--data.crops", tmp_path / "crops")
     rows, _ = dataset.training_rows(settings)
     with pytest.raises(InputError, match=r"run face_crop\.py first"):
-        dataset.with_files(rows, settings.data.crops)
+        manifest.with_files(rows, settings.data.crops)
     (tmp_path / "crops").mkdir()
-    (tmp_path / "crops" / "manifest.csv").write_text(",".join(dataset.MANIFEST_COLUMNS) + "\n")
+    (tmp_path / "crops" / "manifest.csv").write_text(",".join(manifest.MANIFEST_COLUMNS) + "\n")
     with pytest.raises(InputError, match="84 of 84 photos have no crop yet"):
-        dataset.with_files(rows, settings.data.crops)
+        manifest.with_files(rows, settings.data.crops)
 
 
 def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
@@ -222,13 +223,13 @@ def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
     home = competition.train / "images" / competition.people[0][3]
     (home / "mask1.jpg").write_bytes(b"")
     rows, problems = dataset.training_rows(settings)
-    rows = dataset.with_files(rows, "")
+    rows = manifest.with_files(rows, "")
     kept = dataset.drop_unreadable(rows, settings, problems)
     assert len(kept) == 83 and "mask1.jpg" in problems.rows[0]["file"] and "empty" in problems.rows[0]["reason"]
     for n in range(5):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
-        dataset.drop_unreadable(rows, settings, dataset.Problems())
+        dataset.drop_unreadable(rows, settings, layouts.Problems())
 
 
 @pytest.fixture
@@ -238,8 +239,10 @@ def cropped(competition, tmp_path):
     crops, frame = tmp_path / "crops", rows[["photo"]].assign(crop=rows["ImageID"], status="found")
     shutil.copytree(competition.train / "images", crops)
     nothing = np.full((len(frame), 3), "")
-    frame = pd.concat([frame, dataset.digests(rows["photo"].tolist(), nothing)], axis=1)
-    write_csv(crops / "manifest.csv", frame.reindex(columns=[*dataset.MANIFEST_COLUMNS, *dataset.STAMP], fill_value=""))
+    frame = pd.concat([frame, manifest.digests(rows["photo"].tolist(), nothing)], axis=1)
+    write_csv(
+        crops / "manifest.csv", frame.reindex(columns=[*manifest.MANIFEST_COLUMNS, *manifest.STAMP], fill_value="")
+    )
     return rows, crops
 
 
@@ -251,7 +254,7 @@ def test_photos_without_a_face_are_trained_on_or_left_out_as_asked(competition, 
     frame.loc[9, "crop"] = ""
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text("{}")
-    rows = folds.prepare(competition.settings("--data.crops", crops, "--crop.missing", missing))
+    rows = dataset.prepare(competition.settings("--data.crops", crops, "--crop.missing", missing))
     said, out = capsys.readouterr().out, pd.read_csv(competition.root / "run" / "rejected.csv")
     faceless = set(frame["photo"][[0, 8, 9]])
     if missing == "drop":
@@ -266,9 +269,11 @@ def test_faces_that_are_not_found_are_no_reason_to_answer_less(competition, crop
     _, crops = cropped
     answer = dataset.eval_rows(competition.settings())
     frame = answer[["photo"]].assign(crop="", status="missed")
-    frame = pd.concat([frame, dataset.digests(frame["photo"].tolist(), np.full((len(frame), 3), ""))], axis=1)
-    write_csv(crops / "manifest.csv", frame.reindex(columns=[*dataset.MANIFEST_COLUMNS, *dataset.STAMP], fill_value=""))
-    assert len(dataset.with_files(answer, crops)) == len(answer)
+    frame = pd.concat([frame, manifest.digests(frame["photo"].tolist(), np.full((len(frame), 3), ""))], axis=1)
+    write_csv(
+        crops / "manifest.csv", frame.reindex(columns=[*manifest.MANIFEST_COLUMNS, *manifest.STAMP], fill_value="")
+    )
+    assert len(manifest.with_files(answer, crops)) == len(answer)
 
 
 def test_where_no_face_is_found_at_all_that_is_said(competition, cropped):
@@ -276,7 +281,7 @@ def test_where_no_face_is_found_at_all_that_is_said(competition, cropped):
     frame = pd.read_csv(crops / "manifest.csv", dtype=str, keep_default_na=False).assign(status="guessed")
     write_csv(crops / "manifest.csv", frame)
     with pytest.raises(InputError, match=r"no detector found a face in any photo .*--crop.missing guess"):
-        folds.prepare(competition.settings("--data.crops", crops, "--crop.missing", "drop"))
+        dataset.prepare(competition.settings("--data.crops", crops, "--crop.missing", "drop"))
     with pytest.raises(InputError, match=r"crop.missing drop: without crops .*--crop.missing guess"):
         competition.settings("--crop.missing", "drop")
 
@@ -290,35 +295,35 @@ def test_a_photo_that_was_replaced_under_its_name_is_not_answered_by_its_old_cro
     photo.write_bytes(data)
     other.unlink()
     with pytest.raises(InputError, match=rf"1 of 84 photos were replaced since they were cropped, such as {photo}"):
-        dataset.with_files(rows, crops)
+        manifest.with_files(rows, crops)
     data[-20] ^= 1
     photo.write_bytes(data)
-    assert photo.stat().st_mtime_ns != before.st_mtime_ns and len(dataset.with_files(rows, crops)) == 84
+    assert photo.stat().st_mtime_ns != before.st_mtime_ns and len(manifest.with_files(rows, crops)) == 84
     photo.write_bytes(data + b"1")
     os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))  # another size, the same time
     with pytest.raises(InputError, match="1 of 84 photos were replaced"):
-        dataset.with_files(rows, crops)
+        manifest.with_files(rows, crops)
 
 
 def test_photos_of_known_size_and_time_are_not_read_again_and_crops_of_earlier_versions_are_compared(
     cropped, monkeypatch
 ):
     rows, crops = cropped
-    frame = read_csv(crops / "manifest.csv", dataset.MANIFEST_COLUMNS)
+    frame = read_csv(crops / "manifest.csv", manifest.MANIFEST_COLUMNS)
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "sha1_of", lambda _: pytest.fail("a photo was read"))
-        assert dataset.with_files(rows, crops)["sha1"].tolist() == frame["sha1"].tolist()
-    write_csv(crops / "manifest.csv", frame[dataset.MANIFEST_COLUMNS])
-    dataset.with_files(rows, crops)
+        patch.setattr(manifest, "sha1_of", lambda _: pytest.fail("a photo was read"))
+        assert manifest.with_files(rows, crops)["sha1"].tolist() == frame["sha1"].tolist()
+    write_csv(crops / "manifest.csv", frame[manifest.MANIFEST_COLUMNS])
+    manifest.with_files(rows, crops)
     Path(rows["photo"].iloc[0]).write_bytes(b"other")
     with pytest.raises(InputError, match="1 of 84 photos were replaced"):
-        dataset.with_files(rows, crops)
+        manifest.with_files(rows, crops)
 
 
 def test_crops_that_are_taken_along_without_their_photos_are_used_and_that_is_said(cropped, competition, capsys):
     rows, crops = cropped
     shutil.rmtree(competition.train / "images")
-    assert len(dataset.with_files(rows, crops)) == 84
+    assert len(manifest.with_files(rows, crops)) == 84
     assert "84 of 84 photos are not there" in capsys.readouterr().err
 
 
@@ -327,13 +332,13 @@ def test_a_crop_that_is_lost_or_empty_is_to_be_made_again(cropped, lose):
     rows, crops = cropped
     lose(crops / rows["ImageID"].iloc[5])
     with pytest.raises(InputError, match=r"is missing or empty, as are 0 more crops: run face_crop\.py"):
-        dataset.with_files(rows, crops)
+        manifest.with_files(rows, crops)
 
 
 def test_a_crop_outside_of_the_crops_folder_is_refused(competition, tmp_path):
     rows, _ = dataset.training_rows(competition.settings())
     (tmp_path / "crops").mkdir()
-    lines = [",".join(dataset.MANIFEST_COLUMNS), f"{rows['photo'].iloc[0]},../../secret.jpg,found,,,,,,,1,"]
+    lines = [",".join(manifest.MANIFEST_COLUMNS), f"{rows['photo'].iloc[0]},../../secret.jpg,found,,,,,,,1,"]
     (tmp_path / "crops" / "manifest.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"row 2: crop '../../secret.jpg' leaves the folder"):
-        dataset.with_files(rows, str(tmp_path / "crops"))
+        manifest.with_files(rows, str(tmp_path / "crops"))

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import devices
-import explain
-import gan
-import inference
 import model
-import serving
 import train
-from files import InputError
-from heads import Heads
+from demo import gan, serving
+from foldface.files import InputError
+from foldface.nn import devices, learner, predicting
+from foldface.nn.heads import Heads
+from tools import explain
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -43,8 +41,8 @@ def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeyp
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     for start in (
-        lambda: train.make_accelerator(settings),
-        lambda: inference.predict(*trained, competition_rows(competition), settings),
+        lambda: learner.make_accelerator(settings),
+        lambda: predicting.predict(*trained, competition_rows(competition), settings),
         lambda: serving.Answerer(settings),
         lambda: gan.train(settings),
         lambda: explain.Explainer(settings, [], "", ""),
@@ -71,13 +69,13 @@ def test_on_an_apple_gpu_all_models_answer_there(competition, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", play(to))
     monkeypatch.setattr(torch.Tensor, "to", play(torch.Tensor.to))
     settings = competition.settings("--device", "mps")
-    assert train.make_accelerator(settings).device.type in ("mps", "cpu")  # accelerate has its own eyes
+    assert learner.make_accelerator(settings).device.type in ("mps", "cpu")  # accelerate has its own eyes
     explain.Explainer(settings, [], "", "")
     assert sent == [type(nets[0])]
-    inference.predict(nets, abouts, heads, competition_rows(competition), settings)
+    predicting.predict(nets, abouts, heads, competition_rows(competition), settings)
     assert type(nets[0]) in sent[1:] and torch.Tensor in sent
     del sent[:]
-    inference.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+    predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
     assert sent == [torch.Tensor, type(nets[0])]
 
 
@@ -132,9 +130,9 @@ def test_what_was_trained_in_bf16_answers_in_bf16(competition, how):
     for amp in ("bf16", "off"):
         settings = competition.settings("--train.amp", amp)
         if how == "file":
-            found = inference.predict(nets, abouts, heads, competition_rows(competition), settings)[0][0]
+            found = predicting.predict(nets, abouts, heads, competition_rows(competition), settings)[0][0]
         else:
-            found = inference.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+            found = predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
         assert found.dtype == np.float32 and np.allclose(found.sum(1), 1, atol=1e-5)
     assert types_seen == [torch.bfloat16, torch.float32]
 
@@ -162,11 +160,12 @@ def save_fold(competition, precision="no"):
     )
     path = competition.root / "run" / "fold0" / "best.safetensors"
     model.save(path, model.build("test_resnet", heads.size, False, 32), about)
-    return inference.load_folds({0: path})
+    return model.load_folds({0: path})
 
 
 def competition_rows(competition):
     """The photos to answer for."""
     import dataset
+    from foldface.faces import manifest
 
-    return dataset.with_files(dataset.eval_rows(competition.settings()), "")
+    return manifest.with_files(dataset.eval_rows(competition.settings()), "")

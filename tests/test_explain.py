@@ -7,11 +7,13 @@ import torch
 from conftest import MASK
 from test_predict import main_of, trained  # noqa: F401 (a fixture)
 
-import explain
-import heads
 import model
 import train
-from files import InputError, write_csv
+from foldface import predictions
+from foldface.faces import manifest
+from foldface.files import InputError, write_csv
+from foldface.nn import gradcam, heads
+from tools import explain
 
 
 class Corner(torch.nn.Module):
@@ -35,7 +37,7 @@ def test_heat_lies_where_the_evidence_is():
     photos = np.zeros((1, 64, 64, 3), np.uint8)
     photos[:, :32, :32] = 250
     about = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    heat = explain.maps(net, told, [net.see], photos, about, None, [0])
+    heat = gradcam.maps(net, told, [net.see], photos, about, None, [0])
     assert heat.shape == (1, 1, 64, 64)
     assert explain.inside(heat[0, 0], (0, 0, 0.5, 0.5)) > 0.9
     assert explain.inside(heat[0, 0], (0.5, 0.5, 1, 1)) < 0.01
@@ -49,24 +51,24 @@ def test_layers_that_have_a_map_are_found_and_asked(name):
     told = heads.Heads(MASK, "multi", "classes")
     net = timm.create_model(name, num_classes=told.size).eval()
     side = net.default_cfg["input_size"][-1]
-    known = explain.spatial_layers(net, side)
-    layer = explain.default_layer(net, known)
+    known = gradcam.spatial_layers(net, side)
+    layer = gradcam.default_layer(net, known)
     photos = np.random.default_rng(0).integers(0, 255, (1, side, side, 3), dtype=np.uint8)
     about = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    heat = np.stack([explain.maps(net, told, [known[layer]], photos, about, 0, [k])[0, 0] for k in (0, 1)])
+    heat = np.stack([gradcam.maps(net, told, [known[layer]], photos, about, 0, [k])[0, 0] for k in (0, 1)])
     assert heat.shape == (2, side, side) and heat.min() >= 0 and heat.max() <= 1 and heat.any()
     assert abs(heat[0] - heat[1]).max() > 0.1  # what speaks for one class is not what speaks for another
 
 
 def test_layouts_of_outputs_become_channels_first():
-    assert explain.spread_out(None, torch.zeros(1, 7, 7, 96)).shape == (1, 96, 7, 7)
-    assert explain.spread_out(None, torch.zeros(1, 96, 7, 7)).shape == (1, 96, 7, 7)
-    assert explain.spread_out(None, torch.zeros(1, 7, 7, 7)).shape == (1, 7, 7, 7)
+    assert gradcam.spread_out(None, torch.zeros(1, 7, 7, 96)).shape == (1, 96, 7, 7)
+    assert gradcam.spread_out(None, torch.zeros(1, 96, 7, 7)).shape == (1, 96, 7, 7)
+    assert gradcam.spread_out(None, torch.zeros(1, 7, 7, 7)).shape == (1, 7, 7, 7)
 
     class Vit:
         num_prefix_tokens = 1
 
-    assert explain.spread_out(Vit(), torch.zeros(1, 1 + 49, 192)).shape == (1, 192, 7, 7)
+    assert gradcam.spread_out(Vit(), torch.zeros(1, 1 + 49, 192)).shape == (1, 192, 7, 7)
 
 
 def test_the_faces_box_in_a_crop_follows_from_the_margin():
@@ -116,7 +118,7 @@ def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, 
 def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, monkeypatch, capsys):
     settings = competition.settings()
     train.train_folds(settings, [0, 1])
-    oof = explain.answers.read_oof(MASK, competition.root / "run" / "oof.csv")
+    oof = predictions.read_oof(MASK, competition.root / "run" / "oof.csv")
     write_csv(competition.root / "run" / "oof.csv", oof.assign(ans=oof["target"]))  # all were right
     crops = competition.root / "crops"
     crops.mkdir()
@@ -126,8 +128,8 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, mon
         (crops / crop).write_bytes(photo.read_bytes())
         found.append({"photo": str(photo), "crop": crop, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
     frame = pd.DataFrame(found)
-    frame["sha1"] = frame["photo"].map(explain.dataset.sha1_of)
-    frame = frame.reindex(columns=explain.dataset.MANIFEST_COLUMNS).fillna("")
+    frame["sha1"] = frame["photo"].map(manifest.sha1_of)
+    frame = frame.reindex(columns=manifest.MANIFEST_COLUMNS).fillna("")
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text('{"margin": 0.5}')
     settings.data.crops = str(crops)

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT, fill_up
 
-import files
-from files import InputError, alone, cores, quota, refuse_unwritable, replacing
+from foldface import files, runtime
+from foldface.files import InputError, alone, refuse_unwritable, replacing
+from foldface.runtime import cores, quota
 
 
 def write(path, text):
@@ -72,7 +73,7 @@ def test_readers_never_see_a_broken_file_while_four_write_it(tmp_path):
 
 
 def test_what_a_killed_writer_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
-    code = "import files, sys, time\nwith files.replacing(sys.argv[1]) as partial:\n"
+    code = "import sys, time\nfrom foldface import files\nwith files.replacing(sys.argv[1]) as partial:\n"
     code += "    partial.write_text('half'); print('ready', flush=True); time.sleep(60)"
     writers = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.csv"], stdout=subprocess.PIPE, cwd=ROOT)
@@ -184,14 +185,14 @@ def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
 
 
 def test_photos_are_read_by_as_many_processes_as_this_one_may_use_cores():
-    import images
+    from foldface.data import loader
 
     assert not [path.name for path in ROOT.glob("*.py") if path.name != "files.py" and "cpu_count" in path.read_text()]
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        photos = images.Photos(pd.DataFrame({"file": ["a"]}), "none", 8, False)
-        assert images.loader(photos, images.Batches(1, 1), None).num_workers == 1
+        photos = loader.Photos(pd.DataFrame({"file": ["a"]}), "none", 8, False)
+        assert loader.loader(photos, loader.Batches(1, 1), None).num_workers == 1
     finally:
         os.sched_setaffinity(0, before)
 
@@ -211,7 +212,7 @@ def test_a_containers_quota_counts_as_its_cores(tmp_path, monkeypatch):
     assert quota(tmp_path / "v1", own) == 2.5
     assert quota(tmp_path / "none", own) == quota(tmp_path / "none", tmp_path / "none") == float("inf")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(files, "quota", lambda: 1.5)
+    monkeypatch.setattr(runtime, "quota", lambda: 1.5)
     assert cores() == 2
-    monkeypatch.setattr(files, "quota", lambda: float("inf"))
+    monkeypatch.setattr(runtime, "quota", lambda: float("inf"))
     assert cores() == 32 and cores(most=8) == 8

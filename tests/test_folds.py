@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from conftest import MASK, ROOT
 
-import answers
-import folds
+import dataset
 import pseudo_label
-from files import InputError, read_csv, read_json
+from foldface import predictions
+from foldface.data import folds, leaks
+from foldface.files import InputError, read_csv, read_json
 
 REAL_TABLE = {("female", 25): 732, ("female", 45): 817, ("female", 60): 109,
               ("male", 25): 549, ("male", 45): 410, ("male", 60): 83}  # fmt: skip
@@ -141,7 +142,7 @@ def test_identical_photos_are_found_whatever_they_are_called(competition):
     home = competition.train / "images"
     copy = (home / competition.people[0][3] / "mask1.jpg").read_bytes()
     (home / competition.people[5][3] / "normal.jpg").write_bytes(copy)
-    rows = folds.prepare(competition.settings("--train.only_folds", "[]"))
+    rows = dataset.prepare(competition.settings("--train.only_folds", "[]"))
     assert len(rows) - rows["twin"].nunique() == 1
     fold = rows.drop_duplicates("id").set_index("id")["fold"]
     assert fold["000000"] == fold["000005"]
@@ -149,7 +150,7 @@ def test_identical_photos_are_found_whatever_they_are_called(competition):
     changed = bytearray(copy)
     changed[-1] ^= 1
     (home / competition.people[5][3] / "normal.jpg").write_bytes(bytes(changed))
-    fresh, _ = folds.dataset.training_rows(settings)
+    fresh, _ = dataset.training_rows(settings)
     assert len(np.unique(folds.twins(fresh))) == len(fresh)
 
 
@@ -173,32 +174,32 @@ def begin(run):
 
 def test_until_a_step_is_trained_folds_follow_the_data_and_the_settings(competition):
     run = competition.root / "run"
-    folds.prepare(competition.settings("--train.folds", 3))
-    folds.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.settings("--train.folds", 3))
+    dataset.prepare(competition.settings("--seed", 1))
     first = (run / "folds.csv").read_bytes()
-    folds.prepare(competition.settings("--seed", 1, "--run", competition.root / "other"))
+    dataset.prepare(competition.settings("--seed", 1, "--run", competition.root / "other"))
     assert first == (competition.root / "other" / "folds.csv").read_bytes()
     rows = [[f"new{i}", gender, "x", age, path] for i, gender, age, path in competition.people]
     competition.write_table(rows=rows)
-    folds.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.settings("--seed", 1))
     assert set(read_csv(run / "folds.csv", ["id"])["id"]) == {row[0] for row in rows}
     begin(run)
     kept = (run / "folds.csv").read_bytes()
-    folds.prepare(competition.settings("--seed", 2))  # args.refuse_other_settings says what this is
+    dataset.prepare(competition.settings("--seed", 2))  # args.refuse_other_settings says what this is
     assert (run / "folds.csv").read_bytes() == kept
 
 
 def test_a_run_does_not_go_on_with_crops_made_in_another_way(competition):
     settings = competition.settings()
-    folds.prepare(settings)
+    dataset.prepare(settings)
     record = read_json(competition.root / "run" / "data.json", "")
     other = record | {"crops": {"size": 224, "margin": 0.4}}
-    folds.refuse_other_data(settings, record, other)  # nothing was trained yet
+    leaks.refuse_other_data(settings, record, other)  # nothing was trained yet
     (competition.root / "run" / "fold0").mkdir()
     (competition.root / "run" / "fold0" / "log.csv").touch()
-    folds.refuse_other_data(settings, record, record)
+    leaks.refuse_other_data(settings, record, record)
     with pytest.raises(InputError, match="was begun on crops made in another way than whole photos"):
-        folds.refuse_other_data(settings, record, other)
+        leaks.refuse_other_data(settings, record, other)
 
 
 def test_folds_that_were_brought_are_never_dealt_again(competition):
@@ -208,12 +209,12 @@ def test_folds_that_were_brought_are_never_dealt_again(competition):
     mine = "id,fold\n" + "".join(f"{person[0]},{n // 6}\n" for n, person in enumerate(competition.people))
     (run / "folds.csv").write_text(mine)
     for words in ([], ["--seed", 1], ["--data.strict", "false"]):
-        folds.prepare(competition.settings(*words))
+        dataset.prepare(competition.settings(*words))
         assert (run / "folds.csv").read_text() == mine
     (run / "folds.csv").unlink()
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     (run / "folds.csv").write_text(mine)
-    folds.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.settings("--seed", 1))
     assert (run / "folds.csv").read_text() == mine
 
 
@@ -229,16 +230,16 @@ def test_folds_that_were_brought_are_never_dealt_again(competition):
      (lambda path: path.with_name("data.json").write_text("{"), "data.json: can't be read as JSON")],
 )  # fmt: skip
 def test_folds_that_change_after_training_began_are_refused(competition, change, expected):
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     run = competition.root / "run"
     begin(run)
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     lines = (run / "folds.csv").read_text().splitlines()
     (run / "folds.csv").write_bytes("\r\n".join([lines[0], *sorted(lines[1:])[::-1], ""]).encode())
-    folds.prepare(competition.settings())  # another order or line end is no change
+    dataset.prepare(competition.settings())  # another order or line end is no change
     change(run / "folds.csv")
     with pytest.raises(InputError, match=expected):
-        folds.prepare(competition.settings())
+        dataset.prepare(competition.settings())
 
 
 @pytest.mark.parametrize(
@@ -258,25 +259,25 @@ def test_folds_that_change_after_training_began_are_refused(competition, change,
      (lambda frame: frame.drop(columns="p7").assign(p3="0.5"), r"leak: .* is not what .*fold0.csv says")],
 )  # fmt: skip
 def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expected):
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     made, rng = competition.root / "run", np.random.default_rng(0)
     parts = []
     for fold in (0, 1):
         names = pd.DataFrame({"ImageID": competition.images})
-        frame = answers.with_answers(MASK, names, rng.dirichlet(np.full(18, 0.1), len(names)))
+        frame = predictions.with_answers(MASK, names, rng.dirichlet(np.full(18, 0.1), len(names)))
         frame.to_csv(made / f"fold{fold}.csv", index=False)
         parts.append(
-            pseudo_label.choose(MASK, answers.read_fold(MASK, made / f"fold{fold}.csv"), 0, 0).assign(fold=fold)
+            pseudo_label.choose(MASK, predictions.read_fold(MASK, made / f"fold{fold}.csv"), 0, 0).assign(fold=fold)
         )
     pd.concat(parts).to_csv(made / "pseudo.csv", index=False)
     frame = read_csv(made / "pseudo.csv", []).sort_values(["fold", "ImageID"], ignore_index=True)
     frame.to_csv(made / "pseudo.csv", index=False)
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    assert (folds.prepare(competition.settings(*words))["source"] == "pseudo").sum() == 10
+    assert (dataset.prepare(competition.settings(*words))["source"] == "pseudo").sum() == 10
     change(frame).to_csv(made / "pseudo.csv", index=False)
     for soft in ("false", "true"):
         with pytest.raises(InputError, match=expected if soft == "false" else "pseudo.csv"):
-            folds.prepare(competition.settings(*words, "--data.pseudo_soft", soft))
+            dataset.prepare(competition.settings(*words, "--data.pseudo_soft", soft))
 
 
 @pytest.mark.parametrize(
@@ -306,11 +307,11 @@ def test_folds_that_do_not_fit_the_data_are_refused(competition, change, expecte
 def test_the_gate_names_the_person_or_photo_on_both_sides():
     rows = folds.pd.DataFrame({"id": ["a", "b", "c"], "twin": [0, 1, 2], "photo": ["a.jpg", "b.jpg", "c.jpg"],
                                "source": ["train", "extra", "train"]})  # fmt: skip
-    folds.refuse_leaks(rows[:2], rows[2:])
+    leaks.refuse_leaks(rows[:2], rows[2:])
     with pytest.raises(InputError, match=r"leak: person b .*extra rows"):
-        folds.refuse_leaks(rows[:2], rows[2:].assign(id="b"))
+        leaks.refuse_leaks(rows[:2], rows[2:].assign(id="b"))
     with pytest.raises(InputError, match=r"leak: b.jpg \(extra\) .*c.jpg"):
-        folds.refuse_leaks(rows[:2], rows[2:].assign(twin=1))
+        leaks.refuse_leaks(rows[:2], rows[2:].assign(twin=1))
 
 
 def test_an_extra_photo_that_is_validated_on_stops_training(competition, tmp_path):
@@ -319,48 +320,48 @@ def test_an_extra_photo_that_is_validated_on_stops_training(competition, tmp_pat
     (tmp_path / "aaf" / "00001A20.jpg").write_bytes(source.read_bytes())
     extra = f'[{{"layout": "aaf", "path": "{tmp_path / "aaf"}"}}]'
     with pytest.raises(InputError, match=r"leak: .*00001A20.jpg \(extra\)"):
-        folds.prepare(competition.settings("--data.extra", extra))
+        dataset.prepare(competition.settings("--data.extra", extra))
 
 
 def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(competition, tmp_path):
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     made = competition.root / "run"
     (made / "pseudo.csv").write_text("ImageID,fold,ans,confidence\nanswer0.jpg,0,3,0.99\nanswer0.jpg,1,4,0.98\n")
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    rows = folds.prepare(competition.settings(*words))
+    rows = dataset.prepare(competition.settings(*words))
     for k, label in ((0, 3), (1, 4)):
         training, validation = folds.split(rows, k)
         assert training[training["source"] == "pseudo"]["label"].tolist() == [label]
         assert set(validation["source"]) == {"train"} and len(validation) + len(training) == 84 + 1
     with pytest.raises(InputError, match=r"leak: .* has others"):
-        folds.prepare(competition.settings(*words, "--seed", 5, "--run", tmp_path / "third"))
+        dataset.prepare(competition.settings(*words, "--seed", 5, "--run", tmp_path / "third"))
 
 
 def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path, monkeypatch):
     """The second way to cheat: fold 0 is trained on what fold 1's model, which was trained on fold 0's people, says."""
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     made, names = competition.root / "run", competition.images
     rng = np.random.default_rng(0)
     for fold in (0, 1):
         probabilities = rng.dirichlet(np.full(18, 0.1), len(names))
-        answers.with_answers(MASK, pd.DataFrame({"ImageID": names}), probabilities).to_csv(
+        predictions.with_answers(MASK, pd.DataFrame({"ImageID": names}), probabilities).to_csv(
             made / f"fold{fold}.csv", index=False
         )
-    monkeypatch.setattr(pseudo_label.args, "read_for_run", lambda *_: settings)
+    monkeypatch.setattr(pseudo_label.runs, "read_for_run", lambda *_: settings)
     settings = competition.settings("--pseudo.threshold", 0)
     settings.answers = ""
     pseudo_label.main()
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    rows = folds.prepare(competition.settings(*words))
+    rows = dataset.prepare(competition.settings(*words))
     assert (rows["source"] == "pseudo").sum() == 2 * len(names)
     frame = read_csv(made / "pseudo.csv", ["fold"])
     frame.assign(fold=1 - frame["fold"].astype(int)).to_csv(made / "pseudo.csv", index=False)
     with pytest.raises(InputError, match=r"leak: .*pseudo.csv, row \d+: .* is to train fold \d, but that is not what"):
-        folds.prepare(competition.settings(*words))
+        dataset.prepare(competition.settings(*words))
 
 
 def test_what_each_fold_holds_is_shown(competition, capsys):
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["fold", "0", "fold", "1"]
     assert lines[1].split() == ["photos", "42", "42"] and lines[2].split()[-2:] == ["6", "6"]

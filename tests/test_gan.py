@@ -8,18 +8,17 @@ import pytest
 import torch
 from conftest import ROOT, write_photo
 
-import args
-import features
-import folds
-import gan
-import generator
-from files import InputError
+import dataset
+from demo import gan, gan_networks
+from foldface import cli, runtime
+from foldface.files import InputError
+from foldface.nn import features
 
 
 def small_generator(kind, size, classes, photos=12, width=4):
     """A generator that has learned the codes of so many photos of noise, whose mean is that of their class."""
     torch.manual_seed(0)
-    maker = generator.make_generator(kind, size, classes, width, photos)
+    maker = gan_networks.make_generator(kind, size, classes, width, photos)
     if kind == "projected":
         told = torch.arange(photos) % classes
         pixels = 127 + 40 * torch.randn(photos, size, size, 3) + 40 * told[:, None, None, None]
@@ -30,14 +29,14 @@ def small_generator(kind, size, classes, photos=12, width=4):
 @pytest.mark.parametrize("kind", ["projected", "vanilla"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
-    maker, judge = small_generator(kind, size, 3), generator.make_discriminator(kind, size, 3, 4)
-    noise, told = torch.randn(6, generator.LATENT), torch.arange(6) % 3
+    maker, judge = small_generator(kind, size, 3), gan_networks.make_discriminator(kind, size, 3, 4)
+    noise, told = torch.randn(6, gan_networks.LATENT), torch.arange(6) % 3
     made = maker(noise, told)
     assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
     seen = judge.look(made)
     scores = judge(seen, told)
     assert len(scores) == 6
-    generator.generator_loss(kind, scores).backward()
+    gan_networks.generator_loss(kind, scores).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters() if p.requires_grad)
     with torch.no_grad():
         scores = [judge(judge.look(made), torch.full((6,), k)) for k in range(3)]
@@ -47,7 +46,7 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
 def test_codes_are_of_the_photos_and_blends_are_of_two_of_a_label():
     photos = torch.randint(30, 220, (9, 32, 32, 3), dtype=torch.uint8)
     told = torch.tensor([0, 1, 2, 1, 1, 0, 2, 1, 1])
-    codes = generator.Codes(16, 3, 9)
+    codes = gan_networks.Codes(16, 3, 9)
     codes.learn(photos, told)
     pixels = photos.permute(0, 3, 1, 2) / 127.5 - 1
     small = torch.nn.functional.interpolate(pixels, (16, 16), mode="area")
@@ -55,7 +54,7 @@ def test_codes_are_of_the_photos_and_blends_are_of_two_of_a_label():
     looks = codes.look(codes.own(index, turned))
     assert torch.allclose(looks, torch.where(turned[:, None, None, None], small.flip(3), small), atol=1e-3)
     kind = torch.arange(600) % 3
-    blends = codes.blend(torch.randn(600, generator.LATENT), kind)
+    blends = codes.blend(torch.randn(600, gan_networks.LATENT), kind)
     both = torch.cat([codes.own(index, turned), codes.own(index, ~turned)])
     for k in range(3):
         mine = both[torch.cat([told, told]) == k]
@@ -70,16 +69,16 @@ def test_a_photo_drawn_anew_begins_as_its_coarse_look():
     maker = small_generator("projected", 32, 3)
     index, turned = torch.arange(4), torch.zeros(4, dtype=torch.bool)
     codes = maker.codes.own(index, turned)
-    made = maker(torch.randn(4, generator.LATENT), index % 3, codes)
+    made = maker(torch.randn(4, gan_networks.LATENT), index % 3, codes)
     wanted = torch.nn.functional.interpolate(maker.codes.look(codes), (32, 32), mode="bicubic").clamp(-0.97, 0.97)
     assert torch.allclose(made, wanted, atol=1e-5)
 
 
 def test_the_same_seed_makes_the_same_picture_whatever_else_is_made():
     maker = small_generator("projected", 32, 2)
-    both = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
-    again = generator.pictures(maker, torch.tensor([0, 1]), seed=5)
-    other = generator.pictures(maker, torch.tensor([0, 1]), seed=6)
+    both = gan_networks.pictures(maker, torch.tensor([0, 1]), seed=5)
+    again = gan_networks.pictures(maker, torch.tensor([0, 1]), seed=5)
+    other = gan_networks.pictures(maker, torch.tensor([0, 1]), seed=6)
     assert (both == again).all() and (both != other).any() and both.dtype == np.uint8 and maker.training
 
 
@@ -90,12 +89,12 @@ def test_of_several_pictures_the_one_most_like_its_label_is_chosen(monkeypatch):
     maker.probe.weight.fill_(0.0)
     maker.probe.weight[1] = 0.005  # the brighter its first pixels, the more it is like label 1
     kind = torch.ones(20, dtype=torch.long)
-    plain, picked = generator.pictures(maker, kind, 3), generator.chosen(maker, kind, 3)
+    plain, picked = gan_networks.pictures(maker, kind, 3), gan_networks.chosen(maker, kind, 3)
     first = [made.reshape(20, -1)[:, :1280].mean(1) for made in (plain, picked)]
     assert (first[1] >= first[0]).all() and (first[1] > first[0]).mean() > 0.5
-    assert (generator.chosen(maker, kind[:1], 3) == picked[:1]).all()
-    vanilla = generator.make_generator("vanilla", 32, 3, 4, 12)
-    assert (generator.chosen(vanilla, kind, 3) == generator.pictures(vanilla, kind, 3)).all()
+    assert (gan_networks.chosen(maker, kind[:1], 3) == picked[:1]).all()
+    vanilla = gan_networks.make_generator("vanilla", 32, 3, 4, 12)
+    assert (gan_networks.chosen(vanilla, kind, 3) == gan_networks.pictures(vanilla, kind, 3)).all()
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -110,7 +109,7 @@ def test_a_probe_tells_classes_apart_that_a_line_can(classes):
 
 
 def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
-    judge = generator.make_discriminator("projected", 64, 2, 8).train()
+    judge = gan_networks.make_discriminator("projected", 64, 2, 8).train()
     eyes = {name: value.clone() for name, value in judge.eyes.state_dict().items()}
     x, kind = torch.rand(8, 3, 64, 64) * 2 - 1, torch.zeros(8, dtype=torch.long)
     judge.settle(x)
@@ -128,7 +127,7 @@ def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
 def test_diffaugment_varies_a_pair_alike_and_lets_gradients_through():
     torch.manual_seed(0)
     x = (torch.rand(64, 3, 32, 32) + 1).requires_grad_()
-    varied, same = generator.augment(x, x.detach())
+    varied, same = gan_networks.augment(x, x.detach())
     assert varied.shape == x.shape and torch.equal(varied, same)
     varied.sum().backward()
     assert x.grad.isfinite().all() and (x.grad != 0).float().mean() > 0.7
@@ -139,10 +138,10 @@ def test_diffaugment_varies_a_pair_alike_and_lets_gradients_through():
 
 def test_losses_are_those_of_their_papers():
     real, made = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
-    assert generator.discriminator_loss("projected", real, made) == pytest.approx((0 + 1) / 2 + (0 + 2) / 2)
-    assert generator.generator_loss("projected", made) == pytest.approx(1.0)
+    assert gan_networks.discriminator_loss("projected", real, made) == pytest.approx((0 + 1) / 2 + (0 + 2) / 2)
+    assert gan_networks.generator_loss("projected", made) == pytest.approx(1.0)
     zero = torch.zeros(2)
-    assert generator.discriminator_loss("vanilla", zero, zero) == pytest.approx(2 * np.log(2))
+    assert gan_networks.discriminator_loss("vanilla", zero, zero) == pytest.approx(2 * np.log(2))
 
 
 def test_distances_are_those_of_their_definitions():
@@ -199,13 +198,13 @@ def words(tmp_path, *more):
     told += ["--task.heads", '[{"name": "kind", "column": "class"}]', "--run", tmp_path / "run", "--device", "cpu"]
     told += ["--gan.image_size", 32, "--gan.width", 4, "--gan.batch_size", 8, "--gan.measure_epochs", 1]
     told += ["--train.folds", 2, "--data.workers", 0, *more]
-    return args.read("", gan.FLAGS, [*map(str, told)])
+    return cli.read("", gan.FLAGS, [*map(str, told)])
 
 
 @pytest.mark.usefixtures("one_accelerator")
 @pytest.mark.parametrize(("first", "each", "least"), [(10, 12, 95), (2, 50, 80)])  # the first says little of the others
 def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monkeypatch, first, each, least):
-    now = types.SimpleNamespace(seconds=gan.STARTED)
+    now = types.SimpleNamespace(seconds=runtime.STARTED)
     monkeypatch.setattr(gan.time, "monotonic", lambda: now.seconds)
 
     class SlowRuler(FakeRuler):
@@ -223,7 +222,7 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
     monkeypatch.setattr(gan, "Ruler", SlowRuler)
     monkeypatch.setattr(gan.Pair, "train_step", slow)
     log = gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
-    taken = now.seconds - gan.STARTED
+    taken = now.seconds - runtime.STARTED
     assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
     assert np.isfinite(log[-1]["frechet"]) and (tmp_path / "run" / "gan" / "last.safetensors").is_file()
     steps = len(log)
@@ -247,7 +246,7 @@ def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
 
 
 def test_the_vanilla_recipe_is_the_reports():
-    chosen = args.read("", argv=["--config", str(ROOT / "recipes" / "gan_vanilla.json")]).gan
+    chosen = cli.read("", argv=["--config", str(ROOT / "recipes" / "gan_vanilla.json")]).gan
     assert (chosen.kind, chosen.epochs, chosen.lr, chosen.betas) == ("vanilla", 500, 5e-4, [0.5, 0.999])
 
 
@@ -257,8 +256,8 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
     FakeRuler.told = [90.0, 30.0, 60.0]
     log = gan.train(words(tmp_path, "--gan.epochs", 3))
     home = tmp_path / "run" / "gan"
-    _, best = generator.load(home / "best.safetensors")
-    _, last = generator.load(home / "last.safetensors")
+    _, best = gan_networks.load(home / "best.safetensors")
+    _, last = gan_networks.load(home / "last.safetensors")
     assert (best["epoch"], last["epoch"], best["frechet"]) == (2, 3, 30.0) and best["classes"] == ["a", "b"]
     assert "2.0 times as far" in log[-1]["notice"]
     assert len(pd.read_csv(home / "log.csv")) == 3 and len(list(home.glob("epoch*.png"))) == 3
@@ -274,7 +273,7 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
     monkeypatch.setattr(gan, "read_photos", read)
     with pytest.raises(InputError, match="enough"):
         gan.train(settings)
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     aside = set(rows["ImageID"][rows["source"] == "test"])
     assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
 
@@ -304,7 +303,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
     assert not (tmp_path / "other/gan/last.safetensors").exists()
     log = gan.train(settings)
     ours, theirs = (
-        generator.load(path)[0].state_dict()
+        gan_networks.load(path)[0].state_dict()
         for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
     )
     assert whole and all(torch.equal(ours[name], theirs[name]) for name in ours) and len(log) == 3
@@ -335,7 +334,7 @@ def test_who_measures_draws_nothing():
 @pytest.mark.usefixtures("one_accelerator")
 def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(gan, "Ruler", FakeRuler)
-    monkeypatch.setattr(generator.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
+    monkeypatch.setattr(gan_networks.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
     settings = words(tmp_path, "--gan.epochs", 1)
     gan.train(settings)
     (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
@@ -352,4 +351,4 @@ def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
 def test_a_file_that_is_no_generator_is_refused(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(InputError, match="no generator of ours"):
-        generator.load(tmp_path / "bad.safetensors")
+        gan_networks.load(tmp_path / "bad.safetensors")

@@ -9,9 +9,8 @@ import pytest
 from conftest import MASK
 from sklearn.metrics import f1_score
 
-import answers
-import labels
-from files import InputError, write_csv
+from foldface import predictions, task
+from foldface.files import InputError, write_csv
 
 
 def test_an_answer_is_mask_times_six_plus_gender_times_three_plus_age():
@@ -23,7 +22,7 @@ def test_an_answer_is_mask_times_six_plus_gender_times_three_plus_age():
 
 
 def test_the_boundary_moves_the_oldest_class_alone():
-    head = labels.Task(**labels.MASK_TASK, age_boundary=58).number
+    head = task.Task(**task.MASK_TASK, age_boundary=58).number
     assert head.class_of([29, 30, 57, 58, 59, 60]).tolist() == [0, 1, 1, 1, 1, 2]
     assert head.class_of([29, 30, 57, 58, 59, 60], head.trained).tolist() == [0, 1, 1, 2, 2, 2]
 
@@ -32,29 +31,29 @@ def test_the_boundary_moves_the_oldest_class_alone():
 def test_the_boundary_of_ages_moves_whatever_their_range(ages):
     head = {"name": "age", "bounds": [30, 60], "range": ages, "unit": "years"}
     for boundary in range(55, 61):
-        assert labels.Task([head], age_boundary=boundary).number.trained == (30, boundary)
-    assert labels.Task([head]).number.columns == ["years", "from30", *(f"from{age}" for age in range(55, 61))]
-    far = labels.Task([head], age_boundary=45)
+        assert task.Task([head], age_boundary=boundary).number.trained == (30, boundary)
+    assert task.Task([head]).number.columns == ["years", "from30", *(f"from{age}" for age in range(55, 61))]
+    far = task.Task([head], age_boundary=45)
     assert far.number.trained == (30, 60) and far.ignored == "the last class of age begins at 60, in training too"
 
 
 def test_a_boundary_that_moves_nothing_is_said_and_one_that_does_is_not():
-    assert labels.Task(**labels.MASK_TASK, age_boundary=58).ignored == labels.Task(**labels.MASK_TASK).ignored == ""
-    named = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}], age_boundary=58)
+    assert task.Task(**task.MASK_TASK, age_boundary=58).ignored == task.Task(**task.MASK_TASK).ignored == ""
+    named = task.Task([{"name": "kind", "classes": ["cat", "dog"]}], age_boundary=58)
     assert named.ignored == "the task has no head of ages that are cut into classes"
-    other = labels.Task([{"name": "weight", "bounds": [50], "range": [0, 100]}], age_boundary=48)
+    other = task.Task([{"name": "weight", "bounds": [50], "range": [0, 100]}], age_boundary=48)
     assert other.ignored == named.ignored and other.number.trained == (50,)
 
 
 def test_answers_are_written_as_the_competition_wants_them():
     for answer_as, expected in (("index", [1, 0]), ("name", ["dog", "cat"])):
-        kind = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}], answer_as=answer_as)
+        kind = task.Task([{"name": "kind", "classes": ["cat", "dog"]}], answer_as=answer_as)
         assert kind.written(np.array([1, 0])).tolist() == expected
         assert kind.read([*map(str, expected), "1", "bird"])[:3].tolist() == [1, 0, 1]
         assert np.isnan(kind.read(["bird"])).all()
-        age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae", answer_as=answer_as)
+        age = task.Task([{"name": "age", "range": [0, 100]}], score="mae", answer_as=answer_as)
         assert age.written([30.5]).tolist() == age.read(["30.5"]).tolist() == [30.5]
-    years = labels.Task([{"name": "year", "classes": ["1", "0"]}], answer_as="name")
+    years = task.Task([{"name": "year", "classes": ["1", "0"]}], answer_as="name")
     assert years.read(["1", "0"]).tolist() == [0, 1] and np.isnan(years.read(["7"])).all()  # no index among numbers
 
 
@@ -69,7 +68,7 @@ def test_scores_agree_with_scikit_learn():
 def test_numbers_are_scored_by_their_error_and_by_how_many_are_near():
     target, answer = np.array([20.0, 30, 40, 50]), np.array([25.0, 24, 40, 50.5])
     for score, value, each in (("mae", 2.875, [5, 6, 0, 0.5]), ("within", 0.75, [1, 0, 1, 1])):
-        age = labels.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score=score)
+        age = task.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score=score)
         assert age.scores(target, answer) == {"mae": 2.875, "within": 0.75}
         assert age.value(target, answer) == value and age.each(target, answer).tolist() == each
         assert (age.sign, age.score_names) == ({"mae": -1, "within": 1}[score], ["mae", "within"])
@@ -90,13 +89,13 @@ def test_the_interval_is_of_the_level_that_is_asked_for():
 
 
 def test_answers_are_shown_by_how_they_are_spread():
-    kind = labels.Task([{"name": "kind", "classes": ["cat", "dog"]}])
+    kind = task.Task([{"name": "kind", "classes": ["cat", "dog"]}])
     lines = kind.spread({"training": [0, 0, 0, 1], "answers": [1, 1]}).split("\n")
     assert [line.split() for line in lines] == [
         ["class", "training", "answers"], ["0", "cat", "75.0%", "0.0%"], ["1", "dog", "25.0%", "100.0%"],
     ]  # fmt: skip
     for unit, title in (("years", "years"), ("", "quantile")):
-        age = labels.Task([{"name": "age", "range": [0, 100], "unit": unit}], score="mae")
+        age = task.Task([{"name": "age", "range": [0, 100], "unit": unit}], score="mae")
         lines = age.spread({"training": np.arange(101.0)}).split("\n")
         assert [line.split() for line in lines] == [
             [title, "training"], ["5%", "5.0"], ["25%", "25.0"], ["50%", "50.0"], ["75%", "75.0"], ["95%", "95.0"],
@@ -124,7 +123,7 @@ def test_draws_are_scores_of_tables_drawn_person_by_person(monkeypatch):
         scores = [f1_score(target[photos], one[photos], average="macro") for one in told]
         assert found[:, draw] == pytest.approx(scores)
     exact = MASK.draws(target, told, people)
-    monkeypatch.setattr(labels.np, "float32", float)  # short floats save time, not digits
+    monkeypatch.setattr(task.np, "float32", float)  # short floats save time, not digits
     assert np.array_equal(MASK.draws(target, told, people), exact)
 
 
@@ -145,9 +144,9 @@ def test_a_fold_or_target_that_can_not_be_is_named_with_its_row(tmp_path, fold, 
     lines = [",".join([*row, "1", *["0"] * 17]) for row in rows]
     (tmp_path / "oof.csv").write_text("\n".join([header, *lines]) + "\n")
     with pytest.raises(InputError, match=said):
-        answers.read_oof(MASK, tmp_path / "oof.csv")
+        predictions.read_oof(MASK, tmp_path / "oof.csv")
     (tmp_path / "oof.csv").write_text("\n".join([header, lines[0]]) + "\n")
-    frame = answers.read_oof(MASK, tmp_path / "oof.csv")
+    frame = predictions.read_oof(MASK, tmp_path / "oof.csv")
     assert frame[["id", "fold", "target"]].values.tolist() == [["007", 0, 3]]
 
 
@@ -156,34 +155,39 @@ def test_probabilities_that_are_missing_or_doubled_are_said(tmp_path, columns):
     lines = [",".join(["ImageID,id,fold,target,ans", *columns]), ",".join(["a,1,0,3,3", *"1" * len(columns)])]
     (tmp_path / "oof.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="twice" if len(columns) > 1 else "no column p1"):
-        answers.read_oof(MASK, tmp_path / "oof.csv")
+        predictions.read_oof(MASK, tmp_path / "oof.csv")
 
 
 def test_the_written_answer_is_the_largest_of_the_written_probabilities(tmp_path):
     probabilities = np.full((2, 18), 1 / 18)
     probabilities[1, 5] += 1e-9  # below what is written: the answer must not hang on it
-    write_csv(tmp_path / "fold0.csv", answers.with_answers(MASK, pd.DataFrame({"ImageID": ["a", "b"]}), probabilities))
+    write_csv(
+        tmp_path / "fold0.csv", predictions.with_answers(MASK, pd.DataFrame({"ImageID": ["a", "b"]}), probabilities)
+    )
     frame = pd.read_csv(tmp_path / "fold0.csv")
     assert (frame[MASK.probabilities].to_numpy().argmax(1) == frame["ans"]).all()
-    assert answers.read_fold(MASK, tmp_path / "fold0.csv")["ans"].tolist() == frame["ans"].tolist()
+    assert predictions.read_fold(MASK, tmp_path / "fold0.csv")["ans"].tolist() == frame["ans"].tolist()
 
 
 def test_answers_are_written_with_six_decimals_whatever_the_rows_are_called():
     frame = pd.DataFrame({"ImageID": ["a", "b"]}, index=[7, 3])
-    found = answers.with_answers(MASK, frame, np.full((2, 18), 1 / 18))
+    found = predictions.with_answers(MASK, frame, np.full((2, 18), 1 / 18))
     assert len(found) == 2 and found["ImageID"].tolist() == ["a", "b"] and "index" not in found
     assert (found[MASK.probabilities] == 0.055556).all(axis=None)
-    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
-    found = answers.with_answers(age, frame, [[30.12345678, 0.5], [40, 0.25]])
+    age = task.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    found = predictions.with_answers(age, frame, [[30.12345678, 0.5], [40, 0.25]])
     assert found["ans"].tolist() == [30.123457, 40] and found["confidence"].tolist() == [0.5, 0.25]
 
 
 def test_the_predictions_of_a_run_are_its_folds_in_order(tmp_path):
     with pytest.raises(InputError, match=r"has no fold0\.csv: run inference\.py --run"):
-        answers.fold_files(tmp_path)
+        predictions.fold_files(tmp_path)
     for name in ("fold10.csv", "fold2.csv", "fold0_age.csv", "folds.csv"):
         (tmp_path / name).touch()
-    assert list(answers.fold_files(tmp_path).items()) == [(2, tmp_path / "fold2.csv"), (10, tmp_path / "fold10.csv")]
+    assert list(predictions.fold_files(tmp_path).items()) == [
+        (2, tmp_path / "fold2.csv"),
+        (10, tmp_path / "fold10.csv"),
+    ]
 
 
 def test_predictions_lie_in_output_if_they_were_written_there_and_else_in_the_run(tmp_path):
@@ -191,54 +195,54 @@ def test_predictions_lie_in_output_if_they_were_written_there_and_else_in_the_ru
     for folder in (run, output):
         folder.mkdir()
     for named in ("", output):
-        assert answers.folder_of(SimpleNamespace(run=run, output=named)) == run
+        assert predictions.folder_of(SimpleNamespace(run=run, output=named)) == run
     (output / "fold0.csv").touch()
-    assert answers.folder_of(SimpleNamespace(run=run, output=output)) == output
-    assert answers.folder_of(SimpleNamespace(run=run, output="")) == run
+    assert predictions.folder_of(SimpleNamespace(run=run, output=output)) == output
+    assert predictions.folder_of(SimpleNamespace(run=run, output="")) == run
 
 
 def test_every_class_and_fold_that_there_is_can_be_read(tmp_path):
     header = ",".join(["ImageID", "id", "fold", "target", "ans", *MASK.probabilities])
     lines = [",".join([f"{k}.jpg", "1", str(k), str(k), str(17 - k), "1", *["0"] * 17]) for k in range(18)]
     (tmp_path / "oof.csv").write_text("\n".join([header, *lines]) + "\n")
-    frame = answers.read_oof(MASK, tmp_path / "oof.csv")
+    frame = predictions.read_oof(MASK, tmp_path / "oof.csv")
     assert frame["fold"].tolist() == frame["target"].tolist() == frame["ans"].tolist()[::-1] == list(range(18))
     assert frame[["fold", "target", "ans"]].dtypes.tolist() == [int] * 3
 
 
 def test_a_number_that_is_none_is_named_with_its_row(tmp_path):
-    age = labels.Task([{"name": "age", "range": [0, 100]}], score="mae")
+    age = task.Task([{"name": "age", "range": [0, 100]}], score="mae")
     (tmp_path / "fold0.csv").write_text("ImageID,ans,confidence\na,30.5,0.4\nb,inf,0.4\n")
     with pytest.raises(InputError, match="row 3: ans is no number"):
-        answers.read_fold(age, tmp_path / "fold0.csv")
+        predictions.read_fold(age, tmp_path / "fold0.csv")
     (tmp_path / "fold0.csv").write_text("ImageID,ans,confidence\na,30.5,0.4\nb,0,\n")
-    assert answers.read_fold(age, tmp_path / "fold0.csv")["ans"].tolist() == [30.5, 0]
+    assert predictions.read_fold(age, tmp_path / "fold0.csv")["ans"].tolist() == [30.5, 0]
 
 
 def test_scores_are_said_the_tasks_own_first_with_its_interval():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"id": np.arange(90) // 3, "target": rng.integers(18, size=90)})
     frame["ans"] = np.where(rng.random(90) < 0.5, frame["target"], 3)
-    metrics = answers.measured(MASK, frame)
+    metrics = predictions.measured(MASK, frame)
     assert list(metrics) == ["f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1"]
     assert (metrics["f1_low"], metrics["f1_high"]) == MASK.interval(frame["target"], frame["ans"], frame["id"])
     metrics = dict(zip(metrics, (0.5, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4), strict=True))
-    first, *others = answers.said(MASK, metrics)
+    first, *others = predictions.said(MASK, metrics)
     assert first == "macro F1 0.500 (95 % 0.250-0.750"
     assert others == ["accuracy 0.100", "mask 0.200", "gender 0.300", "age 0.400"]
-    by_accuracy = labels.Task(**labels.MASK_TASK, score="accuracy")
-    metrics = answers.measured(by_accuracy, frame)
+    by_accuracy = task.Task(**task.MASK_TASK, score="accuracy")
+    metrics = predictions.measured(by_accuracy, frame)
     assert list(metrics)[:6] == ["accuracy", "accuracy_low", "accuracy_high", "f1", "f1_low", "f1_high"]
     assert metrics["f1_low"] < metrics["f1"] < metrics["f1_high"]
-    age = labels.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score="mae")
-    metrics = answers.measured(age, frame)
+    age = task.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score="mae")
+    metrics = predictions.measured(age, frame)
     assert list(metrics) == ["mae", "mae_low", "mae_high", "within"]
-    assert answers.said(age, metrics | {"within": 0.5})[1:] == ["within 5 years 0.500"]
+    assert predictions.said(age, metrics | {"within": 0.5})[1:] == ["within 5 years 0.500"]
 
 
 def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    answers.gather(MASK, tmp_path, [0, 1])
+    predictions.gather(MASK, tmp_path, [0, 1])
     assert not any(tmp_path.iterdir()) and capsys.readouterr().out == ""  # no fold is finished
     frames = {}
     for fold in (0, 2):
@@ -250,13 +254,13 @@ def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path,
         for file, share in (("oof.csv", 0.8), ("oof_last.csv", 0.5)):
             right = (rng.random(30) < share)[:, None] * np.eye(18)[frame["target"]]
             p = right + 0.1
-            frames[fold, file] = answers.with_answers(MASK, frame, p / p.sum(1, keepdims=True))
+            frames[fold, file] = predictions.with_answers(MASK, frame, p / p.sum(1, keepdims=True))
             write_csv(home / file, frames[fold, file])
         ages = pd.DataFrame(rng.random((30, 8)), columns=MASK.number.columns).round(4)
         write_csv(home / "oof_age.csv", pd.concat([frame[["ImageID"]], ages], axis=1))
-    answers.gather(MASK, tmp_path, [0, 1, 2], more={"test": {"f1": 0.5, "f1_low": 0.4, "f1_high": 0.6, "photos": 7,
+    predictions.gather(MASK, tmp_path, [0, 1, 2], more={"test": {"f1": 0.5, "f1_low": 0.4, "f1_high": 0.6, "photos": 7,
                    "accuracy": 0.1, "mask_f1": 0.2, "gender_f1": 0.3, "age_f1": 0.4}})  # fmt: skip
-    joined = answers.read_oof(MASK, tmp_path / "oof.csv")
+    joined = predictions.read_oof(MASK, tmp_path / "oof.csv")
     best, last = (pd.concat([frames[fold, file] for fold in (0, 2)]) for file in ("oof.csv", "oof_last.csv"))
     assert joined["ImageID"].tolist() == best["ImageID"].tolist() and joined["ans"].tolist() == best["ans"].tolist()
     assert len(pd.read_csv(tmp_path / "oof_age.csv")) == 60
@@ -278,4 +282,4 @@ def test_probabilities_that_can_not_be_are_refused_with_their_row(tmp_path, cell
     good = ",".join(["a", "0", "1", *["0"] * 17])
     (tmp_path / "fold0.csv").write_text(f"{header}\n{good}\n{good.replace('a,0,1,0', f'b,0,{cells}')}\n")
     with pytest.raises(InputError, match=r"row 3: (p0\.\.p17 are not probabilities|p0 is)"):
-        answers.read_fold(MASK, tmp_path / "fold0.csv")
+        predictions.read_fold(MASK, tmp_path / "fold0.csv")

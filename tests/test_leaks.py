@@ -6,10 +6,9 @@ import shutil
 import pytest
 from conftest import write_photo
 
-import args
 import dataset
-import folds
-from files import InputError
+from foldface import cli, runs
+from foldface.files import InputError
 
 PEOPLE, FOLDS = 12, 2
 HEADS = '[{"name": "kind", "classes": ["a", "b"]}]'
@@ -45,7 +44,7 @@ class World:
     def settings(self, *words, run="run"):
         known = ["--data.layout", "table", "--data.train", self.train, "--data.eval", self.eval, "--data.crops", ""]
         known += ["--task.heads", HEADS, "--task.answer_as", "name", "--train.folds", FOLDS, "--run", self.root / run]
-        return args.read("", argv=[*map(str, [*known, "--train.only_folds", "[]", *words])])
+        return cli.read("", argv=[*map(str, [*known, "--train.only_folds", "[]", *words])])
 
     def extra(self, *photos, column="id", name="more", layout="table"):
         """Words of a command line that add a table of (photo, id) to train on."""
@@ -54,7 +53,7 @@ class World:
 
     def dealt(self, *words):
         """The rows of a first run, whose folds a second has too."""
-        return folds.prepare(self.settings(*words, run="first"))
+        return dataset.prepare(self.settings(*words, run="first"))
 
     def pseudo(self, *photos):
         """Words of a command line that train photos to answer for: (name, fold)."""
@@ -174,7 +173,7 @@ def a_pseudo_label_that_a_copy_in_another_fold_ties_to_the_person(world):
 def set_aside(world, *words):
     """A person of the test set, and the words that put him there."""
     words = ["--data.test_share", 0.2, *words]
-    rows = folds.prepare(world.settings(*words, run="aside"))
+    rows = dataset.prepare(world.settings(*words, run="aside"))
     return rows[rows["source"] == "test"]["ImageID"].iloc[0], words
 
 
@@ -229,9 +228,9 @@ def test_a_person_is_never_on_both_sides(world, case, expected):
     words = case(world)
     if expected:
         with pytest.raises(InputError, match=expected):
-            folds.prepare(world.settings(*words))
+            dataset.prepare(world.settings(*words))
     else:
-        rows = folds.prepare(world.settings(*words))
+        rows = dataset.prepare(world.settings(*words))
         people = rows[rows["source"].isin(["train", "test"])].groupby("id")
         assert (people["fold"].nunique() == 1).all() and (people["source"].nunique() == 1).all()
 
@@ -240,12 +239,12 @@ def started(world, table, start, *words):
     """Prepare a run of a table, which starts from another run."""
     words = ["--data.train", table, "--model.start", start, "--train.only_folds", "[0, 1]", *words]
     settings = world.settings(*words, run=f"after_{start}")
-    folds.prepare(settings)
-    args.save(settings)
+    dataset.prepare(settings)
+    runs.save(settings)
 
 
 def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(world, capsys):
-    folds.prepare(world.settings(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
+    dataset.prepare(world.settings(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
     people = [(f"z{n}.jpg", f"z{n}") for n in range(6)]
     other, own = world.table("other", people), world.table("own", [*people, ("copy.jpg", "me")])
     shutil.copy(world.root / "more" / "a.jpg", world.root / "own" / "copy.jpg")
@@ -263,7 +262,7 @@ def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(wo
 
 def test_a_fold_does_not_start_from_weights_that_saw_its_people_as_extra_rows(world):
     words = ["--data.group", NAME]
-    folds.prepare(world.settings(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
+    dataset.prepare(world.settings(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
     people = [(f"p{n}_y.jpg", 0) for n in range(30, 36)]
     started(world, world.table("other", people), "first", *words)
     with pytest.raises(InputError, match="which was trained on person p21 and 0 more"):
@@ -277,7 +276,7 @@ def test_people_of_two_tables_with_the_same_ids_are_said_to_count_as_different(w
 
 
 def test_pseudo_labels_that_data_group_says_nothing_of_are_counted(world, capsys):
-    folds.prepare(world.settings(*a_pseudo_label_of_whoever(world)))
+    dataset.prepare(world.settings(*a_pseudo_label_of_whoever(world)))
     assert "says nothing of 2 of 2 pseudo-labelled photos, such as unknown.jpg" in capsys.readouterr().err
 
 
@@ -286,7 +285,7 @@ def test_ids_that_read_alike_share_a_fold(world, pair):
     for seed in range(4):
         photos = [(f"{n}.jpg", n) for n in range(8)]
         world.train = world.table("train", [*photos, ("s.jpg", pair[0]), ("t.jpg", pair[1])])
-        rows = folds.prepare(world.settings("--seed", seed, run=f"run{seed}")).set_index("ImageID")["fold"]
+        rows = dataset.prepare(world.settings("--seed", seed, run=f"run{seed}")).set_index("ImageID")["fold"]
         assert rows["s.jpg"] == rows["t.jpg"]
 
 

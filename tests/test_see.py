@@ -9,17 +9,14 @@ from conftest import MASK
 from test_blend import guesses, people
 from test_predict import main_of
 
-import answers
-import clean
 import dataset
-import eda
 import ensemble
 import inference
-import pages
-import report
-import shift
 import train
-from files import InputError, read_csv, write_csv
+from foldface import predictions
+from foldface.files import InputError, read_csv, write_csv
+from foldface.report import html, training
+from tools import domain_shift, eda, label_errors
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -34,32 +31,32 @@ def stands_alone(path):
 
 
 def test_a_page_escapes_what_it_is_told(tmp_path):
-    pages.write(tmp_path / "a.html", "<b>", "a & b", [("x<y", [pages.table(["<i>"], [["<script>"]])]), ("none", [])])
+    html.write(tmp_path / "a.html", "<b>", "a & b", [("x<y", [html.table(["<i>"], [["<script>"]])]), ("none", [])])
     page = stands_alone(tmp_path / "a.html")
-    pages.add(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
-    pages.add(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
+    html.add(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
+    html.add(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
     assert stands_alone(tmp_path / "a.html").count("<h2") == 2
     assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "none" not in page
 
 
 def test_a_section_that_is_added_twice_stands_there_once(tmp_path):
     path = tmp_path / "a.html"
-    pages.add(path, "more", ["<p>nothing</p>"])
+    html.add(path, "more", ["<p>nothing</p>"])
     assert not path.exists()
-    pages.write(path, "title", "intro", [("first", ["<p>1</p>"])])
+    html.write(path, "title", "intro", [("first", ["<p>1</p>"])])
     for words in ("old", "new"):
-        pages.add(path, "more", [f"<p>{words}</p>"])
+        html.add(path, "more", [f"<p>{words}</p>"])
     page = stands_alone(path)
     assert "new" in page and "old" not in page and page.count("<h2") == 2 and page.count('href="#sx"') == 1
 
 
 def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
-    drawn = [pages.chart(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
+    drawn = [html.chart(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
     assert drawn[0] == drawn[1] and drawn[0].startswith("<svg")
-    assert "$5_$" in pages.chart(lambda ax: ax.set_title("$5_$"))  # and no formula
-    assert 'width="150" height="1"' in pages.thumbnail(np.zeros((2, 900, 3), np.uint8))
+    assert "$5_$" in html.chart(lambda ax: ax.set_title("$5_$"))  # and no formula
+    assert 'width="150" height="1"' in html.thumbnail(np.zeros((2, 900, 3), np.uint8))
     (tmp_path / "broken.jpg").write_bytes(b"")
-    page = pages.gallery([(str(tmp_path / "broken.jpg"), ["a"]), (np.zeros((300, 200, 3), np.uint8), ["b"])])
+    page = html.gallery([(str(tmp_path / "broken.jpg"), ["a"]), (np.zeros((300, 200, 3), np.uint8), ["b"])])
     assert "empty file" in page and 'width="100" height="150"' in page
 
 
@@ -74,11 +71,11 @@ def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition)
 
 def test_the_calibration_error_is_that_of_its_definition():
     confidence, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([1.0, 0.0, 1.0, 1.0])
-    error, _ = report.expected_calibration_error(confidence, right, bins=10)
+    error, _ = training.expected_calibration_error(confidence, right, bins=10)
     assert error == pytest.approx(0.5 * abs(0.95 - 0.5) + 0.5 * abs(0.55 - 1.0))
     rng = np.random.default_rng(0)
     sure = rng.random(20000)
-    assert report.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
+    assert training.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
 
 
 def test_an_ensemble_puts_itself_into_the_report(competition, monkeypatch):
@@ -109,13 +106,13 @@ def with_wrong_labels(n=150, wrong=8, strength=5.0, seed=0):
     mask[swapped] = 3 - mask[swapped]
     told = MASK.encode(mask, gender, part["age"])
     frame = pd.DataFrame({"ImageID": [f"{p}/{k % 7}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
-    return answers.with_answers(MASK, frame.assign(target=told), guesses(target, strength, seed)), drawn, wrong
+    return predictions.with_answers(MASK, frame.assign(target=told), guesses(target, strength, seed)), drawn, wrong
 
 
 def test_wrong_genders_and_swapped_masks_are_found_by_person():
     oof, drawn, wrong = with_wrong_labels()
-    found = clean.find(MASK, oof, oof["target"])
-    first = set(clean.choose(found, len(drawn))["id"])
+    found = label_errors.find(MASK, oof, oof["target"])
+    first = set(label_errors.choose(found, len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.8 * len(drawn)
     flips = found[found["id"].isin(drawn[:wrong]) & (found["head"] == "gender")]
     assert len(flips) == wrong and (flips["photo"] == "").all() and flips["evidence"].str.contains("of 7 photos").all()
@@ -133,18 +130,18 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatc
     rows, _ = dataset.training_rows(settings)
     knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
     frame = rows[["ImageID", "id", "target"]].assign(fold=0)
-    write_csv(competition.root / "run" / "oof.csv", answers.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
-    main_of(clean, settings, monkeypatch, people=60)
+    write_csv(competition.root / "run" / "oof.csv", predictions.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
+    main_of(label_errors, settings, monkeypatch, people=60)
     page = stands_alone(competition.root / "run" / "clean.html")
     assert re.findall(r"<td>age</td><td>([^<]*)</td>", page) == ["60"]
     assert "the last class of age begins at 58" in page
     with pytest.raises(InputError, match=r"1 photos, such as .* are no longer among the rows to train on"):
-        clean.trained_on(frame, rows[1:])
+        label_errors.trained_on(frame, rows[1:])
 
 
 def test_where_all_labels_are_right_hardly_anything_is_flagged():
     oof, _, _ = with_wrong_labels(wrong=0, strength=6.0)
-    assert clean.choose(clean.find(MASK, oof, oof["target"]), 0)["id"].nunique() <= 8
+    assert label_errors.choose(label_errors.find(MASK, oof, oof["target"]), 0)["id"].nunique() <= 8
 
 
 def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
@@ -155,34 +152,34 @@ def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
     ages = rng.dirichlet([0.1] * 3, 150).repeat(7, 0)
     p = p.sum(3, keepdims=True) * ages[:, None, None]
     oof[MASK.probabilities] = p.reshape(-1, 18)
-    first = set(clean.choose(clean.find(MASK, oof, oof["target"]), len(drawn))["id"])
+    first = set(label_errors.choose(label_errors.find(MASK, oof, oof["target"]), len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.7 * len(drawn)
 
 
 def test_what_chance_explains_is_counted_as_its_definition_says():
     fair = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    assert clean.expected(fair, np.array([0.05, 0.1, 0.2, 1.0])) == pytest.approx([0, 0.1, 0.3, 3.0])
+    assert label_errors.expected(fair, np.array([0.05, 0.1, 0.2, 1.0])) == pytest.approx([0, 0.1, 0.3, 3.0])
     rng = np.random.default_rng(0)
     fair = rng.dirichlet([1, 1, 1], 20000)
     label = (rng.random((20000, 1)) > fair.cumsum(1)).sum(1)  # drawn by these very probabilities: all are right
     own = np.sort(fair[np.arange(20000), label])
-    assert clean.expected(fair, own[[199, 1999]]) == pytest.approx([200, 2000], rel=0.15)
+    assert label_errors.expected(fair, own[[199, 1999]]) == pytest.approx([200, 2000], rel=0.15)
 
 
 def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
     found = pd.DataFrame({"id": list("abab"), "by_chance": [0.1, 0.2, 50.0, 0.15], "flagged": False})
     found = found.sort_values("by_chance", ignore_index=True)
-    assert clean.choose(found, 2)["by_chance"].tolist() == [0.1, 0.15]
-    assert clean.choose(found, 1)["id"].tolist() == ["a"] and not len(clean.choose(found, 0))
+    assert label_errors.choose(found, 2)["by_chance"].tolist() == [0.1, 0.15]
+    assert label_errors.choose(found, 1)["id"].tolist() == ["a"] and not len(label_errors.choose(found, 0))
 
 
 def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, monkeypatch, tmp_path):
     settings = competition.settings()
     train.train_folds(settings, [0, 1])
     before = (competition.train / "train.csv").read_bytes()
-    main_of(clean, settings, monkeypatch, people=4)
+    main_of(label_errors, settings, monkeypatch, people=4)
     page = stands_alone(competition.root / "run" / "clean.html")
-    rows = read_csv(competition.root / "run" / "corrections.csv", clean.COLUMNS)
+    rows = read_csv(competition.root / "run" / "corrections.csv", label_errors.COLUMNS)
     assert (
         rows["id"].nunique() <= 4
         and page.count("<h2") == 4
@@ -206,7 +203,7 @@ def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition, monkeypat
     copy = (home / competition.people[1][3] / "normal.jpg").read_bytes()
     (competition.eval / "images" / competition.images[0]).write_bytes(copy)
     settings = competition.settings()
-    monkeypatch.setattr(eda.args, "read", lambda *_: settings)
+    monkeypatch.setattr(eda.cli, "read", lambda *_: settings)
     eda.main()
     page = stands_alone(competition.root / "run" / "eda.html")
     assert "empty file" in page and "AUC" in page and "between train and eval" in page
@@ -217,16 +214,16 @@ def test_two_halves_of_one_kind_can_not_be_told_apart_and_two_kinds_can():
     rng = np.random.default_rng(0)
     persons = np.repeat(np.arange(120), 7).astype(str)
     of = rng.normal(size=(240, 60)).repeat(7, 0) + 0.3 * rng.normal(size=(1680, 60))
-    auc, told = shift.tell_apart(of[:840], of[840:], persons)
+    auc, told = domain_shift.tell_apart(of[:840], of[840:], persons)
     assert 0.4 < auc < 0.6 and len(told) == 1680
     moved = of[840:] + 6 * np.eye(60)[0]
-    assert shift.tell_apart(of[:840], moved, persons)[0] > 0.85
+    assert domain_shift.tell_apart(of[:840], moved, persons)[0] > 0.85
 
 
 def test_the_yardstick_halves_people_not_photos(monkeypatch):
     people, halves = np.arange(40).repeat(7), []
-    monkeypatch.setattr(shift, "tell_apart", lambda *sides: halves.append(sides) or (0.5, None))
-    assert shift.yardstick(people[:, None].astype(float), people) == 0.5
+    monkeypatch.setattr(domain_shift, "tell_apart", lambda *sides: halves.append(sides) or (0.5, None))
+    assert domain_shift.yardstick(people[:, None].astype(float), people) == 0.5
     assert len(halves) == 3
     for known, asked, ids in halves:  # a feature that is the person's number
         assert not set(known[:, 0]) & set(asked[:, 0]) and len(known) == len(asked) == 140

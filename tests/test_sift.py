@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import sift
-from images import cv2
+from foldface.data import duplicates
+from foldface.data.photos import cv2
 
 
 def scene(seed, height=240, width=320):
@@ -37,7 +37,7 @@ def half(picture):
 
 def found(files, **options):
     """The pairs among these files, as a set."""
-    return set(map(tuple, sift.near(sift.look(files), **options)[0].tolist()))
+    return set(map(tuple, duplicates.near(duplicates.look(files), **options)[0].tolist()))
 
 
 def table(hashes, greys, colour=100):
@@ -59,12 +59,12 @@ def test_a_photo_is_described_upright_and_with_imagehashs_own_hash(tmp_path):
         save(tmp_path / "lying.jpg", np.ascontiguousarray(np.rot90(picture)), quality=95, exif=lying),
         save(tmp_path / "small.png", small),
     ]
-    seen = sift.look(files)
+    seen = duplicates.look(files)
     assert seen["width"].tolist() == [320, 320, 32] and seen["height"].tolist() == [240, 240, 32]
     assert seen["hash"].dtype == np.uint64 and (seen["reason"] == "").all()
     assert seen["hash"][2] == int(str(imagehash.phash(Image.fromarray(small))), 16)
     assert int(seen["hash"][0] ^ int(str(imagehash.phash(Image.fromarray(picture))), 16)).bit_count() <= 2
-    assert sift.near(seen)[0].tolist() == [[0, 1]]
+    assert duplicates.near(seen)[0].tolist() == [[0, 1]]
 
 
 def test_what_cannot_be_read_has_a_reason_and_matches_nobody(tmp_path):
@@ -72,22 +72,22 @@ def test_what_cannot_be_read_has_a_reason_and_matches_nobody(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:2000])
     bad = [tmp_path / "missing.jpg", tmp_path / "empty.jpg", tmp_path / "half.jpg", "", tmp_path / "missing.jpg"]
-    seen = sift.look([*map(str, bad), good, save(tmp_path / "copy.jpg", scene(0), quality=60)])
+    seen = duplicates.look([*map(str, bad), good, save(tmp_path / "copy.jpg", scene(0), quality=60)])
     assert seen["reason"].tolist() == [
         "No such file or directory", "empty file", "truncated", "nothing to read", "No such file or directory", "", "",
     ]  # fmt: skip
     assert (seen.loc[:4, ["hash", "width", "height"]] == 0).all(axis=None)
-    pairs, _ = sift.near(seen, distance=64)
+    pairs, _ = duplicates.near(seen, distance=64)
     assert pairs.tolist() == [[5, 6]]  # positions count what can't be read too
-    assert sift.components(pairs, len(seen)).tolist() == [0, 1, 2, 3, 4, 5, 5]
+    assert duplicates.components(pairs, len(seen)).tolist() == [0, 1, 2, 3, 4, 5, 5]
 
 
 def test_nothing_to_look_at_is_no_error():
     for files in ([], [""]):
-        seen = sift.look(files)
-        pairs, bits = sift.near(seen)
+        seen = duplicates.look(files)
+        pairs, bits = duplicates.near(seen)
         assert len(seen) == len(files) and pairs.shape == (0, 2) and pairs.dtype == np.int64 and bits.shape == (0,)
-        assert sift.components(pairs, len(files)).tolist() == list(range(len(files)))
+        assert duplicates.components(pairs, len(files)).tolist() == list(range(len(files)))
 
 
 def test_sifting_never_imports_torch(tmp_path):
@@ -152,7 +152,7 @@ def test_another_thing_grain_or_colour_on_the_same_ground_is_another_photo(tmp_p
     ground = scene(0)
     files = [save(tmp_path / f"{n}.png", way(ground).astype(np.uint8)) for n, way in enumerate((one, other))]
     assert found(files, distance=64) == set()
-    monkeypatch.setattr(sift, guard, -1 if guard == "ALIKE" else 1e9)
+    monkeypatch.setattr(duplicates, guard, -1 if guard == "ALIKE" else 1e9)
     assert found(files, distance=64) == {(0, 1)}  # it is this guard that tells them apart
 
 
@@ -174,20 +174,20 @@ def test_flat_photos_match_those_of_their_own_shade_alone(tmp_path):
     files.append(save(tmp_path / "grey_again.jpg", pictures[2], quality=50))
     for distance in (0, 64):
         assert found(files, distance=distance) == {(0, 5), (2, 7)}
-    assert (sift.look(files)["hash"] == 0).tolist() == [True] * 6 + [False, True]
+    assert (duplicates.look(files)["hash"] == 0).tolist() == [True] * 6 + [False, True]
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 10])
 def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, distance):
-    monkeypatch.setattr(sift, "BLOCK", 16)
-    monkeypatch.setattr(sift, "PART", 7)
+    monkeypatch.setattr(duplicates, "BLOCK", 16)
+    monkeypatch.setattr(duplicates, "PART", 7)
     rng = np.random.default_rng(0)
     pictures, hashes = rng.integers(0, 256, (4, 1024), dtype=np.uint8), rng.integers(2**63, size=4, dtype=np.uint64)
     of = rng.integers(4, size=100)
     flips = np.array([sum(1 << int(bit) for bit in rng.choice(64, rng.integers(6), replace=False)) for _ in of])
     hashes = hashes[of] ^ flips.astype(np.uint64)
     hashes[50:] = hashes[:50]  # the same hash, but perhaps another picture: no pair
-    pairs, bits = sift.near(table(hashes, pictures[of]), distance)
+    pairs, bits = duplicates.near(table(hashes, pictures[of]), distance)
     expected = [
         (i, j, apart)
         for i in range(100)
@@ -199,14 +199,14 @@ def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, dista
 
 
 def test_crowds_of_copies_are_grouped_without_all_their_pairs(monkeypatch):
-    monkeypatch.setattr(sift, "CROWD", 500)
-    monkeypatch.setattr(sift, "PART", 128)
-    monkeypatch.setattr(sift, "BLOCK", 64)
+    monkeypatch.setattr(duplicates, "CROWD", 500)
+    monkeypatch.setattr(duplicates, "PART", 128)
+    monkeypatch.setattr(duplicates, "BLOCK", 64)
     rng = np.random.default_rng(0)
     pictures, hashes = rng.integers(0, 256, (40, 1024), dtype=np.uint8), rng.integers(2**63, size=40, dtype=np.uint64)
     of = rng.permutation(np.concatenate([np.repeat([0, 1], 400), np.arange(2, 40), [39]]))
-    pairs, _ = sift.near(table(hashes[of], pictures[of]))
-    component = sift.components(pairs, len(of))
+    pairs, _ = duplicates.near(table(hashes[of], pictures[of]))
+    component = duplicates.components(pairs, len(of))
     assert len(pairs) < 2_000  # of 159,601
     assert (of[pairs[:, 0]] == of[pairs[:, 1]]).all()
     assert len(set(zip(of, component, strict=True))) == component.max() + 1 == 40
@@ -219,13 +219,13 @@ def test_twenty_thousand_photos_take_seconds():
     hashes, greys = rng.integers(2**63, size=20_000, dtype=np.uint64), rng.integers(0, 256, (20_000, 1024), np.uint8)
     hashes[[7, 19_999]], greys[[7, 19_999]] = [15, 0], greys[0]
     seen, start = table(hashes, greys), time.perf_counter()
-    pairs, bits = sift.near(seen)
+    pairs, bits = duplicates.near(seen)
     assert pairs.tolist() == [[7, 19_999]] and bits.tolist() == [4]
     assert time.perf_counter() - start < 10
 
 
 def test_photos_are_grouped_by_way_of_others():
-    component = sift.components(np.array([[0, 3], [3, 5], [1, 2]]), 7)
+    component = duplicates.components(np.array([[0, 3], [3, 5], [1, 2]]), 7)
     assert component.tolist() == [0, 1, 1, 0, 2, 0, 3] and component.dtype == np.int64
 
 
@@ -237,7 +237,7 @@ def rows(*cells):
 
 
 def test_of_copies_with_one_label_the_first_stays():
-    reasons = sift.drop_duplicates(
+    reasons = duplicates.drop_duplicates(
         rows(("a", "train", 1), ("b", "train", 2), ("c", "extra", 1), ("d", "train", 2), ("e", "train", 1)),
         np.array([0, 1, 0, 2, 0]),
     )
@@ -246,7 +246,7 @@ def test_of_copies_with_one_label_the_first_stays():
 
 
 def test_of_copies_with_several_labels_none_stays_and_each_names_a_rival():
-    reasons = sift.drop_duplicates(
+    reasons = duplicates.drop_duplicates(
         rows(("a", "train", 1), ("b", "train", 1), ("c", "extra", 2), ("d", "train", 3), ("e", "train", 3)),
         np.array([4, 4, 4, 4, 0]),
     )
@@ -255,7 +255,7 @@ def test_of_copies_with_several_labels_none_stays_and_each_names_a_rival():
 
 
 def test_photos_to_answer_for_neither_go_nor_make_others_go():
-    reasons = sift.drop_duplicates(
+    reasons = duplicates.drop_duplicates(
         rows(("a", "eval", -1), ("b", "train", 1), ("c", "eval", -1), ("d", "pseudo", 5), ("e", "train", 1)),
         np.array([0, 0, 0, 0, 0]),
     )
@@ -264,14 +264,14 @@ def test_photos_to_answer_for_neither_go_nor_make_others_go():
 
 def test_rows_are_told_by_place_not_by_index():
     frame = rows(("a", "train", 1), ("b", "train", 1), ("c", "train", 1)).set_index(np.array([5, 5, 0]))
-    reasons = sift.drop_duplicates(frame, np.array([0, 1, 1]))
+    reasons = duplicates.drop_duplicates(frame, np.array([0, 1, 1]))
     assert reasons.tolist() == ["", "", "nearly the same photo as b"]
 
 
 def test_no_class_keeps_more_than_the_most_and_the_seed_chooses():
     label = np.random.default_rng(0).permutation(np.repeat([0, 1, 7], [100, 10, 3]))
-    kept = sift.cap(label, 10, seed=0)
+    kept = duplicates.cap(label, 10, seed=0)
     assert kept.dtype == bool and np.bincount(label[kept]).tolist() == [10, 10, 0, 0, 0, 0, 0, 3]
-    assert (kept == sift.cap(label, 10, seed=0)).all() and (kept != sift.cap(label, 10, seed=1)).any()
-    assert sift.cap(label, 0, seed=0).all() and sift.cap(np.array([], int), 5, seed=0).shape == (0,)
-    assert (sift.cap(pd.Series(label, index=label[::-1]), 10, seed=0) == kept).all()
+    assert (kept == duplicates.cap(label, 10, seed=0)).all() and (kept != duplicates.cap(label, 10, seed=1)).any()
+    assert duplicates.cap(label, 0, seed=0).all() and duplicates.cap(np.array([], int), 5, seed=0).shape == (0,)
+    assert (duplicates.cap(pd.Series(label, index=label[::-1]), 10, seed=0) == kept).all()

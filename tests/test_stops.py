@@ -19,14 +19,15 @@ import torch
 from conftest import ROOT, write_photo
 from safetensors.torch import load_file
 
-import face_crop
-import files
-import images
-import inference
-import resume
-import sample_data
 import train
-from files import InputError, Stopped, alone
+from foldface import cli, runtime
+from foldface.data import loader
+from foldface.data.loader import mmap
+from foldface.faces import crops
+from foldface.files import InputError, alone
+from foldface.nn import learner, predicting, resume
+from foldface.runtime import Stopped
+from tools import sample_data
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 
@@ -62,21 +63,23 @@ def gone(pid, seconds=10):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
-    code = "import files, os, sys, time; files.guarded(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(9))"
+    code = "import os, sys, time; from foldface import cli\n"
+    code += "cli.guarded(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(9))"
     returned, _, err = ended(python(code, int(number)))
     assert (returned, err) == (status, "stopped; the same command goes on where it was\n")
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_that_comes_as_a_script_begins_is_one_line(number, status):
-    code = "import files, os, signal\nfiles.keep_memory = lambda: os.kill(os.getpid(), %d)\nfiles.guarded(print)"
+    code = "import os\nfrom foldface import cli\ncli.keep_memory = lambda: os.kill(os.getpid(), %d)\ncli.guarded(print)"
     status_of, _, err = ended(python(code % number))
     assert status_of == status and err == "stopped; the same command goes on where it was\n"
 
 
 def test_a_stop_is_not_dropped_where_python_drops_exceptions():
     code = """if True:
-        import files, os, signal, time
+        import os, signal, time
+        from foldface import cli
         class Loader:
             def __del__(self):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -85,14 +88,15 @@ def test_a_stop_is_not_dropped_where_python_drops_exceptions():
             Loader()
             time.sleep(20)
             print("went on")
-        files.guarded(main)
+        cli.guarded(main)
     """
     assert ended(python(code)) == (143, "", "stopped; the same command goes on where it was\n")
 
 
 def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_path):
     code = """if True:
-        import files, os, signal, sys, time
+        import os, signal, sys, time
+        from foldface import cli, files
         def main():
             with files.replacing(sys.argv[1]) as partial:
                 try:
@@ -101,7 +105,7 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
                     time.sleep(9)
                 finally:  # as torch.save ends
                     raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 128 vs 64")
-        files.guarded(main)
+        cli.guarded(main)
     """
     (tmp_path / "state.pt").write_text("the old one")
     returned, _, err = ended(python(code, tmp_path / "state.pt"))
@@ -112,7 +116,7 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
 @pytest.mark.usefixtures("one_accelerator")
 def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
     train.train_folds(competition.settings(), [0])
-    honest, steps = train.Learner.train_step, []
+    honest, steps = learner.Learner.train_step, []
 
     def step(self, *batch):
         steps.append(1)
@@ -120,7 +124,7 @@ def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(self, *batch)
 
-    monkeypatch.setattr(train.Learner, "train_step", step)
+    monkeypatch.setattr(learner.Learner, "train_step", step)
     settings = competition.settings("--run", tmp_path / "stopped")
     with pytest.raises(Stopped) as stopped:
         train.train_folds(settings, [0])
@@ -141,7 +145,8 @@ CHILD = """if True:
         file.write(str(os.getpid()))
     time.sleep(60)
 """
-PARENT = "import files, sys; files.guarded(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
+PARENT = "import sys; from foldface import cli, files\n"
+PARENT += "cli.guarded(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -162,16 +167,17 @@ def test_a_command_that_is_stopped_stops_what_it_started(tmp_path, number):
 
 def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
     done = []
-    with pytest.raises(InputError, match="was killed"), face_crop.processes(1) as pool:
-        face_crop.share_out(pool, abs, [-1, -2], done.append)
-        face_crop.share_out(pool, signal.raise_signal, [signal.SIGKILL], done.append)
+    with pytest.raises(InputError, match="was killed"), crops.processes(1) as pool:
+        crops.share_out(pool, abs, [-1, -2], done.append)
+        crops.share_out(pool, signal.raise_signal, [signal.SIGKILL], done.append)
     assert sorted(done) == [1, 2]
 
 
 def test_cropping_processes_end_with_a_command_that_is_killed():
     code = """if True:
-        import os, signal, time, face_crop
-        with face_crop.processes(1) as pool:
+        import os, signal, time
+        from foldface.faces import crops
+        with crops.processes(1) as pool:
             print(pool.submit(os.getpid).result(), flush=True)
             pool.submit(time.sleep, 60)
             time.sleep(0.5)
@@ -185,7 +191,7 @@ def test_cropping_processes_end_with_a_command_that_is_killed():
 def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch):
     words = ["--data.workers", 2, "--data.augment", "light", "--train.epochs", 3]
     train.train_folds(competition.settings(*words), [0])
-    honest, steps = train.Learner.train_step, []
+    honest, steps = learner.Learner.train_step, []
 
     def step(self, *batch):
         steps.append(1)
@@ -196,7 +202,7 @@ def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(compe
 
     settings = competition.settings(*words, "--run", tmp_path / "killed")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="a process that reads photos was killed"):
-        patch.setattr(train.Learner, "train_step", step)
+        patch.setattr(learner.Learner, "train_step", step)
         train.train_folds(settings, [0])
     assert torch.load(tmp_path / "killed/fold0/state.pt", weights_only=True)["steps"] >= 2  # no step is lost
     train.train_folds(settings, [0])
@@ -267,10 +273,12 @@ def test_overwrite_beside_a_running_training_removes_nothing(competition):
 
 
 def test_a_lock_ends_with_its_process_and_leaves_nothing(tmp_path):
-    code = "import files, os, sys\nwith files.alone(sys.argv[1]): os.kill(os.getpid(), 9)"
+    code = "import os, sys\nfrom foldface import files\nwith files.alone(sys.argv[1]): os.kill(os.getpid(), 9)"
     assert ended(python(code, tmp_path))[0] == -9
     with alone(tmp_path):
-        returned, _, _ = ended(python("import files, sys\nwith files.alone(sys.argv[1]): pass", tmp_path))
+        returned, _, _ = ended(
+            python("import sys\nfrom foldface import files\nwith files.alone(sys.argv[1]): pass", tmp_path)
+        )
         assert returned == 1  # an InputError: it is held here
     assert list(tmp_path.iterdir()) == []
 
@@ -300,10 +308,12 @@ def test_a_disk_without_locks_is_said_and_goes_on_and_a_read_only_one_is_one_lin
 def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
     write_photo(tmp_path / "a.png", 0)
     code = """if True:
-        import files, images, os, resource, sys
-        images.read_photo(sys.argv[1])
+        import resource, sys
+        from foldface import cli
+        from foldface.data import photos
+        photos.read_photo(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        files.guarded(lambda: images.read_photo(sys.argv[1]))
+        cli.guarded(lambda: photos.read_photo(sys.argv[1]))
     """
     returned, _, err = ended(python(code, tmp_path / "a.png"))
     assert returned == 2 and err.startswith("error: too many open files: raise the limit") and err.count("\n") == 1
@@ -312,11 +322,13 @@ def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
 def test_a_photo_is_not_to_blame_for_too_little_memory(tmp_path):
     write_photo(tmp_path / "a.png", 0, (5000, 4000))
     code = """if True:
-        import files, images, resource, sys
-        images.refuse_without_memory(b"")
+        import resource, sys
+        from foldface import cli
+        from foldface.data import photos
+        photos.refuse_without_memory(b"")
         held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + 100_000_000, -1))
-        files.guarded(lambda: images.read_photo(sys.argv[1]))
+        cli.guarded(lambda: photos.read_photo(sys.argv[1]))
     """
     if sys.platform != "linux":
         pytest.skip("reads /proc")
@@ -337,8 +349,8 @@ def test_a_photo_is_not_to_blame_for_too_little_memory(tmp_path):
     ],
 )
 def test_what_the_system_refuses_is_said_and_a_bug_keeps_its_traceback(error, said):
-    assert files.limit_of(error).startswith(said)
-    assert files.limit_of(KeyError("bug")) is None and files.limit_of(FileNotFoundError(2, "No such file")) is None
+    assert cli.limit_of(error).startswith(said)
+    assert cli.limit_of(KeyError("bug")) is None and cli.limit_of(FileNotFoundError(2, "No such file")) is None
 
 
 @pytest.mark.parametrize("how", ["ro", "size=4k"])
@@ -346,14 +358,15 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
     for k in range(6):
         write_photo(tmp_path / f"{k}.png", k)
     code = """if True:
-        import sys, pandas as pd, images
+        import sys, pandas as pd
+        from foldface.data import loader
         if sys.argv[2] != "ro":
             try:
                 open("/dev/shm/full", "wb").write(bytes(10_000_000))
             except OSError:
                 pass
-        photos = images.Photos(pd.DataFrame({"file": [f"{sys.argv[1]}/{k}.png" for k in range(6)]}), "none", 32, False)
-        print(sum(len(batch) for _, batch, _ in images.loader(photos, images.Batches(6, 2), 2)))
+        photos = loader.Photos(pd.DataFrame({"file": [f"{sys.argv[1]}/{k}.png" for k in range(6)]}), "none", 32, False)
+        print(sum(len(batch) for _, batch, _ in loader.loader(photos, loader.Batches(6, 2), 2)))
     """
     mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
@@ -364,10 +377,10 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
 
 
 def test_cropping_needs_no_shared_memory(monkeypatch, capsys):
-    monkeypatch.setattr(images, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
+    monkeypatch.setattr(loader, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
     done = []
-    with face_crop.processes(4) as pool:
-        face_crop.share_out(pool, abs, [-1, -2], done.append)
+    with crops.processes(4) as pool:
+        crops.share_out(pool, abs, [-1, -2], done.append)
     assert done == [1, 2] and "cropped by one process" in capsys.readouterr().err
 
 
@@ -376,8 +389,8 @@ def test_photos_that_memory_has_no_room_for_are_decoded_each_epoch(tmp_path, mon
         raise OSError(12, "Cannot allocate memory")
 
     write_photo(tmp_path / "a.png", 0)
-    monkeypatch.setattr(images.mmap, "mmap", full)
-    photos = images.Photos(pd.DataFrame({"file": [str(tmp_path / "a.png")]}), "none", 32, False, memory_gb=1)
+    monkeypatch.setattr(mmap, "mmap", full)
+    photos = loader.Photos(pd.DataFrame({"file": [str(tmp_path / "a.png")]}), "none", 32, False, memory_gb=1)
     assert photos[0, 0][2] == "" and "decoded in each epoch" in capsys.readouterr().err
 
 
@@ -386,7 +399,7 @@ def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition,
     folder.mkdir(parents=True)
     (folder / "speed.csv").write_text("seconds,other_seconds\n100,20\n")
     os.utime(folder / "speed.csv", (2**33, 2**33))  # written before the clock went back
-    monkeypatch.setattr(train, "STARTED", time.monotonic())
+    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
     settings = competition.settings("--train.minutes", 5, "--train.scheduler", "cosine")
     fresh, after = (train.seconds_for(settings, earlier, 1) for earlier in ([], [0]))
     assert fresh - after == pytest.approx(120, abs=1)
@@ -397,7 +410,7 @@ def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition,
 
 def test_damaged_progress_of_a_prediction_begins_at_the_first_photo(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "inference.npz"
-    kept = inference.Progress(path, "key", [0, 1], 20, 3, 0)
+    kept = predicting.Progress(path, "key", [0, 1], 20, 3, 0)
     for found in kept.found.values():
         found[:] = rng.random((20, 3))
     kept.done = 10
@@ -408,21 +421,21 @@ def test_damaged_progress_of_a_prediction_begins_at_the_first_photo(tmp_path):
         for at in rng.integers(max(1, len(data)), size=rng.integers(1, 9)):
             data[at : at + 1] = bytes([rng.integers(256)])
         path.write_bytes(bytes(data))
-        again = inference.Progress(path, "key", [0, 1], 20, 3, 0)
+        again = predicting.Progress(path, "key", [0, 1], 20, 3, 0)
         assert again.done in (0, 10)
         assert again.done == 0 or all((again.found[k][:10] == kept.found[k][:10]).all() for k in (0, 1))
 
 
 def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
     path = tmp_path / "inference.npz"
-    kept = inference.Progress(path, "key", [0], 20, 3, 0)
+    kept = predicting.Progress(path, "key", [0], 20, 3, 0)
     kept.found[0][:], kept.done = 0, 10
     kept.save()
     with np.load(path) as content:
         parts = dict(content)
-    assert inference.Progress(path, "key", [0], 20, 3, 0).done == 10
+    assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 10
     np.savez_compressed(path, **parts)  # of ten rows here; of gigabytes of zeros in a stranger's run
-    assert inference.Progress(path, "key", [0], 20, 3, 0).done == 0
+    assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 0
     assert "is damaged; beginning at the first photo" in capsys.readouterr().err
 
 
@@ -430,9 +443,11 @@ def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
 def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
     train.train_folds(competition.settings("--train.epochs", 1), [0, 1])
     code = """if True:
-        import resource, files, soup
+        import resource
+        from foldface import cli
+        from tools import average_weights
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        files.guarded(soup.main)
+        cli.guarded(average_weights.main)
     """
     returned, _, err = ended(python(code, "--run", competition.root / "run"), timeout=200)
     lines = [line for line in err.splitlines() if line.startswith("error")]
@@ -459,9 +474,11 @@ def test_drawing_again_keeps_what_a_user_put_there(tmp_path):
 
 def test_drawing_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     code = """if True:
-        import resource, files, sample_data
+        import resource
+        from foldface import cli
+        from tools import sample_data
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a photo is larger
-        files.guarded(sample_data.main)
+        cli.guarded(sample_data.main)
     """
     returned, _, err = ended(python(code, *DRAW, tmp_path / "s"))
     lines = [line for line in err.splitlines() if "error" in line]

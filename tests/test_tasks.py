@@ -14,24 +14,20 @@ from PIL import Image
 from safetensors import safe_open
 from test_predict import main_of
 
-import answers
-import args
-import augment
-import blend
-import compare
 import dataset
 import ensemble
-import files
-import folds
-import images
 import inference
-import labels
-import layouts
 import loss
 import pseudo_label
 import train
-from files import InputError, read_csv, read_json
-from heads import Heads
+from foldface import blend, cli, files, predictions, runs
+from foldface.data import augment, folds, layouts, loader
+from foldface.data.photos import cv2
+from foldface.files import InputError, read_csv, read_json
+from foldface.nn.heads import Heads
+from foldface.settings import Loss
+from foldface.task import MASK_TASK, Head, Task
+from tools import compare
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 COLOURS = {"blue": (200, 40, 30), "green": (40, 190, 50), "red": (20, 30, 210)}
@@ -56,7 +52,7 @@ def paint(path, colour, seed, size=(36, 48)):
     """A photo of one colour with noise in it, another for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(-20, 20, (*size, 3))
-    images.cv2.imwrite(str(path), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+    cv2.imwrite(str(path), np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def of(root, *words, layout="folder", heads=KIND, score="accuracy"):
     """Settings of a task below a folder."""
     known = ["--data.layout", layout, "--task.heads", heads, "--task.score", score, "--task.answer_as", "name"]
     known += ["--data.train", root / "train", "--data.eval", root / "eval", "--run", root / "run", "--submission"]
-    return args.read("", argv=[*map(str, [*known, root / "submission.csv", *SMALL, *words])])
+    return cli.read("", argv=[*map(str, [*known, root / "submission.csv", *SMALL, *words])])
 
 
 # ------------------------------------------------------------------------------------------------------- folders
@@ -83,13 +79,13 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
     train.train_folds(settings, [0, 1])
     metrics = read_json(things / "run" / "metrics.json", "")
     assert metrics["accuracy"] > 0.6 and {"accuracy_low", "accuracy_high", "f1", "f1_low"} <= metrics.keys()
-    oof = read_csv(things / "run" / "oof.csv", [*answers.OOF_COLUMNS, "p0", "p1", "p2"])
+    oof = read_csv(things / "run" / "oof.csv", [*predictions.OOF_COLUMNS, "p0", "p1", "p2"])
     assert len(oof) == 24 and "p3" not in oof and oof["ImageID"][0].split("/")[0] in COLOURS
     with safe_open(things / "run" / "fold0" / "best.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
     assert about["task"]["heads"][0]["classes"] == sorted(COLOURS)  # they travel with the weights
     where = ["--submission", str(things / "submission.csv")]  # a run never says where to write
-    again = args.read_for_run("", argv=["--run", str(things / "run"), *where])
+    again = runs.read_for_run("", argv=["--run", str(things / "run"), *where])
     assert again.predicted.classes == tuple(sorted(COLOURS))
     main_of(inference, again, monkeypatch)
     main_of(ensemble, again, monkeypatch, soft=True)
@@ -135,7 +131,7 @@ def test_a_given_split_is_kept_and_the_test_set_is_scored_once_and_never_trained
             for n in numbers:
                 paint(whole / split / name / f"{n}.png", colour, 100 * k + n)
     settings = of(things, "--data.train", whole)
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     training, validation = folds.split(rows, 0)
     assert set(training["split"]) == {"train"} and set(validation["split"]) == {"valid"}
     assert (rows["source"] == "test").sum() == 3 and folds.folds_of(rows) == [0]
@@ -155,7 +151,7 @@ def test_the_trash_recipes_take_train_valid_and_test_folders_as_they_are(things,
                 paint(whole / split / name / f"{n}.png", colour, 100 * k + 10 * count + n, (70, 80))
     for recipe in ("trash", "trash_report"):
         words = ["--config", ROOT / "recipes" / f"{recipe}.json", "--data.train", whole, "--run", things / recipe]
-        rows = folds.prepare(args.read("", argv=[*map(str, words), "--train.only_folds", "[0]"]))
+        rows = dataset.prepare(cli.read("", argv=[*map(str, words), "--train.only_folds", "[0]"]))
         training, validation = folds.split(rows, 0)
         assert (len(training), len(validation), (rows["source"] == "test").sum()) == (15, 6, 3)
         said = capsys.readouterr().out
@@ -170,7 +166,7 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
     for k, (name, colour) in enumerate(COLOURS.items()):
         for n in range(10):
             paint(whole / ("train" if n < 8 else "valid") / name / f"{n}.png", colour, 100 * k + n)
-    rows = folds.prepare(of(things, "--data.train", whole, "--data.test_share", 0.25))
+    rows = dataset.prepare(of(things, "--data.train", whole, "--data.test_share", 0.25))
     assert (rows["source"] == "test").sum() == 6 and set(rows["split"][rows["source"] == "test"]) == {"train"}
     training, validation = folds.split(rows, 0)
     assert (len(training), len(validation)) == (18, 6) and set(validation["split"]) == {"valid"}
@@ -178,12 +174,12 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
 
 
 def test_the_trash_recipe_of_the_report_leaves_out_small_photos_and_caps_the_classes():
-    settings = args.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
+    settings = cli.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
     data, rates = settings.data, settings.train
     assert (data.min_side, data.max_per_class, data.fit, data.augment) == (65, 1000, "pad", "trash")
     assert (rates.scheduler, rates.step_epochs, rates.gamma) == ("step", 11, 0.1)
     words = ["--config", str(ROOT / "recipes" / "trash_report.json"), "--config"]
-    steps = [args.read("", argv=[*words, str(ROOT / "recipes" / f"step_{n}.json")]).train for n in (7, 9)]
+    steps = [cli.read("", argv=[*words, str(ROOT / "recipes" / f"step_{n}.json")]).train for n in (7, 9)]
     assert [(one.scheduler, one.step_epochs, one.gamma) for one in steps] == [("step", 7, 0.1), ("step", 9, 0.1)]
 
 
@@ -194,7 +190,7 @@ def test_a_photo_that_is_in_the_test_set_too_is_not_trained_on_and_the_test_set_
             paint(whole / ("train" if n < 4 else "test") / name / f"{n}.png", colour, 100 * k + n)
     copy = whole / "train" / "red" / "copy.png"
     copy.write_bytes((whole / "test" / "red" / "4.png").read_bytes())
-    rows = folds.prepare(of(things, "--data.train", whole))
+    rows = dataset.prepare(of(things, "--data.train", whole))
     assert (rows["source"] == "test").sum() == 6 and "train/red/copy.png" not in set(rows["ImageID"])
     assert "copy.png" in (things / "run" / "rejected.csv").read_text()
 
@@ -212,10 +208,10 @@ def test_rare_classes_are_dealt_to_all_folds_alike(splitter, count):
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4])
 def test_as_many_are_put_aside_as_were_asked_for(things, share):
-    rows = folds.prepare(of(things, "--data.test_share", share))
+    rows = dataset.prepare(of(things, "--data.test_share", share))
     assert abs((rows["source"] == "test").sum() - 24 * share) <= 1
     with pytest.raises(InputError, match="that is not one"):
-        folds.prepare(of(things, "--data.test_share", 0.01, "--run", things / "other"))
+        dataset.prepare(of(things, "--data.test_share", 0.01, "--run", things / "other"))
 
 
 def test_all_folds_that_were_trained_are_put_together_and_others_refused(things):
@@ -240,7 +236,7 @@ def test_links_in_a_circle_names_with_spaces_and_extra_folders(things):
     for k, (name, colour) in enumerate(COLOURS.items()):
         paint(things / "more" / name / "0.png", colour, 999 + k)  # the same names as in train
     extra = json.dumps([{"layout": "folder", "path": str(things / "more")}])
-    rows = folds.prepare(of(things, "--data.extra", extra))
+    rows = dataset.prepare(of(things, "--data.extra", extra))
     assert (rows["source"] == "extra").sum() == 3
     paint(things / "train" / " red" / "0.png", COLOURS["red"], 5)
     with pytest.raises(InputError, match="begins or ends with a space"):
@@ -282,7 +278,7 @@ def test_eight_to_one_to_one_is_a_test_share_and_nine_folds(things):
     for k in range(3):
         for n in range(10, 40):
             paint(things / "train" / list(COLOURS)[k] / f"{n}.png", list(COLOURS.values())[k], 1000 * k + n)
-    rows = folds.prepare(of(things, "--data.test_share", 0.1, "--train.folds", 9))
+    rows = dataset.prepare(of(things, "--data.test_share", 0.1, "--train.folds", 9))
     training, validation = folds.split(rows, 0)
     aside = rows[rows["source"] == "test"]
     assert [len(training), len(validation), len(aside)] == pytest.approx([91, 11, 11], abs=2)
@@ -301,7 +297,7 @@ def test_what_is_no_class_folder_or_no_photo_is_said(things, capsys):
     assert "1 files are no photos by their names" in capsys.readouterr().out
     (things / "train" / "empty").rmdir()
     with pytest.raises(InputError, match=r"layout folder has no column mask.*set task.heads"):
-        dataset.training_rows(of(things, "--task.heads", json.dumps(labels.MASK_TASK["heads"]), "--task.score", "f1"))
+        dataset.training_rows(of(things, "--task.heads", json.dumps(MASK_TASK["heads"]), "--task.score", "f1"))
 
 
 def test_a_link_out_of_the_folder_is_refused(things):
@@ -318,12 +314,12 @@ def test_photos_that_belong_together_share_a_fold(things, how):
     if how == "near copies":  # saved again, a little brighter
         for path in sorted((things / "train").rglob("*_0.png")):
             write_photo(path, hash(path.name) % 1000 + len(str(path)), (64, 64))
-            image = images.cv2.imread(str(path))
-            images.cv2.imwrite(str(path).replace("_0.png", "_1.png"), images.cv2.convertScaleAbs(image, beta=3))
+            image = cv2.imread(str(path))
+            cv2.imwrite(str(path).replace("_0.png", "_1.png"), cv2.convertScaleAbs(image, beta=3))
         words = ["--data.duplicates", "together"]
     else:
         words = ["--data.group", r"^(.*)_\d"]
-    rows = folds.prepare(of(things, *words))
+    rows = dataset.prepare(of(things, *words))
     pair = rows["ImageID"].str.replace(r"_\d\.png", "", regex=True)
     assert (rows.groupby(pair)["fold"].nunique() == 1).all() and rows["fold"].nunique() == 2
 
@@ -347,16 +343,16 @@ def test_a_group_that_would_take_years_is_refused(things, monkeypatch):
 
 def test_cleaning_leaves_out_what_is_small_or_doubled_says_so_and_touches_no_file(things, capsys):
     rng = np.random.default_rng(0)
-    picture = images.cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
+    picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
     for path in ("train/red/x.png", "train/red/y.jpg", "train/blue/z.jpg", "eval/red/w.jpg"):
-        images.cv2.imwrite(str(things / path), picture)
-    other = images.cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
+        cv2.imwrite(str(things / path), picture)
+    other = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (64, 64), interpolation=2)
     for path in ("train/green/a.png", "train/green/b.jpg"):
-        images.cv2.imwrite(str(things / path), other)
+        cv2.imwrite(str(things / path), other)
     paint(things / "train" / "green" / "tiny.png", COLOURS["green"], 5, (10, 40))
     before = sorted(path for path in things.rglob("*.*") if "run" not in path.parts)
     settings = of(things, "--data.duplicates", "drop", "--data.min_side", 20)
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     names = set(rows["ImageID"])
     assert not names & {"red/x.png", "red/y.jpg", "blue/z.jpg"}  # nobody knows which label is right
     assert "green/a.png" in names and "green/b.jpg" not in names and "green/tiny.png" not in names
@@ -370,7 +366,7 @@ def test_cleaning_leaves_out_what_is_small_or_doubled_says_so_and_touches_no_fil
 
 
 def test_a_cap_is_on_training_never_on_validation(things, capsys):
-    rows = folds.prepare(of(things, "--data.max_per_class", 2))
+    rows = dataset.prepare(of(things, "--data.max_per_class", 2))
     for k in (0, 1):
         training, validation = folds.split(rows, k)
         assert training["label"].value_counts().max() <= 2 and len(validation) == 12
@@ -388,16 +384,16 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
         image[:, :40], image[:, 40:] = COLOURS["red"], COLOURS["blue"]
         (tmp_path / "train").mkdir(exist_ok=True)
         image[0, 0] = n  # no two are the same
-        images.cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
+        cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
         found += [{"image": f"{n}.png", "label": "red", "bbox": [0, 0, 38, 40 - n]}]
         found += [{"image": f"{n}.png", "label": "blue", "bbox": [44.4, 2, 90, 40]}]
     path = tmp_path / "train" / "boxes.json"
     path.write_text(json.dumps(found))
     settings = of(tmp_path, "--data.train", path, layout="boxes")
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     assert rows["ImageID"][:2].tolist() == ["0.png#0", "0.png#1"] and len(rows) == 12
     assert (rows.groupby("photo")["fold"].nunique() == 1).all()
-    photos = images.Photos(rows, "none", 16, False)
+    photos = loader.Photos(rows, "none", 16, False)
     for row in (0, 1):
         colour = photos[row, 0][1].reshape(-1, 3)[:, ::-1].mean(0)
         assert np.allclose(colour, COLOURS[rows["ImageID"].map(lambda n: ["red", "blue"][int(n[-1])])[row]], atol=2)
@@ -407,7 +403,7 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
     path.write_text(json.dumps(found))
     words = ["--data.train", path, "--data.strict", "false", "--run", tmp_path / "second"]
     with pytest.raises(InputError, match="its box lies outside of it"):  # 1 of 12 is more than may be left out
-        folds.prepare(of(tmp_path, *words, layout="boxes"))
+        dataset.prepare(of(tmp_path, *words, layout="boxes"))
     path.write_text(json.dumps(found[1:]))
     settings = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
     dataset.settle(settings)
@@ -424,14 +420,14 @@ def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
     found = []
     for n in range(12):
         image[0, 0] = n
-        images.cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
+        cv2.imwrite(str(tmp_path / "train" / f"{n}.png"), image)
         found.append({"image": f"{n}.png", "label": "ab"[n % 2], "bbox": [10, 20, 50, 30]})
     path = tmp_path / "train" / "train.json"
     path.write_text(json.dumps(found))
     words = ["--config", ROOT / "recipes" / "metal_boxes.json", "--data.train", path, "--data.eval", path]
-    settings = args.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
-    rows = folds.prepare(settings)
-    square = images.Photos(rows, "none", 40, False, fit=settings.data.fit)[0, 0][1].mean(2)
+    settings = cli.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
+    rows = dataset.prepare(settings)
+    square = loader.Photos(rows, "none", 40, False, fit=settings.data.fit)[0, 0][1].mean(2)
     assert (square[16:24] > 190).all() and (square[:14] < 5).all() and (square[26:] < 5).all()
 
 
@@ -450,7 +446,7 @@ def test_boxes_lie_in_the_pixels_that_a_setting_names_where_exif_turns_photos(tm
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
     words = ["--data.train", tmp_path / "boxes.json", "--data.box_pixels", pixels]
     rows, _ = dataset.training_rows(of(tmp_path, *words, layout="boxes"))
-    photos = images.Photos(rows.assign(file=rows["photo"]), "none", 16, False)
+    photos = loader.Photos(rows.assign(file=rows["photo"]), "none", 16, False)
     assert [int(photos[k, 0][1].mean()) for k in range(3)] == [20, 20, 200]
     said = capsys.readouterr().err
     assert "1 of 2 photos are turned by their EXIF tag" in said and f"as it is {pixels}" in said
@@ -478,8 +474,8 @@ def test_names_that_hold_labels_may_have_any_ending(tmp_path, layout, names):
     photo = np.zeros((30, 30, 3), np.uint8)
     (tmp_path / "train").mkdir()
     for name in names:
-        images.cv2.imencode(".jpg", photo)[1].tofile(tmp_path / "train" / name)
-    settings = args.read("", argv=["--data.layout", layout, "--data.train", str(tmp_path / "train")])
+        cv2.imencode(".jpg", photo)[1].tofile(tmp_path / "train" / name)
+    settings = cli.read("", argv=["--data.layout", layout, "--data.train", str(tmp_path / "train")])
     assert dataset.training_rows(settings)[0]["ImageID"].tolist() == names
 
 
@@ -525,14 +521,14 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
     broken = min((aged / "eval").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
     metrics = read_json(aged / "run" / "metrics.json", "")
-    oof = answers.read_oof(settings.predicted, aged / "run" / "oof.csv")
+    oof = predictions.read_oof(settings.predicted, aged / "run" / "oof.csv")
     assert metrics["mae"] == pytest.approx(abs(oof["target"] - oof["ans"]).mean(), abs=1e-4)
     assert metrics["mae_low"] < metrics["mae"] < metrics["mae_high"] and 0 <= metrics["within"] <= 1
     log = read_csv(aged / "run" / "fold0" / "log.csv", ["epoch", "mae", "within"], numbers=["mae"])
     best = oof[oof["fold"] == 0]
     assert abs(best["target"] - best["ans"]).mean() == pytest.approx(log["mae"].min(), abs=1e-3)  # less is better
     main_of(inference, settings, monkeypatch)
-    _, rows = folds.split(folds.prepare(settings), 1)
+    _, rows = folds.split(dataset.prepare(settings), 1)
     first = read_csv(aged / "run" / "fold0.csv", ["ImageID", "ans"], numbers=["ans"]).set_index("ImageID")
     assert first["ans"][broken.name] == pytest.approx(rows["age"].median(), abs=1e-3)  # what is known without seeing it
     for vote, mean in (("soft", np.mean), ("hard", np.median)):
@@ -547,7 +543,7 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
         return
     main_of(pseudo_label, settings, monkeypatch)
     words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--model.age", learned]
-    rows = folds.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
+    rows = dataset.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
     assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
 
 
@@ -581,7 +577,7 @@ def test_names_that_are_not_utkfaces_are_reported(aged):
 
 
 def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_within():
-    task = labels.Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", within=5)
+    task = Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", within=5)
     reader = Heads(task, "multi", "distribution")
     shares = torch.full((1, 101), 1e-9)
     shares[0, 20:30], shares[0, 80] = 0.06, 0.4
@@ -596,7 +592,7 @@ def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
     heads = AGE[:-1] + ', {"name": "gender", "classes": ["male", "female"]}]'
     settings = of(aged, "--task.answer", "[age]", "--model.age", "distribution", layout="utkface", heads=heads,
                   score="mae")  # fmt: skip
-    rows = folds.prepare(settings)
+    rows = dataset.prepare(settings)
     task = settings.predicted
     reader = Heads(task, "multi", "distribution")
     outputs = torch.zeros(len(rows), reader.size, requires_grad=True)
@@ -649,7 +645,7 @@ def test_the_readmes_task_of_ones_own_is_a_task(tmp_path):
         paint(tmp_path / f"{n}.png", COLOURS["red"], n)
     (tmp_path / "train.csv").write_text("photo,kind\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
     words = ["--config", str(tmp_path / "mine.json"), "--data.train", str(tmp_path / "train.csv")]
-    rows, _ = dataset.training_rows(args.read("", argv=words))
+    rows, _ = dataset.training_rows(cli.read("", argv=words))
     assert rows["label"].tolist() == [0, 1, 0, 1]
 
 
@@ -684,7 +680,7 @@ def test_the_readmes_task_of_ones_own_is_a_task(tmp_path):
 )  # fmt: skip
 def test_a_task_that_can_not_be_is_one_line(heads, words, expected):
     with pytest.raises(InputError, match=expected) as caught:
-        args.read("", argv=["--task.heads", heads, *words])
+        cli.read("", argv=["--task.heads", heads, *words])
     assert "\n" not in str(caught.value)
 
 
@@ -705,26 +701,26 @@ def test_what_is_answered_for_may_be_a_table_too(tmp_path):
 
 def test_the_boundary_of_ages_is_moved_only_where_it_fits():
     heads = [{"name": "age", "bounds": [30, 40, 50, 60], "range": [0, 100]}]
-    assert labels.Task(heads, age_boundary=58).number.trained == (30, 40, 50, 58)
-    assert labels.Task([heads[0] | {"name": "price", "column": "price"}], age_boundary=58).number.trained[-1] == 60
+    assert Task(heads, age_boundary=58).number.trained == (30, 40, 50, 58)
+    assert Task([heads[0] | {"name": "price", "column": "price"}], age_boundary=58).number.trained[-1] == 60
     young = [{"name": "age", "bounds": [5, 12], "range": [0, 18]}]
-    assert labels.Task(young, age_boundary=58).number.trained == (5, 12)
+    assert Task(young, age_boundary=58).number.trained == (5, 12)
     assert MASK.number.steps == (30, 55, 56, 57, 58, 59, 60)
 
 
 def test_names_and_columns_of_numbers_are_plain():
-    kilos = labels.Head("kilos", bounds=[0.3, 0.6], range=[0, 1])
+    kilos = Head("kilos", bounds=[0.3, 0.6], range=[0, 1])
     assert kilos.classes == ("<0.3", "0.3 to 0.6", ">=0.6") and kilos.columns[-1] == "from0.6"
-    price = labels.Head("price", bounds=[1_000_000, 2_500_000], range=[0, 9_000_000])
+    price = Head("price", bounds=[1_000_000, 2_500_000], range=[0, 9_000_000])
     assert price.classes[1] == "1000000-2499999" and len(set(price.columns)) == len(price.columns)
 
 
 @pytest.mark.parametrize("high", [1, 10_000])
 def test_a_distribution_learns_whatever_its_range(high):
-    task = labels.Task(heads=[{"name": "x", "range": [0, high]}], score="mae")
+    task = Task(heads=[{"name": "x", "range": [0, high]}], score="mae")
     reader, true = Heads(task, "multi", "distribution"), torch.tensor([0.1, 0.5, 0.9]) * high
     rows = pd.DataFrame({"label": true.numpy(), "x": true.numpy()})
-    criterion, targets = loss.Loss(reader, args.Loss(), rows["label"]), loss.Targets(task, rows, args.Loss())
+    criterion, targets = loss.Loss(reader, Loss(), rows["label"]), loss.Targets(task, rows, Loss())
     outputs = torch.zeros(3, reader.size, requires_grad=True)
     optimizer = torch.optim.Adam([outputs], 0.1)
     for _ in range(300):

@@ -13,10 +13,9 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import answers
-import tracking
 import train
-from files import InputError
+from foldface import predictions, tracking
+from foldface.files import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +89,9 @@ def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition)
         for name in log:
             assert [point[name] for point in points] == pytest.approx(log[name].tolist(), abs=1e-5), name
         settings = competition.settings()
-        scores = answers.measured(settings.predicted, answers.read_oof(settings.predicted, run / f"fold{fold}/oof.csv"))
+        scores = predictions.measured(
+            settings.predicted, predictions.read_oof(settings.predicted, run / f"fold{fold}/oof.csv")
+        )
         assert {name: found.summary[f"oof/{name}"] for name in scores} == pytest.approx(scores)
         assert any("confusion._type" in point and "mistakes._type" in point for point in found.points)
     together = {name: found.summary[f"all_folds/{name}"] for name in ("f1", "f1_low", "f1_high")}
@@ -148,8 +149,10 @@ def test_a_kill_loses_no_epoch(competition, log):
     settings, run = competition.settings("--log", log), competition.root / "run"
     (run / "fold0").mkdir(parents=True)
     killed = """
-import os, sys, args, tracking
-settings = args.Settings(run=sys.argv[1], log=sys.argv[2])
+import os, sys
+from foldface import tracking
+from foldface.settings import Settings
+settings = Settings(run=sys.argv[1], log=sys.argv[2])
 with tracking.opened(settings, 0) as tracker:
     tracker.log({"epoch": 1, "lr": 0.1})
     tracker.log({"epoch": 2, "lr": 0.2})

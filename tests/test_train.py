@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import accelerate
-import kills
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,15 +18,14 @@ import torch
 from conftest import MASK, ROOT
 from safetensors.torch import load_file
 
-import answers
 import dataset
-import folds
-import inference
-import learner
 import model
-import optim
 import train
-from files import InputError
+from foldface import predictions
+from foldface.data import folds
+from foldface.files import InputError
+from foldface.nn import learner, optim, predicting
+from tools.stress import kills
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -44,7 +42,7 @@ def test_a_run_leaves_what_the_contract_names(competition):
     train.train_folds(competition.settings(), [0, 1])
     run = competition.root / "run"
     oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    assert list(oof.columns) == [*answers.OOF_COLUMNS, *MASK.probabilities]
+    assert list(oof.columns) == [*predictions.OOF_COLUMNS, *MASK.probabilities]
     rows, _ = dataset.training_rows(competition.settings())
     assert sorted(oof["ImageID"]) == sorted(rows["ImageID"])
     assert oof.set_index("ImageID")["target"].to_dict() == rows.set_index("ImageID")["target"].to_dict()
@@ -124,9 +122,9 @@ def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(
     train.train_folds(competition.settings(*plain, "--train.lr", 1e-12), [0])  # all steps see the same model
     run = competition.root / "run"
     log = pd.read_csv(run / "fold0" / "log.csv").iloc[0]
-    rows, _ = folds.split(folds.prepare(competition.settings(*plain)), 0)
-    found, _ = inference.predict(
-        *inference.load_folds({0: run / "fold0" / "best.safetensors"}), rows, competition.settings(*plain)
+    rows, _ = folds.split(dataset.prepare(competition.settings(*plain)), 0)
+    found, _ = predicting.predict(
+        *model.load_folds({0: run / "fold0" / "best.safetensors"}), rows, competition.settings(*plain)
     )
     scores = MASK.scores(rows["target"], found[0].argmax(1))
     assert log["train_f1"] == pytest.approx(scores["f1"], abs=1e-6)
@@ -150,8 +148,10 @@ def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch,
 
 
 def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition, monkeypatch, capsys):
-    looks, honest = [], train.Learner.predict
-    monkeypatch.setattr(train.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed))
+    looks, honest = [], learner.Learner.predict
+    monkeypatch.setattr(
+        learner.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed)
+    )
     words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.keep", "last"]
     train.train_folds(competition.settings(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
@@ -180,7 +180,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, m
     words = ["--data.augment", "light", "--model.dropout", 0.3, "--train.optimizer", optimizer]
     train.train_folds(competition.settings(*words), [0])
     resumed = competition.settings(*words, "--run", tmp_path / "resumed")
-    honest, steps = train.Learner.train_step, []
+    honest, steps = learner.Learner.train_step, []
 
     def interrupted(self, *batch):
         steps.append(batch)
@@ -188,10 +188,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, m
             os.kill(os.getpid(), signal.SIGINT)  # in mid-step: the step is finished first
         return honest(self, *batch)
 
-    monkeypatch.setattr(train.Learner, "train_step", interrupted)
+    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_folds(resumed, [0])
-    monkeypatch.setattr(train.Learner, "train_step", honest)
+    monkeypatch.setattr(learner.Learner, "train_step", honest)
     train.train_folds(resumed, [0])
     assert same(weights(competition.root / "run"), weights(tmp_path / "resumed"))
     for name in ("fold0/log.csv", "oof.csv"):
@@ -200,16 +200,16 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, m
 
 def stopped(settings, fold, monkeypatch):
     """A fold that was stopped in its first step: the path of its state.pt."""
-    honest = train.Learner.train_step
+    honest = learner.Learner.train_step
 
     def interrupted(self, *batch):
         os.kill(os.getpid(), signal.SIGINT)
         return honest(self, *batch)
 
-    monkeypatch.setattr(train.Learner, "train_step", interrupted)
+    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_folds(settings, [fold])
-    monkeypatch.setattr(train.Learner, "train_step", honest)
+    monkeypatch.setattr(learner.Learner, "train_step", honest)
     return Path(settings.run) / f"fold{fold}" / "state.pt"
 
 
@@ -263,7 +263,7 @@ def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, t
     monkeypatch.setattr(
         train, "fit", lambda rows, validation, settings, fold, *_: seen.update({fold: (rows, validation)})
     )
-    folds.prepare(competition.settings())
+    dataset.prepare(competition.settings())
     pseudo = competition.root / "run" / "pseudo.csv"
     pseudo.write_text("ImageID,fold,ans,confidence\nanswer0.jpg,1,3,0.99\n")
     train.train_folds(competition.settings("--data.pseudo", pseudo, "--run", tmp_path / "b"), [0, 1])
@@ -343,7 +343,7 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
         pytest.skip("this machine has a GPU")
     for words, expected in ((["--device", "cuda"], "sees no GPU"), (["--train.amp", "fp16"], "needs a GPU")):
         with pytest.raises(InputError, match=expected):
-            train.make_accelerator(competition.settings(*words))
+            learner.make_accelerator(competition.settings(*words))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
     """But for batch norm that learns its statistics: that is said."""
     words = ["--model.freeze_bn", frozen, "--train.epochs", 1, "--train.optimizer", "sgd"]
     train.train_folds(competition.settings(*words), [0])
-    build = train.Learner.module.fget
+    build = learner.Learner.module.fget
 
     def crowded(self, *_):
         net = build(self)
@@ -369,7 +369,7 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
 
         net.forward = small_memory
 
-    monkeypatch.setattr(train.Learner, "load", crowded)
+    monkeypatch.setattr(learner.Learner, "load", crowded)
     again = competition.settings(*words, "--run", tmp_path / "again")
     train.train_folds(again, [0])
     assert f"a batch is now computed in 4 pieces; {said}" in capsys.readouterr().out
@@ -425,15 +425,15 @@ def test_folds_apart_are_the_folds_together(competition, tmp_path):
     ],
 )
 def test_what_differs_between_two_starts_is_named(competition, monkeypatch, capsys, where, expected):
-    import images
-    import repeat
+    from foldface.data import loader
+    from tools import check_repeat
 
     noise = iter(range(1, 1_000_000))
     if where == "order":
-        monkeypatch.setattr(images.Batches, "__init__", unlike(images.Batches.__init__, "seed", noise))
+        monkeypatch.setattr(loader.Batches, "__init__", unlike(loader.Batches.__init__, "seed", noise))
     elif where == "pixels":
-        honest = images.Photos.__getitem__
-        monkeypatch.setattr(images.Photos, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
+        honest = loader.Photos.__getitem__
+        monkeypatch.setattr(loader.Photos, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
     else:
         honest = learner.Learner.__init__
 
@@ -447,7 +447,7 @@ def test_what_differs_between_two_starts_is_named(competition, monkeypatch, caps
 
         monkeypatch.setattr(learner.Learner, "__init__", shaky)
     with pytest.raises(SystemExit):
-        repeat.check(competition.settings("--data.augment", "light"), 3)
+        check_repeat.check(competition.settings("--data.augment", "light"), 3)
     assert f"at step 1 the first thing that differs is {expected}" in capsys.readouterr().out
 
 
@@ -456,9 +456,9 @@ def unlike(honest, keyword, noise):
 
 
 def test_what_repeats_is_said_to(competition, capsys):
-    import repeat
+    from tools import check_repeat
 
-    repeat.check(competition.settings("--data.augment", "strong", "--model.dropout", 0.2), 7)
+    check_repeat.check(competition.settings("--data.augment", "strong", "--model.dropout", 0.2), 7)
     assert "7 steps, twice: the same to the last bit" in capsys.readouterr().out
     assert not (competition.root / "run").exists()
 
@@ -519,7 +519,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
 
 @pytest.mark.parametrize("what", ["train", "answer"])
 def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tmp_path, what):
-    """Twenty kills and more: python tests/kills.py train --count 20."""
+    """Twenty kills and more: python -m tools.stress.kills train --count 20."""
     settings = competition.settings("--data.augment", "light", "--model.dropout", 0.2)
     (tmp_path / "config.json").write_text(json.dumps(train.args.as_dict(settings)))
     ends, files = kills.WHAT[what](["--config", tmp_path / "config.json"], tmp_path / "kills", 3, random.Random(3))
@@ -556,8 +556,8 @@ def test_no_step_waits_for_the_device(competition, words):
     assert counter.met == ("_local_scalar_dense", "index", "lift_fresh")
     settings = competition.settings(*words)
     dataset.settle(settings)
-    rows = folds.prepare(settings)
-    accelerator = train.make_accelerator(settings)
+    rows = dataset.prepare(settings)
+    accelerator = learner.make_accelerator(settings)
     mine = train.make_learner(settings, rows, 0, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
     with mine.training():
@@ -572,7 +572,7 @@ def test_layers_are_computed_the_faster_way_while_they_train_and_only_then(compe
     settings = competition.settings()
     dataset.settle(settings)
     monkeypatch.setattr(accelerate.Accelerator, "mixed_precision", precision)  # of a process the first one counts
-    mine = train.make_learner(settings, folds.prepare(settings), 0, 10, train.make_accelerator(settings))
+    mine = train.make_learner(settings, dataset.prepare(settings), 0, 10, learner.make_accelerator(settings))
     with mine.training():
         assert any("forward" in vars(layer) for layer in mine.module.modules()) == quick
     assert not any("forward" in vars(layer) for layer in mine.module.modules())

@@ -1,0 +1,120 @@
+"""The HTML that the demo answers with: one card a photo, and the CSV to save."""
+
+import base64
+import html
+import io
+
+from foldface.files import InputError, read_json
+
+STYLE = """
+.card { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; padding: .8rem; border: 1px solid #8884; }
+.card { border-radius: 8px; } .card img { max-width: 100%; height: auto; border-radius: 4px; }
+.card > div { flex: 1 1 16rem; min-width: 0; overflow-wrap: anywhere; }
+.card > .photos { flex: 0 1 auto; max-width: 30rem; } .card h4 { margin: .5rem 0 .2rem; }
+.bar { display: grid; grid-template-columns: 7rem 1fr 3.2rem; gap: .5rem; align-items: center; margin: .15rem 0; }
+.bar { font-size: .9rem; } .bar i { display: block; height: .8rem; background: #4a7fc1; border-radius: 3px; }
+.bar b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
+a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; border-radius: 6px; margin: .4rem 0; }
+"""
+
+
+# -------------------------------------------------------------------------------------------------- as HTML
+
+
+def data_url(kind, content):
+    """Bytes inside an address: nothing has to be stored to be shown or saved."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def encoded(image, ending):
+    """(h, w, 3) uint8 RGB as the bytes of a file, ".jpg" or ".png"."""
+    from foldface.data.photos import cv2
+
+    return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
+
+
+def bars(heads):
+    """Labelled bars of each head's classes, the likeliest first; of many the first eight."""
+    parts = []
+    for name, shares in heads.items():
+        rows = sorted(shares.items(), key=lambda item: -item[1])[:8]
+        parts.append(f"<h4>{html.escape(name)}</h4>" if len(heads) > 1 else "")
+        parts += [
+            f'<div class="bar"><span>{html.escape(label)}</span><span><i style="width:{share:.1%}"></i></span>'
+            f"<b>{share:.0%}</b></div>"
+            for label, share in rows
+        ]
+    return "".join(parts)
+
+
+def card(name, found, advice):
+    """One photo's answer. found: of serving.Answerer.answer, or {"said"} alone; advice: {label: HTML}."""
+    shown = ""
+    if "shown" in found:
+        shown = "".join(
+            f'<img alt="{alt}" src="{data_url("image/jpeg", encoded(found[key], ".jpg"))}" />'
+            for key, alt in (("shown", "the photo"), ("heat", "what it looks at"))
+            if found.get(key) is not None
+        )
+        shown = f'<div class="photos">{shown}</div>'
+    title = f"<h4>{html.escape(name)}</h4>" if name else ""
+    said = f"<p><strong>{html.escape(found['said'])}</strong></p>"
+    told = bars(found.get("heads", {})) + advice.get(found.get("label"), "")
+    return f'<div class="card">{shown}<div>{title}{said}{told}</div></div>'
+
+
+def save_link(name, kind, content, words):
+    """A link that puts a file on the visitor's computer."""
+    href = data_url(kind, content)
+    return f'<a class="save" download="{html.escape(name, quote=True)}" href="{href}">{html.escape(words)}</a>'
+
+
+def as_csv(task, rows):
+    """The answers as a CSV's bytes: file, answer, probability, what was said, and each head's class.
+
+    rows: [(file name, found)].
+    """
+    import pandas as pd
+
+    lines = []
+    for name, found in rows:
+        label = found.get("label", "")
+        label = label if task.numeric else safe_cell(label)
+        line = {"file": safe_cell(name), "answer": label, "probability": found.get("probability")}
+        for head in task.answered if not task.numeric else []:
+            shares = found.get("heads", {}).get(head.name)
+            line[head.name] = safe_cell(max(shares, key=shares.get)) if shares else ""
+        lines.append(line | {"said": found["said"] if task.numeric else safe_cell(found["said"])})
+    out = io.StringIO()
+    pd.DataFrame(lines).to_csv(out, index=False, float_format="%.4f")
+    return out.getvalue().encode("utf-8-sig")
+
+
+def safe_cell(name):
+    """A name of a file or class that no spreadsheet takes for a formula."""
+    formula = name.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or name.startswith(("\t", "\r", "\n"))
+    return "'" + name if formula else name
+
+
+def read_advice(path, task):
+    """{label: HTML} of a JSON of label -> Markdown (HTML in it is shown as text).
+
+    A file may serve several runs: labels that this one doesn't have are left out, and classes without advice are
+    listed. InputError where it has advice for none of them."""
+    if not path:
+        return {}
+    from markdown_it import MarkdownIt
+
+    content = read_json(path, "it should hold {label: Markdown}")
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        raise InputError(f"{path}: should hold {{label: Markdown}}")
+    known = [] if task.numeric else [name for name in content if name in task.classes]
+    if content and not known:
+        raise InputError(f"{path}: {next(iter(content))} is no class of this run: {', '.join(task.classes)}")
+    without = [name for name in task.classes if name not in known] if known else []
+    if without:
+        print(f"{path}: has no advice for {', '.join(without)}")
+    page = MarkdownIt("commonmark", {"html": False})
+    # a picture's address would be asked by every visitor's browser: its words stand there instead
+    page.add_render_rule("image", lambda _, tokens, place, *__: html.escape(tokens[place].content))
+    return {label: page.render(content[label]) for label in known}

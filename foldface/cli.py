@@ -1,0 +1,313 @@
+"""Every setting, declared once: its name, type, default and meaning.
+
+    python train.py --help                                        every setting explained
+    python train.py --config recipes/people_small.json            a file of settings over the defaults below
+    python train.py --config args.json --config mine.json --train.epochs 3 --run runs/try
+
+A later file wins over an earlier one, and a setting on the command line over all files. args.json spells out the
+defaults; a recipe holds what differs from them.
+"""
+
+import dataclasses
+import difflib
+import errno
+import json
+import math
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any  # jsonargparse shows these names in --help
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from foldface.files import InputError, read_json, visible
+from foldface.rules import check
+from foldface.runtime import FIRST, Stopped, cores, keep_memory, quota
+from foldface.settings import GROUPS, SWITCHES, Settings, as_dict, at_home, flatten, put
+
+# What may change between two starts of one run: it decides where and how fast, not what comes out.
+FREE = (
+    "run",
+    "output",
+    "device",
+    "submission",
+    "log",
+    "save_minutes",
+    "data.eval",
+    "data.workers",
+    "data.memory_gb",
+    "crop.workers",
+    "train.only_folds",
+    "train.accumulate",
+    "train.compile",
+    "gan.",
+    "app.",
+    "inference.",
+    "pseudo.",
+    "sample.",
+    "crop.detectors",
+    "crop.size",
+    "crop.margin",
+    "crop.align",
+    "crop.retry",
+)
+DEFAULT_CONFIG = "args.json"
+RENAMED = {"data.augment": {"report": "diary"}}  # {setting: {a value's name in earlier runs: its name now}}
+
+
+def make_parser(doc, flags):
+    """The jsonargparse parser of all settings and of a script's own flags."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"python {Path(sys.argv[0]).name}", description=doc, exit_on_error=False, formatter_class=HelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"JSON file of settings (default: {DEFAULT_CONFIG}); may be given several times",
+    )
+    for flag, keywords in flags.items():
+        parser.add_argument(flag, **keywords)
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+def read(doc, flags=None, argv=None):
+    """The settings of this start: defaults < files named by --config < command line.
+
+    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
+    Returns Settings, with the values of `flags` as attributes of the same names. Raises InputError in one line that
+    names the key and, for a near miss, the key that was meant.
+    """
+    parser = make_parser(doc, flags or {})
+    argv = sys.argv[1:] if argv is None else list(argv)
+    configs, rest = split_configs(with_true(argv))
+    known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
+    check_names([a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")], known, "--")
+    for path in configs:
+        content = read_json(path, "give the name of a settings file to --config")
+        if not isinstance(content, dict):
+            raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
+        check_names(list(flatten(content)), known, f"{path}: ")
+        refuse_hosts(path, content)
+        for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
+            raise InputError(f"{path}: {key}: should be an object of settings")
+    try:
+        parsed = parser.parse_args([word for path in configs for word in ("--config", path)] + rest)
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        line = tidy(str(error))
+        for key, names in RENAMED.items():
+            for old, new in names.items():
+                line += f"; what was called {old} is called {new} now" if key in line and f": {old}" in line else ""
+        raise InputError(line) from None
+    settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
+    for flag in flags or {}:
+        name = flag.lstrip("-").replace("-", "_")
+        setattr(settings, name, at_home(getattr(values, name)))
+    settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
+    for key, value in flatten(as_dict(settings)).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if re.search("\0|\\\\u0000|[\ud800-\udfff]", text):
+            raise InputError(f"{key}: holds a NUL, or what is no UTF-8: {text}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            put(settings, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
+    return check(settings)
+
+
+ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may open a port to the network
+
+
+def refuse_hosts(path, content):
+    """Raise InputError where a file names a host or port other than the default: files come from anywhere."""
+    default = flatten(as_dict(Settings()))
+    for key, value in flatten(content).items():
+        if key in ON_THE_COMMAND_LINE and value != default[key]:
+            raise InputError(f"{path}: {key} is {json.dumps(value)}: hosts and ports are given on the command line "
+                             f"alone: --{key} {value}")  # fmt: skip
+
+
+def of_earlier(content: dict) -> dict:
+    """flatten() of a run's args.json, with the names that values have now."""
+    flat = flatten(content)
+    return flat | {key: new[flat[key]] for key, new in RENAMED.items() if flat.get(key) in list(new)}
+
+
+class HelpFormatter(ArgumentParser().formatter_class):
+    """Leaves the script's docstring as it is written: its commands are lines of their own."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> Any:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def split_configs(argv):
+    """The files of all --config, and the other words; without any, args.json if there is one."""
+    files, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            files.append(at_home(next(words, "")))
+        elif word.startswith("--config="):
+            files.append(at_home(word.removeprefix("--config=")))
+        else:
+            rest.append(word)
+    return (files or [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()), rest
+
+
+def with_true(argv):
+    """The words of a command line, with `true` after a yes-or-no setting that stands alone: --inference.flip."""
+    words = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=False):
+        words.append(word)
+        if after.startswith("--") and word.removeprefix("--") in SWITCHES:
+            words.append("true")
+    return words
+
+
+def check_names(names, known, where):
+    """Raise InputError for the first name that is no setting, and say which one may have been meant."""
+    for name in names:
+        if name not in known and name not in ("help", "print_config"):
+            leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
+            near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)
+            near += [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)]
+            hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
+            raise InputError(f"{where}{name}: there is no such setting; {hint}")
+
+
+def tidy(message):
+    """jsonargparse's message, in one line, without the names of Python's types."""
+    line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
+    return line.replace("Literal", "one of ")
+
+
+def main():
+    """Print the defaults, every one of them: the content of args.json."""
+    print(json.dumps(as_dict(Settings()), indent=2))
+
+
+if __name__ == "__main__":
+    main()
+
+
+def stop(number, frame):
+    """Signal handler: raise Stopped, once; a SIGTERM that comes while the process already ends changes nothing."""
+    if in_destructor(frame) and hasattr(signal, "setitimer"):  # Python drops what is raised there: a moment later
+        signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def in_destructor(frame):
+    """Is some object's __del__ among the functions that run?"""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
+def prepare_process():
+    """Prepare this process for a script's main(): signals, threads, memory, and what is written to the terminal.
+
+    A signal may come from its first line on, so it is called where a stop is understood.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    # OpenMP's threads spin for milliseconds before they sleep; beside another busy process, as on a laptop, that made
+    # a training step 1.6 times as long (at ten times this count 2.3 times; alone it gained 0-8 %). torch reads this at
+    # its import, which comes later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if quota() < math.inf:  # OpenMP counts the machine's cores, and its threads would wait for one another
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    keep_memory()
+    if not FIRST:
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process is)
+    if sys.stdout and sys.stderr:  # a process may have neither
+        sys.stdout, sys.stderr = Escaping(sys.stdout), Escaping(sys.stderr, ("\r", "\n", "\x1b"))
+
+
+def guarded(main):
+    """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130, SIGTERM as 143.
+
+    What the system refuses (memory, open files, processes, room on the disk) is one line too. A bug is not caught: it
+    keeps its traceback.
+    """
+    try:
+        prepare_process()
+        main()
+    except InputError as error:
+        who = "" if FIRST else f"process {os.environ['RANK']}: "
+        line = " ".join(str(error).split())
+        line = re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
+        print(f"{who}error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
+    except BrokenPipeError:  # `| head` closed the pipe: not our business, and not worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch.save hides it behind an error of its own
+            print("stopped; the same command goes on where it was", file=sys.stderr)
+            sys.exit(128 + getattr(error.__context__, "number", signal.SIGINT))
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:100]}...: is longer than a file's name can be", file=sys.stderr)
+            sys.exit(2)
+        refused = limit_of(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}; the same command goes on where it was", file=sys.stderr)
+        sys.exit(2)
+
+
+LIMITS = {
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n 1024), or take fewer --data.workers",
+    errno.ENFILE: "the system has too many open files: end other programs",
+    errno.EAGAIN: "no more processes or threads may be started: raise the limit (ulimit -u), or take fewer workers "
+    "(--data.workers 0, --crop.workers 1, OMP_NUM_THREADS=1)",
+    errno.ENOMEM: "out of memory: end other programs, raise the limit (ulimit -v), or take fewer --data.workers, a "
+    "smaller --train.batch_size or --data.memory_gb 0",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+}
+
+
+def limit_of(error):
+    """What the system refused, as a sentence, if that is what an exception (or its cause) says; None for a bug.
+
+    Libraries wrap such refusals in exceptions of their own, whose text is then all that is left.
+    """
+    while error is not None:
+        words = str(error)
+        if isinstance(error, OSError) and error.errno in LIMITS:
+            return LIMITS[error.errno]
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in words or "failed to map segment" in words:
+            return LIMITS[errno.ENOMEM]
+        if "can't start new thread" in words or "Resource temporarily unavailable" in words:
+            return LIMITS[errno.EAGAIN]
+        if "Too many open files" in words:
+            return LIMITS[errno.EMFILE]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class Escaping:
+    """A text stream whose text is `visible`; what its encoding can't show is escaped too, instead of an error.
+
+    Text that begins with one of `own` passes as it is: a progress bar's moves. No line of ours does.
+    """
+
+    def __init__(self, stream, own: tuple[str, ...] = ()):
+        self.stream, self.own = stream, own
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text if text.startswith(self.own) else visible(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)

@@ -1,0 +1,428 @@
+"""How photos lie about, and what their tables, folders and names say of them: a reader for each layout.
+
+    competition    train.csv (id, gender, race, age, path) and images/<path>/<mask1-5, incorrect_mask, normal>
+    aaf, utkface   photos whose names hold age and gender
+    folder         a folder a class, maybe below train, valid and test
+    boxes          JSON of {"image", "label", "bbox": [x1, y1, x2, y2]}
+    table          a CSV with photo and the columns of the task's heads
+
+A bad row or photo is never dropped in silence: it becomes a problem, with file, row and reason.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import regex
+
+from foldface.files import InputError, read_csv, read_json, warn_once
+from foldface.names import Finder
+from foldface.task import one_of
+
+STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
+PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
+HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that are no UTF-8
+BOX = ["x1", "y1", "x2", "y2"]
+MATCH_SECONDS = 2  # that the regular expression data.group may take on one path
+AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})(?:\.\w+)?", re.IGNORECASE)
+AAF_LAST_FEMALE = 7380
+UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)(?:\.\w+)*")
+RACES = ("white", "black", "asian", "indian", "other")
+SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+
+
+class Problems:
+    """What is wrong with the data, in the order in which it was met: file, row, reason."""
+
+    def __init__(self):
+        self.rows, self.photos = [], 0
+
+    def add(self, file, row, reason, photos=1):
+        """file: the table or photo; row: its line there (1 is the header), or None; photos: how many it stood for."""
+        self.photos += photos
+        self.rows.append({"file": str(file), "row": row, "reason": reason})
+
+    def stop_if_strict(self, strict):
+        """Raise InputError for the first of them, counting the others."""
+        if strict and self.rows:
+            first, more = self.rows[0], len(self.rows) - 1
+            at = f", row {first['row']}" if first["row"] else ""
+            raise InputError(
+                f"{first['file']}{at}: {first['reason']}"
+                + (f" (and {more} more like this)" if more else "")
+                + "; mend it, or leave such rows out with --data.strict false"
+            )
+
+
+# A reader of a layout: (path, task, problems, data settings) -> rows of ImageID, photo, id and a column a head.
+
+
+def read_competition(folder, task, problems, data):
+    """train.csv and images/<path>/<seven photos> of the mask competition -> rows."""
+    fence = Fence(Path(folder) / "images", data.roots)
+    table = Path(folder) / "train.csv"
+    columns = ["id", *(head.column for head in task.heads if head.column != "mask"), "path"]
+    frame = read_csv(table, columns, "data.train should be the folder that holds train.csv")
+    group = data.group if data.group in frame.columns else "id"
+    found, seen, finder = [], set(), Finder(Path(folder) / "images")
+    for line, row in enumerate(records(frame), start=2):
+        identity, path = row[group], row["path"]
+        _, reason = task.parse(row | {"mask": "wear"})
+        if reason:
+            pass
+        elif not identity:
+            reason = f"{group} is empty"
+        elif not path:
+            reason = "path is empty"
+        else:
+            path, reason = located(finder, fence, "path", path, os.path.isdir)
+        if not reason and path in seen:
+            reason = f"path '{path}' stands on an earlier row already"
+        if reason:
+            problems.add(table, line, reason, len(STEMS))
+            continue
+        seen.add(path)
+        home = Path(folder) / "images" / path
+        content = sorted(os.listdir(home)) if os.path.isdir(home) else None
+        photos = [name for name in content or [] if not name.startswith(".")]
+        if not photos:
+            what = "doesn't exist" if content is None else "holds no photo"
+            problems.add(table, line, f"the folder {home} {what}", len(STEMS))
+        for name in photos:
+            mask = STEMS.get(os.path.splitext(name)[0].lower())
+            if mask is None:
+                problems.add(home / name, None, f"is named none of {', '.join(STEMS)}")
+            elif astray := fence.refuses(f"{path}/{name}"):
+                problems.add(home / name, None, astray)
+            else:
+                values, _ = task.parse(row | {"mask": mask})
+                found.append((f"{path}/{name}", os.path.join(home, name), identity, *values.values()))
+    finder.said(table)
+    return as_rows(found, task).assign(grouped=group == data.group)
+
+
+def records(frame):
+    """The rows of a DataFrame as dicts, one at a time: a million at once would take a gigabyte."""
+    for cells in zip(*(frame[name] for name in frame.columns), strict=True):
+        yield dict(zip(frame.columns, cells, strict=True))
+
+
+def located(finder, fence, column, name, there=os.path.isfile):
+    """What a table's cell names below a folder, as it is called on the disk, though it may not exist: (name, ""), or
+    (name, why it is refused)."""
+    if astray := fence.refuses(name):
+        return name, f"{column} '{name}' {astray}"
+    found = finder.find(name, there)
+    if len(found) > 1:
+        return name, f"{column} '{name}' may be {one_of(found)}: write it as it is on the disk"
+    real = found[0] if found else name
+    astray = fence.refuses(real) if real != name else ""
+    return real, f"{column} '{name}' {astray}" if astray else ""
+
+
+def as_rows(found, task, more=()):
+    """[(ImageID, photo, id, a value a head, ...)] -> DataFrame."""
+    return pd.DataFrame(found, columns=["ImageID", "photo", "id", *(head.name for head in task.heads), *more])
+
+
+def photos_below(folder, roots, problems, wanted):
+    """Photos below a folder, sorted: yields (path below it with /, whole path). A photo is what images.is_photo says.
+
+    Links that lead out, and names that aren't UTF-8, are problems."""
+    from foldface.data.photos import is_photo
+
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; {wanted}")
+    fence, passed = Fence(folder, roots), []
+    met = {os.path.realpath(folder)}
+    for home, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in list(folders):
+            real = os.path.realpath(os.path.join(home, name))
+            reason = fence.refuses(os.path.relpath(os.path.join(home, name), folder))
+            if real in met:
+                reason = "is a link to a folder that was read already"
+            met.add(real)
+            if reason:
+                problems.add(Path(home) / name, None, reason)
+                folders.remove(name)
+        for name in sorted(n for n in names if not n.startswith(".")):
+            whole = os.path.join(home, name)
+            below = os.path.relpath(whole, folder)
+            if not is_photo(whole):
+                passed.append(below)
+            elif reason := fence.refuses(below):
+                problems.add(whole, None, reason)
+            else:
+                yield Path(below).as_posix(), whole
+    if passed:
+        what = "are no photos by their names and first bytes and passed over"
+        print(f"{folder}: {len(passed)} files {what}, such as {passed[0]}")
+
+
+def refuse_missing(task, columns, layout):
+    """Raise InputError where the task wants a column that a layout doesn't have."""
+    missing = [head.column for head in task.heads if head.column not in columns]
+    if missing:
+        raise InputError(
+            f"layout {layout} has no column {missing[0]}, which task.heads wants; it has {', '.join(columns)}"
+            + ('; for a class a folder set task.heads to [{"name": "class"}]' if "class" in columns else "")
+        )
+
+
+def read_named(folder, task, problems, data, layout):
+    """Photos whose names hold their labels: All-Age-Faces (Cheng et al. 2019), where 00000A02.jpg is serial 0 at two
+    years of age, and UTKFace (Zhang et al. 2017), where 25_1_2_20170116.jpg is 25 years, female, Asian. No masks."""
+    columns, pattern, example = {
+        "aaf": (("mask", "gender", "age"), AAF_NAME, "All-Age-Faces' 00000A02.jpg"),
+        "utkface": (("mask", "gender", "age", "race"), UTKFACE_NAME, "UTKFace's 25_1_2_20170116174525125.jpg"),
+    }[layout]
+    refuse_missing(task, columns, layout)
+    found = []
+    for name, whole in photos_below(folder, data.roots, problems, f"layout {layout} wants the folder of its photos"):
+        match = pattern.fullmatch(os.path.basename(name))
+        if match is None:
+            problems.add(whole, None, f"is not named like {example}")
+            continue
+        if layout == "aaf":
+            gender = "female" if int(match[1]) <= AAF_LAST_FEMALE else "male"
+            identity, row = f"aaf-{match[1]}", {"mask": "normal", "gender": gender, "age": match[2]}
+        else:
+            gender = ("male", "female")[int(match[2])]
+            row = {"mask": "normal", "gender": gender, "age": match[1], "race": RACES[int(match[3])]}
+            identity = f"utk-{name}"
+        values, reason = task.parse(row)
+        if reason:
+            problems.add(whole, None, reason)
+        else:
+            found.append((name, whole, identity, *values.values()))
+    return as_rows(found, task)
+
+
+def read_aaf(folder, task, problems, data):
+    return read_named(folder, task, problems, data, "aaf")
+
+
+def read_utkface(folder, task, problems, data):
+    return read_named(folder, task, problems, data, "utkface")
+
+
+def read_folder(folder, task, problems, data):
+    """A folder a class, alone or below train, valid and test; folders within a class's folder belong to it."""
+    refuse_missing(task, ("class",), "folder")
+    top = sorted(p.name for p in Path(folder).iterdir() if p.is_dir()) if Path(folder).is_dir() else []
+    top = [name for name in top if not name.startswith(".")]
+    splits = {name: SPLITS[name.lower()] for name in top if name.lower() in SPLITS}
+    if "train" not in splits.values() or len(splits) < len(top):  # train may be a class too, beside car and boat
+        splits = {}
+    found, filled = [], set()
+    for name, whole in photos_below(folder, data.roots, problems, "layout folder wants a folder of class folders"):
+        parts = name.split("/")
+        split = splits.get(parts[0], "") if splits else ""
+        if splits and not split:
+            problems.add(whole, None, f"lies outside of {', '.join(splits)}")
+            continue
+        home = parts[1:] if splits else parts
+        filled.add("/".join(parts[: len(parts) - len(home) + 1]))
+        if len(home) < 2:
+            problems.add(whole, None, "lies in no class's folder")
+            continue
+        if any(part != part.strip() for part in parts):
+            problems.add(whole, None, "its path has a name that begins or ends with a space: rename it")
+            continue
+        values, reason = task.parse({"class": home[0]})
+        if reason:
+            problems.add(whole, None, reason)
+        else:
+            found.append((name, whole, name, *values.values(), split))
+    homes = [f"{split}/{p.name}" for split in splits for p in (Path(folder) / split).iterdir() if p.is_dir()]
+    for home in sorted(set(homes or top) - filled):
+        if not os.path.basename(home).startswith("."):
+            problems.add(Path(folder) / home, None, "holds no photo", 0)
+    return as_rows(found, task, ["split"])
+
+
+def read_boxes(path, task, problems, data):
+    """[{"image": path beside the file, "label", "bbox": [x1, y1, x2, y2]}] -> a row a box, named image#number."""
+    found = []
+    for name, whole, box, item in boxes_of(path, problems, data):
+        told = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
+        row = {key: str(value) for key, value in told.items() if not isinstance(value, bool)}
+        row["class"] = row.get("label", "")
+        missing = [head.column for head in task.heads if head.column not in row]
+        values, reason = (None, f"has no {missing[0]}") if missing else task.parse(row)
+        if reason:
+            problems.add(path, None, f"{name}: {reason}")
+        else:
+            found.append((name, whole, item["image"], *values.values(), *box))
+    return as_rows(found, task, BOX)
+
+
+def boxes_of(path, problems, data):
+    """The boxes of a JSON file that can be used: yields (image#number, the photo's path, four numbers, its dict).
+
+    The numbers are pixels of the upright photo. Where EXIF turns photos, data.box_pixels says what the file's are.
+    """
+    from foldface.data.photos import turned_box, turned_by
+
+    content = read_json(path, "layout boxes wants a JSON file")
+    if not isinstance(content, list):
+        raise InputError(f'{path}: should be a list of {{"image": ..., "label": ..., "bbox": [x1, y1, x2, y2]}}')
+    fence, finder, count, turns = Fence(Path(path).parent, data.roots), Finder(Path(path).parent), {}, {}
+    for number, item in enumerate(content, start=1):
+        image = item.get("image") if isinstance(item, dict) else None
+        if not isinstance(image, str) or not image:
+            problems.add(path, None, f"entry {number} names no image")
+            continue
+        box = item.get("bbox")
+        try:
+            x1, y1, x2, y2 = map(float, box if isinstance(box, list) else [])
+            wide = np.isfinite([x1, y1, x2, y2]).all() and x2 - x1 >= 1 and y2 - y1 >= 1 and x2 >= 1 and y2 >= 1
+        except (TypeError, ValueError, OverflowError):  # the last for a whole number of 400 digits
+            wide = False
+        if not wide:
+            problems.add(path, None, f"entry {number}: bbox of {image} is {box}, should be [x1, y1, x2, y2]")
+            continue
+        real, reason = located(finder, fence, "image", image)
+        whole = str(Path(path).parent / real)
+        if reason:
+            problems.add(path, None, f"entry {number}: {reason}")
+        elif not os.path.isfile(whole):
+            problems.add(path, None, f"entry {number}: there is no photo {whole}")
+        else:
+            count[image] = count.get(image, -1) + 1
+            if image not in turns:
+                turns[image] = turned_by(whole)
+            box = [x1, y1, x2, y2]
+            if data.box_pixels == "stored":
+                box = turned_box(box, *turns[image])
+            yield f"{image}#{count[image]}", whole, box, item
+    turned = sum(turn > 1 for turn, _, _ in turns.values())
+    if turned:
+        warn_once(
+            f"{path}: {turned} of {len(turns)} photos are turned by their EXIF tag; their boxes are taken to be in the "
+            f"pixels of the photo as it is {data.box_pixels} (data.box_pixels: upright or stored)"
+        )
+    finder.said(path)
+
+
+def read_table(table, task, problems, data):
+    """A CSV with photo (or file, image, path), the heads' columns and, if photos belong together, id; photos lie below
+    the CSV's folder, or below images/ there."""
+    frame = read_csv(table, [head.column for head in task.heads], "layout table wants a CSV file")
+    named = next((name for name in PHOTO_COLUMNS if name in frame.columns), None)
+    if named is None:
+        raise InputError(f"{table}: has no column photo; it has {', '.join(frame.columns)}")
+    root = photo_root(Path(table).parent, frame[named])
+    group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else named
+    found, seen, fence, finder = [], set(), Fence(root, data.roots), Finder(root)
+    for line, row in enumerate(records(frame), start=2):
+        photo = real = row[named]
+        values, reason = task.parse(row)
+        if reason:
+            pass
+        elif not photo:
+            reason = f"{named} is empty"
+        elif not row[group]:
+            reason = f"{group} is empty"
+        else:
+            real, reason = located(finder, fence, named, photo)
+        if not reason and real in seen:
+            reason = f"{named} '{photo}' stands on an earlier row already"
+        elif not reason and not os.path.isfile(root / real):
+            reason = f"there is no photo {root / real}"
+        if reason:
+            problems.add(table, line, reason)
+            continue
+        seen.add(real)
+        found.append((photo, f"{root / real}", row[group], *values.values()))
+    finder.said(table)
+    return as_rows(found, task).assign(grouped=group == data.group)
+
+
+def photo_root(home, names):
+    """Where the photos that a table in `home` names lie: there, or below images/, as the first that exists says."""
+    for name in names:
+        for root in (home, home / "images"):
+            if name and os.path.isfile(root / name):
+                return root
+    return home
+
+
+LAYOUTS = {
+    "competition": read_competition,
+    "aaf": read_aaf,
+    "utkface": read_utkface,
+    "folder": read_folder,
+    "boxes": read_boxes,
+    "table": read_table,
+}
+
+
+def grouped(rows, data, problems, by_column=False):
+    """The rows with the id that data.group gives each photo, and `shared`: does an id mean the same in every source?
+
+    Photos that it gives none are problems. by_column: it is a column of data.train, so no regular expression.
+    Raises InputError for what is neither.
+    """
+    done = bool(rows.pop("grouped").any()) if "grouped" in rows else False
+    if not data.group or done or by_column:
+        return rows.assign(shared=done)
+    ids = np.array(groups_by_name(data.group, rows["ImageID"]), dtype=object)
+    kept = np.array([bool(name) for name in ids], bool)
+    for name in rows["photo"][~kept]:
+        problems.add(name, None, f"data.group {data.group} matches nothing in its name")
+    return rows[kept].assign(id=ids[kept], shared=True).reset_index(drop=True)
+
+
+def groups_by_name(group, names):
+    """What the regular expression data.group finds in each name: [str or "" where it finds nothing].
+
+    That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none,
+    and where it takes longer than MATCH_SECONDS on a name: it may come from a stranger's run, and (a|aa)+$ takes years.
+    """
+    try:
+        pattern = regex.compile(group)
+    except (regex.error, RecursionError) as error:
+        raise InputError(f"data.group {group}: no column of that name, and no regular expression ({error})") from None
+    matches = []
+    for name in names:
+        try:
+            matches.append(pattern.search(name, timeout=MATCH_SECONDS))
+        except TimeoutError:
+            raise InputError(
+                f"data.group {group}: takes more than {MATCH_SECONDS} s on {name}: write it without a repetition "
+                "inside a repetition"
+            ) from None
+    return [next(filter(None, match.groups() or [match[0]]), "") if match else "" for match in matches]
+
+
+class Fence:
+    """What a table may name: photos below its own folder, links followed, or below a folder that data.roots allows."""
+
+    def __init__(self, root, allowed):
+        self.root, self.homes = str(root), {}
+        self.roots = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, *allowed))
+
+    def refuses(self, path):
+        """Why a path from a table, relative to the root, is refused; "" if it isn't."""
+        if "\0" in path:
+            return "holds a NUL"
+        if HALF.search(path):
+            return "is not UTF-8: rename it"
+        if max(len(part.encode()) for part in path.split("/")) > 255 or len(path.encode()) > 4000:
+            return "is longer than a file's name can be"
+        if ".." in path.replace("\\", "/").split("/"):
+            return f"leaves the folder {self.root}"
+        whole = os.path.join(self.root, path)
+        home, name = os.path.split(whole)
+        if home not in self.homes:  # a folder's links are followed once, not once a photo
+            self.homes[home] = os.path.realpath(home)
+        real = os.path.realpath(whole) if os.path.islink(whole) else os.path.join(self.homes[home], name)
+        if os.path.join(real, "").startswith(self.roots):
+            return ""
+        return f"leaves the folder {self.root}" + (
+            "; data.roots can allow where it lies" if os.path.exists(whole) else ""
+        )

@@ -1,0 +1,157 @@
+"""What must not happen between splits, runs and starting weights: refused before anything is trained."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foldface import predictions, runs
+from foldface.data import layouts
+from foldface.data.folds import digests, read_folds, seen_by, split, start_folder, weights_before
+from foldface.files import InputError, read_csv, read_json
+
+IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
+
+
+def refuse_leaks(training, validation):
+    """The gate: raise InputError if a person, or a byte-identical (or, if there is a column near, a nearly identical)
+    photo, or, if there is a column linked, a group that several of them make, is on both sides of a split."""
+    both = set(training["id"]) & set(validation["id"])
+    if both:
+        person = min(both)
+        sources = "/".join(sorted(set(training["source"][training["id"] == person])))
+        raise InputError(
+            f"leak: person {person} is validated on and also trained on ({sources} rows); "
+            f"{len(both)} such people: take them out of one side"
+        )
+    for name, how in (
+        ("twin", "is, byte for byte,"),
+        ("near", "is, nearly,"),
+        ("linked", "belongs, by ids and identical photos, together with"),
+    ):
+        seen = training[name].isin(validation[name]) if name in training else np.zeros(len(training), bool)
+        if seen.any():
+            row = training[seen].iloc[0]
+            other = validation[validation[name] == row[name]].iloc[0]
+            raise InputError(
+                f"leak: {row['photo']} ({row['source']}) is trained on and {how} the photo "
+                f"{other['photo']} that is validated on; {int(seen.sum())} such photos: take them out of one side"
+            )
+
+
+def refuse_other_folds(settings):
+    """Raise InputError unless the pseudo labels come from models of the same folds: else they have seen validation."""
+    if not settings.data.pseudo:
+        return
+    theirs, ours = Path(settings.data.pseudo).with_name("folds.csv"), Path(settings.run) / "folds.csv"
+    before, now = (
+        read_folds(path, "pseudo labels are only safe beside the folds that made them").sort_index()
+        for path in (theirs, ours)
+    )
+    if not before.equals(now):
+        raise InputError(
+            f"leak: {settings.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
+            f"labels have seen people that are validated on: copy {theirs} to {ours} in a new --run"
+        )
+    refuse_other_models(settings.predicted, settings.data.pseudo)
+
+
+def refuse_other_models(task, path):
+    """Raise InputError where a pseudo label for fold k is not what fold k's own model answered: the others have seen
+    the people whom fold k validates on. Folds whose predictions don't lie beside the labels get a warning."""
+    columns = ["ans"] if task.numeric else task.probabilities
+    rows = read_csv(path, predictions.PSEUDO_COLUMNS, numbers=["ans", *columns])
+    columns = ["ans", *(name for name in columns if name in rows and name != "ans")]
+    for fold, mine in rows.groupby("fold"):
+        beside = Path(path).with_name(f"fold{int(float(fold))}.csv")
+        if not beside.is_file():
+            print(
+                f"warning: {path}: whether its labels are fold {fold}'s own can't be checked without {beside}",
+                file=sys.stderr,
+            )
+            continue
+        frame = predictions.read_fold(task, beside).drop_duplicates("ImageID").set_index("ImageID")
+        known = frame.reindex(mine["ImageID"])[columns].to_numpy(float)
+        other = ~(abs(known - mine[columns].to_numpy(float)) < 2e-6 * (1 + abs(known))).all(1)
+        if other.any():
+            row = mine[other].iloc[0]
+            raise InputError(
+                f"leak: {path}, row {row.name + 2}: {row['ImageID']} is to train fold {fold}, but that is not what "
+                f"{beside} says of it ({int(other.sum())} such rows): another model made it, which has seen the "
+                f"people that fold {fold} validates on; run pseudo_label.py again"
+            )
+
+
+def start_run(settings):
+    """The folder of the run that model.start names: a path, or a run beside this one."""
+    return start_folder(settings.model.start, settings.run)
+
+
+def refuse_seen_weights(rows, settings):
+    """Raise InputError where a fold would start from weights that were trained on people or photos that it validates
+    on, or on those of the test set (`seen_by`)."""
+    start, pretrained = settings.model.start, settings.model.pretrained
+    if start and not (start_run(settings) / "folds.csv").is_file():
+        raise InputError(f"model.start {start}: {start_run(settings)} is no run of ours, it has no folds.csv")
+    wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
+    for k in wanted:
+        weights = weights_before(start, pretrained, settings.run, k)
+        if weights is None:
+            return
+        ids, photos = seen_by(weights)
+        mine = pd.concat([split(rows, k)[1], rows[rows["source"] == "test"]])
+        seen = mine["id"].isin(ids).to_numpy()
+        if photos:
+            seen = seen | np.isin(digests(mine), list(photos))
+        people = sorted(set(mine["id"][seen]))
+        if people:
+            raise InputError(
+                f"leak: fold {k} would start from {weights}, which was trained on person {people[0]} and "
+                f"{len(people) - 1} more whom fold {k} validates on: each fold may start from its own (--model.start)"
+            )
+
+
+def identity(rows, settings):
+    """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
+    rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
+    taken = [*IDENTITY, *(head.name for head in settings.predicted.heads)]
+    taken += [name for name in [*layouts.BOX, "fold", *settings.predicted.probabilities] if name in rows]
+    text = rows[taken].to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    crops = None
+    if settings.data.crops:
+        crops = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py with the same settings")
+    return {
+        "photos": len(rows),
+        "people": int(rows["id"].nunique()),
+        "rows": hashlib.sha1(text.encode()).hexdigest(),
+        "crops": crops,
+    }
+
+
+def digest_of(path):
+    """sha1 of who is in which fold by a folds.csv, whatever its order and line ends; "" without one."""
+    if not Path(path).is_file():
+        return ""
+    return hashlib.sha1(read_folds(path).sort_index().to_csv(lineterminator="\n").encode()).hexdigest()
+
+
+def refuse_other_data(settings, record, now):
+    """Raise InputError if something was trained in this run on other data than `now`, or with another folds.csv.
+
+    record: what data.json says, {} without one; now: `identity`.
+    """
+    run = Path(settings.run)
+    if not record or not runs.begun(run):
+        return
+    way_out = "choose another --run, or begin this one anew with --overwrite"
+    if record.get("rows") != now["rows"]:
+        then, today = (f"{one.get('photos')} photos of {one.get('people')} people or groups" for one in (record, now))
+        what = f"{then}, now {today}" if then != today else f"{then}, as now, with other names, ids or labels"
+        raise InputError(f"{run}: was begun on other data: {what}: {way_out}")
+    if record.get("crops") != now["crops"]:
+        crops = settings.data.crops or "whole photos"
+        raise InputError(f"{run}: was begun on crops made in another way than {crops}: {way_out}")
+    if record.get("folds") != digest_of(run / "folds.csv"):
+        raise InputError(f"{run}: folds.csv was changed after training began: put the former one back, or {way_out}")

@@ -1,0 +1,245 @@
+"""Photos -> batches: decoding in worker processes, memory for decoded photos, seeded order."""
+
+import math
+import mmap
+import multiprocessing
+import random
+import signal
+import sys
+import threading
+
+import cv2
+import numpy as np
+
+from foldface.data.photos import PhotoError, cut_box, read_photo
+from foldface.files import InputError
+from foldface.nn import devices
+from foldface.runtime import cores
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalize(images, mean, std):
+    """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
+
+    mean, std = (devices.constant(tuple(values), images.device) * 255 for values in (mean, std))
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+# --------------------------------------------------------------------------------------------------- batches
+
+
+def side_of(augment: str, size: int) -> int:
+    """The `side` that a model's photos are decoded at: 0 where data.augment cuts out of them."""
+    return 0 if augment == "diary" else size
+
+
+class Photos:
+    """A torch map-style dataset of photo files.
+
+    An item's key is (index, seed): the seed alone decides its augmentation, so that neither the number of workers
+    nor the place where a run was interrupted changes what is drawn.
+    """
+
+    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0, flip=None):
+        """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
+        whole photo); memory_gb: for photos as augment.shape leaves them, so that they are decoded once, not every
+        epoch; the rest as in augment.shape and augment.variation."""
+        from foldface.data import augment as augment_module
+
+        self.files = rows["file"].to_numpy(str)
+        self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
+        self.size = size
+        self.side = 0 if self.boxes is not None else side_of(augment, size)  # what is cut out wants all pixels
+        self.shape = augment_module.shape(augment, size, fit)
+        self.vary = augment_module.variation(augment, erasing, flip) if training else None
+        self.kept = self.there = np.zeros(0, np.uint8)
+        count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
+        try:
+            if count:  # pages that all workers share; they are taken as they are written to
+                kept = np.frombuffer(mmap.mmap(-1, count * 3 * size * size), np.uint8).reshape(count, size, size, 3)
+                self.kept, self.there = kept, np.frombuffer(mmap.mmap(-1, count), np.uint8)
+        except OSError as error:
+            said = f"data.memory_gb: {count} photos don't fit into memory ({error.strerror})"
+            print(f"warning: {said}: they are decoded in each epoch", file=sys.stderr)
+
+    def read(self, index):
+        """A photo as augment.shape leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
+        if index < len(self.there) and self.there[index]:
+            return self.kept[index]
+        photo = read_photo(self.files[index], self.side)
+        found = self.shape(image=cut_box(photo, None if self.boxes is None else self.boxes[index]))["image"]
+        if index < len(self.there):
+            self.kept[index] = found
+            self.there[index] = 1  # after the pixels: another worker may look
+        return found
+
+    def __getitem__(self, key):
+        """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
+        index, seed = key
+        try:
+            image = self.read(index)
+        except PhotoError as error:
+            return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
+        if self.vary is not None:
+            # one source for all steps: set_random_seed gives each its own of the same seed, so that they draw alike
+            self.vary.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            image = self.vary(image=image.copy())["image"]
+        return index, image, ""
+
+
+def shared_by_fork():
+    """Do a loader's workers inherit this process's memory? (Not on Windows and macOS.)"""
+    return multiprocessing.get_start_method() == "fork"
+
+
+class Batches:
+    """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
+
+    With `chance` (count,), an epoch is as many draws with replacement, each photo with its chance. Of `share` (k, n),
+    process k of n is given every n-th photo of each batch, from its k-th on.
+    """
+
+    def __init__(self, count, batch_size, shuffle=False, seed=0, share=(0, 1), chance=None):
+        self.count, self.shuffle, self.seed, self.share, self.chance = count, shuffle, seed, share, chance
+        self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
+        ends = [*range(batch_size, count, batch_size), count]
+        if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * share[1]:
+            del ends[-2]  # of a single photo batch norm can learn nothing: so few join the batch before
+        self.spans = list(zip([0, *ends], ends, strict=False))
+
+    def __len__(self):
+        return len(self.spans)
+
+    @property
+    def most(self):
+        """Photos in the largest share of a batch."""
+        return max((len(range(start + self.share[0], end, self.share[1])) for start, end in self.spans), default=0)
+
+    def size(self, step):
+        """Photos in a batch of the epoch, all processes together."""
+        start, end = self.spans[step]
+        return end - start
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        if self.chance is not None:
+            order = rng.choice(self.count, self.count, p=self.chance)
+        seeds, (first, every) = rng.integers(2**31, size=self.count), self.share
+        for start, end in self.spans[self.start :]:
+            part = slice(start + first, end, every)
+            keys = list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+            if keys:
+                yield keys
+
+
+def loader(photos, batches, workers):
+    """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most. Without what
+    processes need to talk to each other there are none, and that is said."""
+    workers = cores(most=8) if workers is None else workers
+    why = no_processes() if workers else ""
+    if why:
+        print(f"warning: {why}: photos are read by one process, which is slower", file=sys.stderr)
+    return Feed(photos, batches, 0 if why else workers)
+
+
+def no_processes():
+    """Why processes can't share locks here, "" if they can: a container's /dev/shm may be full or read-only."""
+    try:
+        multiprocessing.get_context().Lock()
+    except OSError as error:
+        return f"/dev/shm can't be written to ({error.strerror})"
+    return ""
+
+
+class WorkerLost(InputError):
+    """A process that reads photos was killed."""
+
+
+class Feed:
+    """What a DataLoader gives of Photos: (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start
+    once."""
+
+    def __init__(self, photos, batches, workers):
+        import torch
+
+        self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
+        self.ring = Ring(workers, batches.most, photos.size)
+        self.pin = torch.cuda.is_available()
+        self.source = torch.utils.data.DataLoader(
+            photos,
+            batch_sampler=batches,
+            collate_fn=self.ring.put,
+            num_workers=workers,
+            prefetch_factor=Ring.AHEAD if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=quiet_worker,
+            generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
+        )
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        """Raises WorkerLost, between two batches, if a worker was killed."""
+        import torch
+
+        try:
+            batches = iter(self.source)
+            # torch's own handler would raise in the middle of whatever is done when a worker is killed
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for indices, place, errors in batches:
+                images = self.ring.take(place)
+                yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise WorkerLost(
+                "a process that reads photos was killed, as the system does when memory runs out: the same command "
+                f"goes on; --data.workers {self.num_workers // 2} takes less memory"
+            ) from None
+
+
+class Ring:
+    """Where processes are forked: memory that a loader's workers and their owner share, in which each worker lays its
+    batches in turn. A DataLoader's own way, a new file in /dev/shm for each tensor, takes as long as a small batch
+    itself, and a container's 64 MB are soon full; it remains the way where processes are not forked.
+
+    A worker has at most AHEAD batches waiting or in work; one more is being copied.
+    """
+
+    AHEAD = 2  # as in torch
+
+    def __init__(self, workers, most, size):
+        """most: photos in the largest batch."""
+        self.turn, self.places = 0, None
+        if workers and most and shared_by_fork():
+            shape = workers, self.AHEAD + 1, most, size, size, 3
+            self.places = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+
+    def put(self, items):
+        """List of Photos' items -> one batch (a collate_fn): indices, images or where they lie, errors."""
+        import torch
+
+        indices, images, errors = zip(*items, strict=True)
+        worker = torch.utils.data.get_worker_info()
+        if worker is None or self.places is None:
+            return torch.tensor(indices), torch.from_numpy(np.stack(images)), list(errors)
+        place = worker.id, self.turn % (self.AHEAD + 1), slice(len(images))
+        np.stack(images, out=self.places[place])
+        self.turn += 1
+        return np.array(indices), place, list(errors)
+
+    def take(self, place):
+        """What `put` gave for images -> the images themselves; those of a place are copied: it is used again."""
+        import torch
+
+        return torch.from_numpy(self.places[place].copy()) if isinstance(place, tuple) else place
+
+
+def quiet_worker(_):
+    """One thread a worker: the workers themselves are the parallelism. Ctrl-C is the parent's to answer."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

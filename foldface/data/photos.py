@@ -1,0 +1,241 @@
+"""Photos -> pixels: reading whatever a camera or a stranger made of a photo, and batches of them.
+
+Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
+"""
+
+import contextlib
+import io
+import os
+import re
+import struct
+
+import cv2
+import numpy as np
+import simplejpeg  # like OpenCV's decoder to the pixel, and it says what OpenCV passes over in silence
+
+from foldface.cli import LIMITS
+from foldface.files import refuse_special
+
+# OpenCV reads this at import: a photo with more pixels than 12,000 x 11,000 is refused before memory is taken
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(132_000_000))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # what can't be read is said by us, with its name
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
+SUFFIXES += (".ppm", ".pgm")
+# how files of photos begin (and HEIC, which OpenCV can't decode: it is said, not passed over)
+BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s[\s\d#]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mif1|msf1)",
+    re.DOTALL,
+)
+HEIC = re.compile(rb"....ftyp(?:hei|hev|mif1|msf1)", re.DOTALL)
+# libjpeg's warnings that mean that pixels are missing or wrong; all others (of ICC profiles, of phones that number
+# their scans oddly) are of photos that are whole
+DAMAGE = re.compile(r"Premature end|Corrupt JPEG data(?!: bad ICC)|Inconsistent progression")
+PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+MOST_BYTES = 2**30  # of a photo's file
+
+
+class PhotoError(Exception):
+    """A photo that can't be read, and why."""
+
+
+def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
+    """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag: `decode` of a file's bytes.
+
+    Raises PhotoError (missing, empty, no regular file, and whatever `decode` refuses). Where memory or open files are
+    used up the photo is not to blame: MemoryError or OSError.
+    """
+    try:
+        if refuse_special(path).st_size > MOST_BYTES:
+            raise PhotoError(f"a file of more than {MOST_BYTES >> 30} GB")
+        data = np.fromfile(path, np.uint8)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if getattr(error, "errno", None) in LIMITS:
+            raise
+        raise PhotoError(getattr(error, "strerror", None) or str(error)) from None
+    return decode(data, side)
+
+
+def decode(data: np.ndarray, side: int = 0) -> np.ndarray:
+    """Decode a photo's bytes, (n,) uint8, as (height, width, 3) uint8 RGB, upright by its EXIF tag.
+
+    Grey, 16-bit, CMYK and alpha come out as 8-bit RGB, of moving pictures the first. 16 bits that hold 12 (no value
+    reaches 4096, as cameras and scanners of 12 bits leave them) are stretched: else 16 grey levels would be left. With
+    `side`, a JPEG may come out at a half, a quarter or an eighth of its size, its shorter side not below `side`
+    pixels: the decoder then computes no others. A JPEG is whole if its decoder finds all of its pixels, whatever
+    follows its end marker and even without one.
+    Raises PhotoError (empty, truncated, damaged, no image, too many pixels); never returns half a photo.
+    """
+    if not data.size:
+        raise PhotoError("empty file")
+    head = data[:16].tobytes()
+    if head[:2] == b"\xff\xd8":
+        return decode_jpeg(data, side)
+    if head[:4] == b"\x89PNG" and b"IEND" not in data.tobytes():  # OpenCV 4 fills the missing part and says nothing
+        raise PhotoError("truncated")
+    return opencv(data, cv2.IMREAD_ANYDEPTH)
+
+
+def opencv(data, flag):
+    """Decode with OpenCV: (n,) uint8 -> (h, w, 3) uint8 RGB. Raises PhotoError."""
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | flag)
+        if image is not None and image.dtype == np.uint16:
+            image = (image >> (4 if image.max() < 4096 else 8)).astype(np.uint8)
+        elif image is not None and image.dtype != np.uint8:  # floating point: OpenCV's own way to 8 bits
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise PhotoError("too many pixels" if "PIXELS" in str(error) else "not readable as an image") from None
+    if image is None:
+        refuse_without_memory(data)
+        heic = HEIC.match(data[:16].tobytes())
+        raise PhotoError("HEIC, which can't be decoded here: save it as JPEG" if heic else "not readable as an image")
+    return image
+
+
+def refuse_without_memory(data):
+    """Raise MemoryError if memory is too short for a photo of these bytes: OpenCV only says that it can't be read."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as photo:  # its header alone
+            width, height = photo.size
+    except MemoryError:
+        raise
+    except Exception:  # not even a header
+        return
+    np.empty((4, height, width, 3), np.uint8)  # what decoding takes, with some to spare
+
+
+REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8 that say how far
+
+
+def decode_jpeg(data, side):
+    """A JPEG's part of `decode`."""
+    truncated = b"\xff\xd9" not in data[-4096:].tobytes()
+    if data[-2:].tobytes() != b"\xff\xd9":  # an end for those that have none; decoders stop at the first
+        data = np.append(data, np.array([0xFF, 0xD9], np.uint8))
+    width, height, colours, turn = jpeg_header(data)
+    if width * height > MOST_PIXELS:
+        raise PhotoError("too many pixels")
+    times = next((times for times in (8, 4, 2) if min(width, height) >= times * side), 1) if side else 1
+    how = {"colorspace": "CMYK" if colours == 4 else "RGB"}
+    how |= {"min_height": -(-height // times), "min_width": -(-width // times)}
+    try:
+        image = simplejpeg.decode_jpeg(data, **how)
+    except ValueError as error:
+        if DAMAGE.search(str(error)) and not only_padded(data, str(error)):
+            what = str(error).removeprefix("Corrupt JPEG data: ")
+            raise PhotoError("truncated" if truncated else f"damaged ({what})") from None
+        image = None
+    if image is not None and colours != 4:
+        return upright(image, turn)
+    with contextlib.suppress(ValueError):  # whole but for a warning
+        if colours != 4:
+            return upright(simplejpeg.decode_jpeg(data, **how, strict=False), turn)
+    try:  # CMYK, and kinds of JPEG that simplejpeg doesn't take
+        return opencv(data, REDUCED[times])
+    except PhotoError as error:
+        raise PhotoError("truncated" if truncated else str(error)) from None
+
+
+def only_padded(data, warning):
+    """Do the bytes that were left over before a JPEG's end marker all have one value? Then no pixel is missing."""
+    found = PADDING.search(warning)
+    count = int(found[1]) if found else 0
+    return 0 < count < 2**16 and re.search(rb"(.)\1{%d}\xff\xd9" % (count - 1), data.tobytes(), re.DOTALL) is not None
+
+
+def jpeg_header(data):
+    """What a JPEG's segments say before its pixels begin (ITU T.81, B.1 and B.2): (width, height, number of colours,
+    EXIF's orientation), width and height 0 where they don't say."""
+    at, turn = 2, 1
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        kind = int(data[at + 1])
+        if kind == 0xFF:  # a filling byte
+            at += 1
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4].tobytes(), "big")
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[at + place : at + place + 2].tobytes(), "big") for place in (5, 7))
+            return width, height, int(data[at + 9]) if at + 9 < len(data) else 0, turn
+        if kind == 0xE1 and turn == 1 and data[at + 4 : at + 10].tobytes() == b"Exif\0\0":
+            turn = exif_orientation(data[at + 10 : at + 2 + length].tobytes())
+        at += 2 + length
+    return 0, 0, 0, turn
+
+
+def exif_orientation(tiff):
+    """The tag Orientation, 1 to 8, of an EXIF block's bytes; 1 where there is none."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for k in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * k)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # cut off, or no EXIF
+        pass
+    return 1
+
+
+def upright(image, turn):
+    """A photo as it is stored -> as it is to be seen, by EXIF's orientation (1 to 8)."""
+    if turn >= 5:
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(turn)
+    return image if flip is None else cv2.flip(image, flip)
+
+
+def turned_by(path: str | os.PathLike) -> tuple[int, int, int]:
+    """(EXIF's orientation 1 to 8, width, height as stored) of a photo's file, (1, 0, 0) where it doesn't say."""
+    from PIL import Image
+
+    try:
+        refuse_special(path)
+        with Image.open(path) as image:
+            return image.getexif().get(0x0112, 1), *image.size
+    except Exception:  # a damaged file fails in many ways; it is refused where it is read
+        return 1, 0, 0
+
+
+def turned_box(box: list[float], turn: int, width: int, height: int) -> list[float]:
+    """A box x1, y1, x2, y2 in the pixels of a photo as it is stored, width x height -> in those of `upright`."""
+    x1, y1, x2, y2 = box
+    if turn >= 5:
+        x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
+    if turn in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    if turn in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    return [x1, y1, x2, y2]
+
+
+def cut_box(image, box):
+    """The part of a photo (h, w, 3) within a box x1, y1, x2, y2 in pixels; all of it if the box is None or NaN.
+
+    Raises PhotoError if nothing of the box lies in the photo.
+    """
+    if box is None or np.isnan(box[0]):
+        return image
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = np.clip(np.round(box), 0, [width, height] * 2).astype(int)
+    if x2 <= x1 or y2 <= y1:
+        raise PhotoError("its box lies outside of it")
+    return image[y1:y2, x1:x2]
+
+
+def is_photo(path: str | os.PathLike) -> bool:
+    """Is this a photo's file, by its name or, whatever its name, by its first bytes?"""
+    if os.fspath(path).lower().endswith(SUFFIXES):
+        return True
+    try:
+        refuse_special(path)
+        with open(path, "rb") as file:
+            return BEGINNINGS.match(file.read(16)) is not None
+    except OSError:
+        return False

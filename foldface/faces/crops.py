@@ -1,0 +1,349 @@
+"""Faces -> crops: geometry, the worker processes, and what is already done."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foldface.faces import detect
+from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
+from foldface.faces.review import forget_review, review
+from foldface.files import InputError, read_csv, read_json, replacing, write_csv, write_json
+from foldface.runtime import cores
+
+CHUNK = 8  # photos that a process takes, and does, at a time
+MOST_PIXELS = 50_000_000  # photos that a process holds at a time
+MOST_SIDE = 32_000  # pixels of a photo that OpenCV warps
+SAVE_SECONDS = 10  # work that a kill may cost
+
+
+# ------------------------------------------------------------------------------------------------------ cropping
+
+
+def cut(image, face, size, margin, align):
+    """The square around a face: (size, size, 3) uint8, whatever lies outside of the photo mirrored in.
+
+    face: (9,) in pixels; with `align` the photo is turned until the eyes are level.
+    """
+    import cv2
+
+    x1, y1, x2, y2 = face[:4]
+    side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
+    angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and not np.isnan(face[5]) else 0.0
+    # shrink by averaging first, since warpAffine looks at four pixels only, and takes no side of 32,767 or more; then
+    # one warp turns, cuts and fills
+    most = MOST_SIDE / max(image.shape[:2])
+    shrink = min(1.0, size / side, most)
+    if shrink < 0.8 or most < 1:
+        narrow = min(image.shape[:2]) * shrink < 1  # OpenCV would round it to no pixel
+        shape = [max(1, round(length * shrink)) for length in image.shape[1::-1]] if narrow else None
+        small = cv2.resize(image, shape, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        sx, sy = small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]
+        image, centre, side = small, (centre[0] * sx, centre[1] * sy), side * (sx + sy) / 2
+    matrix = cv2.getRotationMatrix2D(centre, angle, size / side)
+    matrix[:, 2] += size / 2 - np.array(centre)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def encoded(crop: np.ndarray) -> np.ndarray:
+    """A crop (s, s, 3) uint8 RGB as JPEG (quality 95): (n,) uint8, which depend on the pixels alone."""
+    import cv2
+
+    ok, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert ok
+    return data
+
+
+def write_crop(path, crop):
+    """Write a crop as JPEG, atomically."""
+    with replacing(path, sync=False) as partial:
+        partial.write_bytes(encoded(crop).tobytes())
+
+
+def crop_chunk(chunk):
+    """A chunk of photos in a worker process -> their manifest rows.
+
+    chunk: (folder, crop settings, [(photo, crop, sha1)]). The chunk is the unit of work, whole or not at all: what a
+    detector sees in one batch then never depends on where a run was stopped, nor do the last bits of its boxes.
+    """
+    from foldface.data.photos import PhotoError, read_photo
+
+    folder, crop_settings, photos = chunk
+    rows, waiting, pixels = [], [], 0
+    for photo, crop, sha1 in photos:
+        row = dict.fromkeys(MANIFEST_COLUMNS, "") | {"photo": photo, "sha1": sha1, "faces": "0"}
+        rows.append(row)
+        try:
+            image = read_photo(photo)
+        except PhotoError as error:
+            row["status"] = f"unreadable: {error}"
+            continue
+        waiting.append((row, crop, image))
+        pixels += image.shape[0] * image.shape[1]
+        if pixels > MOST_PIXELS:
+            crop_photos(waiting, folder, crop_settings)
+            waiting, pixels = [], 0
+    crop_photos(waiting, folder, crop_settings)
+    return rows
+
+
+def crop_photos(waiting, folder, crop):
+    """Find the faces of [(manifest row, crop's path, photo)] in one go, write their crops, complete their rows."""
+    found = detect.look([image for *_, image in waiting], crop.detectors)
+    for (row, path, image), (name, face, count) in zip(waiting, found, strict=True):
+        if face is None:
+            row["status"] = "missed"
+            continue
+        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, crop.align))
+        row |= zip(CORNERS, (f"{value:.1f}" for value in face[:4]), strict=True)
+        row |= {"crop": path, "status": "found", "detector": name, "score": f"{face[4]:.4f}", "faces": str(count)}
+
+
+def guess(job):
+    """A photo without a face that anyone saw: by the person's other photos, else its middle. -> [its manifest row].
+
+    job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
+    """
+    from foldface.data.photos import PhotoError, read_photo
+
+    folder, crop, row, path, others = job
+    try:
+        image = read_photo(row["photo"])
+        relative = [relative_box(other) for other in others] if "person" in crop.detectors else []
+    except PhotoError as error:  # it, or another of the person's, changed or vanished since it was looked at
+        return [row | {"status": f"unreadable: {error}"}]
+    height, width = image.shape[:2]
+    for name in crop.detectors:
+        if name == "person" and others:
+            box = np.median(relative, 0) * [width, height, width, height]
+        elif name == "centre":
+            half = 0.25 * min(width, height)
+            box = np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half])
+        else:
+            continue
+        face = np.concatenate([box, np.full(5, np.nan)])
+        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, False))
+        corners = dict(zip(CORNERS, (f"{value:.1f}" for value in box), strict=True))
+        return [row | corners | {"crop": path, "status": "guessed", "detector": name}]
+    return [row]
+
+
+def relative_box(row):
+    """A manifest row's box as shares of its photo's width and height: (4,)."""
+    from foldface.data.photos import read_photo
+
+    height, width = read_photo(row["photo"]).shape[:2]
+    return np.array([float(row[key]) for key in CORNERS]) / [width, height, width, height]
+
+
+def apart(todo):
+    """The crops' paths (n,) of a plan with sha1, none for two photos that differ: those that share one have it with
+    the photo's sha1 in it."""
+    double = todo["crop"].duplicated(keep=False)
+    return todo["crop"].where(~double, todo["crop"].str.removesuffix(".jpg") + "-" + todo["sha1"].str[:12] + ".jpg")
+
+
+def begin(folder, crop):
+    """Tie the crop folder to the settings and detectors that fill it; raise InputError if others did.
+
+    With crop.retry the chain may grow at its end: photos that were found are as the longer chain would have them.
+    """
+    about = {key: getattr(crop, key) for key in ("size", "margin", "align", "detectors")}
+    about["versions"] = detect.versions(crop.detectors)
+    path = Path(folder) / "crop.json"
+    if path.is_file():
+        before = read_json(path, "remove the crop folder")
+        changed = [key for key in about if before.get(key) != about[key]]
+        if crop.retry and longer(before, about):
+            keep_found(folder)
+        elif changed:
+            what = "; ".join(f"{key} was {before.get(key)}, is {about[key]}" for key in changed)
+            raise InputError(f"{folder} was filled with other settings ({what}): name another --data.crops")
+    write_json(path, about)
+
+
+def longer(before, about):
+    """Is the new chain of detectors the old one, or the old one with others after it, and all else the same?"""
+    old, new = ([name for name in one.get("detectors", []) if name in detect.DETECTORS] for one in (before, about))
+    same = all(before.get(key) == about[key] for key in ("size", "margin", "align"))
+    return same and new[: len(old)] == old and before.get("versions", {}).items() <= about["versions"].items()
+
+
+def keep_found(folder):
+    """Forget every photo that no detector found, so that it is looked at again."""
+    path = Path(folder) / "manifest.csv"
+    if path.is_file():
+        manifest = read_csv(path, MANIFEST_COLUMNS)
+        write_csv(path, manifest[manifest["status"] == "found"])
+
+
+def finished(folder, todo):
+    """Manifest rows of an earlier start that still hold: ({photo: row} of photos in todo, [rows of other photos]).
+
+    A row holds while its photo has the same bytes and its crop is there; a guess also hangs on the person's others.
+    """
+    path = Path(folder) / "manifest.csv"
+    if not path.is_file():
+        return {}, []
+    there, taken = set(), set(todo["crop"])
+    for home, _, names in os.walk(folder):
+        paths = [os.path.join(home, name) for name in names]
+        there.update(os.path.relpath(path, folder) for path in paths if os.path.getsize(path))  # 0 after a power cut
+    manifest = read_csv(path, MANIFEST_COLUMNS)
+    at, known, rows = placed(manifest, todo), manifest.to_dict("records"), {}
+    for photo, crop, sha1, k in zip(todo["photo"], todo["crop"], todo["sha1"], at, strict=True):
+        row = known[k] if k >= 0 else {"sha1": None}
+        if row["sha1"] == sha1 and row["crop"] in ("", crop) and (not row["crop"] or crop in there):
+            rows[photo] = row | {"photo": photo}
+    mine = set(at)
+    others = [row for k, row in enumerate(known) if k not in mine]
+    others = [row for row in others if row["crop"] not in taken and os.path.exists(row["photo"])]
+    person = dict(zip(todo["photo"], todo["id"], strict=True))
+    changing = {person[photo] for photo in todo["photo"] if photo not in rows}
+    return {p: row for p, row in rows.items() if row["status"] == "found" or person[p] not in changing}, others
+
+
+def crop_plan(todo, folder, crop):
+    """Crop what is not done yet of a plan; returns the manifest as a DataFrame."""
+    from tqdm import tqdm
+
+    begin(folder, crop)
+    manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
+    before = read_csv(manifest, MANIFEST_COLUMNS) if manifest.is_file() else pd.DataFrame(columns=MANIFEST_COLUMNS)
+    before = before.drop_duplicates("photo").set_index("photo")
+    before = before.reindex(index=todo["photo"], columns=["sha1", *STAMP], fill_value="").to_numpy(str)
+    todo = pd.concat([todo, digests(todo["photo"].tolist(), before)], axis=1)
+    stamps = todo.set_index("photo")[STAMP].to_dict("index")
+    todo["crop"] = apart(todo)
+    rows, others = finished(folder, todo)
+    parts = [todo.iloc[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
+    parts = [part for part in parts if not all(photo in rows for photo in part["photo"])]
+    if rows:
+        print(f"{len(rows)} of {len(todo)} photos are done already")
+
+    def save():
+        kept = [rows[photo] | stamps[photo] for photo in todo["photo"] if photo in rows] + others
+        write_csv(manifest, pd.DataFrame(kept, columns=[*MANIFEST_COLUMNS, *STAMP]))
+
+    save()  # with the paths of today, and so that a kill leaves no row whose crop another photo's takes the place of
+    guessing = any(name not in detect.DETECTORS for name in crop.detectors)
+    if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
+        forget_review(folder)
+        chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
+        workers = min(crop.workers or cores(), len(chunks) or 1)
+        bar = tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None)
+
+        def take(done):
+            nonlocal saved
+            rows.update({row["photo"]: row for row in done})
+            bar.update(len(done))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+
+        try:
+            with processes(workers) as pool:
+                share_out(pool, crop_chunk, chunks, take)
+                bar.close()
+                jobs = guesses(todo, rows, folder, crop)
+                bar = tqdm(total=len(jobs), desc="guessing", unit="photo", disable=None)
+                share_out(pool, guess, jobs, take)
+        finally:
+            bar.close()
+            save()
+    result = read_csv(manifest, MANIFEST_COLUMNS)
+    if not (Path(folder) / "review.png").is_file():
+        review(folder, result, crop.detectors)
+    return result
+
+
+@contextlib.contextmanager
+def processes(count):
+    """A pool of so many processes, which end when this one does, however it ends.
+
+    None, and a warning, where there can't be any.
+    """
+    from foldface.data.loader import no_processes
+
+    why = no_processes()
+    if why:
+        print(f"warning: {why}: photos are cropped by one process, which is slower", file=sys.stderr)
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
+        yield pool
+
+
+def end_with_parent():
+    """In a worker: a thread that ends this process as soon as its parent has ended, be it killed."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def share_out(pool, function, jobs, take):
+    """Call take(function(job)) for all jobs, in the order in which the pool's processes finish them (pool None: here).
+
+    Raises InputError if a process was killed. What was finished before that, or before a stop, is taken too.
+    """
+    if pool is None:
+        for job in jobs:
+            take(function(job))
+        return
+    with interrupts_held_back():
+        left = {pool.submit(function, job) for job in jobs}
+    try:
+        for future in as_completed(set(left)):
+            left.discard(future)
+            take(future.result())
+    except BaseException as error:
+        pool.shutdown(cancel_futures=True)  # what is in work is finished
+        for future in left:
+            if future.done() and not future.cancelled() and not future.exception():
+                take(future.result())
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "a process that crops photos was killed, as the system does when memory runs out: the same command "
+                "goes on; fewer --crop.workers take less memory"
+            ) from None
+        raise
+
+
+@contextlib.contextmanager
+def interrupts_held_back():
+    """Hold back Ctrl-C while the block runs; processes that are started in it never get one: it is the parent's to
+    answer."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def guesses(todo, rows, folder, crop):
+    """Jobs of `guess`: every photo that no detector solved, with the rows of its person's photos that one did."""
+    found, jobs = {}, []
+    for photo, person in zip(todo["photo"], todo["id"], strict=True):
+        if rows[photo]["status"] == "found":
+            found.setdefault(person, []).append(rows[photo])
+    for photo, person, path in zip(todo["photo"], todo["id"], todo["crop"], strict=True):
+        if rows[photo]["status"] == "missed":
+            jobs.append((folder, crop, rows[photo], path, found.get(person, [])))
+    return jobs

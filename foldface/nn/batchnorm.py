@@ -1,0 +1,130 @@
+"""Batch norm: frozen, refreshed for averaged weights, folded into the convolution before it."""
+
+import collections
+import contextlib
+
+import timm
+import torch
+
+from foldface.files import InputError
+
+
+def lowest_layers(model, count):
+    """The modules of the `count` lowest layers as timm groups them, stem first. InputError if there are fewer."""
+    if not count:
+        return []
+    groups = model.group_matcher(coarse=True) if hasattr(model, "group_matcher") else {}
+    layers = timm.models.group_modules(model, groups) if groups else {}
+    if count >= len(layers):
+        most = max(len(layers) - 1, 0)
+        raise InputError(
+            f"train.freeze_layers {count}: this backbone has {most} layers to freeze: --train.freeze_layers "
+            + (f"{most}, or less" if most else "0 trains them all")
+        )
+    names = {name for layer in sorted(layers)[:count] for name in layers[layer]}
+    return [module for name, module in model.named_modules() if name in names]
+
+
+def freeze_batch_norm(model):
+    """Put batch norm alone into eval mode: its statistics stay, its weights still learn. After each model.train()."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
+def refresh_batch_norm(model, inputs, kept=()):
+    """Compute batch norm's statistics anew from inputs (an iterable of (b, 3, h, w)): averaged weights make other
+    activations than those that any of the averaged models has seen. The modules `kept` keep theirs, as frozen layers
+    did in training (torch's update_bn would change them too). A model without batch norm stays as it is."""
+    held = {id(part) for module in kept for part in module.modules()}
+    layers = [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    layers = [part for part in layers if id(part) not in held]
+    if not layers:
+        return
+    momenta, _ = [part.momentum for part in layers], model.eval()
+    for part in layers:
+        part.reset_running_stats()
+        part.momentum = None  # the plain mean over all batches
+        part.train()
+    with torch.no_grad():
+        for batch in inputs:
+            model(batch)
+    for part, momentum in zip(layers, momenta, strict=True):
+        part.momentum = momentum
+    model.eval()
+
+
+class LayerTracer(torch.fx.Tracer):
+    """Traces a model down to the layers of torch, and those of timm that hold no batch norm."""
+
+    def is_leaf_module(self, module, name):
+        inside = any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules() if part is not module)
+        whole = type(module).__module__.startswith("timm.layers") and not inside
+        return whole or super().is_leaf_module(module, name)
+
+
+def norm_pairs(model):
+    """[(convolution, batch norm, its name)] where a batch norm in eval mode, and nothing else, takes what a convolution
+    gives; [] where torch.fx can't follow the model."""
+    if not any(isinstance(part, torch.nn.BatchNorm2d) and not part.training for part in model.modules()):
+        return []
+    try:
+        graph = LayerTracer().trace(model)
+    except Exception:  # control flow that hangs on the input fails in many ways
+        return []
+    layers, pairs = dict(model.named_modules()), []
+    calls = collections.Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        norm, conv = layers[node.target], layers[before.target]
+        linear = isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d)
+        once = calls[node.target] == calls[before.target] == 1
+        if linear and once and not norm.training and norm.running_mean is not None:
+            pairs.append((conv, norm, node.target))
+    return pairs
+
+
+def after_norm(norm):
+    """What timm's batch norm does besides: [its dropout, its activation]."""
+    return [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+
+
+def fold_batch_norm(model):
+    """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear, and
+    one is less to compute. Answers stay the same but for rounding. Returns how many were folded; 0 where torch.fx can't
+    follow the model.
+    """
+    pairs = norm_pairs(model)
+    for conv, norm, name in pairs:
+        conv.weight, conv.bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        model.set_submodule(name, torch.nn.Sequential(*after_norm(norm)))
+    return len(pairs)
+
+
+@contextlib.contextmanager
+def frozen_folded(model):
+    """While the block runs, batch norms of frozen layers are folded into the convolutions before them: neither learns,
+    nor are statistics taken. All else learns as before but for rounding; parameters and their names stay. Yields how
+    many were folded."""
+    learns_all = all(value.requires_grad for value in model.parameters())
+    pairs = [
+        (conv, norm)
+        for conv, norm, _ in (() if learns_all else norm_pairs(model))
+        if not any(value.requires_grad for part in (conv, norm) for value in part.parameters())
+    ]
+    for conv, norm in pairs:
+        weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        # before the parameters of these names, not in their place: a layer's own attributes are looked up first
+        conv.__dict__.update(weight=weight, bias=bias)
+        norm.forward = torch.nn.Sequential(*after_norm(norm)).forward
+    try:
+        yield len(pairs)
+    finally:
+        for conv, norm in pairs:
+            del conv.__dict__["weight"], conv.__dict__["bias"], norm.forward  # del conv.weight would be the parameter

@@ -1,0 +1,79 @@
+"""Which device computes, and in which precision: one answer for training, inference, the demo, the GAN and explain."""
+
+import contextlib
+import functools
+import os
+
+from foldface.files import InputError
+
+
+def choose(settings):
+    """The torch.device that the setting `device` names: auto = a GPU if there is one. Raises InputError without it.
+
+    On a CUDA GPU float32 products may be computed in TF32 from then on, wherever they are asked for.
+    """
+    import torch
+
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes: they can't share one MPS device
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
+    name = next(one for one in there if there[one]) if settings.device == "auto" else settings.device
+    if not there[name]:
+        needed = "a torch that fits its driver" if name == "cuda" else "torch on a Mac with an Apple GPU, one process"
+        raise InputError(f"device is {name}, but torch sees no GPU of that kind: it takes {needed}; or --device auto")
+    if name == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return torch.device(name)
+
+
+def has(device, precision):
+    """Does a device compute in this precision by itself, not by way of another?"""
+    import torch
+
+    if precision == "bf16" and device.type == "cuda":  # a V100 (compute capability 7.0) does in software only
+        return torch.cuda.get_device_capability()[0] >= 8
+    return precision != "fp16" or device.type != "cpu"
+
+
+def resolved(device, amp):
+    """What train.amp comes to on a device: "no", "fp16" or "bf16"."""
+    if amp == "auto":
+        return "no" if device.type != "cuda" else "bf16" if has(device, "bf16") else "fp16"
+    return {"off": "no"}.get(amp, amp)
+
+
+def training_precision(device, amp):
+    """In what a model is trained: "no" (float32), "fp16" (with loss scaling) or "bf16". fp16 on a CPU is refused."""
+    if amp == "fp16" and not has(device, amp):
+        raise InputError("train.amp fp16 needs a GPU: use off or bf16 on a CPU")
+    return resolved(device, amp)
+
+
+def answering_precision(device, amp, trained):
+    """In what a model answers: as it was trained, or in float32 ("no") where the device has no such precision by
+    itself, on a CPU that train.amp does not name it for, and with train.amp off.
+
+    trained: what its weights file says, None where it says nothing: those of earlier versions.
+    """
+    if amp == "off" or (amp == "auto" and device.type == "cpu"):
+        return "no"
+    trained = trained or resolved(device, amp)
+    return trained if has(device, trained) else "no"
+
+
+def autocast(device, precision):
+    """A context in which a network computes in this precision on a device."""
+    import torch
+
+    if precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+
+
+@functools.cache
+def constant(values, device):
+    """A tuple of numbers as a float32 tensor on a device, copied there once: a copy in each step would make a GPU
+    wait."""
+    import torch
+
+    with torch.inference_mode(False):  # else training could not use what was first asked for in inference
+        return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,0 +1,104 @@
+"""What a stopped run needs to go on as if it had never stopped: every random state, and a stop between two steps."""
+
+import contextlib
+import hashlib
+import random
+import signal
+import threading
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+
+from foldface import cli, runs
+from foldface.runtime import Stopped
+from foldface.settings import as_dict, flatten
+
+
+def load_tensors(path):
+    """What torch.save wrote, of tensors and plain values alone, on the CPU: no pickle runs code. A file takes no more
+    memory than it is large: torch would unpack a compressed one, whatever it grows to. Raises ValueError for that, and
+    what torch.load raises."""
+    import torch
+
+    refuse_compressed(path)
+    return torch.load(path, "cpu", weights_only=True)
+
+
+def refuse_compressed(path):
+    """Raise ValueError for an archive with a compressed part, which could grow to any size: neither torch.save nor
+    np.savez writes one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            packed = [entry.filename for entry in file.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(f"{packed[0]} is compressed")
+
+
+def belongs(settings, fold, rows):
+    """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
+    that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
+    files lie is not part of it."""
+    import pandas as pd
+
+    frame = rows.drop(columns=["photo", "file"], errors="ignore").reset_index(drop=True)
+    words = frame.select_dtypes(exclude=["number", "bool"]).columns
+    frame = frame.astype(dict.fromkeys(words, str))
+    digest = hashlib.sha1(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
+    said = flatten(as_dict(settings))
+    said = {key: repr(value) for key, value in said.items() if not key.startswith((*cli.FREE, *runs.DATA_PATHS))}
+    return {"fold": fold, "rows": digest, "settings": said}
+
+
+def random_states():
+    """The state of every source of random numbers of this process, as what torch.load(weights_only=True) takes."""
+    import torch
+
+    numpy = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+
+
+def set_random_states(states):
+    """Back to what random_states() gave."""
+    import torch
+
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    inner = states["numpy"]["state"]
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.array(inner["key"], np.uint32)}})
+    random.setstate(states["python"])
+
+
+@contextlib.contextmanager
+def stopping_between_steps():
+    """Within the block Ctrl-C and SIGTERM only set `asked` of what this gives; a second Ctrl-C interrupts at once.
+
+    `stop.end()` then raises Stopped. An interrupt in mid-step would leave a model that has taken a step which nobody
+    counted.
+    """
+    stop = SimpleNamespace(asked=False, number=signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def ask(number, _):
+        stop.asked, stop.number = True, number
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    def end():
+        raise Stopped(stop.number)
+
+    stop.end = end
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
+        for number in numbers:
+            signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        if main_thread:
+            for number in numbers:
+                signal.signal(number, before[number])

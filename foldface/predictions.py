@@ -1,0 +1,149 @@
+"""A model's answers as CSV files: of each fold, out of fold, and what they score together. Needs no torch.
+
+oof.csv        ImageID, id, fold, target, ans, p0, p1, ...         of a number: confidence instead of p0, p1, ...
+fold{k}.csv    ImageID, ans, p0, p1, ...                           target and ans are class indices, or numbers
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from foldface.files import InputError, read_csv, write_csv, write_json
+
+OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
+CONFIDENCE = "confidence"  # the probability that a number is within task.within of the truth
+
+
+def numbers(task):
+    """The columns of a prediction that hold numbers beside ans: p0, p1, ... or the confidence."""
+    return [CONFIDENCE] if task.numeric else task.probabilities
+
+
+def with_answers(task, frame, found):
+    """Append ans and its probabilities, or its confidence, to a DataFrame. found: (n, width) of heads.Heads.answers;
+    a class's ans is that of the largest probability as it is written."""
+    import pandas as pd
+
+    frame = frame.reset_index(drop=True)
+    found = np.round(np.asarray(found, dtype=np.float64), 6)
+    if task.numeric:
+        return frame.assign(ans=found[:, 0], confidence=found[:, 1])
+    probabilities = found[:, : task.size]
+    frame = frame.assign(ans=probabilities.argmax(1))
+    return pd.concat([frame, pd.DataFrame(probabilities, columns=task.probabilities)], axis=1)
+
+
+def with_numbers(task, frame, found):
+    """Append the columns of a cut head's distribution to a DataFrame. found: (n, classes and those) of answers."""
+    import pandas as pd
+
+    columns = pd.DataFrame(np.asarray(found)[:, task.size :], columns=task.number.columns)
+    return pd.concat([frame.reset_index(drop=True), columns], axis=1)
+
+
+def folder_of(settings):
+    """The Path of the folder that holds a run's predictions: output, where inference.py wrote there, else the run's."""
+    output = Path(settings.output or settings.run)
+    return output if any(output.glob("fold*.csv")) else Path(settings.run)
+
+
+def fold_files(run):
+    """{fold: path} of the predictions of a run, runs/NAME/fold{k}.csv; raises InputError if there are none."""
+    found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}
+    if not found:
+        raise InputError(f"{run}: has no fold0.csv: run inference.py --run {run} first")
+    return dict(sorted(found.items()))
+
+
+def read_fold(task, path):
+    """A fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32). ans: of a number as it stands
+    there, float; else the class of the largest probability, int.
+
+    Raises InputError if they can't be right.
+    """
+    columns = [*numbers(task), *["ans"] * task.numeric]
+    frame = read_csv(path, ["ImageID", "ans", *columns], "inference.py writes it", numbers=columns)
+    if task.numeric:
+        bad, what = ~np.isfinite(frame["ans"]), "ans is no number"
+    else:
+        values = frame[columns].to_numpy()
+        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01))
+        what = f"{columns[0]}..{columns[-1]} are not probabilities that sum to one"
+    if bad.any():
+        raise InputError(f"{path}, row {int(bad.argmax()) + 2}: {what}")
+    return frame if task.numeric else frame.assign(ans=values.argmax(1))
+
+
+def read_oof(task, path):
+    """Out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target and ans int or float.
+
+    Raises InputError if they can't be right.
+    """
+    counted = {"fold": np.inf} | ({} if task.numeric else {"target": task.size, "ans": task.size})
+    columns = [*numbers(task), *counted]  # an age keeps float64, and is read as text
+    frame = read_csv(path, [*OOF_COLUMNS, *numbers(task)], "train first", numbers=columns)
+    for name, end in counted.items():
+        bad = ~(frame[name].between(0, end, inclusive="left") & (frame[name] % 1 == 0)).to_numpy()
+        if bad.any():
+            what = "no fold" if name == "fold" else f"no class, 0 to {end - 1}"
+            raise InputError(f"{path}, row {int(bad.argmax()) + 2}: {name} is {what}: train again")
+    kind = float if task.numeric else int
+    try:
+        return frame.astype({"fold": int, "target": kind, "ans": kind})
+    except ValueError as error:
+        raise InputError(f"{path}: target or ans is no number ({error})") from None
+
+
+def gather(task, run, wanted, more=()):
+    """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores.
+
+    wanted: all folds that there are, trained or not; more: further metrics, {"test": {...}} of a test set.
+    """
+    import pandas as pd
+
+    folders = {k: Path(run) / f"fold{k}" for k in wanted if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
+    if not folders:
+        return
+    best, last = (
+        pd.concat([read_oof(task, folder / name) for folder in folders.values()], ignore_index=True)
+        for name in ("oof.csv", "oof_last.csv")
+    )
+    write_csv(Path(run) / "oof.csv", best)
+    if task.number and (folders[min(folders)] / f"oof_{task.number.name}.csv").is_file():
+        name, columns = f"oof_{task.number.name}.csv", task.number.columns
+        frames = [read_csv(folder / name, ["ImageID", *columns], numbers=columns) for folder in folders.values()]
+        write_csv(Path(run) / name, pd.concat(frames, ignore_index=True))
+    metrics = measured(task, best)
+    metrics[f"{task.score}_last_epoch"] = task.scores(last["target"], last["ans"])[task.score]
+    metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
+    write_json(Path(run) / "metrics.json", metrics)
+    print(
+        f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {said(task, metrics)[0]}; "
+        f"{metrics[f'{task.score}_last_epoch']:.3f} with the last epochs, which nobody chose), "
+        f"{', '.join(said(task, metrics)[1:])}"
+    )
+    if "test" in metrics:
+        first, *others = said(task, metrics["test"])
+        print(f"test set, {metrics['test']['photos']} photos that nothing was chosen by: {first}), {', '.join(others)}")
+
+
+def measured(task, frame):
+    """The scores of a table of id, target and ans: task.scores, and the task's own (f1 too) with its 95 % interval."""
+    found = task.scores(frame["target"], frame["ans"])
+    first = [task.score] if task.numeric or task.score == "f1" else [task.score, "f1"]
+    metrics = {}
+    for name in first:
+        low, high = task.interval(frame["target"], frame["ans"], frame["id"], score=name)
+        metrics |= {name: found.pop(name), f"{name}_low": low, f"{name}_high": high}
+    return metrics | found
+
+
+def said(task, metrics):
+    """Scores in words: ["macro F1 0.763 (95 % 0.671-0.837", "accuracy 0.8", ...]; the bracket is left open."""
+    low, high = metrics[f"{task.score}_low"], metrics[f"{task.score}_high"]
+    first = f"{task.title} {metrics[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
+    names = [name for name in task.score_names if name != task.score]
+    return [first] + [f"{task.title_of(name)} {metrics[name]:.3f}" for name in names]
+
+
+PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]

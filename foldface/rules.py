@@ -1,0 +1,127 @@
+"""Settings that contradict one another are refused here, in one line each."""
+
+import operator
+import re
+
+from foldface.files import InputError
+from foldface.settings import FILES, Data, Train, at_home, put
+from foldface.task import plain
+
+
+def check(settings):
+    """Refuse settings that each are possible but don't go together (InputError); returns them, with the home folder
+    for a ~ at the beginning of paths."""
+    for key in FILES:
+        put(settings, key, at_home(operator.attrgetter(key)(settings)))
+    for extra in settings.data.extra:
+        extra.path = at_home(extra.path)
+    data, train = settings.data, settings.train
+    if data.augment == "diary" and data.image_size != 224:
+        raise InputError(
+            f"data.augment diary cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
+            "set it to 224 or choose light or strong"
+        )
+    check_task(settings)
+    if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
+        raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
+    if train.average == "swa" and train.warmup_epochs > 0 and train.swa_start <= train.warmup_epochs:
+        raise InputError(
+            f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
+            "learning rate has risen: give less, or a larger train.swa_start"
+        )
+    if train.optimizer == "sgd" and train.scheduler == "onecycle" and train.momentum != Train.momentum:
+        raise InputError(
+            f"train.momentum {train.momentum}: scheduler onecycle moves the momentum by itself: leave it at "
+            f"{Train.momentum}, or take another train.scheduler"
+        )
+    if train.nesterov and not train.momentum:
+        raise InputError("train.nesterov looks ahead by the momentum, and train.momentum is 0: give it one")
+    if train.minutes:
+        counted = [f"train.{name}" for name in ("warmup_epochs", "freeze_epochs", "patience") if getattr(train, name)]
+        if train.average == "swa":
+            counted.append("train.average swa")
+        if train.scheduler not in ("onecycle", "cosine"):
+            counted.append(f"train.scheduler {train.scheduler}")
+        if counted:
+            raise InputError(
+                f"train.minutes {train.minutes:g}: {counted[0]} counts in epochs, how many fit nobody knows yet: "
+                "take train.scheduler onecycle or cosine, without it"
+            )
+    elif train.warmup_epochs >= train.epochs:
+        raise InputError(f"train.warmup_epochs {train.warmup_epochs}: of {train.epochs} epochs none is left to train")
+    if train.patience and train.val_interval > 1:
+        raise InputError(f"train.patience {train.patience} looks at every epoch: leave train.val_interval at 1")
+    wrong = [k for k in train.only_folds or [] if k >= train.folds]
+    if wrong:
+        raise InputError(
+            f"train.only_folds names fold {wrong[0]}, but train.folds is {train.folds}: folds are 0..{train.folds - 1}"
+        )
+    chain = settings.crop.detectors
+    if not chain or len(set(chain)) < len(chain):
+        raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
+    if settings.gan.kind == "projected" and settings.gan.width % 4:
+        raise InputError(f"gan.width {settings.gan.width}: give a multiple of 4")
+    if len(settings.gan.betas) not in (0, 2):
+        raise InputError(f"gan.betas is {settings.gan.betas}: give two, such as [0.5, 0.999], or [] for the default")
+    boxes = data.layout == "boxes" or data.eval.endswith(".json") or any(e.layout == "boxes" for e in data.extra)
+    if boxes and (data.crops or data.duplicates == "drop"):
+        raise InputError(
+            "data.layout boxes: boxes are cut out by themselves, and photos hold several of them: "
+            "--data.crops '' and data.duplicates keep or together"
+        )
+    if settings.crop.missing == "drop" and not data.crops:
+        raise InputError(
+            "crop.missing drop: without crops no detector looks for faces: name data.crops, or --crop.missing guess"
+        )
+    guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
+    if guesses and guesses[0] < len(chain) - len(guesses):
+        raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
+    return settings
+
+
+def check_task(settings):
+    """Refuse settings that don't go with the task (InputError)."""
+    task, chosen = settings.predicted, settings.model
+    names = [head.name for head in task.heads]
+    if len(settings.loss.weights) not in (0, len(names)):
+        raise InputError(f"loss.weights is {settings.loss.weights}: give one a head ({', '.join(names)}), or []")
+    conditions = {name for words in settings.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
+    beside = [head.name for head in task.heads if head not in task.answered and head.name not in conditions]
+    if chosen.heads == "joint" and (task.numeric or beside):
+        raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
+    if chosen.heads == "joint" and settings.loss.weights:
+        raise InputError("loss.weights weighs heads against one another, model.heads joint has one: leave it at []")
+    if chosen.heads == "joint" and chosen.age != "classes":
+        raise InputError(f"model.age {chosen.age} needs an age head of its own: model.heads multi")
+    if chosen.age != "classes" and task.number is None:
+        raise InputError(f"model.age {chosen.age}: the task has no head of numbers; leave it at classes")
+    if task.number and task.number.kind == "number" and chosen.age == "classes":
+        raise InputError(
+            f"model.age classes: {task.number.name} is a number without classes: choose distribution, ordinal, "
+            "regression or sigmoid"
+        )
+    if chosen.init != "default" and chosen.pretrained is not False:
+        raise InputError(f"model.init {chosen.init} is for random weights: --model.pretrained false")
+    if chosen.age == "sigmoid" and task.number.kind != "number":
+        raise InputError(f"model.age sigmoid tells one number, {task.number.name} has classes: choose another")
+    if task.settled:
+        for words in settings.data.only:
+            task.condition(words)
+    if task.numeric and (settings.train.sampler == "balanced" or settings.loss.balance != "none"):
+        raise InputError("train.sampler balanced and loss.balance weigh classes; the answer is a number")
+    if settings.data.age_gap and (task.number is None or task.number.kind != "cut"):
+        raise InputError(f"data.age_gap {settings.data.age_gap}: the task has no classes that a number is cut into")
+    if task.numeric and settings.data.max_per_class:
+        raise InputError("data.max_per_class counts classes; the answer is a number")
+    if task.numeric and settings.loss.name in ("f1", "neighbour"):
+        raise InputError(f"loss.name {settings.loss.name} is one of classes; the answer is a number")
+    if settings.loss.name == "neighbour" and (task.number not in task.answered):
+        raise InputError(
+            "loss.name neighbour: the answer has no head that is cut from numbers, so no class has neighbours"
+        )
+    age, head = settings.data.age_boundary, task.number
+    if head and head.column == "age" and head.bounds and age != Data.age_boundary and age not in head.steps:
+        raise InputError(
+            f"data.age_boundary {age}: the last class of {head.name} begins at {plain(head.bounds[-1])}; in "
+            f"training it may begin up to five steps earlier ({', '.join(map(plain, head.steps[-6:]))})"
+        )

@@ -1,0 +1,237 @@
+"""What a run says of itself, and what is taken from it: its args.json, whether it has begun, where answers go."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+
+from foldface.cli import FREE, make_parser, of_earlier, read, tidy
+from foldface.files import InputError, read_json, refuse_unwritable, write_json
+from foldface.rules import check
+from foldface.settings import Settings, as_dict, flatten, put
+
+# Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
+DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
+
+
+# What a command that follows a run takes from the run's args.json: what decides answers, and where the photos lie. A
+# run may be a stranger's, so the list is of what is taken; all else (OF_A_COMMAND) comes from the command alone: where
+# to write, which hosts and ports, how much of the machine, which folders are open, whose corrections of labels count.
+# A test holds that each setting stands in one of the two.
+OF_A_RUN = (
+    "seed",
+    "task.heads",
+    "task.answer",
+    "task.answer_as",
+    "task.score",
+    "task.within",
+    "data.layout",
+    "data.train",
+    "data.eval",
+    "data.extra",
+    "data.pseudo",
+    "data.crops",
+    "data.group",
+    "data.test_share",
+    "data.duplicates",
+    "data.min_side",
+    "data.max_per_class",
+    "data.only",
+    "data.strict",
+    "data.age_boundary",
+    "data.image_size",
+    "data.box_pixels",
+    "data.fit",
+    "data.augment",
+    "data.flip",
+    "data.erasing",
+    "data.age_gap",
+    "data.pseudo_soft",
+    "data.splitter",
+    "crop.missing",
+    "model.backbone",
+    "model.pretrained",
+    "model.init",
+    "model.heads",
+    "model.age",
+    "model.dropout",
+    "model.drop_path",
+    "model.freeze_bn",
+    "loss.name",
+    "loss.smoothing",
+    "loss.balance",
+    "loss.weights",
+    "loss.gamma",
+    "loss.span",
+    "loss.age_sigma",
+    "train.folds",
+    "train.freeze_layers",
+    "train.amp",
+    "inference.flip",
+    "inference.backend",
+    "inference.crops",
+    "pseudo.threshold",
+    "pseudo.max_per_class",
+)
+OF_A_COMMAND = (
+    "run",
+    "output",
+    "device",
+    "submission",
+    "log",
+    "save_minutes",
+    "data.corrections",
+    "data.roots",
+    "data.memory_gb",
+    "data.workers",
+    "crop.detectors",
+    "crop.size",
+    "crop.margin",
+    "crop.align",
+    "crop.workers",
+    "crop.retry",
+    "sample.",
+    "model.start",
+    "train.epochs",
+    "train.minutes",
+    "train.batch_size",
+    "train.accumulate",
+    "train.optimizer",
+    "train.momentum",
+    "train.nesterov",
+    "train.lr",
+    "train.backbone_lr",
+    "train.layer_decay",
+    "train.freeze_epochs",
+    "train.weight_decay",
+    "train.scheduler",
+    "train.gamma",
+    "train.step_epochs",
+    "train.warmup_epochs",
+    "train.clip_grad",
+    "train.sampler",
+    "train.mixup",
+    "train.cutmix",
+    "train.average",
+    "train.swa_start",
+    "train.swa_lr",
+    "train.ema_decay",
+    "train.keep",
+    "train.val_interval",
+    "train.patience",
+    "train.only_folds",
+    "train.compile",
+    "inference.batch_size",
+    "gan.",
+    "app.",
+)
+PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "model.pretrained")  # said when taken
+MISSED = ("data.corrections", "data.roots")  # said when not taken: without them rows are other rows
+
+
+def read_for_run(doc, flags=None, argv=None):
+    """read(), for what comes after training: of what decides answers (OF_A_RUN), what is not given now is as it was
+    when the run was trained.
+
+    So `inference.py --run runs/x` answers for the photos that runs/x was started with, though its command named
+    them and this one doesn't. A setting counts as given when it is on the command line or differs from its default.
+    Raises InputError where the run's args.json holds values that can't be.
+    """
+    settings = read(doc, flags, argv)
+    first = (getattr(settings, "runs", None) or [settings.run])[0]  # ensemble.py names several
+    path = Path(first) / "args.json"
+    if first == settings.run and settings.output and (Path(settings.output) / "args.json").is_file():
+        path = Path(settings.output) / "args.json"  # inference.py wrote there what it answered for
+    if not path.is_file():
+        return settings
+    content = read_json(path, "train again")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be a JSON object of settings: train again")
+    then, now, default = of_earlier(content), flatten(as_dict(settings)), flatten(as_dict(Settings()))
+    taken, missed = {}, []
+    for key in now:
+        if key not in then:
+            continue
+        given = key in settings.given or now[key] != default[key]
+        if key == "task.answer_as" and key in settings.given:  # how an answer is written is free
+            continue
+        if key.startswith("task.") and key in OF_A_RUN:  # the run's models answer no other
+            taken[key] = then[key]
+        elif key in OF_A_RUN and not given and then[key] != now[key]:
+            taken[key] = then[key]
+            if key in PATHS and then[key] and not isinstance(then[key], bool):
+                print(f"{key}: {then[key]} (from {path})")
+        elif key in MISSED and not given and then[key]:
+            missed.append(f"--{key} {json.dumps(then[key])}")
+    if missed:
+        print(f"warning: {path} names {' '.join(missed)}: not taken from a run", file=sys.stderr)
+    wanted = as_dict(settings)
+    for key, value in taken.items():
+        group, _, name = key.rpartition(".")
+        (wanted[group] if group else wanted)[name] = value
+    try:
+        make_parser("", {}).parse_object(copy.deepcopy(wanted))  # it changes what it is given
+    except ArgumentError as error:
+        raise InputError(f"{path}: {tidy(str(error))}") from None
+    for key, value in taken.items():
+        put(settings, key, value)
+    return check(settings)
+
+
+def begun(run):
+    """Was a step trained in this run, and kept? Until then nothing hangs on its settings, nor on its folds.csv."""
+    return any(any(Path(run).glob(f"fold*/{name}")) for name in ("state.pt", "log.csv", "best.safetensors", "oof.csv"))
+
+
+def refuse_other_settings(settings):
+    """Raise InputError if the run was begun with other settings.
+
+    What decides nothing about the result (FREE), such as data.workers, may change.
+    """
+    path = Path(settings.run) / "args.json"
+    if not path.is_file() or not begun(settings.run):
+        return
+    before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(settings))
+    before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
+    free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
+    changed = [
+        f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
+        for key in now
+        if before[key] != now[key] and not key.startswith(free)
+    ]
+    if changed:
+        raise InputError(
+            f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
+            "--run, or begin this one anew with --overwrite"
+        )
+
+
+def save(settings):
+    """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others."""
+    refuse_other_settings(settings)
+    write_json(Path(settings.run) / "args.json", as_dict(settings))
+
+
+def remember(settings, *keys):
+    """Put these settings into the args.json of the folder that is written to, so that they need not be given again."""
+    path = Path(settings.run) / "args.json"
+    if not path.is_file():
+        return
+    content, now = read_json(path, "train again"), as_dict(settings)
+    path = Path(settings.output or settings.run) / "args.json"
+    for key in keys:
+        group, name = key.split(".")
+        content[group][name] = now[group][name]
+    write_json(path, content)
+
+
+def output_folder(settings):
+    """The Path of the folder that is written to after training. Raises InputError, before any work, where it can't be
+    written to or is another run's."""
+    output, run = Path(settings.output or settings.run), Path(settings.run)
+    if output.resolve() != run.resolve() and any(output.glob("fold*/best.safetensors")):
+        raise InputError(f"output {output}: is a run of its own, whose files would be replaced: name another folder")
+    refuse_unwritable(output, "name a folder that can be, with --output")
+    return output

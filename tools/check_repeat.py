@@ -1,0 +1,91 @@
+"""Does training give the same twice? Takes steps twice from the same seed and names the first thing that differs.
+
+    python -m tools.check_repeat --steps 20 --config recipes/people_small.json --data.train DIR --data.crops DIR
+
+Nothing is written. Exit 1 if anything differs.
+"""
+
+import hashlib
+import sys
+import tempfile
+from dataclasses import replace
+
+from foldface import cli
+from foldface.cli import guarded
+
+
+def check(settings, steps):
+    """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
+    from dataset import prepare
+    from foldface.data.folds import split
+    from foldface.data.leaks import start_run
+    from foldface.nn.learner import make_accelerator
+
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.model.start:  # its name is that of a run beside this one
+            settings = replace(settings, model=replace(settings.model, start=str(start_run(settings).absolute())))
+        settings = replace(settings, run=folder)
+        rows, _ = split(prepare(settings), 0)
+        accelerator = make_accelerator(settings)
+        first, second = (trace(rows, settings, steps, accelerator) for _ in range(2))
+    for (step, what, digest), (_, _, other) in zip(first, second, strict=True):
+        if digest != other:
+            print(f"not the same: at step {step} the first thing that differs is {what}")
+            sys.exit(1)
+    print(f"{min(steps, first[-1][0])} steps, twice: the same to the last bit ({len(first)} things compared)")
+
+
+def trace(rows, settings, steps, accelerator):
+    """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
+    from foldface.data import loader
+    from train import make_learner
+
+    seen, step = [], 0
+
+    def note(what, tensor):
+        seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
+
+    batches = loader.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
+    data = settings.data
+    photos = loader.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
+    feed = loader.loader(photos, batches, settings.data.workers)
+    epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
+    settings = replace(settings, train=replace(settings.train, epochs=epochs))
+    learner = make_learner(settings, rows, 0, len(batches), accelerator)
+
+    def note_gradient(name, weight):
+        scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
+        note(f"the gradient of {name}", weight.grad if scaler is None else weight.grad / scaler.get_scale())
+
+    for name, weight in learner.module.named_parameters():
+        note(f"the initial {name}", weight)
+        weight.register_post_accumulate_grad_hook(lambda w, name=name: note_gradient(name, w))
+    for name, layer in learner.module.named_modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
+    with learner.training():
+        while step < steps:
+            batches.epoch += 1
+            for indices, batch, _ in feed:
+                step += 1
+                note("the batch: which photos it holds", indices)
+                note("the augmentation: the photos' pixels", batch)
+                note("the loss", learner.train_step(indices, batch, len(indices)))
+                for name, weight in learner.module.named_parameters():
+                    note(f"the optimizer's update of {name}", weight)
+                if step == steps:
+                    break
+    accelerator.free_memory()
+    return seen
+
+
+FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}
+
+
+def main():
+    settings = cli.read(__doc__, FLAGS)
+    check(settings, settings.steps)
+
+
+if __name__ == "__main__":
+    guarded(main)

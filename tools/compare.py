@@ -1,0 +1,374 @@
+"""Recipes side by side: same folds, same seeds, and which differences chance could explain.
+
+    python -m tools.compare recipes/{people_small,focal,mixup}.json --config recipes/people_small.json
+    python -m tools.compare recipes/*.json --config recipes/people_small.json --folds 0 --seeds 0 1 2 --run runs/compare
+    python -m tools.compare recipes/backbone_resnet{34,152}.json{,+recipes/frozen.json} --config recipes/sgd.json
+
+Each recipe (a+b: b laid over a) is laid over --config and the command line's settings and trained by train_kfold.py as
+RUN/<its name>, with --seeds as RUN/<its name>-seed<k>. What is finished is not done again; a stopped start goes on.
+Writes RUN/compare.md and RUN/compare.png: the out-of-fold score (such as macro F1) with its interval, F1 by head, how
+many runs learn, training and validation accuracy of the last epoch, accuracy on a test set, minutes, photos/s and
+memory, and the difference of each pair; and RUN/curves.png: loss and scores by epoch.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from foldface import cli, predictions
+from foldface.cli import guarded
+from foldface.files import InputError, read_csv, read_json, refuse_unwritable, replacing, run_command
+from foldface.task import Task
+
+SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
+FLAGS = {
+    "--seeds": {"type": int, "nargs": "+", "default": [], "help": "train each recipe with each of these seeds"},
+    "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds to train (default: train.only_folds)"},
+}
+STOPPED = (130, -2, -15)  # exit statuses of a training that was interrupted
+
+
+def folder_name(name, seed):
+    """A run's folder below --run; seed: None without --seeds."""
+    return name if seed is None else f"{name}-seed{seed}"
+
+
+def train(recipes, seeds, home, words):
+    """Train all recipes with all seeds, in their order, so that one may start from an earlier one's weights
+    (model.start: of the same seed). Returns {(recipe, seed): why it was not trained}."""
+    lost, jobs = {}, [(name, seed) for name in recipes for seed in seeds]
+    for number, (name, seed) in enumerate(jobs, start=1):
+        print(f"--- {number} of {len(jobs)}: {folder_name(name, seed)}", flush=True)
+        own = [*words, *(word for path in recipes[name] for word in ("--config", str(path)))]
+        own += ["--run", str(home / folder_name(name, seed)), *(() if seed is None else ("--seed", str(seed)))]
+        try:
+            start = cli.read(__doc__, argv=own).model.start
+        except InputError as error:
+            lost[name, seed] = str(error)
+            print(f"error: {name}: {error}", file=sys.stderr)
+            continue
+        if start in recipes:
+            own += ["--model.start", folder_name(start, seed)]
+        code = run_command([sys.executable, str(Path(__file__).parent.with_name("train_kfold.py")), *own])
+        if code in STOPPED:
+            raise KeyboardInterrupt
+        if code:
+            lost[name, seed] = f"its training ended with exit {code}, see its own line above"
+    return lost
+
+
+class Result:
+    """What a finished run says: answers beside targets, scores, costs. Raises InputError where something is missing.
+
+    logs: log.csv of each fold; last: {column: its mean over the folds' last epochs}, NaN where there is none.
+    """
+
+    def __init__(self, home, name):
+        self.name, folder = name, home / name
+        self.metrics = read_json(folder / "metrics.json", "train it first")
+        task = read_json(folder / "args.json", "train it first")
+        self.task = Task(**task["task"], age_boundary=task["data"]["age_boundary"])
+        self.frame = predictions.read_oof(self.task, folder / "oof.csv").sort_values("ImageID", ignore_index=True)
+        self.folds = read_csv(folder / "folds.csv", ["id", "fold"]).sort_values("id", ignore_index=True)
+        folders = [folder / f"fold{k}" for k in self.metrics["folds"]]
+        speed = pd.concat([read_csv(path / "speed.csv", SPEED, numbers=SPEED) for path in folders])
+        self.minutes = (speed["seconds"].sum() + speed["other_seconds"].sum()) / 60
+        self.rate, self.memory = speed["photos_per_second"].median(), speed["memory_gb"].max()
+        self.logs = [pd.read_csv(path / "log.csv") for path in folders]
+        self.measure = "mae" if self.task.numeric else "accuracy"
+        self.last = pd.DataFrame([log.iloc[-1] for log in self.logs]).mean(numeric_only=True)
+
+    @property
+    def learns(self):
+        """Is the error at least 1 % below that of the best constant answer to each fold: of numbers its median, of
+        classes its most frequent one?"""
+        by_fold = self.frame.groupby("fold")["target"]
+        if self.task.numeric:
+            error = np.abs(self.frame["ans"] - self.frame["target"]).mean()
+            constant = np.abs(self.frame["target"] - by_fold.transform("median")).mean()
+        else:
+            error = (self.frame["ans"] != self.frame["target"]).mean()
+            constant = 1 - by_fold.agg(lambda target: target.value_counts().iloc[0]).sum() / len(self.frame)
+        return bool(error < 0.99 * constant)
+
+
+def refuse_others(results):
+    """Raise InputError unless all recipes were dealt the same folds: else they are scored by other models' people."""
+    first = results[0]
+    for other in results[1:]:
+        if not other.folds.equals(first.folds):
+            raise InputError(
+                f"{other.name} has other folds than {first.name}: a recipe must not change data.train, train.folds, "
+                "data.splitter or seed"
+            )
+        if not other.task.same(first.task) or other.task.score != first.task.score:
+            raise InputError(f"{other.name} is scored otherwise than {first.name}: a recipe must not change the task")
+
+
+def gather(recipes, seeds, home, lost):
+    """{recipe: {seed: Result}} of what was trained and can be compared with the first run of its seed; what can't is
+    added to `lost`."""
+    found, first = {}, {}
+    for name in recipes:
+        for seed in seeds:
+            if (name, seed) in lost:
+                continue
+            try:
+                result = Result(home, folder_name(name, seed))
+                refuse_others([first.setdefault(seed, result), result])
+            except InputError as error:
+                lost[name, seed] = str(error)
+                continue
+            found.setdefault(name, {})[seed] = result
+    return found
+
+
+class Scores(NamedTuple):
+    """The scores that differences are taken of."""
+
+    names: list  # recipes that are scored on all photos; a first stage on bare faces is not
+    values: np.ndarray  # (recipes, draws) of the same people; of several seeds (recipes, seeds), NaN where one lacks
+    points: np.ndarray  # (recipes, seeds): the scores themselves
+    ends: tuple  # the quantiles of `values` between which a difference lies
+
+    def apart(self, one, other):
+        """(difference, low, high) of two recipes, NaN where they have no seed in common."""
+        one, other = self.names.index(one), self.names.index(other)
+        point, spread = self.points[one] - self.points[other], self.values[one] - self.values[other]
+        spread = spread[~np.isnan(spread)]
+        if not len(spread):
+            return (float("nan"),) * 3
+        return (float(np.nanmean(point)), *np.quantile(spread, self.ends))
+
+
+def differences(recipes):
+    """The Scores of {recipe: {seed: Result}}: compared on bootstrap draws of the same people, of several seeds within
+    each seed."""
+    seeds = list(dict.fromkeys(seed for runs in recipes.values() for seed in runs))
+    frames = {seed: [runs[seed].frame for runs in recipes.values() if seed in runs] for seed in seeds}
+    whole = {seed: max(found, key=len) for seed, found in frames.items()}
+    same = {
+        name: runs
+        for name, runs in recipes.items()
+        if all(run.frame["ImageID"].equals(whole[seed]["ImageID"]) for seed, run in runs.items())
+    }
+    task = next(run.task for runs in same.values() for run in runs.values())
+    points = [[runs[s].metrics[task.score] if s in runs else np.nan for s in seeds] for runs in same.values()]
+    if len(seeds) > 1:
+        return Scores(list(same), np.array(points), np.array(points), (0, 1))
+    frame, found = whole[seeds[0]], [runs[seeds[0]].frame["ans"].to_numpy() for runs in same.values()]
+    values = task.draws(frame["target"].to_numpy(), found, frame["id"])
+    return Scores(list(same), values, np.array(points), (0.025, 0.975))
+
+
+def spread(values, digits=3):
+    """Numbers in a cell: their mean, of several with their range; nothing where all are NaN."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def table(recipes, scores, lost=None):
+    """The Markdown page of {recipe: {seed: Result}}: a table of the recipes, best first, and one of the pairs.
+
+    lost: what was not trained, with its reason.
+    """
+    runs = {name: list(found.values()) for name, found in recipes.items()}
+    first, base = next(iter(runs.values()))[0], scores.names[0]
+    task, measure, several = first.task, first.measure, scores.ends == (0, 1)
+    value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
+    ordered = sorted(runs, key=lambda name: -task.sign * value[name])
+    others = [name for name in task.score_names if name not in (task.score, "accuracy")]
+    tested = any("test" in run.metrics for found in runs.values() for run in found)
+    short = task.title_of(measure)
+    titles = [task.title, *(task.title_of(name) for name in others), "learn"]
+    titles += [f"training {short}", f"validation {short}"]
+    titles += [f"test {short}"] * tested + ["to the first", "minutes", "photos/s", "GB"]
+    lines = [f"| recipe | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for name in ordered:
+        found, gain = runs[name], ""
+        if name in scores.names and name != base:
+            gain = said(*scores.apart(name, base))
+        photos = "" if name in scores.names else f" (on {found[0].metrics['photos']} photos)"
+        metrics = [run.metrics for run in found]
+        cells = [spread([m[task.score] for m in metrics])]
+        if not several:
+            cells[0] += f" ({metrics[0][f'{task.score}_low']:.3f}-{metrics[0][f'{task.score}_high']:.3f})"
+        cells += [spread([m[other] for m in metrics]) for other in others]
+        cells += [f"{sum(run.learns for run in found)} of {len(found)}"]
+        cells += [spread([run.last.get(column, np.nan) for run in found]) for column in (f"train_{measure}", measure)]
+        cells += [spread([m.get("test", {}).get(measure, np.nan) for m in metrics])] * tested
+        cells += [gain, spread([run.minutes for run in found], 1)]
+        cells += [f"{np.mean([run.rate for run in found]):.0f}", f"{max(run.memory for run in found):.1f}"]
+        lines.append(f"| {name}{photos} | {' | '.join(cells)} |")
+    interval = "their range over the seeds" if several else "95 % intervals from drawing the same people for both"
+    lines += [
+        "",
+        f"Differences of {task.title} to {base}, with {interval}; ~ = it contains 0: chance could explain it.",
+        f"Training and validation {short}: of the last epoch, mean of the folds. Learn: runs whose error is at least",
+        "1 % below that of the best constant answer (of numbers the median, of classes the most frequent one).",
+        *(f"Not compared: {folder_name(*key)}: {reason}" for key, reason in (lost or {}).items()),
+        "",
+        "Each pair, row minus column, where chance can't explain it (~ elsewhere):",
+        "",
+    ]
+    order = [name for name in ordered if name in scores.names]
+    lines += ["| | " + " | ".join(str(k + 1) for k in range(len(order))) + " |", "|---|" + "---|" * len(order)]
+    for row, name in enumerate(order, start=1):
+        cells = []
+        for other in order:
+            apart, low, high = scores.apart(name, other)
+            cells.append("" if other == name or np.isnan(apart) else "~" if low <= 0 <= high else f"{apart:+.3f}")
+        lines.append(f"| {row} {name} | " + " | ".join(cells) + " |")
+    if not several:
+        pairs = len(order) * (len(order) - 1) // 2
+        lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would be marked if no recipe differed from another."]
+    return "\n".join(lines) + "\n"
+
+
+def said(apart, low, high):
+    """A difference with its interval, and ~ where that contains 0; nothing for NaN."""
+    if np.isnan(apart):
+        return ""
+    return f"{apart:+.3f} ({low:+.3f} to {high:+.3f})" + (" ~" if low <= 0 <= high else "")
+
+
+def picture(recipes, scores, path):
+    """The score of each recipe with its interval, and its difference to the first with its own, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = {name: list(recipes[name].values()) for name in scores.names}
+    first, base = next(iter(runs.values()))[0], scores.names[0]
+    task, several = first.task, scores.ends == (0, 1)
+    value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
+    ordered = sorted(runs, key=lambda name: task.sign * value[name])
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * len(ordered)), sharey=True)
+    for k, name in enumerate(ordered):
+        low, high = (
+            min(run.metrics[task.score if several else f"{task.score}_low"] for run in runs[name]),
+            max(run.metrics[task.score if several else f"{task.score}_high"] for run in runs[name]),
+        )
+        left.plot([low, high], [k, k], color="0.6", lw=2)
+        left.plot(value[name], k, "o", color="black")
+        apart, low, high = scores.apart(name, base)
+        colour = "0.6" if low <= 0 <= high else "tab:green" if task.sign * low > 0 else "tab:red"
+        right.plot([low, high], [k, k], color=colour, lw=2)
+        right.plot(apart, k, "o", color=colour)
+    what = "range over seeds" if several else "95 %"
+    left.set(yticks=np.arange(len(ordered)), yticklabels=ordered, xlabel=f"out-of-fold {task.title}, {what}")
+    right.set(xlabel=f"difference to {base}, {what}; grey: contains 0")
+    right.axvline(0, color="0.8", zorder=0)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="0.93")
+    figure.tight_layout()
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def curves(recipes, path):
+    """Loss and scores by epoch of {recipe: {seed: Result}} as a PNG: a colour a recipe, training dashed, validation
+    solid; a thin line a seed (of one seed, a fold), their mean bold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    task = next(run.task for runs in recipes.values() for run in runs.values())
+    names = task.score_names[:2]
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), sharex=True)
+    for k, (name, runs) in enumerate(recipes.items()):
+        logs = [pd.concat(run.logs).groupby("epoch").mean() for run in runs.values()]
+        if len(logs) == 1:
+            logs = [log.set_index("epoch") for log in next(iter(runs.values())).logs]
+        for ax, columns in zip(axes, [("train_loss", "val_loss"), *((f"train_{s}", s) for s in names)], strict=True):
+            for column, style in zip(columns, ("--", "-"), strict=True):
+                lines = [log[column].dropna() for log in logs if column in log]
+                for line in lines if len(lines) > 1 else ():
+                    ax.plot(line.index, line, style, color=f"C{k % 10}", lw=0.6, alpha=0.4)
+                if lines:
+                    mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
+                    label = {"label": name} if style == "-" else {}
+                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", lw=2, marker="o", markersize=3, **label)
+    for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.93")
+    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
+    figure.tight_layout()
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def recipes_and_words(argv):
+    """A command line -> ({name: [paths]} of the recipes, all other words): recipes are the words before the first flag,
+    a+b is the file a with b laid over it."""
+    count = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
+    found = {}
+    for word in argv[:count]:
+        paths = [Path(part).expanduser() for part in ([word] if Path(word).is_file() else word.split("+"))]
+        for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: no such recipe; recipes come first, then --config and other settings")
+        name = "+".join(path.stem for path in paths)
+        if name in found:
+            raise InputError(f"two recipes have one name, {name}: each needs its own folder")
+        found[name] = paths
+    return found, argv[count:]
+
+
+def without(words, flags):
+    """The words of a command line without these flags and what follows them."""
+    kept, inside = [], False
+    for word in words:
+        if word.startswith("--"):
+            inside = word.split("=")[0] in flags
+        if not inside:
+            kept.append(word)
+    return kept
+
+
+def main():
+    recipes, words = recipes_and_words(sys.argv[1:])
+    settings = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
+    if not recipes:
+        raise InputError("name the recipes to compare: python -m tools.compare recipes/a.json recipes/b.json")
+    if settings.seeds and "seed" in settings.given:
+        raise InputError("--seed and --seeds: give one of the two")
+    words, seeds = without(words, FLAGS), list(dict.fromkeys(settings.seeds)) or [None]
+    if settings.folds:
+        words += ["--train.only_folds", json.dumps(settings.folds)]
+        cli.read(__doc__, argv=words)
+    home = Path(settings.run if "run" in settings.given else "runs/compare")
+    refuse_unwritable(home, "name another --run")
+    lost = train(recipes, seeds, home, words)
+    found = gather(recipes, seeds, home, lost)
+    if found:
+        scores = differences(found)
+        page = table(found, scores, lost)
+        with replacing(home / "compare.md") as partial:
+            partial.write_text(page, encoding="utf-8")
+        picture(found, scores, home / "compare.png")
+        curves(found, home / "curves.png")
+        print(page + f"{home}/compare.md, {home}/compare.png, {home}/curves.png")
+    if lost:
+        (name, seed), reason = next(iter(lost.items()))
+        more = f" (and {len(lost) - 1} more, see compare.md)" if len(lost) > 1 and found else ""
+        raise InputError(f"{folder_name(name, seed)} is not in the comparison: {reason}{more}")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,304 @@
+"""A look at the data before anything is trained: runs/NAME/eda.html, one page that stands alone.
+
+    python -m tools.eda --data.train DIR --data.eval DIR --data.crops DIR
+    python -m tools.eda --config recipes/trash.json --data.train FOLDER --run runs/trash
+
+How many photos and people a class has, ages, sizes, brightness and sharpness, what can't be read, what is doubled, who
+found the faces, what each fold holds, and how the photos to answer for differ from those to train on. The page holds
+thumbnails of your photos: keep it where the photos may be.
+"""
+
+import copy
+import html
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import dataset
+from foldface import cli, runs
+from foldface.cli import guarded
+from foldface.data import folds
+from foldface.faces.manifest import MANIFEST_COLUMNS
+from foldface.files import InputError, read_csv
+from foldface.report import html as html_module
+from foldface.report.html import chart, charts, gallery, text, thumbnail, write
+
+SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
+FEWEST = 5  # people, and photos to answer for, that can be told apart
+PAIRS, TELLING, TILES = 24, 16, 12  # in the galleries
+MEASURES = ["width", "height", "brightness", "contrast", "sharpness"]
+
+
+# ------------------------------------------------------------------------------------------------ what is measured
+
+
+def measure(seen):
+    """Add brightness and contrast (0..255) and sharpness (standard deviation of the Laplacian) of the thumbnails."""
+    from foldface.data import duplicates
+    from foldface.data.photos import cv2
+
+    rows = []
+    for grey in seen["grey"]:
+        image = np.frombuffer(grey, np.uint8).reshape(duplicates.SIDE, duplicates.SIDE) if grey else None
+        rows.append(
+            (np.nan,) * 3 if image is None else (image.mean(), image.std(), cv2.Laplacian(image, cv2.CV_64F).std())
+        )
+    return seen.assign(**dict(zip(MEASURES[2:], np.array(rows, float).reshape(-1, 3).T, strict=True)))
+
+
+# ----------------------------------------------------------------------------------------------------- the sections
+
+
+def classes(task, rows):
+    """Photos and people of each class, and numbers as a histogram with the bounds between classes."""
+    pieces = []
+    own = rows[rows["source"] == "train"]
+    if not task.numeric:
+        count = own.groupby("target").agg(photos=("id", "size"), people=("id", "nunique"))
+        share = count["photos"] / len(own)
+        table = [
+            [task.classes[k], int(n), int(p), f"{share[k]:.1%}"]
+            for k, n, p in zip(count.index, count["photos"], count["people"], strict=True)
+        ]
+
+        def draw(ax):
+            ax.barh([row[0] for row in table], [row[1] for row in table], color="tab:blue")
+            ax.invert_yaxis()
+            ax.tick_params(axis="y", labelsize=7)
+            ax.set(title="photos")
+
+        pieces += [
+            charts(
+                chart(draw, 5, 0.8 + 0.22 * len(table)),
+                html_module.table(["class", "photos", "people or groups", "share"], table),
+            )
+        ]
+    if task.number is not None:
+        head, people = task.number, own.drop_duplicates("id")
+
+        def ages(ax):
+            values = people[head.name].dropna()
+            ax.hist(values, bins=np.arange(values.min(), values.max() + 2) if np.ptp(values) < 150 else 60, color="0.7")
+            for bound in head.bounds:
+                ax.axvline(bound, color="tab:red", lw=1)
+            for bound in set(head.trained) - set(head.bounds):
+                ax.axvline(bound, color="tab:orange", lw=1, ls="--")
+            ax.set(title="people by " + head.name, xlabel=head.unit)
+
+        pieces.append(charts(chart(ages, 7, 3)))
+        if head.bounds:
+            pieces.append(text("Red: where a class begins. Orange, dashed: where it begins in training."))
+    others = rows["source"].value_counts().drop("train", errors="ignore")
+    if len(others):
+        pieces.append(text(", ".join(f"{n} {name} rows" for name, n in others.items()), note=True))
+    return pieces
+
+
+def bad(problems, seen, photos):
+    """What can't be used, and why."""
+    rows = [[p["file"], p["row"] or "", p["reason"]] for p in problems.rows]
+    broken = np.flatnonzero((seen["reason"] != "").to_numpy())
+    rows += [[photos[k], "", seen["reason"][k]] for k in broken]
+    if not rows:
+        return [text("Every row and photo can be used.")]
+    more = f" The first 200 of {len(rows)}." if len(rows) > 200 else ""
+    return [text(f"{len(rows)} rows or photos.{more}"), html_module.table(["file", "row", "reason"], rows[:200])]
+
+
+def shapes(seen, source):
+    """Sizes, brightness, contrast and sharpness, of photos to train on and to answer for."""
+    good = seen[seen["reason"] == ""].assign(source=source[(seen["reason"] == "").to_numpy()])
+    sides = {name: good[good["source"] == name] for name in ("train", "eval") if (good["source"] == name).any()}
+
+    def histogram(column):
+        def draw(ax):
+            low, high = good[column].quantile([0.001, 0.999])
+            bins = np.linspace(low, max(high, low + 1e-6), 40)
+            for (name, part), colour in zip(sides.items(), ("tab:blue", "tab:orange"), strict=False):
+                ax.hist(part[column], bins, density=True, histtype="step", color=colour, label=name)
+            ax.set(title=column, yticks=[])
+            ax.legend(frameon=False, fontsize=7)
+
+        return chart(draw, 3.6, 2.4)
+
+    rows = []
+    for column in MEASURES:
+        cells = [f"{part[column].median():.0f} ({part[column].min():.0f} to {part[column].max():.0f})"
+                 for part in sides.values()]  # fmt: skip
+        rows.append([column, *cells])
+    sizes = good.groupby(["width", "height"]).size().sort_values(ascending=False)
+    common = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes[:5].items())
+    return [
+        text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
+        charts(*(histogram(column) for column in MEASURES if good[column].nunique() > 1)),
+        html_module.table(["median (least to most)", *sides], rows),
+    ]
+
+
+def doubles(task, rows, photos, source, seen):
+    """Byte-identical and nearly identical photos: within and across people and classes, and between train and eval."""
+    from foldface.data import duplicates
+
+    pairs, _ = duplicates.near(seen)
+    twin = folds.twins(pd.DataFrame({"photo": photos}))
+    first = rows.drop_duplicates("photo").set_index("photo")
+    person = [first["id"].get(photo, "") for photo in photos]
+    label = [first["target"].get(photo, -1) for photo in photos]
+    kinds = {"byte for byte": 0, "nearly": 0}
+    across = {"of different people or groups": 0, "with different labels": 0, "between train and eval": 0}
+    shown = []
+    for one, other in pairs:
+        known = person[one] and person[other]
+        apart = {
+            "of different people or groups": known and person[one] != person[other],
+            "with different labels": known and label[one] != label[other],
+            "between train and eval": source[one] != source[other],
+        }
+        kinds["byte for byte" if twin[one] == twin[other] else "nearly"] += 1
+        for name, is_so in apart.items():
+            across[name] += bool(is_so)
+        if len(shown) < 2 * PAIRS and any(apart.values()):
+            why = ", ".join(name for name, is_so in apart.items() if is_so)
+            shown += [(photos[one], [why, photos[one]]), (photos[other], ["the same as before", photos[other]])]
+    table = html_module.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
+    words = "Photos that look nearly the same, two by two. data.duplicates keeps them together in folds, or drops them."
+    return [text(words), table, gallery(shown) if shown else ""]
+
+
+def crops(settings):
+    """Who found the faces, and the sheet of doubtful ones."""
+    folder = Path(settings.data.crops) if settings.data.crops else None
+    if folder is None or not (folder / "manifest.csv").is_file():
+        return []
+    manifest = read_csv(folder / "manifest.csv", MANIFEST_COLUMNS)
+    counts = manifest.groupby(["status", "detector"]).size()
+    rows = [[status or "-", detector or "-", int(count)] for (status, detector), count in counts.items()]
+    several = int((pd.to_numeric(manifest["faces"], errors="coerce") > 1).sum())
+    pieces = [html_module.table(["status", "detector", "photos"], rows), text(f"{several} photos have several faces.")]
+    if (folder / "review.png").is_file():
+        from foldface.data.photos import read_photo
+
+        pieces += [
+            text("The doubtful ones (review.png):"),
+            thumbnail(read_photo(folder / "review.png"), 1600),
+        ]
+    return pieces
+
+
+def dealt(settings, rows, task):
+    """What each fold holds: those of the run, or, where it has none or other data's, those that would be dealt."""
+    rows, known = rows.assign(twin=folds.twins(rows)), Path(settings.run) / "folds.csv"
+    settings, words = copy.deepcopy(settings), f"As {settings.run} would deal them."
+    with tempfile.TemporaryDirectory() as home:
+        settings.run = home
+        try:
+            if known.is_file():
+                (Path(home) / "folds.csv").write_bytes(known.read_bytes())
+                words = f"As they stand in {known}."
+            rows = folds.assign_folds(rows, settings)
+        except InputError as error:
+            (Path(home) / "folds.csv").unlink(missing_ok=True)
+            if not known.is_file():
+                return [text(f"They can't be dealt: {error}")]
+            words = f"As a new run would deal them: {known} is of other data."
+            try:
+                rows = folds.assign_folds(rows, settings)
+            except InputError as error:
+                return [text(f"They can't be dealt: {error}")]
+    there = folds.folds_of(rows)
+    tables = [folds.fold_table(task, rows, there)]
+    if there and not task.numeric:
+        tables.append(folds.balance_table(task, dataset.capped(rows, settings), there[0]))
+    return [text(words), *(f"<pre>{html.escape(table)}</pre>" for table in tables)]
+
+
+def difference(settings, rows, others):
+    """How the photos to answer for differ from those to train on: see tools.domain_shift."""
+    from tools import domain_shift
+
+    rng = np.random.default_rng(settings.seed)
+    people = rng.permutation(rows["id"].unique())
+    size = rows.groupby("id").size()
+    own = rows[rows["id"].isin(people[: max(2, int((size[people].cumsum() <= SAMPLE).sum()))])].reset_index(drop=True)
+    asked = others.iloc[np.sort(rng.permutation(len(others))[:SAMPLE])].reset_index(drop=True)
+    own, asked = own.assign(file=own["photo"]), asked.assign(file=asked["photo"])
+    first, second = domain_shift.features(own, settings), domain_shift.features(asked, settings)
+    kept, held = np.isfinite(first).all(1), np.isfinite(second).all(1)
+    own, asked, first, second = own[kept], asked[held], first[kept], second[held]
+    if own["id"].nunique() < FEWEST or len(asked) < FEWEST:
+        few = f"{own['id'].nunique()} people or groups to train on and {len(asked)} photos to answer for"
+        return [text(f"{few} are too few to tell whether they differ: {FEWEST} of each are needed.")]
+    auc, told = domain_shift.tell_apart(first, second, own["id"].to_numpy(str))
+    bar = domain_shift.yardstick(first, own["id"].to_numpy(str))
+    words = (
+        f"AUC {auc:.3f} over {len(own)} photos to train on and {len(asked)} to answer for. Two halves of the people to "
+        f"train on, which differ by luck alone, come to {bar:.3f}."
+    )
+    verdict = (
+        "They differ: look at what gives them away." if auc > max(0.7, bar + 0.1) else "No difference to speak of."
+    )
+    mine, theirs = told[: len(own)], told[len(own) :]
+    telling = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", asked["ImageID"].iloc[k]])
+               for k in np.argsort(-theirs)[:TELLING]]  # fmt: skip
+    typical = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", own["ImageID"].iloc[k]])
+               for k in np.argsort(mine)[:TELLING]]  # fmt: skip
+    note = (
+        "A classifier of what a pretrained backbone sees was told to tell the two apart; each photo is judged by one "
+        "that has not met it, nor its person. Above 0.7 scores on folds may not be what the answers will score."
+    )
+    return [
+        text(f"{words} {verdict}"),
+        text(note, note=True),
+        "<h3>Most like the photos to answer for, among them</h3>",
+        gallery(telling),
+        "<h3>Most like the photos to train on, among them</h3>",
+        gallery(typical),
+    ]
+
+
+def look(rows):
+    """Some photos of each class, drawn at random."""
+    some = rows[rows["source"] == "train"].sample(frac=1, random_state=0).groupby("target", sort=True).head(2)
+    return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
+
+
+def main():
+    settings = cli.read(__doc__)
+    page = runs.output_folder(settings) / "eda.html"
+    from foldface.data import duplicates
+
+    settings.data.strict = False  # what is bad is shown, and stops nothing
+    rows, problems = dataset.training_rows(settings.without_pseudo())
+    task = settings.predicted
+    others = dataset.eval_rows(settings) if dataset.answerable(settings) else None
+    photos = rows["photo"].drop_duplicates().tolist()
+    source = np.array(["train"] * len(photos))
+    if others is not None:
+        new = [photo for photo in others["photo"].drop_duplicates() if photo not in set(photos)]
+        photos, source = photos + new, np.concatenate([source, ["eval"] * len(new)])
+    seen = measure(duplicates.look(photos))
+    some = look(rows)
+    said = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
+    some = [(photo, [word, name]) for photo, word, name in zip(some["photo"], said, some["ImageID"], strict=True)]
+    sections = [
+        ("Classes", classes(task, rows)),
+        ("Some photos", [gallery(some)]),
+        ("What can't be used", bad(problems, seen, photos)),
+        ("Sizes, light, sharpness", shapes(seen, source)),
+        ("Doubles", doubles(task, rows, photos, source, seen)),
+        ("Crops", crops(settings)),
+        ("Folds", dealt(settings, rows, task)),
+    ]  # fmt: skip
+    if others is not None:
+        sections.append(("Train and eval", difference(settings, rows[rows["source"] == "train"], others)))
+    intro = (
+        f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
+    )
+    write(page, f"{settings.data.train}: the data", intro, sections)
+    print(page)
+
+
+if __name__ == "__main__":
+    guarded(main)

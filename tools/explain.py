@@ -1,0 +1,247 @@
+"""What a model looks at: Grad-CAM (Selvaraju et al. 2017) of chosen photos, or of the most confident mistakes.
+
+    python -m tools.explain --run runs/first                                     the worst mistakes, at the last layer
+    python -m tools.explain --run runs/first --photos a.jpg b.jpg --layers blocks.1 blocks.3 conv_head
+    python -m tools.explain --run runs/first --head gender --of female       what speaks for female, in every photo
+    python -m tools.explain --run runs/first --check 300                     does it look at the face? against chance
+
+A photo that was trained on is shown to the one fold that was not trained on its person. Writes explain.png and
+explain.html into the run's folder (or --output), with thumbnails of the photos: keep them where the photos may be.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import dataset
+from foldface import predictions, runs
+from foldface.cli import guarded
+from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
+from foldface.files import InputError, read_csv, read_json, replacing
+from foldface.nn import devices
+from foldface.nn.gradcam import default_layer, maps, overlay, spatial_layers
+from foldface.report import html
+
+SHOWN = 12  # photos, unless more are named
+TILE = 224  # pixels of a picture in explain.png
+
+
+# --------------------------------------------------------------------------------------------------------- photos
+
+
+def wanted(settings, task, named):
+    """The photos to explain: DataFrame of ImageID, file, fold, and target, ans of those out of fold.
+
+    named: paths, or ImageIDs of the run; none = the most confident mistakes.
+    """
+    oof = predictions.read_oof(task, Path(settings.run) / "oof.csv")
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
+    known = oof.merge(rows[["source", "ImageID", "photo"]], on="ImageID")
+    if not named:
+        wrong = known[known["ans"] != known["target"]]
+        if not task.numeric:
+            wrong = wrong.assign(sure=wrong[task.probabilities].max(axis=1)).sort_values("sure", ascending=False)
+        else:
+            wrong = wrong.assign(off=abs(wrong["ans"] - wrong["target"])).sort_values("off", ascending=False)
+        return with_files(wrong[:SHOWN].reset_index(drop=True), settings.data.crops)
+    parts, crops = [], settings.data.crops
+    for name in named:
+        mine = known[(known["ImageID"] == name) | (known["photo"] == name)]
+        if len(mine):
+            parts.append(with_files(mine[:1], settings.data.crops))
+        elif Path(name).is_file():
+            if crops:
+                print(f"{name}: is looked at whole, though the run learned from face crops: better name a crop")
+            parts.append(pd.DataFrame({"ImageID": [name], "photo": [name], "file": [name], "fold": [-1]}))
+        else:
+            raise InputError(f"--photos {name}: is neither a photo of {settings.run}/oof.csv nor a file")
+    return pd.concat(parts, ignore_index=True)
+
+
+def face_share(row, crop):
+    """The face's box in a crop, as shares of its side: (x1, y1, x2, y2); None where no face was found.
+
+    row: the photo's, of the manifest.
+    The crop is a square about the middle of the box, wider by the margin on each side (face_crop.cut).
+    """
+    if row["status"] != "found":
+        return None
+    x1, y1, x2, y2 = (float(row[key]) for key in ("x1", "y1", "x2", "y2"))
+    side = max(x2 - x1, y2 - y1) * (1 + 2 * crop["margin"])
+    wide, high = (x2 - x1) / side / 2, (y2 - y1) / side / 2
+    return 0.5 - wide, 0.5 - high, 0.5 + wide, 0.5 + high
+
+
+def inside(heat, box):
+    """The share of a map's heat (size, size) inside a box of shares, NaN where there is no heat."""
+    size = heat.shape[0]
+    x1, y1, x2, y2 = (round(size * min(max(value, 0.0), 1.0)) for value in box)
+    total = heat.sum()
+    return float(heat[y1:y2, x1:x2].sum() / total) if total > 0 else float("nan")
+
+
+# ----------------------------------------------------------------------------------------------------- what is asked
+
+
+class Explainer:
+    """The folds of a run, their layers, and what is asked of them."""
+
+    def __init__(self, settings, layers, head, of):
+        """layers: names, [] = the last; head, of: names of a head and its class, "" = the answer, what is answered."""
+        import model
+
+        self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(settings.run))
+        self.about, self.task = next(iter(self.abouts.values())), self.heads.task
+        self.settings, self.device = settings, devices.choose(settings)
+        for net in self.nets.values():
+            net.to(self.device)
+        first = next(iter(self.nets.values()))
+        known = spatial_layers(first, self.about["image_size"])
+        self.layers = layers or [default_layer(first, known)]
+        for name in self.layers:
+            if name not in known:
+                near = [other for other in known if "." not in other or other.count(".") == 1]
+                raise InputError(f"--layers {name}: has no map of the photo; those that do: {', '.join(near[:40])}")
+        self.place, self.of = None, None
+        if head:
+            if head not in [one.name for one in self.task.answered] or self.heads.kind == "joint":
+                raise InputError(f"--head {head}: the model has no such head of its own")
+            self.place = self.task.heads.index(self.task.head(head))
+        if of:
+            names = self.task.heads[self.place].classes if head else self.task.classes
+            if of not in names:
+                raise InputError(f"--of {of}: is no class; there are {', '.join(names)}")
+            self.of = names.index(of)
+
+    def explain(self, rows):
+        """(photos (n, size, size, 3) uint8 as the model sees them, heat (n, layers, size, size), told (n,) classes)."""
+        import torch
+
+        from foldface.data import loader
+        from foldface.nn import predicting
+
+        photos = loader.Photos(rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"])
+        seen, heat, told = [], [], []
+        for k, fold in enumerate(rows["fold"]):
+            _, image, error = photos[k, 0]
+            if error:
+                raise InputError(f"{rows['file'].iloc[k]}: can't be read ({error})")
+            fold = int(fold) if int(fold) in self.nets else next(iter(self.nets))
+            net, inputs = self.nets[fold], torch.from_numpy(image[None]).to(self.device)
+            inputs = loader.normalize(inputs, self.about["mean"], self.about["std"])
+            if self.of is not None or self.task.numeric:
+                answer = self.of or 0
+            else:
+                with torch.no_grad():
+                    with predicting.autocast(self.abouts[fold], self.device, self.settings):
+                        outputs = net(inputs)
+                    parts = self.heads.parts(outputs)
+                    found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
+                answer = int(found.argmax(1))
+            modules = dict(net.named_modules())
+            chosen = [modules[name] for name in self.layers]
+            heat.append(maps(net, self.heads, chosen, image[None], self.about, self.place, [answer])[0])
+            seen.append(image)
+            told.append(answer)
+        return np.stack(seen), np.stack(heat), np.array(told)
+
+    def said(self, index):
+        """What a class index of the head, or of the answer, is called."""
+        if self.task.numeric:
+            return f"more {self.task.answered[0].unit or 'of it'}"
+        return (self.task.classes if self.place is None else self.task.heads[self.place].classes)[index]
+
+
+def draw(seen, heat, path):
+    """All photos, each beside its maps, as one PNG."""
+    from foldface.data.photos import cv2
+
+    lines = []
+    for image, layers in zip(seen, heat, strict=True):
+        tiles = [image, *(overlay(image, one) for one in layers)]
+        lines.append(np.concatenate([cv2.resize(tile, (TILE, TILE)) for tile in tiles], 1))
+    _, data = cv2.imencode(".png", np.concatenate(lines)[..., ::-1])
+    with replacing(path) as partial:
+        partial.write_bytes(data.tobytes())
+
+
+def check(settings, explainer, count):
+    """Print what share of the heat lies inside the face's box, over right answers, against the box's share of the
+    photo: what a map that looks nowhere in particular would come to."""
+    task = explainer.task
+    if not settings.data.crops:
+        raise InputError("--check wants face crops, whose manifest.csv tells where the face is: data.crops is empty")
+    known = wanted_right(settings, task, count)
+    manifest = read_csv(Path(settings.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
+    found = manifest.iloc[placed(manifest, known)].to_dict("records")
+    crop = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py")
+    from tqdm import tqdm
+
+    shares = []
+    for k in tqdm(range(len(known)), "looking", unit="photo", disable=None):
+        row = known.iloc[[k]].reset_index(drop=True)
+        box = face_share(found[k], crop)
+        if box is None:
+            continue
+        _, heat, _ = explainer.explain(row)
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        shares.append([area, *(inside(one, box) for one in heat[0])])
+    if not shares:
+        raise InputError("--check: none of the photos has a face that a detector found")
+    shares = np.array(shares)
+    for name, values in zip(explainer.layers, shares.T[1:], strict=True):
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.25, 0.75])
+        print(
+            f"{name}: {values.mean():.3f} of the heat lies inside the face's box (half of the photos {low:.3f} to "
+            f"{high:.3f}), {len(values)} photos answered rightly; chance {shares[:, 0].mean():.3f}"
+        )
+
+
+def wanted_right(settings, task, count):
+    """`count` photos, drawn by the seed, that were answered rightly by the fold that hadn't seen them."""
+    oof = predictions.read_oof(task, Path(settings.run) / "oof.csv")
+    rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
+    right = oof[oof["ans"] == oof["target"]].merge(rows[["source", "ImageID", "photo"]], on="ImageID")
+    right = right.sample(min(count, len(right)), random_state=settings.seed).reset_index(drop=True)
+    return with_files(right, settings.data.crops)
+
+
+FLAGS = {
+    "--photos": {"nargs": "+", "default": [], "help": "paths, or ImageIDs (default: the most confident mistakes)"},
+    "--layers": {"nargs": "+", "default": [], "help": "names of layers, side by side (default: the last)"},
+    "--head": {"default": "", "help": "the head that is asked (default: the answer of all)"},
+    "--of": {"default": "", "help": "the class whose evidence is shown (default: the one that is answered)"},
+    "--check": {"type": int, "default": 0, "metavar": "N", "help": "share of heat in the face's box over N photos"},
+}
+
+
+def main():
+    settings = runs.read_for_run(__doc__, FLAGS)
+    home = runs.output_folder(settings)
+    explainer = Explainer(settings, settings.layers, settings.head, settings.of)
+    if settings.check:
+        check(settings, explainer, settings.check)
+        return
+    rows = wanted(settings, explainer.task, settings.photos)
+    if not len(rows):
+        raise InputError(f"{settings.run}/oof.csv: holds no mistake; name photos with --photos")
+    seen, heat, told = explainer.explain(rows)
+    draw(seen, heat, home / "explain.png")
+    shown = []
+    for k, row in enumerate(rows.to_dict("records")):
+        shown.append((seen[k], [row["ImageID"]]))
+        for layer, one in zip(explainer.layers, heat[k], strict=True):
+            shown.append((overlay(seen[k], one), [f"for {explainer.said(told[k])}", layer]))
+    intro = (
+        "Red is what spoke most for the answer that is named, by the fold that was not trained on the photo's person."
+    )
+    html.write(home / "explain.html", f"{settings.run}: what it looks at", intro, [("Maps", [html.gallery(shown)])])
+    print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,234 @@
+"""Kill a script or one of its workers at random moments, start it again each time, and compare what is there with
+what an undisturbed run leaves, byte for byte.
+
+    python -m tools.stress.kills crop --count 20    on the sample data
+    python -m tools.stress.kills crop --count 20 --data.train DIR --data.eval DIR    on yours
+    python -m tools.stress.kills train --count 20 --train.folds 3    mid-epoch too
+    python -m tools.stress.kills answer --count 20    inference, pseudo labels, ensemble
+    python -m tools.stress.kills tools --count 21    eda, clean, explain, report, soup, compare, sample data
+    python -m tools.stress.kills train --victim worker    one of its workers; term, int: a signal that stops it
+
+Everything else goes to the scripts. Exit 1 and the names of the files if anything differs, or if a script that was
+stopped, or lost a worker, said more than a line or left a process running.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(script, words):
+    return subprocess.Popen(
+        [sys.executable, ROOT / script, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def workers_of(process):
+    """Process ids of the Python processes that a process started, and that these started (Linux)."""
+    found, waiting = [], [process.pid]
+    while waiting:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        found += [pid for pid in waiting if pid not in found]
+    return [pid for pid in found if b"resource_tracker" not in command_of(pid)]
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def strike(process, victim, rng):
+    """Kill or stop a process as `victim` says: (did it happen, processes that it had)."""
+    workers = workers_of(process)
+    if victim == "worker":
+        if not workers:
+            return False, workers
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+    else:
+        process.send_signal({"main": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}[victim])
+    return True, workers
+
+
+def complaint(process, said, victim, workers):
+    """What is wrong with how a struck process ended, "" if nothing is."""
+    expected = {"main": (-9,), "term": (143, -15), "int": (130, -2), "worker": (2, 0)}[victim]
+    if process.returncode not in (*expected, 0):
+        return f"exit {process.returncode}: {said[-2000:]}"
+    begun = process.returncode != -signal.SIGINT  # before the script itself ran, Python says what it likes
+    if "Traceback" in said and begun:
+        return f"a traceback: {said[-2000:]}"
+    until = time.monotonic() + 15
+    while any(command_of(pid) for pid in workers):
+        if time.monotonic() > until:
+            return f"left running: {[command_of(pid) for pid in workers]}"
+        time.sleep(0.1)
+    return ""
+
+
+def run(script, words):
+    """Run to the end; raise if it fails. Returns its seconds and what it printed."""
+    begun = time.monotonic()
+    process = start(script, words)
+    said, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{script} {' '.join(map(str, words))} failed:\n{said}{errors}")
+    return time.monotonic() - begun, said
+
+
+def run_killed(script, words, count, seconds, rng, ended, victim="main"):
+    """Strike the run `count` times at random moments; call `ended` whenever it came to its end, the last time too.
+
+    seconds: how long an undisturbed run takes, start-up included; a strike comes at any moment of them. `ended` clears
+    the ground, so that the strikes that are left fall on work and not on a run that finds all done.
+    """
+    landed = 0
+    while landed < count:
+        process = start(script, words)
+        try:
+            said, errors = process.communicate(timeout=rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            struck, workers = strike(process, victim, rng)
+            said, errors = process.communicate()
+            wrong = complaint(process, errors, victim, workers)
+            if struck and wrong:
+                raise SystemExit(f"{script}, {victim} struck: {wrong}") from None
+            landed += struck
+        if process.returncode not in (0, 2, -9, -15, -2, 130, 143):
+            raise SystemExit(f"{script} failed after {landed} strikes:\n{said}{errors}")
+        if process.returncode == 0:
+            ended()
+    run(script, words)
+    ended()
+
+
+def different(one, other, ignored=()):
+    """Files that are not the same in both folders; ignored: names of files that may differ."""
+    names = {path.relative_to(folder) for folder in (one, other) for path in folder.rglob("*") if path.is_file()}
+    return sorted(str(name) for name in names if name.name not in ignored and not same(one / name, other / name))
+
+
+def same(one, other):
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def crop(words, home, count, rng, victim="main"):
+    """face_crop.py -> (how often it came to its end, files that differed then)."""
+    whole, killed = home / "whole", home / "killed"
+    seconds, _ = run("face_crop.py", [*words, "--data.crops", whole])
+    return compared("face_crop.py", [*words, "--data.crops", killed], count, seconds, rng, whole, killed, victim=victim)
+
+
+def train(words, home, count, rng, victim="main"):
+    """train_kfold.py, its state saved every second, so that kills find it in mid-epoch."""
+    whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
+    seconds, _ = run("train_kfold.py", [*words, "--run", whole])
+    return compared("train_kfold.py", [*words, "--run", killed], count, seconds, rng, whole, killed, victim=victim)
+
+
+def answer(words, home, count, rng, victim="main"):
+    """inference.py, then pseudo_label.py, then ensemble.py, on one trained run; a third of the kills each."""
+    whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
+    run("train_kfold.py", [*words, "--run", whole, "--train.epochs", "1"])
+    ends, files = 0, []
+    for script, more in (
+        ("inference.py", []),
+        ("pseudo_label.py", ["--pseudo.threshold", "0"]),
+        ("ensemble.py", ["--soft"]),
+    ):
+        shutil.copytree(whole, killed)
+        seconds, _ = run(script, [*words, *more, "--run", whole, "--submission", whole / "submission.csv"])
+        before = [path.relative_to(killed) for path in killed.rglob("*")]
+        again = [*words, *more, "--run", killed, "--submission", killed / "submission.csv"]
+        some, found = compared(script, again, -(-count // 3), seconds, rng, whole, killed, before, victim)
+        shutil.rmtree(killed)
+        ends, files = ends + some, files + found
+    return ends, files
+
+
+def tools(words, home, count, rng, victim="main"):
+    """What looks at a trained run, and what stands beside it; a share of the kills each."""
+    trained, whole, place = home / "trained", home / "whole", home / "place"
+    run("train_kfold.py", [*words, "--run", trained, "--train.epochs", "1", "--train.folds", "2"])
+    run("inference.py", [*words, "--run", trained])
+    ends, files = 0, []
+    for script, more in (
+        ("eda.py", [*words, "--run", place / "run"]),
+        ("clean.py", [*words, "--run", place / "run"]),
+        ("explain.py", [*words, "--run", place / "run"]),
+        ("report.py", [*words, "--run", place / "run"]),
+        ("soup.py", [*words, "--run", place / "run"]),
+        ("compare.py", [RECIPE, *words, "--run", place / "runs", "--train.epochs", "1", "--train.folds", "2"]),
+        ("sample_data.py", ["--sample.people", "4", "--sample.eval_people", "2", "--sample.folder", place / "sample"]),
+    ):
+        shutil.copytree(trained, place / "run")
+        seconds, _ = run(script, more)
+        place.rename(whole)  # files name the place that they lie in
+        shutil.copytree(trained, place / "run")
+        before = [path.relative_to(place) for path in place.rglob("*")]
+        some, found = compared(script, more, -(-count // 7), seconds, rng, whole, place, before, victim)
+        shutil.rmtree(place)
+        shutil.rmtree(whole)
+        ends, files = ends + some, files + [f"{script}: {name}" for name in found]
+    return ends, files
+
+
+RECIPE = ROOT / "recipes" / "focal.json"
+
+
+def compared(script, words, count, seconds, rng, whole, killed, before=(), victim="main"):
+    """Kill a script that fills the folder `killed`; at each end compare it with `whole`, and begin anew.
+
+    before: what was in the folder to begin with, and stays. Returns (number of ends, files that differed).
+    """
+    ends, files = [], []
+
+    def ended():
+        ends.append(len(files))
+        files.extend(different(whole, killed, ["args.json", "speed.csv", "report.html", "compare.md", "compare.png"]))
+        for path in sorted(killed.rglob("*"), reverse=True):
+            if path.relative_to(killed) not in before:
+                path.rmdir() if path.is_dir() else path.unlink()
+
+    run_killed(script, words, count, seconds, rng, ended, victim)
+    return len(ends), files
+
+
+WHAT = {"crop": crop, "train": train, "answer": answer, "tools": tools}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=WHAT)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--victim", choices=("main", "term", "int", "worker"), default="main")
+    parser.add_argument("--seed", type=int, default=0)
+    options, words = parser.parse_known_args()
+    home = Path(tempfile.mkdtemp(prefix="kills-"))
+    try:
+        ends, files = WHAT[options.what](words, home, options.count, random.Random(options.seed), options.victim)
+    finally:
+        shutil.rmtree(home)
+    what = f"{options.what}, {options.victim}: struck {options.count} times, came to its end {ends} times"
+    print(f"{what}; {len(files)} files differ")
+    if files:
+        print("\n".join(files[:20]))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""How long tables of a size that no one has yet take: made up, without photos, each command as a whole process.
+
+    python -m tools.stress.scale                                    a million people; 20 runs of 100,000 rows
+    python -m tools.stress.scale --people 100000 --rows 20000 --runs 5
+
+Prints seconds and peak memory of: dealing people (seven photos each) into folds, ensemble.py over all runs,
+pseudo_label.py and tools.report of one run.
+"""
+
+import argparse
+import contextlib
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from conftest import ROOT, write_photo
+
+import dataset
+from foldface import files, predictions
+from foldface.settings import Settings, as_dict
+
+
+def guessed(task, target, rng):
+    """Probabilities (n, k) of a model that knows something of targets (n,)."""
+    logits = rng.normal(size=(len(target), task.size))
+    logits[np.arange(len(target)), target] += 2
+    shares = np.exp(logits)
+    return shares / shares.sum(1, keepdims=True)
+
+
+def make_competition(home, rows):
+    """train.csv and info.csv of so many photos, which are all the same one."""
+    people, table = rows // 7, []
+    write_photo(home / "photo.jpg", 0)
+    photo = (home / "photo.jpg").read_bytes()
+    (home / "eval" / "images").mkdir(parents=True)
+    asked = pd.DataFrame({"ImageID": [f"{k:07}.jpg" for k in range(rows)], "ans": 0})
+    asked.to_csv(home / "eval" / "info.csv", index=False)
+    for k in range(people):
+        gender, age = ("male", "female")[k % 2], 18 + k * 7 % 43
+        folder = home / "train" / "images" / f"{k:07}_{gender}_{age}"
+        folder.mkdir(parents=True)
+        for name in ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"):
+            (folder / f"{name}.jpg").write_bytes(photo)
+        table.append((f"{k:07}", gender, "drawn", age, folder.name))
+    frame = pd.DataFrame(table, columns=["id", "gender", "race", "age", "path"])
+    frame.to_csv(home / "train" / "train.csv", index=False)
+
+
+def make_run(home, name, photos, seed):
+    """A run with oof.csv, metrics.json and fold0.csv, as if it had been trained."""
+    rng, run = np.random.default_rng(seed), home / name
+    settings = Settings(run=str(run))
+    settings.data.train, settings.data.eval, settings.data.crops = str(home / "train"), str(home / "eval"), ""
+    files.write_json(run / "args.json", as_dict(settings))
+    task, target = settings.predicted, photos["target"].to_numpy(int)
+    known = photos[["ImageID", "id"]].assign(fold=0, target=target)
+    for table in ("oof.csv", "oof_last.csv"):
+        files.write_csv(run / "fold0" / table, predictions.with_answers(task, known, guessed(task, target, rng)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictions.gather(task, run, [0])
+    asked = pd.read_csv(home / "eval" / "info.csv", dtype=str)[["ImageID"]]
+    some = rng.integers(task.size, size=len(asked))
+    files.write_csv(run / "fold0.csv", predictions.with_answers(task, asked, guessed(task, some, rng)))
+    return str(run)
+
+
+def timed(title, *words):
+    """Run a command, print its seconds and its largest process's memory."""
+    watch = "import resource, subprocess, sys, time; t = time.time(); code = subprocess.run(sys.argv[1:], "
+    watch += "stdout=subprocess.DEVNULL).returncode; print(round(time.time() - t, 1), "
+    watch += "round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2)); sys.exit(code)"
+    command = [sys.executable, "-c", watch, sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{title}: {done.stderr}")
+    seconds, memory = done.stdout.split()
+    print(f"{title}: {seconds} s, {memory} GB", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, default in (("--people", 1_000_000), ("--rows", 100_000), ("--runs", 20)):
+        parser.add_argument(flag, type=int, default=default)
+    told = parser.parse_args()
+    timed(f"{told.people:,} people into folds", "-c", f"import bench; bench.folds_seconds({told.people})")
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
+        make_competition(home, told.rows)
+        settings = Settings()
+        settings.data.train = str(home / "train")
+        photos, _ = dataset.training_rows(settings)
+        runs = [make_run(home, f"run{k}", photos, k) for k in range(told.runs)]
+        votes, title = ["--soft", "--submission", str(home / "submission.csv")], f"of {told.rows:,} rows"
+        timed(f"ensemble.py, {told.runs} runs {title}", "ensemble.py", *votes, "--runs", *runs)
+        timed(f"pseudo_label.py {title}", "pseudo_label.py", "--run", runs[0], "--pseudo.threshold", "0.5")
+        timed(f"report.py {title}", "report.py", "--run", runs[0])
+
+
+if __name__ == "__main__":
+    main()
