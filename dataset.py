@@ -67,40 +67,40 @@ from foldface.files import InputError, read_csv, read_json, write_csv, write_jso
 from foldface.predictions import PSEUDO_COLUMNS
 from foldface.runtime import cores
 
-ENOUGH = 0.95  # a run on less of its rows than this is no run on this data
+MIN_USABLE_SHARE = 0.95  # a run on less of its rows than this is no run on this data
 
 
 # ----------------------------------------------------------------------------------------------------- the rows
 
 
-def settle(settings, overwrite=False):
+def infer_classes(config, overwrite=False):
     """Put the classes that the data has, in order, where the task names none; returns the labels.Task.
 
     They go into the run's args.json and its weights, which nothing that follows may contradict: a run that goes on
     (not with overwrite) keeps the order that it was begun with.
     """
-    task = settings.predicted
+    task = config.predicted
     if task.settled:
         return task
     problems = Problems()
-    rows = LAYOUTS[settings.data.layout](settings.data.train, task, problems, settings.data)
+    rows = LAYOUTS[config.data.layout](config.data.train, task, problems, config.data)
     if not len(rows):
         problems.stop_if_strict(True)
-    for head in settings.task.heads:
+    for head in config.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
             counts = rows[head.name].astype(str).value_counts().to_dict()
-            head.classes, said = names.classes_of(counts, f"{settings.data.train}: {head.name}")
+            head.classes, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
             print(*said, sep="\n", end="\n" if said else "")
-            begun = [] if overwrite else classes_of_run(settings.run, head.name)
+            begun = [] if overwrite else classes_of_run(config.run, head.name)
             if sorted(begun) == sorted(head.classes):
                 head.classes = begun
             if len(head.classes) < 2:
                 raise InputError(
-                    f"{settings.data.train}: {len(head.classes)} classes of {head.name} found"
+                    f"{config.data.train}: {len(head.classes)} classes of {head.name} found"
                     + (f" ({head.classes[0]})" if head.classes else "")
                     + ": a class a folder, or a table's column, and at least two of them"
                 )
-    return settings.predicted
+    return config.predicted
 
 
 def classes_of_run(run, name):
@@ -110,12 +110,12 @@ def classes_of_run(run, name):
     return next((head.get("classes", []) for head in heads if head.get("name") == name), [])
 
 
-def training_rows(settings):
+def training_rows(config):
     """All rows that may be trained on, without folds: (rows, Problems).
 
     Raises InputError for a bad row if data.strict, and where too few rows are left.
     """
-    data, problems, task = settings.data, Problems(), settle(settings)
+    data, problems, task = config.data, Problems(), infer_classes(config)
     rows = LAYOUTS[data.layout](data.train, task, problems, data)
     by_column = "grouped" in rows and bool(rows["grouped"].any())
     rows = grouped(rows, data, problems, by_column)
@@ -139,7 +139,7 @@ def training_rows(settings):
             values = rows[task.number.name]
             rows["gap"] |= (values >= bound - data.age_gap) & (values < bound + data.age_gap)
     if data.pseudo:
-        rows = pd.concat([rows, pseudo_rows(settings, task, by_column)], ignore_index=True)
+        rows = pd.concat([rows, pseudo_rows(config, task, by_column)], ignore_index=True)
     return rows, problems
 
 
@@ -232,22 +232,22 @@ def correct(rows, path, task):
     return rows
 
 
-def pseudo_rows(settings, task, by_column=False):
+def pseudo_rows(config, task, by_column=False):
     """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone.
 
     by_column: data.group is a column of data.train. Raises InputError for a damaged row.
     """
-    path = settings.data.pseudo
+    path = config.data.pseudo
     frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=task.probabilities)
-    photos = eval_rows(settings).drop_duplicates("ImageID").set_index("ImageID")
+    photos = eval_rows(config).drop_duplicates("ImageID").set_index("ImageID")
     told, folds, sure = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold", "confidence"))
-    many = settings.train.folds
+    many = config.train.folds
     answers = f"a number of {task.number.name}" if task.numeric else f"a class, 0 to {task.size - 1}"
-    soft = settings.data.pseudo_soft and not task.numeric
+    soft = config.data.pseudo_soft and not task.numeric
     if soft and not all(name in frame for name in task.probabilities):
         raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
     for bad, what in (
-        (~frame["ImageID"].isin(photos.index), f"is not in {settings.data.eval}"),
+        (~frame["ImageID"].isin(photos.index), f"is not in {config.data.eval}"),
         (~folds.isin(range(many)), f"fold is not one of the folds 0 to {many - 1}"),
         (~(np.isfinite(told) if task.numeric else told.isin(range(task.size))), f"ans is not {answers}"),
         (~sure.between(0, 1), "confidence is not between 0 and 1"),
@@ -264,7 +264,7 @@ def pseudo_rows(settings, task, by_column=False):
         {
             "ImageID": frame["ImageID"],
             "photo": photos.loc[frame["ImageID"], "photo"].to_numpy(),
-            "id": eval_ids(photos.loc[frame["ImageID"]].reset_index(), settings.data.group, by_column),
+            "id": eval_ids(photos.loc[frame["ImageID"]].reset_index(), config.data.group, by_column),
             **heads,
             "source": "pseudo",
             "split": "",
@@ -307,15 +307,15 @@ def eval_ids(photos, group, by_column):
     return known.where(~without, alone)
 
 
-def eval_rows(settings):
+def eval_rows(config):
     """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target where folders or names tell the truth,
     -1 (of numbers NaN) where they don't; id where their table has the column that data.group names.
 
     In the order of info.csv (a row twice there is twice here), of a CSV or JSON file, or sorted, if data.eval is a
     folder of photos or of class folders.
     """
-    path = Path(settings.data.eval)
-    if not settings.data.eval:
+    path = Path(config.data.eval)
+    if not config.data.eval:
         raise InputError("data.eval is empty: name the photos to answer for, such as --data.eval FOLDER")
     if os.path.exists(path) and not path.is_dir() and path.suffix.lower() not in (".csv", ".json"):
         raise InputError(
@@ -323,40 +323,40 @@ def eval_rows(settings):
         )
     if path.suffix.lower() == ".json":
         problems = Problems()
-        found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, settings.data)]
+        found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, config.data)]
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo", *BOX])
-        task = settings.predicted
-        if task.settled and settings.data.layout == "boxes":
-            truth = LAYOUTS["boxes"](path, task, Problems(), settings.data)
+        task = config.predicted
+        if task.settled and config.data.layout == "boxes":
+            truth = LAYOUTS["boxes"](path, task, Problems(), config.data)
             known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
             if known:
                 rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
     elif path.is_dir() and not (path / "info.csv").is_file() and not (path / "images").is_dir():
         problems = Problems()
-        found = list(photos_below(path, settings.data.roots, problems, "data.eval is what is answered for"))
+        found = list(photos_below(path, config.data.roots, problems, "data.eval is what is answered for"))
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo"])
-        task = settings.predicted
-        if task.settled and settings.data.layout in ("folder", "aaf", "utkface"):
-            truth = LAYOUTS[settings.data.layout](path, task, Problems(), settings.data)
+        task = config.predicted
+        if task.settled and config.data.layout in ("folder", "aaf", "utkface"):
+            truth = LAYOUTS[config.data.layout](path, task, Problems(), config.data)
             known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
             rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
             unknown = sorted({name.split("/")[0] for name in rows["ImageID"] if name not in known and "/" in name})
             if unknown:
                 print(f"{path}: photos in {', '.join(unknown[:8])} can't be scored: the task has no such class")
     else:
-        rows = listed_rows(path, settings.data.roots, settings.data.group)
+        rows = listed_rows(path, config.data.roots, config.data.group)
     if not len(rows):
         raise InputError(f"{path}: has no {'rows' if path.is_file() else 'photos'}: there is nothing to answer for")
     return rows.assign(source="eval")
 
 
-def answerable(settings):
+def answerable(config):
     """Is there something at data.eval that could be answered for?"""
-    path = Path(settings.data.eval)
+    path = Path(config.data.eval)
     return (
-        bool(settings.data.eval) and path.exists() and ((path / "info.csv").is_file() or not (path / "images").is_dir())
+        bool(config.data.eval) and path.exists() and ((path / "info.csv").is_file() or not (path / "images").is_dir())
     )
 
 
@@ -384,12 +384,12 @@ def listed_rows(path, roots, group=""):
     return rows.assign(id=frame[group]) if group in frame else rows
 
 
-def drop_faceless(rows: pd.DataFrame, settings, problems: Problems) -> pd.DataFrame:
+def drop_faceless(rows: pd.DataFrame, config, problems: Problems) -> pd.DataFrame:
     """The rows without photos in which no detector found a face, if crop.missing says so; each is added to `problems`.
 
     rows: what `with_files` gives. Raises InputError where none of data.train is left.
     """
-    if settings.crop.missing != "drop" or not rows["faceless"].any():
+    if config.crop.missing != "drop" or not rows["faceless"].any():
         return rows
     out = rows[rows["faceless"]]
     for photo in out["photo"]:
@@ -398,36 +398,36 @@ def drop_faceless(rows: pd.DataFrame, settings, problems: Problems) -> pd.DataFr
     rows = rows[~rows["faceless"]].reset_index(drop=True)
     if not (rows["source"] == "train").any():
         raise InputError(
-            f"crop.missing drop: no detector found a face in any photo of {settings.data.train}: look at "
-            f"{settings.data.crops}/review.png, name other crop.detectors, or --crop.missing guess"
+            f"crop.missing drop: no detector found a face in any photo of {config.data.train}: look at "
+            f"{config.data.crops}/review.png, name other crop.detectors, or --crop.missing guess"
         )
     return rows
 
 
-def clean(rows, settings, problems):
+def clean(rows, config, problems):
     """The rows without what data.min_side and data.duplicates leave out, each with its reason in `problems`.
 
     Whole photos are looked at, those of data.eval too. With data.duplicates there is a column near, a number that
     photos share which are nearly the same, and duplicates.csv. Nothing in the user's folders is touched.
     """
-    data, task = settings.data, settings.predicted
+    data, task = config.data, config.predicted
     if not data.min_side and data.duplicates == "keep":
         return rows
     from foldface.data import duplicates
 
-    others = eval_rows(settings)[["source", "ImageID", "photo"]] if answerable(settings) else rows[:0]
+    others = eval_rows(config)[["source", "ImageID", "photo"]] if answerable(config) else rows[:0]
     everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
     photos = everything["photo"].drop_duplicates(ignore_index=True)
-    seen = duplicates.look(photos.tolist())
+    seen = duplicates.fingerprint(photos.tolist())
     at = rows["photo"].map(dict(zip(photos, range(len(photos)), strict=True))).to_numpy()
     own, out = rows["source"].ne("pseudo").to_numpy(), np.full(len(rows), "", dtype=object)
     least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
     small = own & (least < data.min_side) & (seen["reason"].to_numpy()[at] == "")
     out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
     if data.duplicates != "keep":
-        pairs, bits = duplicates.near(seen)
+        pairs, bits = duplicates.near_duplicates(seen)
         rows = rows.assign(near=duplicates.components(pairs, len(photos))[at])
-        write_duplicates(settings, task, everything, photos, pairs, bits)
+        write_duplicates(config, task, everything, photos, pairs, bits)
         out[~own & rows["near"].isin(rows["near"][own])] = "nearly the same as a photo to train on, pseudo-labelled"
     if data.duplicates == "drop":
         label = rows["label"]
@@ -442,16 +442,16 @@ def clean(rows, settings, problems):
     return rows[out == ""].reset_index(drop=True)
 
 
-def capped(rows, settings):
+def capped(rows, config):
     """The rows with those over data.max_per_class marked as gap: they are not trained on, but still validated on."""
-    most, task = settings.data.max_per_class, settings.predicted
+    most, task = config.data.max_per_class, config.predicted
     if not most:
         return rows
     from foldface.data import duplicates
 
     own = (rows["source"].isin(["train", "extra"]) & ~((rows["split"] == "valid") | rows["gap"])).to_numpy()
     over = np.zeros(len(rows), bool)
-    over[own] = ~duplicates.cap(rows["label"][own], most, settings.seed)
+    over[own] = ~duplicates.cap(rows["label"][own], most, config.seed)
     counts = pd.Series(task.written(rows["label"][over])).value_counts()
     print(
         f"data.max_per_class {most}: {over.sum()} photos are not trained on: "
@@ -460,7 +460,7 @@ def capped(rows, settings):
     return rows.assign(gap=rows["gap"] | over)
 
 
-def write_duplicates(settings, task, rows, photos, pairs, bits):
+def write_duplicates(config, task, rows, photos, pairs, bits):
     """Write and count the pairs of photos that are nearly the same: runs/NAME/duplicates.csv."""
     first = rows.drop_duplicates("photo").set_index("photo").loc[photos]
     said = (
@@ -470,7 +470,7 @@ def write_duplicates(settings, task, rows, photos, pairs, bits):
     first = first.assign(answer=np.where(first["source"] == "eval", "", said.astype(str)))
     parts = [first.iloc[pairs[:, side]][["source", "split", "answer"]].reset_index() for side in (0, 1)]
     frame = pd.concat([parts[0], parts[1].add_prefix("other_")], axis=1).assign(bits=bits)
-    path = Path(settings.run) / "duplicates.csv"
+    path = Path(config.run) / "duplicates.csv"
     write_csv(path, frame)
     apart = (frame["answer"] != frame["other_answer"]) & (frame["answer"] != "") & (frame["other_answer"] != "")
     across = frame["source"].eq("eval") != frame["other_source"].eq("eval")
@@ -480,7 +480,7 @@ def write_duplicates(settings, task, rows, photos, pairs, bits):
     )
 
 
-def drop_unreadable(rows, settings, problems):
+def drop_unreadable(rows, config, problems):
     """Leave out training photos that can't be read, each with its reason in `problems`; too many stop the run.
 
     Whole photos are decoded once for this; of crops the manifest knows. Raises InputError below 95 % of the rows.
@@ -496,7 +496,7 @@ def drop_unreadable(rows, settings, problems):
             return str(error)
         return ""
 
-    if settings.data.crops:
+    if config.data.crops:
         reasons = np.where(rows["file"] == "", "unreadable (see the crops' manifest.csv)", "")
     else:
         boxes = rows[BOX].to_numpy(float) if "x1" in rows else [None] * len(rows)
@@ -511,63 +511,63 @@ def drop_unreadable(rows, settings, problems):
         problems.add(photo, None, f"can't be read: {why}")
     if bad.any():
         print(f"left out: {int(bad.sum())} photos that can't be read, such as {rows['photo'][bad].iloc[0]}")
-    if (~bad).sum() < ENOUGH * everything:
+    if (~bad).sum() < MIN_USABLE_SHARE * everything:
         first = problems.rows[0]
         raise InputError(
-            f"only {int((~bad).sum())} of {everything} rows can be trained on, less than {ENOUGH:.0%}; "
+            f"only {int((~bad).sum())} of {everything} rows can be trained on, less than {MIN_USABLE_SHARE:.0%}; "
             f"the first that can't: {first['file']}: {first['reason']}"
         )
     return rows[~bad].reset_index(drop=True)
 
 
-def with_folds(rows, settings, problems, now):
+def with_folds(rows, config, problems, now):
     """`assign_folds` for a run: its data is what it was when training began, and until then folds.csv is dealt again
     at each start, unless it was brought. Writes data.json. Raises InputError."""
-    path = Path(settings.run) / "folds.csv"
+    path = Path(config.run) / "folds.csv"
     record = read_json(path.with_name(RECORD), "remove it") if path.with_name(RECORD).is_file() else {}
     if not isinstance(record, dict):
         raise InputError(f"{path.with_name(RECORD)}: is not as it was written: remove it")
-    refuse_other_data(settings, record, now)
-    begun, brought = runs.begun(settings.run), path.is_file()
+    refuse_other_data(config, record, now)
+    begun, brought = runs.begun(config.run), path.is_file()
     if not begun and record.get("dealt") and record.get("folds") == digest_of(path):
         brought = False
-    rows = assign_folds(rows, settings, problems, anew=not brought)
+    rows = assign_folds(rows, config, problems, anew=not brought)
     if not (begun and record):
         about = {"folds": digest_of(path), "dealt": not brought, "extra": beside_folds(rows)}
         write_json(path.with_name(RECORD), now | about)
     return rows
 
 
-def prepare(settings):
+def prepare(config):
     """Rows with files, twins and folds, checked and shown: all that a training script needs.
 
     Writes folds.csv and data.json, and rejected.csv if anything was left out.
     """
-    given, problems = training_rows(settings)
-    task = settings.predicted
-    rows = manifest.with_files(clean(given, settings, problems), settings.data.crops)
-    rows = drop_faceless(rows, settings, problems)
+    given, problems = training_rows(config)
+    task = config.predicted
+    rows = manifest.with_files(clean(given, config, problems), config.data.crops)
+    rows = drop_faceless(rows, config, problems)
     rows["twin"] = twins(rows)
     rows["linked"] = groups(rows)
-    rows = with_folds(rows, settings, problems, identity(given, settings))
-    rows = capped(rows, settings)
-    refuse_other_folds(settings)
-    refuse_seen_weights(rows, settings)
-    rows = only(rows, task, settings.data.only)
+    rows = with_folds(rows, config, problems, identity(given, config))
+    rows = capped(rows, config)
+    refuse_other_folds(config)
+    refuse_seen_weights(rows, config)
+    rows = only(rows, task, config.data.only)
     folds, aside = folds_of(rows), rows[rows["source"] == "test"]
     for k in folds:
         training, validation = split(rows, k)
         refuse_leaks(training, pd.concat([validation, aside]))
     if not folds:
-        raise InputError(f"{settings.data.train}: no fold has a photo to validate on")
-    if settings.train.only_folds != []:
-        rows = drop_unreadable(rows, settings, problems)
+        raise InputError(f"{config.data.train}: no fold has a photo to validate on")
+    if config.train.only_folds != []:
+        rows = drop_unreadable(rows, config, problems)
     if problems.rows:
-        path = Path(settings.run) / "rejected.csv"
+        path = Path(config.run) / "rejected.csv"
         write_csv(path, pd.DataFrame(problems.rows).astype({"row": "Int64"}))
         print(f"{len(problems.rows)} rows or photos are left out: see {path}")
     print(fold_table(task, rows, folds))
     if not task.numeric:
-        wanted = [k for k in settings.train.only_folds or folds if k in folds]
+        wanted = [k for k in config.train.only_folds or folds if k in folds]
         print(balance_table(task, rows, (wanted or folds)[0]))
     return rows

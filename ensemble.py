@@ -22,7 +22,7 @@ import pandas as pd
 
 import dataset
 from foldface import blend, predictions
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_csv, read_json, refuse_unwritable, write_csv
 from foldface.report import html
@@ -115,7 +115,7 @@ VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
 # --------------------------------------------------------------------------------------- what is known out of fold
 
 
-class Known:
+class OofPredictions:
     """The out-of-fold predictions of several runs for the same photos.
 
     target (n,), people (n,), part (n,) for blend.nested, told (m, n, k) or (m, n), numbers (m, n, columns) or None.
@@ -148,24 +148,24 @@ class Known:
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
         self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
 
-    def tell(self, answer, title, bar=None):
+    def tell(self, answer, title, baseline=None):
         """Print the score of answers (n,) with its interval, and its difference to a bar's; returns whether it is
         better than the bar."""
-        return self.tell_all([(answer, title, bar)])[0]
+        return self.tell_all([(answer, title, baseline)])[0]
 
     def tell_all(self, lines):
         """`tell` for several (answer, title, bar or None), all on the same people drawn: a list of bool."""
         task, better = self.task, []
-        told = [one for answer, _, bar in lines for one in (answer, bar) if one is not None]
+        told = [one for answer, _, baseline in lines for one in (answer, baseline) if one is not None]
         kept = {id(one): one for one in told}
         draws = dict(zip(kept, task.draws(self.target, list(kept.values()), self.people), strict=True))
-        for answer, title, bar in lines:
+        for answer, title, baseline in lines:
             low, high = np.quantile(draws[id(answer)], [0.025, 0.975])
             value = task.value(self.target, answer)
             line, gain = f"{title}: out-of-fold {task.title} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
-            if bar is not None:
-                gain = value - task.value(self.target, bar)
-                low, high = np.quantile(draws[id(answer)] - draws[id(bar)], [0.025, 0.975])
+            if baseline is not None:
+                gain = value - task.value(self.target, baseline)
+                low, high = np.quantile(draws[id(answer)] - draws[id(baseline)], [0.025, 0.975])
                 line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
                     "; luck could explain it" if low <= 0 <= high else ""
                 )
@@ -214,7 +214,7 @@ def votes_without_one(task, vote, told):
     return [blend.answer_of((total - one) / (len(told) - 1)) for one in told]
 
 
-def search_weights(known, runs, vote, bar):
+def search_weights(known, runs, vote, baseline):
     """Weights of the runs by hill climbing, or None unless they beat the plain vote on people that they were not fitted
     to: (weigh, answer).
 
@@ -232,7 +232,7 @@ def search_weights(known, runs, vote, bar):
         return lambda others: blend.answer_of(np.tensordot(weights, stack[:, others], 1))
 
     answer = blend.nested(fit, known.target, known.part)
-    if not known.tell(answer, "searched weights, on people not searched on", bar):
+    if not known.tell(answer, "searched weights, on people not searched on", baseline):
         print("the plain vote is not beaten: it stays")
         return None
     weights = weigh(np.ones(len(known.target), bool))
@@ -240,7 +240,7 @@ def search_weights(known, runs, vote, bar):
     return weigh, answer
 
 
-def decide(known, what, weigh, bar):
+def decide(known, what, weigh, baseline):
     """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the bar stands.
 
     weigh: as search_weights gives it; the weights too are those of people other than the ones that are scored.
@@ -275,7 +275,7 @@ def decide(known, what, weigh, bar):
         return lambda others: scores[others].argmax(1)
 
     title = f"decided {' and '.join(what)}, on people not decided on"
-    if not known.tell(blend.nested(fit, known.target, known.part), title, bar):
+    if not known.tell(blend.nested(fit, known.target, known.part), title, baseline):
         print("the plain answer is not beaten: it stays")
         return None
     weights, boundary, bias = choose(np.ones(len(known.target), bool))
@@ -323,45 +323,45 @@ FLAGS = {
 
 
 def main():
-    settings = read_for_run(__doc__, FLAGS)
-    chosen = [name for name in VOTES if getattr(settings, name)]
+    config = read_for_run(__doc__, FLAGS)
+    chosen = [name for name in VOTES if getattr(config, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
-    vote, task = chosen[0] if chosen else "soft", settings.predicted
-    runs = settings.runs or [str(predictions.folder_of(settings))]
-    refuse_unwritable(Path(settings.submission).parent, "name another --submission")
+    vote, task = chosen[0] if chosen else "soft", config.predicted
+    runs = config.runs or [str(predictions.folder_of(config))]
+    refuse_unwritable(Path(config.submission).parent, "name another --submission")
     if (Path(runs[0]) / "report.html").is_file():
-        refuse_unwritable(settings.output or runs[0], "name a folder for report.html with --output")
-    choosing = settings.weights == "search" or settings.decide
-    if settings.decide and vote != "soft":
+        refuse_unwritable(config.output or runs[0], "name a folder for report.html with --output")
+    choosing = config.weights == "search" or config.decide
+    if config.decide and vote != "soft":
         raise InputError("--decide chooses on mean probabilities: leave --hard and --rank out")
-    if task.numeric and (settings.decide or vote == "rank"):
+    if task.numeric and (config.decide or vote == "rank"):
         raise InputError(
             "--decide and --rank are about classes; the answer is a number: --soft (mean) or --hard (median)"
         )
     refuse_other_tasks(task, runs)
-    ids, found = members(task, runs, dict.fromkeys(settings.folds))
-    rows = dataset.eval_rows(settings)
+    ids, found = members(task, runs, dict.fromkeys(config.folds))
+    rows = dataset.eval_rows(config)
     wanted = rows["ImageID"].to_numpy()
     if len(wanted) != len(ids) or (wanted != ids).any():
         raise InputError(
-            f"{settings.data.eval} has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
+            f"{config.data.eval} has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
             "run inference.py again with the same data.eval"
         )
     columns, known = {}, None
     try:
-        known = Known(task, runs)
+        known = OofPredictions(task, runs)
         columns["training"] = known.target
         plain = introduce(known, runs, vote)
     except InputError as error:
         if choosing:
             raise
         print(f"what the vote is worth can't be said: {error}")
-    searched = search_weights(known, runs, vote, plain) if settings.weights == "search" else None
+    searched = search_weights(known, runs, vote, plain) if config.weights == "search" else None
     decision = None
-    if settings.decide:
+    if config.decide:
         equal = np.full(len(runs), 1 / len(runs))
-        decision = decide(known, settings.decide, *(searched or (lambda _: equal, plain)))
+        decision = decide(known, config.decide, *(searched or (lambda _: equal, plain)))
     if decision:
         answer = decision(*by_run(task, runs, found, ids)).argmax(1)
     elif searched:
@@ -369,17 +369,17 @@ def main():
         answer = blend.answer_of(np.tensordot(weights, blend.votes(told, vote), 1))
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))
-    write_csv(settings.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
+    write_csv(config.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
     if task.confused:
-        print(f"warning: {settings.submission}: {task.confused}", file=sys.stderr)
+        print(f"warning: {config.submission}: {task.confused}", file=sys.stderr)
     spread = task.spread(columns | {"answers": answer})
     print(spread)
-    tell_true(task, rows, answer, settings.data.group)
-    show(task, runs[0], settings.output or runs[0], found, known.said if known else [], spread)
+    log_known_answers(task, rows, answer, config.data.group)
+    show(task, runs[0], config.output or runs[0], found, known.said if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
         f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
-        f"{settings.submission}"
+        f"{config.submission}"
     )
 
 
@@ -410,7 +410,7 @@ def show(task, run, output, found, lines, spread):
     html.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
 
 
-def tell_true(task, rows, answer, group):
+def log_known_answers(task, rows, answer, group):
     """Print the scores where the folders or names of data.eval say what is true, with the interval over the people or
     objects that data.group (a regular expression) tells of their names, else over photos."""
     if "target" not in rows:
@@ -428,4 +428,4 @@ def tell_true(task, rows, answer, group):
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

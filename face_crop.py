@@ -17,24 +17,24 @@ import pandas as pd
 
 from dataset import answerable, eval_rows, training_rows
 from foldface import cli
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.faces.crops import crop_plan
 from foldface.faces.manifest import own_names
-from foldface.files import InputError, alone, refuse_unwritable
+from foldface.files import InputError, folder_lock, refuse_unwritable
 
 # ------------------------------------------------------------------------------------------------------- the job
 
 
-def plan(settings):
+def plan(config):
     """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id, source, ImageID; a row a
     photo. Photos of one name in several sets of data.extra have one crop here: `apart` tells them apart."""
-    rows, _ = training_rows(settings.without_pseudo())
+    rows, _ = training_rows(config.without_pseudo())
     parts = [rows[["source", "ImageID", "photo", "id"]]]
-    if answerable(settings):
-        answer = eval_rows(settings)[["source", "ImageID", "photo"]]
+    if answerable(config):
+        answer = eval_rows(config)[["source", "ImageID", "photo"]]
         parts.append(answer.assign(id="eval/" + answer["ImageID"]))
     else:
-        print(f"data.eval '{settings.data.eval}' names no photos to answer for; only those to train on are cropped")
+        print(f"data.eval '{config.data.eval}' names no photos to answer for; only those to train on are cropped")
     rows = pd.concat(parts, ignore_index=True).drop_duplicates("photo", ignore_index=True)
     name = own_names(rows)
     rows["crop"] = [
@@ -45,22 +45,22 @@ def plan(settings):
     return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def crop_all(settings):
+def crop_all(config):
     """Crop everything that the settings name; returns the manifest as a DataFrame."""
-    folder, crop = settings.data.crops, settings.crop
+    folder, crop = config.data.crops, config.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
-    todo = plan(settings)
-    with alone(folder):
+    todo = plan(config)
+    with folder_lock(folder):
         return crop_plan(todo, folder, crop)
 
 
 def main():
-    settings = cli.read(__doc__)
+    config = cli.read(__doc__)
     start = time.perf_counter()
-    manifest = crop_all(settings)
-    seconds, folder = time.perf_counter() - start, settings.data.crops
+    manifest = crop_all(config)
+    seconds, folder = time.perf_counter() - start, config.data.crops
     counts = manifest["detector"].value_counts().items()
     print(
         f"{len(manifest)} photos in {seconds:.0f} s: "
@@ -73,4 +73,4 @@ def main():
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

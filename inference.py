@@ -18,10 +18,10 @@ import pandas as pd
 
 import dataset
 from foldface import predictions, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.data import layouts
 from foldface.faces import manifest
-from foldface.files import alone, replacing, warn_once, write_csv
+from foldface.files import atomic_write, folder_lock, warn_once, write_csv
 
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
 
@@ -30,35 +30,35 @@ def carry(run, output):
     """Copy what other scripts read beside predictions from a run into the folder `output`, so that it does for them
     what the run's folder does."""
     for path in sorted(path for pattern in CARRIED for path in Path(run).glob(pattern)):
-        with replacing(output / path.name) as partial:
+        with atomic_write(output / path.name) as partial:
             shutil.copyfile(path, partial)
 
 
 def main():
-    settings = runs.read_for_run(__doc__)
+    config = runs.read_for_run(__doc__)
     from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable, some_inputs
     from model import checkpoints, load_folds
 
-    paths, output = checkpoints(settings.run), runs.output_folder(settings)
-    rows = dataset.eval_rows(settings)
+    paths, output = checkpoints(config.run), runs.output_folder(config)
+    rows = dataset.eval_rows(config)
     nets, abouts, heads = load_folds(paths)
-    refuse_other_crops(next(iter(abouts.values()))["crops"], settings.data.crops)
-    rows = manifest.with_files(rows, settings.data.crops)
-    if settings.inference.backend != "torch":
+    refuse_other_crops(next(iter(abouts.values()))["crops"], config.data.crops)
+    rows = manifest.with_files(rows, config.data.crops)
+    if config.inference.backend != "torch":
         from foldface.nn import onnx
 
         nets = onnx.exported(nets, abouts, paths, output)
-        if settings.inference.backend == "int8":
+        if config.inference.backend == "int8":
             nets = onnx.quantized(nets, some_inputs(rows, next(iter(abouts.values())), 2 * onnx.CALIBRATED), heads)
     files, kept = rows["file"].to_numpy(str), output / "inference.npz"
     if not any(map(os.path.isfile, files)):  # before minutes are spent
-        refuse_unreadable(settings, rows, "there is no such file")
+        refuse_unreadable(config, rows, "there is no such file")
     boxes = rows[layouts.BOX].to_numpy().tolist() if "x1" in rows else []
-    with alone(output):
-        found, reasons = predict(nets, abouts, heads, rows, settings, kept, key_of(paths, files, settings, boxes))
+    with folder_lock(output):
+        found, reasons = predict(nets, abouts, heads, rows, config, kept, key_of(paths, files, config, boxes))
     bad = reasons != ""
     if bad.all():
-        refuse_unreadable(settings, rows, reasons[0])
+        refuse_unreadable(config, rows, reasons[0])
     report = output / "unreadable.csv"
     if bad.any():
         write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
@@ -75,13 +75,13 @@ def main():
             write_csv(path, predictions.with_numbers(task, names, told))
         write_csv(output / f"fold{fold}.csv", predictions.with_answers(task, names, told))
     kept.unlink(missing_ok=True)
-    if output.resolve() != Path(settings.run).resolve():
-        carry(settings.run, output)
-    runs.remember(settings, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
+    if output.resolve() != Path(config.run).resolve():
+        carry(config.run, output)
+    runs.remember(config, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
     print(
         f"{len(rows)} photos, {len(found)} folds: {output}/fold*.csv; next: python ensemble.py --soft --runs {output}"
     )
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -3,7 +3,7 @@
 import torch
 
 from foldface.nn import devices
-from foldface.nn.heads import OLDER
+from foldface.nn.heads import ORDINAL_LOGIT_BIAS
 
 
 def class_weights(size, balance, label):
@@ -31,18 +31,18 @@ class Targets:
     weight (n,) float32; beside (n, heads) int64, the class of each head that is not in the answer, -1 = unknown.
     """
 
-    def __init__(self, task, rows, settings):
+    def __init__(self, task, rows, config):
         """rows: DataFrame of label, a column a head, and p0, p1, ... where a pseudo label is soft, else NaN."""
         self.weight, self.number = torch.ones(len(rows)), torch.full((len(rows),), float("nan"))
         self.classes = torch.empty(len(rows), 0)
         if not task.numeric:
             label = torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
-            self.classes = torch.from_numpy(task.smoothed(settings.name, settings.smoothing))[label]
+            self.classes = torch.from_numpy(task.smoothed(config.name, config.smoothing))[label]
             if task.probabilities[0] in rows:
                 soft = torch.tensor(rows[task.probabilities].to_numpy("float32"))
                 known = ~soft.isnan().any(1)
                 self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
-            self.weight = self.classes @ class_weights(task.size, settings.balance, label)
+            self.weight = self.classes @ class_weights(task.size, config.balance, label)
         if task.number:
             self.number = torch.tensor(rows[task.number.name].to_numpy("float32"))
         beside = [head for head in task.heads if head.kind == "named" and head not in task.answered]
@@ -62,16 +62,16 @@ class Loss(torch.nn.Module):
     follow from them; where the number is unknown (pseudo labels) the classes stand alone.
     """
 
-    def __init__(self, heads, settings, label):
+    def __init__(self, heads, config, label):
         """heads: heads.Heads; settings: args.Loss; label: (n,) training labels."""
         super().__init__()
-        self.heads, self.task, self.name = heads, heads.task, settings.name
+        self.heads, self.task, self.name = heads, heads.task, config.name
         self.f1_sums = f1_sums
-        self.weights = settings.weights or [1.0] * len(self.task.heads)
-        self.sigma = settings.age_sigma or (0.03 * heads.range if heads.number else None)
-        self.gamma = settings.gamma if settings.name == "focal" else 0.0
-        if settings.name == "f1":
-            self.f1 = SoftF1(self.task.size, label, settings.span)
+        self.weights = config.weights or [1.0] * len(self.task.heads)
+        self.sigma = config.age_sigma or (0.03 * heads.range if heads.number else None)
+        self.gamma = config.gamma if config.name == "focal" else 0.0
+        if config.name == "f1":
+            self.f1 = SoftF1(self.task.size, label, config.span)
 
     def forward(self, outputs, classes, number, weight, beside):
         """outputs (n, size); classes (n, k), number (n,), weight (n,), beside (n, heads) of Targets -> (n,) float32."""
@@ -131,7 +131,9 @@ class Loss(torch.nn.Module):
         if learned == "ordinal":  # threshold k is a question for those alone who are above k - 1
             above = (number[:, None] > grid[:-1]).float()
             asked = number[:, None] > grid[:-1] - self.heads.range / (len(grid) - 1)
-            each = torch.nn.functional.binary_cross_entropy_with_logits(raw + OLDER, above, reduction="none")
+            each = torch.nn.functional.binary_cross_entropy_with_logits(
+                raw + ORDINAL_LOGIT_BIAS, above, reduction="none"
+            )
             return (each * asked).sum(1)
         mean, width = self.heads.laplace(raw)
         return ((number[:, None] - mean).abs() / width + (2 * width).log())[:, 0]

@@ -19,19 +19,19 @@ from safetensors.torch import save as serialize
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from foldface import cli
-from foldface.files import InputError, replacing
+from foldface.files import InputError, atomic_write
 from foldface.nn import agecnn, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
-from foldface.settings import Crop, Data, Model, Settings
-from foldface.task import POINTS, Task
+from foldface.settings import Config, CropConfig, DataConfig, ModelConfig
+from foldface.task import N_BINS, Task
 
 
-def origin(settings: Settings) -> str:
+def origin(config: Config) -> str:
     """What training starts from, in words."""
-    name, pretrained = settings.model.backbone, settings.model.pretrained
-    if settings.model.start:
-        return f"{name} starts from the weights of the run {settings.model.start}"
+    name, pretrained = config.model.backbone, config.model.pretrained
+    if config.model.start:
+        return f"{name} starts from the weights of the run {config.model.start}"
     if pretrained is False:
         return f"{name} starts from random weights (model.pretrained false)"
     where = "the weights that timm or torchvision publish" if pretrained is True else f"the weights of {pretrained}"
@@ -107,7 +107,7 @@ def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
 def save(path, model, about):
     """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
 
 
@@ -123,10 +123,15 @@ def refuse_other_tensors(file, model):
 
 def refuse_untrue(about, heads):
     """Raise ValueError where what a file says of itself can't be true: files may come from strangers."""
-    kinds = {kind.__name__: kind for kind in (Data, Crop, Model)}
+    kinds = {kind.__name__: kind for kind in (DataConfig, CropConfig, ModelConfig)}
     choices = {
         name: typing.get_args(typing.get_type_hints(kinds[kind])[name])
-        for kind, name in (("Data", "fit"), ("Data", "augment"), ("Model", "heads"), ("Model", "age"))
+        for kind, name in (
+            ("DataConfig", "fit"),
+            ("DataConfig", "augment"),
+            ("ModelConfig", "heads"),
+            ("ModelConfig", "age"),
+        )
     }
     for name, known in choices.items():
         if about[name] not in known:
@@ -137,7 +142,7 @@ def refuse_untrue(about, heads):
         if type(side) is not int or not 16 <= side <= 2048:
             raise ValueError(f"{name} is {side!r}, not a number of pixels from 16 to 2048")
     if crops:
-        detectors = typing.get_args(typing.get_args(typing.get_type_hints(Crop)["detectors"])[0])
+        detectors = typing.get_args(typing.get_args(typing.get_type_hints(CropConfig)["detectors"])[0])
         wrong = [name for name in crops["detectors"] if name not in detectors]
         if wrong or not crops["detectors"] or type(crops["align"]) is not bool or not 0 <= crops["margin"] <= 10:
             raise ValueError(f"crops are {crops!r}: no face is cut out like that")
@@ -186,7 +191,7 @@ def boundary_of(about: dict) -> float | None:
     boundary = about["age_boundary"]
     for head in about["task"]["heads"] if "bounds" not in about else ():
         if head.get("bounds") and head.get("range"):
-            step = (head["range"][1] - head["range"][0]) / (POINTS - 1)
+            step = (head["range"][1] - head["range"][0]) / (N_BINS - 1)
             boundary = boundary if boundary in [head["bounds"][-1] - back * step for back in range(6)] else None
     return boundary
 

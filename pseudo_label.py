@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from foldface import predictions, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.files import InputError, read_csv, write_csv
 
 
@@ -63,17 +63,17 @@ def tell_right(task, rows, path):
             print(f"  {name:22} {right[answer == k].mean():6.1%} of {(answer == k).sum()}")
 
 
-def warn_beyond_reach(settings, task):
+def warn_beyond_reach(config, task):
     """Warn where pseudo.threshold lies at or above what label smoothing lets a model aim at: noise alone passes it."""
-    if task.numeric or settings.loss.name == "f1":  # macro F1 rewards all that is surer
+    if task.numeric or config.loss.name == "f1":  # macro F1 rewards all that is surer
         return
-    most = task.surest(settings.loss.name, settings.loss.smoothing, settings.model.heads, settings.model.age)
-    beyond = np.broadcast_to(settings.pseudo.threshold, task.size) >= most - 1e-6
-    if settings.loss.smoothing and beyond.any():
+    most = task.surest(config.loss.name, config.loss.smoothing, config.model.heads, config.model.age)
+    beyond = np.broadcast_to(config.pseudo.threshold, task.size) >= most - 1e-6
+    if config.loss.smoothing and beyond.any():
         k = int(beyond.argmax())
-        least = np.broadcast_to(settings.pseudo.threshold, task.size)[k]
+        least = np.broadcast_to(config.pseudo.threshold, task.size)[k]
         print(
-            f"warning: pseudo.threshold {least:g}: with loss.smoothing {settings.loss.smoothing:g} training aims at "
+            f"warning: pseudo.threshold {least:g}: with loss.smoothing {config.loss.smoothing:g} training aims at "
             f"{most[k]:.3f} for {task.classes[k]} at most: take a lower threshold",
             file=sys.stderr,
         )
@@ -83,16 +83,16 @@ FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID,
 
 
 def main():
-    settings = runs.read_for_run(__doc__, FLAGS)
-    task = settings.predicted
+    config = runs.read_for_run(__doc__, FLAGS)
+    task = config.predicted
     for key in ("threshold", "max_per_class"):
-        value = getattr(settings.pseudo, key)
+        value = getattr(config.pseudo, key)
         if isinstance(value, list) and len(value) != task.size:
             raise InputError(
                 f"pseudo.{key} lists {len(value)} numbers: give one, or one for each of {task.size} classes"
             )
-    warn_beyond_reach(settings, task)
-    output, run, parts, everything = runs.output_folder(settings), predictions.folder_of(settings), [], 0
+    warn_beyond_reach(config, task)
+    output, run, parts, everything = runs.output_folder(config), predictions.folder_of(config), [], 0
     unreadable = run / "unreadable.csv"
     skip = set(read_csv(unreadable, ["ImageID"])["ImageID"]) if unreadable.is_file() else set()
     for fold, path in predictions.fold_files(run).items():
@@ -100,7 +100,7 @@ def main():
         if task.numeric and frame["confidence"].isna().all():
             raise InputError(f"{path}: a sigmoid doesn't say how sure it is: train with --model.age distribution")
         believed = frame[~frame["ImageID"].isin(skip)]
-        chosen = choose(task, believed, settings.pseudo.threshold, settings.pseudo.max_per_class)
+        chosen = choose(task, believed, config.pseudo.threshold, config.pseudo.max_per_class)
         parts.append(chosen.assign(fold=fold))
         everything += len(frame)
         counts = [] if task.numeric else np.bincount(chosen["ans"], minlength=task.size)
@@ -109,11 +109,11 @@ def main():
     rows = pd.concat(parts, ignore_index=True)[["ImageID", *predictions.PSEUDO_COLUMNS[1:], *task.probabilities]]
     if rows.empty:
         raise InputError(
-            f"{run}: no prediction reaches pseudo.threshold {settings.pseudo.threshold}: lower it, or train better"
+            f"{run}: no prediction reaches pseudo.threshold {config.pseudo.threshold}: lower it, or train better"
         )
     write_csv(output / "pseudo.csv", rows)
-    if settings.answers:
-        tell_right(task, rows, settings.answers)
+    if config.answers:
+        tell_right(task, rows, config.answers)
     print(
         f"{len(rows)} of {everything} predictions kept: {output}/pseudo.csv; "
         f"next: python train_kfold.py --data.pseudo {output}/pseudo.csv --run {output}-2"
@@ -121,4 +121,4 @@ def main():
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

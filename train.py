@@ -20,19 +20,19 @@ import pandas as pd
 import dataset
 from dataset import prepare
 from foldface import cli, predictions, runs, tracking
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.data.folds import folds_of, split
 from foldface.data.leaks import start_run
-from foldface.files import InputError, alone, read_json, refuse_unwritable, write_csv
+from foldface.files import InputError, folder_lock, read_json, refuse_unwritable, write_csv
 from foldface.nn.learner import Learner, make_accelerator
 from foldface.report.training import draw_history, log_columns
-from foldface.runtime import FIRST, STARTED
-from foldface.settings import Data
+from foldface.runtime import PROCESS_START, is_main_process
+from foldface.settings import DataConfig
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
-def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tracking.NONE):
+def fit(rows, validation, config, fold, accelerator, seconds=None, tracker=tracking.NONE):
     """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
 
     rows, validation: rows of dataset.prepare with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row
@@ -43,29 +43,31 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
     import model
     from foldface.data import loader
 
-    data, train, folder = settings.data, settings.train, Path(settings.run) / f"fold{fold}"
+    data, train, folder = config.data, config.train, Path(config.run) / f"fold{fold}"
     share = accelerator.process_index, accelerator.num_processes
     if len(rows) < 2 * share[1]:
         raise InputError(f"{len(rows)} photos are too few for {share[1]} processes")
     chance = balanced(rows) if train.sampler == "balanced" else None
-    seed = settings.seed * 1009 + fold
-    batches = loader.Batches(len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance)
+    seed = config.seed * 1009 + fold
+    batches = loader.SeededBatchSampler(
+        len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance
+    )
     memory = data.memory_gb / share[1]
-    photos = loader.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
-    feed = loader.loader(photos, batches, data.workers)
+    photos = loader.PhotoDataset(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
+    feed = loader.make(photos, batches, data.workers)
     memory -= photos.kept.nbytes / 1e9
-    check = loader.loader(
-        loader.Photos(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
-        loader.Batches(len(validation), 2 * train.batch_size, share=share),
+    check = loader.make(
+        loader.PhotoDataset(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
+        loader.SeededBatchSampler(len(validation), 2 * train.batch_size, share=share),
         data.workers,
     )
     look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
-    learner = make_learner(settings, rows, fold, len(batches), accelerator, seconds, look)
+    learner = make_learner(config, rows, fold, len(batches), accelerator, seconds, look)
     learner.load()
     for row in learner.log:
         tracker.log(row)
     task = learner.task
-    about = describe(settings, fold, learner, rows[rows["source"] == "train"])
+    about = describe(config, fold, learner, rows[rows["source"] == "train"])
     epochs = "" if learner.budget else f"/{train.epochs}"
     while learner.step or not (learner.over or stalled(learner.log, train.patience, learner.task)):
         batches.epoch, batches.start = learner.epoch, learner.step
@@ -77,7 +79,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
         looked = row["epoch"] % train.val_interval == 0 or learner.ending
         if looked:
             learner.last = learner.predict(check)
-            row |= judge(learner, validation["target"].to_numpy())
+            row |= validation_metrics(learner, validation["target"].to_numpy())
         if not np.isfinite(row["train_loss"]):
             raise InputError(f"fold {fold}: the loss of epoch {row['epoch']} is {row['train_loss']}: lower train.lr")
         learner.log.append(row)
@@ -85,7 +87,7 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
         value, best = row.get(task.score), learner.best_score
         if looked and (best is None or task.sign * value > task.sign * best or train.keep == "last"):
             learner.best_score, learner.best = value, learner.last
-            if FIRST:
+            if is_main_process():
                 model.save(folder / "best.safetensors", learner.answering, about | row)
         write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=log_columns(task)))
         learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
@@ -93,13 +95,13 @@ def fit(rows, validation, settings, fold, accelerator, seconds=None, tracker=tra
             learner.budget.look = learner.speed[-1]["other_seconds"]
         tracker.log(row)
         learner.save()
-        tell(task, fold, epochs, row, speed)
+        log_epoch(task, fold, epochs, row, speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
-    finish(settings, folder, validation, fold, learner, tracker)
+    finish(config, folder, validation, fold, learner, tracker)
 
 
-def make_learner(settings, rows, fold, steps, accelerator, seconds=None, look=0):
+def make_learner(config, rows, fold, steps, accelerator, seconds=None, look=0):
     """Seed everything by the fold, then build its model, its loss and what moves them: a Learner."""
     import timm
     from accelerate.utils import set_seed
@@ -109,39 +111,39 @@ def make_learner(settings, rows, fold, steps, accelerator, seconds=None, look=0)
     from foldface.nn import heads
     from foldface.nn import weights as weights_module
 
-    seed, several, chosen = settings.seed * 1009 + fold, accelerator.num_processes > 1, settings.model
+    seed, several, chosen = config.seed * 1009 + fold, accelerator.num_processes > 1, config.model
     set_seed(seed)
-    outputs = heads.Heads(settings.predicted, chosen.heads, chosen.age)
-    weights = start_of(settings, fold)
+    outputs = heads.Heads(config.predicted, chosen.heads, chosen.age)
+    weights = start_of(config, fold)
     pretrained, drop = False if weights else chosen.pretrained, (chosen.dropout, chosen.drop_path)
-    net = model.build(chosen.backbone, outputs.size, pretrained, settings.data.image_size, *drop, chosen.init)
+    net = model.build(chosen.backbone, outputs.size, pretrained, config.data.image_size, *drop, chosen.init)
     if weights:
         weights_module.load_backbone(net, weights_module.weights_of(str(weights)))
     if several:
         set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
         if accelerator.device.type == "cuda" and not chosen.freeze_bn:
             net = timm.layers.convert_sync_batchnorm(net)
-    criterion = loss_module.Loss(outputs, settings.loss, rows["label"].to_numpy())
-    targets = loss_module.Targets(settings.predicted, rows, settings.loss)
-    return Learner(net, criterion, targets, rows, settings, fold, steps, accelerator, seconds, look)
+    criterion = loss_module.Loss(outputs, config.loss, rows["label"].to_numpy())
+    targets = loss_module.Targets(config.predicted, rows, config.loss)
+    return Learner(net, criterion, targets, rows, config, fold, steps, accelerator, seconds, look)
 
 
-def start_of(settings, fold):
+def start_of(config, fold):
     """The weights of another run that this fold starts from (model.start), or None. Raises InputError without them."""
-    if not settings.model.start:
+    if not config.model.start:
         return None
-    home = start_run(settings)
+    home = start_run(config)
     path = home / f"fold{fold}" / "best.safetensors"
     if not path.is_file():
-        raise InputError(f"model.start {settings.model.start}: there is no {path}: train that run first")
+        raise InputError(f"model.start {config.model.start}: there is no {path}: train that run first")
     return path
 
 
-def read_crop_settings(settings):
+def read_crop_settings(config):
     """How the crops were made ({} for whole photos): it travels with the weights."""
-    if not settings.data.crops:
+    if not config.data.crops:
         return {}
-    return read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py again")
+    return read_json(Path(config.data.crops) / "crop.json", "run face_crop.py again")
 
 
 def balanced(rows):
@@ -152,7 +154,7 @@ def balanced(rows):
     return (1 / (len(class_people) * rows["label"].map(class_people) * photos)).to_numpy(float)
 
 
-def describe(settings, fold, learner, rows):
+def describe(config, fold, learner, rows):
     """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
     photo is answered with: the labels' shares and, of an age in years, what the training ages come to; of a number the
     median."""
@@ -165,20 +167,20 @@ def describe(settings, fold, learner, rows):
         known = rows[task.number.name].to_numpy()
         prior = [*prior, known.mean(), *((known >= bound).mean() for bound in task.number.steps)]
     return {
-        "backbone": settings.model.backbone,
-        "heads": settings.model.heads,
-        "age": settings.model.age,
-        "age_boundary": settings.data.age_boundary,
+        "backbone": config.model.backbone,
+        "heads": config.model.heads,
+        "age": config.model.age,
+        "age_boundary": config.data.age_boundary,
         "bounds": list(task.number.trained) if task.number else [],
-        "task": dataclasses.asdict(settings.task),
+        "task": dataclasses.asdict(config.task),
         "classes": list(task.classes),
-        "image_size": settings.data.image_size,
-        "fit": settings.data.fit,
-        "augment": settings.data.augment,
+        "image_size": config.data.image_size,
+        "fit": config.data.fit,
+        "augment": config.data.augment,
         "mean": list(learner.scale[0]),
         "std": list(learner.scale[1]),
         "precision": learner.precision,
-        "crops": read_crop_settings(settings),
+        "crops": read_crop_settings(config),
         "fold": fold,
         "prior": [float(value) for value in prior],
     }
@@ -205,7 +207,7 @@ def training_scores(task, rows, answers):
     return {f"train_{name}": scores[name] for name in task.score_names[:2]}
 
 
-def judge(learner, target):
+def validation_metrics(learner, target):
     """What log.csv says of an epoch's validation answers: their loss and scores against true targets (n,)."""
     task, found = learner.task, learner.last.numpy()
     if task.numeric:
@@ -217,7 +219,7 @@ def judge(learner, target):
     return {"val_loss": float(loss), **task.scores(target, answer)}
 
 
-def tell(task, fold, epochs, row, speed):
+def log_epoch(task, fold, epochs, row, speed):
     """Print an epoch in one line, and what to do if the model waited for photos."""
     wait = (
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
@@ -242,7 +244,7 @@ def stalled(log, patience, task):
 # --------------------------------------------------------------------------------------------- folds and scores
 
 
-def finish(settings, folder, validation, fold, learner, tracker):
+def finish(config, folder, validation, fold, learner, tracker):
     """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
     frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
     task, best = learner.task, learner.best.numpy()
@@ -252,27 +254,27 @@ def finish(settings, folder, validation, fold, learner, tracker):
         write_csv(folder / name, predictions.with_numbers(task, frame[["ImageID"]], best))
     oof = predictions.with_answers(task, frame, best)
     if tracker.active:
-        summarize(tracker, settings, fold, validation, oof)
+        summarize(tracker, config, fold, validation, oof)
     write_csv(folder / "oof.csv", oof)
     learner.path.unlink(missing_ok=True)
 
 
-def summarize(tracker, settings, fold, validation, oof):
+def summarize(tracker, config, fold, validation, oof):
     """Give a tracker the fold's out-of-fold scores with their intervals (oof/), those of all the people in the folds
     that are finished by now (all_folds/), the fold's confusion matrix and its worst mistakes."""
     from foldface.report import training as training_module
 
-    task, finished = settings.predicted, {fold: oof}
-    for path in Path(settings.run).glob("fold*/oof.csv"):
+    task, finished = config.predicted, {fold: oof}
+    for path in Path(config.run).glob("fold*/oof.csv"):
         finished.setdefault(int(path.parent.name[4:]), predictions.read_oof(task, path))
     together = pd.concat([finished[k] for k in sorted(finished)], ignore_index=True)
     scores = {f"oof/{name}": value for name, value in predictions.measured(task, oof).items()}
     scores |= {f"all_folds/{name}": value for name, value in predictions.measured(task, together).items()}
-    pictures = training_module.pictures(task, oof, validation, settings.data.crops)
+    pictures = training_module.pictures(task, oof, validation, config.data.crops)
     tracker.conclude(scores | {"all_folds/folds": len(finished)}, pictures)
 
 
-def answer_test(settings, rows):
+def answer_test(config, rows):
     """The finished folds' mean answers for the test set that was put aside: writes test.csv, returns its scores.
 
     {} where there is no test set. Nothing was chosen by it, so its scores are what other photos may expect.
@@ -283,13 +285,13 @@ def answer_test(settings, rows):
     import model
     from foldface.nn import predicting
 
-    task = settings.predicted
-    paths = model.checkpoints(settings.run)
+    task = config.predicted
+    paths = model.checkpoints(config.run)
     paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
-    found, _ = predicting.predict(*model.load_folds(paths), aside, settings)
+    found, _ = predicting.predict(*model.load_folds(paths), aside, config)
     frame = aside[["ImageID", "id", "target"]]
     frame = predictions.with_answers(task, frame, np.mean(list(found.values()), 0))
-    write_csv(Path(settings.run) / "test.csv", frame)
+    write_csv(Path(config.run) / "test.csv", frame)
     return {"test": predictions.measured(task, frame) | {"photos": len(frame)}}
 
 
@@ -300,25 +302,25 @@ WRITTEN += ["data.json", "report.html", "clean.html", "corrections.csv", "explai
 
 
 @contextlib.contextmanager
-def beginning(settings, overwrite=False):
+def beginning(config, overwrite=False):
     """While the block runs no other process begins this run, or reads it with other settings than it was begun with.
 
     With `overwrite` what is there is removed first. Raises InputError, and removes nothing, where another process
     trains a fold or predicts.
     """
-    run = Path(settings.run)
+    run = Path(config.run)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(alone(run, "beginning", wait=600))
-        if FIRST and overwrite:
+        stack.enter_context(folder_lock(run, "beginning", wait=600))
+        if is_main_process() and overwrite:
             for name in ("", *(path.name[1:].removesuffix(".lock") for path in run.glob(".fold[0-9]*.lock"))):
-                stack.enter_context(alone(run, name))
-            begin_anew(run)
-        if FIRST:
-            runs.refuse_other_settings(settings)
+                stack.enter_context(folder_lock(run, name))
+            reset_run(run)
+        if is_main_process():
+            runs.refuse_other_settings(config)
         yield
 
 
-def begin_anew(run):
+def reset_run(run):
     """Remove what training and all that follows it wrote into a run's folder, and nothing else that lies there."""
     if not (Path(run) / "args.json").is_file():
         return  # no run of ours
@@ -327,75 +329,75 @@ def begin_anew(run):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def train_folds(settings, folds, overwrite=False):
+def train_folds(config, folds, overwrite=False):
     """Train these folds, those that are finished left alone, and put together all that are finished."""
-    tracking.refuse_missing(settings)
-    refuse_unwritable(settings.run, "name another --run")
+    tracking.refuse_missing(config)
+    refuse_unwritable(config.run, "name another --run")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
-    accelerator = make_accelerator(settings) if several else None
-    task = dataset.settle(settings, overwrite)
-    boundary = settings.data.age_boundary
-    if task.ignored and (task.number or boundary != Data.age_boundary):
+    accelerator = make_accelerator(config) if several else None
+    task = dataset.infer_classes(config, overwrite)
+    boundary = config.data.age_boundary
+    if task.ignored and (task.number or boundary != DataConfig.age_boundary):
         print(f"data.age_boundary {boundary} is not applied: {task.ignored}")
-    with beginning(settings, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
-        if not (FIRST or (Path(settings.run) / "args.json").is_file()):
-            raise InputError(f"{settings.run}: is not the first process's folder: all machines need one shared --run")
-        rows = prepare(settings)  # the others read the folds.csv that the first has made
-        if FIRST:
-            runs.save(settings)  # not before: what the data refuses leaves the run as it was
+    with beginning(config, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
+        if not (is_main_process() or (Path(config.run) / "args.json").is_file()):
+            raise InputError(f"{config.run}: is not the first process's folder: all machines need one shared --run")
+        rows = prepare(config)  # the others read the folds.csv that the first has made
+        if is_main_process():
+            runs.save(config)  # not before: what the data refuses leaves the run as it was
     if (rows["split"] == "valid").any():
-        print(f"{settings.data.train} brings its own validation set: it is fold 0, and there is no other")
+        print(f"{config.data.train} brings its own validation set: it is fold 0, and there is no other")
     there, asked = folds_of(rows), folds
     folds = [k for k in asked if k in there]
     if not folds:
         raise InputError(f"train.only_folds {list(asked)}: there are the folds {', '.join(map(str, there))}")
-    todo = [k for k in folds if not (Path(settings.run) / f"fold{k}" / "oof.csv").is_file()]
+    todo = [k for k in folds if not (Path(config.run) / f"fold{k}" / "oof.csv").is_file()]
     for k in sorted(set(folds) - set(todo)):
-        if FIRST:
-            (Path(settings.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # of a kill in the very last moment
+        if is_main_process():
+            (Path(config.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # of a kill in the very last moment
         print(f"fold {k} is finished")
     if todo:
         import model
 
-        print(model.origin(settings))
-        accelerator = accelerator or make_accelerator(settings)
+        print(model.origin(config))
+        accelerator = accelerator or make_accelerator(config)
         for done, k in enumerate(todo):
             training, validation = split(rows, k)
             earlier = [one for one in folds if one not in todo]
-            seconds = seconds_for(settings, earlier, len(todo) - done) if settings.train.minutes else None
-            with alone(settings.run, f"fold{k}"), tracking.opened(settings, k) as tracker:
-                with beginning(settings):
+            seconds = seconds_for(config, earlier, len(todo) - done) if config.train.minutes else None
+            with folder_lock(config.run, f"fold{k}"), tracking.opened(config, k) as tracker:
+                with beginning(config):
                     pass  # another process may have begun it anew since
-                fit(training, validation, settings, k, accelerator, seconds, tracker)
-    if FIRST:
-        with alone(settings.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all
-            predictions.gather(settings.predicted, settings.run, there, answer_test(settings, rows))
-            draw_history(settings.run, settings.predicted)
-            if (Path(settings.run) / "metrics.json").is_file():
+                fit(training, validation, config, k, accelerator, seconds, tracker)
+    if is_main_process():
+        with folder_lock(config.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all
+            predictions.gather(config.predicted, config.run, there, answer_test(config, rows))
+            draw_history(config.run, config.predicted)
+            if (Path(config.run) / "metrics.json").is_file():
                 from foldface.report import training as training_module
 
-                training_module.write(settings, rows)
-                print(f"look at it: {settings.run}/report.html")
+                training_module.write(config, rows)
+                print(f"look at it: {config.run}/report.html")
 
 
 ENDING = 3600  # seconds that a training waits for another one of the run to write its scores
 FINISHING = 5  # seconds for scores, drawings and report.html
 
 
-def seconds_for(settings, earlier, left):
+def seconds_for(config, earlier, left):
     """Seconds that the next of `left` folds may take: its share of what train.minutes leaves, counted from the start of
     this process and with what the folds that earlier starts have finished took. Raises InputError where nothing is
     left."""
-    spent = FINISHING + time.monotonic() - STARTED
+    spent = FINISHING + time.monotonic() - PROCESS_START
     for k in earlier:
-        path = Path(settings.run) / f"fold{k}" / "speed.csv"
+        path = Path(config.run) / f"fold{k}" / "speed.csv"
         if path.is_file():
             spent += pd.read_csv(path)[["seconds", "other_seconds"]].sum().sum()
-    rest = 60 * settings.train.minutes - spent
+    rest = 60 * config.train.minutes - spent
     if rest <= 0:
-        raise InputError(f"train.minutes {settings.train.minutes}: they are over before training begins; give it more")
+        raise InputError(f"train.minutes {config.train.minutes}: they are over before training begins; give it more")
     return rest / left
 
 
@@ -408,10 +410,10 @@ FLAGS = {
 
 
 def main():
-    settings = cli.read(__doc__, FLAGS)
-    train_folds(settings, [0], settings.overwrite)
-    print(f"next: python inference.py --run {settings.run}")
+    config = cli.read(__doc__, FLAGS)
+    train_folds(config, [0], config.overwrite)
+    print(f"next: python inference.py --run {config.run}")
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -12,24 +12,24 @@ import dataset
 import train
 from dataset import prepare
 from foldface import cli, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.files import refuse_unwritable
 
 
 def main():
-    settings = cli.read(__doc__, train.FLAGS)
-    folds = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
+    config = cli.read(__doc__, train.FLAGS)
+    folds = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
     if not list(folds):
-        refuse_unwritable(settings.run, "name another --run")
-        dataset.settle(settings)
-        with train.beginning(settings, settings.overwrite):
-            prepare(settings)
-            runs.save(settings)
-        print(f"dealt: {settings.run}/folds.csv")
+        refuse_unwritable(config.run, "name another --run")
+        dataset.infer_classes(config)
+        with train.beginning(config, config.overwrite):
+            prepare(config)
+            runs.save(config)
+        print(f"dealt: {config.run}/folds.csv")
         return
-    train.train_folds(settings, folds, settings.overwrite)
-    print(f"next: python inference.py --run {settings.run}")
+    train.train_folds(config, folds, config.overwrite)
+    print(f"next: python inference.py --run {config.run}")
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -21,12 +21,12 @@ import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from demo import uploads
 from demo.cards import STYLE, as_csv, bars, card, data_url, encoded, read_advice, save_link
 from demo.uploads import (
-    FILES,
     FRAME,
-    Desk,
-    Gate,
+    UploadDir,
+    UploadQuotaMiddleware,
     camera_field,
     file_field,
     no_memory_of_visitors,
@@ -35,7 +35,7 @@ from demo.uploads import (
     own_hosts,
 )
 from foldface import runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.files import InputError
 from foldface.nn import devices
 
@@ -51,15 +51,15 @@ EXAMPLES = 6
 class Demo:
     """What the page's buttons do."""
 
-    def __init__(self, settings, answerer, desk):
+    def __init__(self, config, answerer, desk):
         from demo import gan_networks
 
-        self.answerer, self.desk, self.limit = answerer, desk, int(settings.app.upload_mb * 1e6)
-        self.advice = read_advice(settings.app.advice, answerer.task)
-        path = Path(settings.run) / "gan" / "best.safetensors"
+        self.answerer, self.desk, self.limit = answerer, desk, int(config.app.upload_mb * 1e6)
+        self.advice = read_advice(config.app.advice, answerer.task)
+        path = Path(config.run) / "gan" / "best.safetensors"
         self.maker, self.made = gan_networks.load(path) if path.is_file() else (None, None)
         if self.maker is not None:
-            self.maker.to(devices.choose(settings))
+            self.maker.to(devices.choose(config))
 
     def look(self, path, heat=False):
         """The answer for an uploaded file, which is deleted; a sentence where it can't be read."""
@@ -80,12 +80,12 @@ class Demo:
     def upload(self, paths, heat):
         """Answers for files: (HTML, None, which empties the field)."""
         paths = paths or []
-        rows = [(Path(path).name, self.look(path, heat)) for path in paths[:FILES]]
-        for path in paths[FILES:]:
+        rows = [(Path(path).name, self.look(path, heat)) for path in paths[: uploads.FILES]]
+        for path in paths[uploads.FILES :]:
             self.desk.forget(path)
         page = "".join(card(name, found, self.advice) for name, found in rows)
-        if len(paths) > FILES:
-            page = f"<p>{len(paths)} files: the first {FILES} are answered for.</p>" + page
+        if len(paths) > uploads.FILES:
+            page = f"<p>{len(paths)} files: the first {uploads.FILES} are answered for.</p>" + page
         if rows:
             content = as_csv(self.answerer.task, rows)
             page = save_link("answers.csv", "text/csv", content, "Save answers.csv") + page
@@ -94,12 +94,12 @@ class Demo:
     def api(self, photos: list):
         """Answers for uploaded photos: a list of {file, label, probability, number, heads, said}."""
         answers = []
-        for path in photos[:FILES]:
+        for path in photos[: uploads.FILES]:
             name = Path(path).name
             found = self.look(path)
             keys = ("label", "probability", "number", "heads", "said")
             answers.append({"file": name} | {key: found.get(key) for key in keys})
-        for path in photos[FILES:]:
+        for path in photos[uploads.FILES :]:
             self.desk.forget(path)
         return answers
 
@@ -148,17 +148,17 @@ class Demo:
         )
 
 
-def examples(settings, answerer):
+def examples(config, answerer):
     """[(photo, word)] to try: the photos that --examples names, else drawn people for a run on faces or ages. Nobody's
     photo is shown to others unless it is named. Raises InputError where a named one can't be read."""
     import numpy as np
 
     from foldface.data.photos import PhotoError, is_photo, read_photo
 
-    if settings.examples:
+    if config.examples:
         from demo.serving import boxed
 
-        named = [Path(name) for name in settings.examples]
+        named = [Path(name) for name in config.examples]
         paths = [path for name in named for path in (sorted(name.iterdir()) if name.is_dir() else [name])
                  if not name.is_dir() or is_photo(path.name)]  # fmt: skip
         try:
@@ -172,27 +172,27 @@ def examples(settings, answerer):
     found = []
     for number in range(3):
         person = invent(np.random.default_rng([7, number]), number % 2, (22, 45, 60)[number])
-        for stem, _, photo, _ in photos(person, (settings.seed, 9, number)):
+        for stem, _, photo, _ in photos(person, (config.seed, 9, number)):
             if stem in ("mask1", "incorrect_mask", "normal")[number]:
                 found.append((photo[..., ::-1], stem))
     return found
 
 
-def build(settings, answerer, desk):
+def build(config, answerer, desk):
     """The page, a gradio.Blocks. All but filming goes through one queue: one request is answered at a time."""
     import gradio as gr
 
-    demo, task = Demo(settings, answerer, desk), answerer.task
+    demo, task = Demo(config, answerer, desk), answerer.task
     one = {"concurrency_limit": 1, "concurrency_id": "model"}
     hidden = {"api_visibility": "private"}
-    shown = examples(settings, answerer)
-    title = f"{Path(settings.run).name}: " + (
+    shown = examples(config, answerer)
+    title = f"{Path(config.run).name}: " + (
         f"{task.answered[0].name}" if task.numeric else ", ".join(head.name for head in task.answered)
     )
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nPhotos are looked at and forgotten: nothing that you send is kept.")
         with gr.Tab("Upload"):
-            files = file_field(label=f"Photos, {FILES} at most", file_count="multiple")
+            files = file_field(label=f"Photos, {uploads.FILES} at most", file_count="multiple")
             heat = gr.Checkbox(label="Show what it looks at (Grad-CAM)")
             if shown:
                 gallery = gr.Gallery(
@@ -222,7 +222,7 @@ def build(settings, answerer, desk):
                 )  # fmt: skip
         with gr.Tab("Make a picture"):
             if demo.maker is None:
-                gr.Markdown(f"No pictures are learned yet: `python -m demo.gan --run {settings.run}`")
+                gr.Markdown(f"No pictures are learned yet: `python -m demo.gan --run {config.run}`")
             else:
                 label = gr.Radio(demo.made["classes"], value=demo.made["classes"][0], label="Of what?")
                 seed = gr.Number(0, label="Number: the same number, the same picture", precision=0)
@@ -250,45 +250,45 @@ FLAGS = {
 }
 
 
-def start(settings, desk):
+def start(config, desk):
     """Load, warm up and serve; returns the running gradio.Blocks."""
     os.environ["GRADIO_TEMP_DIR"], os.environ["GRADIO_ANALYTICS_ENABLED"] = str(desk.folder), "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     began = time.perf_counter()
     from demo import serving
 
-    answerer = serving.Answerer(settings, settings.folds)
+    answerer = serving.Predictor(config, config.folds)
     import gradio as gr
     from starlette.middleware import Middleware
 
     one_folder_an_upload()
     no_memory_of_visitors()
     no_text_of_visitors()
-    hosts = own_hosts(settings.app.host, settings.app.root_url)
-    page = build(settings, answerer, desk)
+    hosts = own_hosts(config.app.host, config.app.root_url)
+    page = build(config, answerer, desk)
     desk.keep_what_is_there()
     page.launch(
-        server_name=settings.app.host or "127.0.0.1",
-        server_port=settings.app.port or None,
-        share=settings.share,
-        max_file_size=int(settings.app.upload_mb * 1e6),
+        server_name=config.app.host or "127.0.0.1",
+        server_port=config.app.port or None,
+        share=config.share,
+        max_file_size=int(config.app.upload_mb * 1e6),
         prevent_thread_lock=True,
         quiet=True,
         css=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
         footer_links=["api"],
         ssr_mode=False,
-        root_path=settings.app.root_url or None,
+        root_path=config.app.root_url or None,
         run_history=False,  # it lists and makes buckets with the operator's token
         mcp_server=False,
         enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(Gate, desk=desk, hosts=hosts)], "openapi_url": None},
+        app_kwargs={"middleware": [Middleware(UploadQuotaMiddleware, desk=desk, hosts=hosts)], "openapi_url": None},
         state_session_capacity=200,
     )
     desk.watch()
     everywhere = f", and at every other address of this computer ({page.server_name})" if "*" in hosts else ""
     seconds = time.perf_counter() - began
-    print(f"{settings.run}: {page.local_url}{everywhere} ({seconds:.1f} s; Ctrl-C ends it)", flush=True)
+    print(f"{config.run}: {page.local_url}{everywhere} ({seconds:.1f} s; Ctrl-C ends it)", flush=True)
     if page.share_url:
         hosts.add(urlsplit(page.share_url).hostname)
         print(f"for everybody: {page.share_url}", flush=True)
@@ -296,22 +296,22 @@ def start(settings, desk):
 
 
 def main():
-    settings = runs.read_for_run(__doc__, FLAGS)
+    config = runs.read_for_run(__doc__, FLAGS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the desk is cleared then, too
     warnings.simplefilter("ignore")  # libraries warn with what a visitor sent
     logging.disable(logging.CRITICAL)
-    desk = Desk(int(settings.app.upload_mb * 1e6))
+    desk = UploadDir(int(config.app.upload_mb * 1e6))
     try:
-        page = start(settings, desk)
+        page = start(config, desk)
         page.block_thread()
     except OSError as error:
         if "port" not in str(error):
             raise
-        raise InputError(f"app.port {settings.app.port}: {error}") from None
+        raise InputError(f"app.port {config.app.port}: {error}") from None
     finally:
         desk.close()
     sys.exit(0)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

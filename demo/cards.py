@@ -48,7 +48,7 @@ def bars(heads):
 
 
 def card(name, found, advice):
-    """One photo's answer. found: of serving.Answerer.answer, or {"said"} alone; advice: {label: HTML}."""
+    """One photo's answer. found: of serving.Predictor.answer, or {"said"} alone; advice: {label: HTML}."""
     shown = ""
     if "shown" in found:
         shown = "".join(

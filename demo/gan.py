@@ -19,12 +19,12 @@ import pandas as pd
 import dataset
 from dataset import prepare
 from foldface import runs
-from foldface.cli import guarded
-from foldface.files import InputError, alone, refuse_unwritable, replacing, write_csv
+from foldface.cli import run_main
+from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable, write_csv
 from foldface.nn import devices
 from foldface.report import html
-from foldface.runtime import STARTED
-from foldface.settings import Gan
+from foldface.runtime import PROCESS_START
+from foldface.settings import GanConfig
 
 COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety", "notice"]
 MEASURED = 2000  # pictures that distances are measured with
@@ -43,17 +43,17 @@ JUDGE_RATE = 0.2  # of the discriminator: at the generator's own rate it wins an
 # ------------------------------------------------------------------------------------------------------- photos
 
 
-def read_photos(rows, settings):
+def read_photos(rows, config):
     """All photos as (n, size, size, 3) uint8, without augmentation: they lie in memory, 12 KB each at 64 pixels."""
     from tqdm import tqdm
 
     from foldface.data import loader
 
-    data, size = settings.data, settings.gan.image_size
-    photos = loader.Photos(rows, "none", size, False, fit=data.fit)
+    data, size = config.data, config.gan.image_size
+    photos = loader.PhotoDataset(rows, "none", size, False, fit=data.fit)
     found = np.empty((len(rows), size, size, 3), np.uint8)
     with tqdm(total=len(rows), desc="reading", unit="photo", disable=None) as bar:
-        for indices, batch, errors in loader.loader(photos, loader.Batches(len(rows), 64), data.workers):
+        for indices, batch, errors in loader.make(photos, loader.SeededBatchSampler(len(rows), 64), data.workers):
             if any(errors):
                 k = next(k for k, error in enumerate(errors) if error)
                 raise InputError(f"{rows['file'].iloc[int(indices[k])]}: can't be read any more ({errors[k]})")
@@ -87,7 +87,7 @@ class Clock:
     @property
     def spent(self) -> float:
         """Seconds of all starts."""
-        return self.earlier + time.monotonic() - STARTED
+        return self.earlier + time.monotonic() - PROCESS_START
 
     @property
     def left(self) -> float:
@@ -104,35 +104,35 @@ class Clock:
         return self.spent / max(1.0, self.seconds - self.ending) if self.seconds else 0.0
 
 
-def betas_of(gan: Gan) -> tuple[float, float]:
+def betas_of(gan: GanConfig) -> tuple[float, float]:
     """Adam's betas: gan.betas, or, where it is empty, those of gan.kind."""
     return tuple(map(float, gan.betas or BETAS[gan.kind]))  # not jsonargparse's subclass, which no state can hold
 
 
-class Pair:
+class GanTrainer:
     """A generator and a discriminator, all that moves them, and what was seen of them: as it is saved."""
 
-    def __init__(self, settings, photos, classes, device):
+    def __init__(self, config, photos, classes, device):
         """photos: how many there are to learn from; classes: how many labels."""
         import timm.utils
         import torch
 
         from demo import gan_networks
 
-        gan = settings.gan
-        torch.manual_seed(settings.seed)
+        gan = config.gan
+        torch.manual_seed(config.seed)
         self.kind, self.device = gan.kind, device
-        self.maker = gan_networks.make_generator(gan.kind, gan.image_size, classes, gan.width, photos)
-        self.judge = gan_networks.make_discriminator(gan.kind, gan.image_size, classes, gan.width)
-        for net in (self.maker, self.judge):
+        self.generator = gan_networks.make_generator(gan.kind, gan.image_size, classes, gan.width, photos)
+        self.discriminator = gan_networks.make_discriminator(gan.kind, gan.image_size, classes, gan.width)
+        for net in (self.generator, self.discriminator):
             net.to(device, memory_format=torch.channels_last)
-        self.average = timm.utils.ModelEmaV3(self.maker, decay=EMA, use_warmup=True)
+        self.average = timm.utils.ModelEmaV3(self.generator, decay=EMA, use_warmup=True)
         betas = betas_of(gan)
-        self.learned = [value for value in self.judge.parameters() if value.requires_grad]
+        self.learned = [value for value in self.discriminator.parameters() if value.requires_grad]
         self.rates = gan.lr, gan.lr * (1 if self.vanilla else JUDGE_RATE)
         self.optimizers = [
             torch.optim.Adam(values, rate, betas=betas, fused=True)
-            for values, rate in zip((self.maker.parameters(), self.learned), self.rates, strict=True)
+            for values, rate in zip((self.generator.parameters(), self.learned), self.rates, strict=True)
         ]
         self.epoch, self.step, self.steps, self.spent = 0, 0, 0, 0.0
         self.losses, self.log = [0.0, 0.0], []
@@ -144,7 +144,7 @@ class Pair:
     @property
     def answering(self):
         """The generator whose pictures are shown: its average over the steps, or the vanilla one itself."""
-        return self.maker if self.vanilla else self.average.module
+        return self.generator if self.vanilla else self.average.module
 
     def begin(self, store, target):
         """What is learned from the photos before the first step. store: (n, s, s, 3) uint8 tensor; target: (n,)."""
@@ -152,10 +152,10 @@ class Pair:
 
         if self.vanilla:
             return
-        self.maker.learn(store, target)
+        self.generator.learn(store, target)
         some = store[torch.randperm(len(store))[:256]].to(self.device)
-        self.judge.settle(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        self.average.set(self.maker)
+        self.discriminator.settle(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        self.average.set(self.generator)
 
     def set_rates(self, progress):
         """Set the learning rates for a share of the training that is done."""
@@ -176,18 +176,18 @@ class Pair:
 
         noise, half, shown = torch.randn(len(real), gan_networks.LATENT, device=self.device), 0, real
         if self.vanilla:
-            made = varied = self.maker(noise, kind)
+            made = varied = self.generator(noise, kind)
         else:
-            codes, half = self.maker.codes.blend(noise, kind), len(real) // 2
-            codes[:half] = self.maker.codes.own(index[:half], turned[:half])
-            made = self.maker(noise, kind, codes)
+            codes, half = self.generator.codes.blend(noise, kind), len(real) // 2
+            codes[:half] = self.generator.codes.own(index[:half], turned[:half])
+            made = self.generator(noise, kind, codes)
             shown, varied = gan_networks.augment(real, made)
         with torch.no_grad():
-            seen = self.judge.look(shown)
-        seen_made = self.judge.look(varied)
+            seen = self.discriminator.look(shown)
+        seen_made = self.discriminator.look(varied)
         judged = [each.detach().requires_grad_() for each in seen_made]
         both = [torch.cat(pair) for pair in zip(seen, judged, strict=True)]
-        scores, made_scores = self.judge(both, torch.cat([kind, kind])).chunk(2)
+        scores, made_scores = self.discriminator(both, torch.cat([kind, kind])).chunk(2)
         g_loss = gan_networks.generator_loss(self.kind, made_scores)
         pulls = torch.autograd.grad(g_loss, judged, retain_graph=True)
         d_loss = gan_networks.discriminator_loss(self.kind, scores, made_scores)
@@ -202,7 +202,7 @@ class Pair:
         total.backward()
         self.optimizers[0].step()
         self.steps += 1
-        self.average.update(self.maker, step=self.steps)
+        self.average.update(self.generator, step=self.steps)
         return d_loss.detach(), g_loss.detach()
 
     KEPT = ("epoch", "step", "steps", "spent", "losses", "log")
@@ -214,7 +214,7 @@ class Pair:
         parts["optimizers"] = [one.state_dict() for one in self.optimizers]
         return parts | {name: getattr(self, name) for name in self.KEPT} | {"random": random_states()}
 
-    def go_on(self, path, fixed):
+    def resume(self, path, fixed):
         """Take over what a file holds. Raises InputError where it is damaged, or of another training than `fixed`."""
         from foldface.nn.resume import load_tensors
 
@@ -268,11 +268,11 @@ def draw_grid(net, classes, path):
 
     from PIL import Image
 
-    with replacing(path, sync=False) as partial:
+    with atomic_write(path, sync=False) as partial:
         Image.fromarray(html.picture(draw, 0.4 + 0.9 * len(classes), 0.9 * SHOWN + 0.6)).save(partial, format="png")
 
 
-class Ruler:
+class GanMetrics:
     """Measures pictures against photos in the feature space of lite0 at 96 pixels."""
 
     def __init__(self, photos, target, classes):
@@ -326,7 +326,7 @@ def notice(log):
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def train(settings, overwrite=False):
+def train(config, overwrite=False):
     """Train until gan.epochs or gan.minutes are over; the result is in runs/NAME/gan. Returns the log."""
     import torch
     from tqdm import tqdm
@@ -334,40 +334,40 @@ def train(settings, overwrite=False):
     import model
     from foldface.nn.resume import stopping_between_steps
 
-    gan, home = settings.gan, Path(settings.run) / "gan"
+    gan, home = config.gan, Path(config.run) / "gan"
     refuse_unwritable(home, "name another --run")
-    task = dataset.settle(settings)
+    task = dataset.infer_classes(config)
     if task.numeric:
         raise InputError("gan.py makes pictures of classes: this task's answer is a number")
-    rows = prepare(settings)
+    rows = prepare(config)
     rows = rows[rows["source"] == "train"].reset_index(drop=True)
     target = rows["target"].to_numpy()
     empty = [name for k, name in enumerate(task.classes) if not (target == k).any()]
     if empty:
-        raise InputError(f"{settings.data.train}: no photo of {', '.join(empty)}: a GAN can't learn what it never saw")
+        raise InputError(f"{config.data.train}: no photo of {', '.join(empty)}: a GAN can't learn what it never saw")
     if np.bincount(target).max() < 2:
-        raise InputError(f"{settings.data.train}: one photo a label is nothing to learn a label from")
+        raise InputError(f"{config.data.train}: one photo a label is nothing to learn a label from")
     if len(rows) < gan.batch_size:
         raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
-    device = devices.choose(settings)
+    device = devices.choose(config)
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
-    learned = hashlib.sha1("\n".join([settings.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
-    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "betas": list(betas_of(gan)), "seed": settings.seed}
+    learned = hashlib.sha1("\n".join([config.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
+    fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "betas": list(betas_of(gan)), "seed": config.seed}
     fixed["photos and labels"] = learned
-    with alone(home):
-        photos, path = read_photos(rows, settings), home / "state.pt"
+    with folder_lock(home):
+        photos, path = read_photos(rows, config), home / "state.pt"
         store, kinds = torch.from_numpy(photos), torch.tensor(target)
-        pair = Pair(settings, len(rows), task.size, device)
+        pair = GanTrainer(config, len(rows), task.size, device)
         if path.is_file() and not overwrite:
-            pair.go_on(path, fixed)
+            pair.resume(path, fixed)
             print(f"{home}: goes on in epoch {pair.epoch + 1}")
         else:
             for old in [path, *home.glob("*.png"), *home.glob("*.safetensors"), home / "log.csv"]:
                 old.unlink(missing_ok=True)
             pair.begin(store, kinds)
         before = time.monotonic()
-        ruler, kinds = Ruler(photos, target, task.size), kinds.to(device)
+        ruler, kinds = GanMetrics(photos, target, task.size), kinds.to(device)
         clock = Clock(gan.minutes, pair.spent, ENDING + 1.5 * (time.monotonic() - before))
         saved, over = time.monotonic(), clock.over
         if over and not pair.steps:
@@ -377,12 +377,12 @@ def train(settings, overwrite=False):
             )
 
         def save():
-            with replacing(path) as partial:
+            with atomic_write(path) as partial:
                 torch.save({"pair": pair.state(), "fixed": fixed}, partial)
 
         with stopping_between_steps() as stop:
             while pair.epoch < gan.epochs and not over:
-                batches = order(target, gan.batch_size, [settings.seed, pair.epoch])
+                batches = order(target, gan.batch_size, [config.seed, pair.epoch])
                 sums = torch.tensor(pair.losses, device=device)
                 title = f"epoch {pair.epoch + 1}/{gan.epochs}"
                 bar = tqdm(total=len(batches), initial=pair.step, desc=title, unit="step", disable=None, leave=False)
@@ -397,7 +397,7 @@ def train(settings, overwrite=False):
                         sums += torch.stack(pair.train_step(real, kinds[index], index, turned))
                         pair.step += 1
                         bar.update()
-                        due = time.monotonic() - saved > 60 * settings.save_minutes
+                        due = time.monotonic() - saved > 60 * config.save_minutes
                         if stop.asked or due:
                             pair.losses, pair.spent, saved = sums.tolist(), clock.spent, time.monotonic()
                             save()
@@ -420,7 +420,7 @@ def train(settings, overwrite=False):
                     raise InputError(f"epoch {pair.epoch}: a loss is {losses}: lower gan.lr")
                 pair.log.append(row)
                 row["notice"] = notice(pair.log)
-                tell(row, gan.epochs)
+                log_epoch(row, gan.epochs)
                 seen = [one["frechet"] for one in pair.log if np.isfinite(one["frechet"])]
                 if measured and row["frechet"] == min(seen):
                     model.save(home / "best.safetensors", pair.answering, about | row)
@@ -433,7 +433,7 @@ def train(settings, overwrite=False):
     return pair.log
 
 
-def tell(row, epochs):
+def log_epoch(row, epochs):
     """Print an epoch that was measured, or that something is wrong with, in one line."""
     if np.isfinite(row["frechet"]) or row["notice"]:
         far = f"  distance {row['frechet']:.1f}" if np.isfinite(row["frechet"]) else ""
@@ -445,20 +445,20 @@ def tell(row, epochs):
         )
 
 
-def judge(settings, count):
+def discriminator(config, count):
     """Print what share of `count` pictures of each label the run's own folds give that label."""
     import model
     from demo import gan_networks
     from foldface.nn import predicting
 
-    net, about = gan_networks.load(Path(settings.run) / "gan" / "best.safetensors")
-    net.to(devices.choose(settings))
-    nets, abouts, heads = model.load_folds(model.checkpoints(settings.run))
+    net, about = gan_networks.load(Path(config.run) / "gan" / "best.safetensors")
+    net.to(devices.choose(config))
+    nets, abouts, heads = model.load_folds(model.checkpoints(config.run))
     if list(heads.task.classes) != about["classes"]:
-        raise InputError(f"{settings.run}: its classifier has other classes than its GAN")
+        raise InputError(f"{config.run}: its classifier has other classes than its GAN")
     kind = labels_of(count * len(about["classes"]), len(about["classes"]))
     for how, make in (("as they come", gan_networks.pictures), ("as the demo chooses them", gan_networks.chosen)):
-        told = predicting.answer_photos(nets, abouts, heads, make(net, kind, seed=2), settings)[
+        told = predicting.answer_photos(nets, abouts, heads, make(net, kind, seed=2), config)[
             :, : heads.task.size
         ].argmax(1)
         right = told == kind.numpy()
@@ -473,17 +473,17 @@ FLAGS = {
 
 
 def main():
-    settings = runs.read_for_run(__doc__, FLAGS)
-    if settings.judge:
-        judge(settings, settings.judge)
+    config = runs.read_for_run(__doc__, FLAGS)
+    if config.discriminator:
+        discriminator(config, config.discriminator)
         return
-    log = train(settings, settings.overwrite)
+    log = train(config, config.overwrite)
     best = min((row for row in log if np.isfinite(row["frechet"])), key=lambda row: row["frechet"])
     print(
-        f"{settings.run}/gan/best.safetensors: epoch {best['epoch']} of {len(log)}, distance {best['frechet']:.1f}, "
-        f"kernel distance {best['kernel']:.3f}; look at {settings.run}/gan/epoch{best['epoch']:04d}.png"
+        f"{config.run}/gan/best.safetensors: epoch {best['epoch']} of {len(log)}, distance {best['frechet']:.1f}, "
+        f"kernel distance {best['kernel']:.3f}; look at {config.run}/gan/epoch{best['epoch']:04d}.png"
     )
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

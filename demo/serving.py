@@ -18,13 +18,13 @@ KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # of files that are opened at all
 SHOWN = 480  # pixels of the longer side of a photo that is shown again
 
 
-class Answerer:
+class Predictor:
     """Folds of a run, the face detectors that its crops were made with, and what they say of a photo."""
 
-    def __init__(self, settings, folds=()):
+    def __init__(self, config, folds=()):
         """settings: of the run and the device; folds: numbers of those to ask, () = all. Raises InputError where there
         are none."""
-        self.settings, run = settings, settings.run
+        self.config, run = config, config.run
         paths = model.checkpoints(run)
         missing = [k for k in folds if k not in paths]
         if missing:
@@ -33,7 +33,7 @@ class Answerer:
         self.abouts, self.about, self.task = abouts, next(iter(abouts.values())), self.heads.task
         self.crops, self.lock = self.about["crops"], threading.Lock()
         self.answer(np.full((64, 64, 3), 128, np.uint8))  # warm: detectors are loaded, kernels are chosen
-        predicting.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)], settings)
+        predicting.answer_photos(self.nets, abouts, self.heads, [np.zeros((64, 64, 3), np.uint8)], config)
 
     @property
     def wants_faces(self):
@@ -49,10 +49,10 @@ class Answerer:
         from foldface.faces import crops, detect
 
         known = [name for name in self.crops["detectors"] if name in detect.DETECTORS]
-        _, face, count = detect.look([photo], known)[0]
+        _, face, count = detect.find_faces([photo], known)[0]
         if face is None:
             return None, None, 0
-        crop = crops.cut(photo, face, self.crops["size"], self.crops["margin"], self.crops["align"])
+        crop = crops.crop_square(photo, face, self.crops["size"], self.crops["margin"], self.crops["align"])
         return decode(crops.encoded(crop), self.side), face[:4], count
 
     def answer(self, photo, heat=False, reduced=None):
@@ -74,7 +74,7 @@ class Answerer:
         found["shown"] = boxed(photo, box)
         if seen is None:
             return found | {"said": "No face was found in this photo: nothing is answered."}
-        told = predicting.answer_photos(self.nets, self.abouts, self.heads, [seen], self.settings)[0]
+        told = predicting.answer_photos(self.nets, self.abouts, self.heads, [seen], self.config)[0]
         if self.task.numeric:
             head = self.task.answered[0]
             number = head.said(told[0])

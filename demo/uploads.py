@@ -35,7 +35,7 @@ DOORS = (
     ("GET", r"/gradio_api/(info|startup-events|upload_progress|queue/data)", 0),
     ("GET", r"/gradio_api/(heartbeat|call/answer)/\w+", 0),
     ("GET HEAD", r"/gradio_api/file=(?![a-zA-Z]+:|//).+", 0),
-    ("POST", r"/gradio_api/upload", 0),  # see Gate: as many bytes as the desk has room for
+    ("POST", r"/gradio_api/upload", 0),  # see UploadQuotaMiddleware: as many bytes as the desk has room for
     ("POST", r"/gradio_api/call/answer", SMALL),
     ("POST", r"/gradio_api/queue/join", FRAME),
     ("POST", r"/gradio_api/stream/\w+", FRAME),
@@ -75,7 +75,7 @@ def roomy_place(places, needed):
     return chosen
 
 
-class Desk:
+class UploadDir:
     """A folder for what arrives, of this process alone, in memory where there is such a place; emptied all the time."""
 
     def __init__(self, upload_bytes=20_000_000):
@@ -239,7 +239,7 @@ class Refused(Exception):
     """A request that is not let in: status, sentence."""
 
 
-class Gate:
+class UploadQuotaMiddleware:
     """Stands before Gradio (ASGI): doors that are not listed, strange Hosts and bodies that are too large stay out."""
 
     def __init__(self, app, desk, hosts):

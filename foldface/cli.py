@@ -24,8 +24,8 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from foldface.files import InputError, read_json, visible
 from foldface.rules import check
-from foldface.runtime import FIRST, Stopped, cores, keep_memory, quota
-from foldface.settings import GROUPS, SWITCHES, Settings, as_dict, at_home, flatten, put
+from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
+from foldface.settings import GROUPS, SWITCHES, Config, as_dict, at_home, flatten, put
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
@@ -70,7 +70,7 @@ def make_parser(doc, flags):
     )
     for flag, keywords in flags.items():
         parser.add_argument(flag, **keywords)
-    parser.add_class_arguments(Settings)
+    parser.add_class_arguments(Config)
     return parser
 
 
@@ -78,7 +78,7 @@ def read(doc, flags=None, argv=None):
     """The settings of this start: defaults < files named by --config < command line.
 
     doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
-    Returns Settings, with the values of `flags` as attributes of the same names. Raises InputError in one line that
+    Returns a Config, with the values of `flags` as attributes of the same names. Raises InputError in one line that
     names the key and, for a near miss, the key that was meant.
     """
     parser = make_parser(doc, flags or {})
@@ -103,18 +103,18 @@ def read(doc, flags=None, argv=None):
             for old, new in names.items():
                 line += f"; what was called {old} is called {new} now" if key in line and f": {old}" in line else ""
         raise InputError(line) from None
-    settings = Settings(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Settings)})
+    config = Config(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Config)})
     for flag in flags or {}:
         name = flag.lstrip("-").replace("-", "_")
-        setattr(settings, name, at_home(getattr(values, name)))
-    settings.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
-    for key, value in flatten(as_dict(settings)).items():
+        setattr(config, name, at_home(getattr(values, name)))
+    config.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
+    for key, value in flatten(as_dict(config)).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if re.search("\0|\\\\u0000|[\ud800-\udfff]", text):
             raise InputError(f"{key}: holds a NUL, or what is no UTF-8: {text}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            put(settings, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
-    return check(settings)
+            put(config, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
+    return check(config)
 
 
 ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may open a port to the network
@@ -122,7 +122,7 @@ ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may op
 
 def refuse_hosts(path, content):
     """Raise InputError where a file names a host or port other than the default: files come from anywhere."""
-    default = flatten(as_dict(Settings()))
+    default = flatten(as_dict(Config()))
     for key, value in flatten(content).items():
         if key in ON_THE_COMMAND_LINE and value != default[key]:
             raise InputError(f"{path}: {key} is {json.dumps(value)}: hosts and ports are given on the command line "
@@ -184,7 +184,7 @@ def tidy(message):
 
 def main():
     """Print the defaults, every one of them: the content of args.json."""
-    print(json.dumps(as_dict(Settings()), indent=2))
+    print(json.dumps(as_dict(Config()), indent=2))
 
 
 if __name__ == "__main__":
@@ -222,14 +222,14 @@ def prepare_process():
     if quota() < math.inf:  # OpenMP counts the machine's cores, and its threads would wait for one another
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     keep_memory()
-    if not FIRST:
+    if not is_main_process():
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process is)
     if sys.stdout and sys.stderr:  # a process may have neither
         sys.stdout, sys.stderr = Escaping(sys.stdout), Escaping(sys.stderr, ("\r", "\n", "\x1b"))
 
 
-def guarded(main):
+def run_main(main):
     """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130, SIGTERM as 143.
 
     What the system refuses (memory, open files, processes, room on the disk) is one line too. A bug is not caught: it
@@ -239,7 +239,7 @@ def guarded(main):
         prepare_process()
         main()
     except InputError as error:
-        who = "" if FIRST else f"process {os.environ['RANK']}: "
+        who = "" if is_main_process() else f"process {os.environ['RANK']}: "
         line = " ".join(str(error).split())
         line = re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
         print(f"{who}error: {line}", file=sys.stderr)

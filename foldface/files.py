@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from foldface.runtime import FIRST, end_with_parent
+from foldface.runtime import end_with_parent, is_main_process
 
 PREFIX, SUFFIX = ".foldface-", ".partial"  # of the names of temporary files
 DAY = 24 * 3600
@@ -56,12 +56,12 @@ def visible(text: str) -> str:
 @functools.lru_cache(None)
 def warn_once(line: str) -> None:
     """Print a warning to stderr, the first time that it is asked for."""
-    if FIRST:
+    if is_main_process():
         print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def replacing(path, sync=True):
+def atomic_write(path, sync=True):
     """Give a temporary path beside `path`; what was written there takes its place when the block ends well.
 
     A reader sees the old file or the new one, never half of one; a failed write leaves the old one whole. Without
@@ -72,7 +72,7 @@ def replacing(path, sync=True):
     Raises InputError when the disk is full or the folder can't be written to. In other processes than the first of a
     run, what is written is discarded.
     """
-    if not FIRST:
+    if not is_main_process():
         yield Path(os.devnull)
         return
     path, partial = Path(path), None
@@ -128,7 +128,7 @@ def locked(handle):
 
 @functools.cache  # once in each process: a folder of 10,000 crops is not listed for each of them
 def sweep(folder):
-    """Remove the temporary files that killed processes left in `folder`: those of `replacing` that no process holds;
+    """Remove the temporary files that killed processes left in `folder`: those of `atomic_write` that no process holds;
     where there are no locks, those older than a day."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
@@ -154,7 +154,7 @@ def refuse_unwritable(folder, remedy="choose another folder"):
 
     For the start of long work, so that it isn't lost at its end.
     """
-    if not FIRST:
+    if not is_main_process():
         return
     place = Path(folder)
     try:
@@ -181,14 +181,14 @@ def there(path):
 
 
 @contextlib.contextmanager
-def alone(folder, name="", wait=0.0):
+def folder_lock(folder, name="", wait=0.0):
     """Hold `folder` (made if need be), or what is called `name` in it, for this process while the block runs.
 
     Raises InputError if another process holds it, and still does after `wait` seconds; and where the folder can't be
     written to. The lock ends with the process, however that ends; its file is removed at the end. On a disk without
     locks nothing is held, and that is said.
     """
-    if not FIRST:
+    if not is_main_process():
         yield
         return
     import filelock
@@ -226,7 +226,7 @@ def refuse_special(path: str | os.PathLike) -> os.stat_result:
 
 def write_json(path, content):
     """Write `content` as indented JSON, atomically."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -249,7 +249,7 @@ def read_json(path, remedy):
 
 def write_csv(path, frame):
     """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         how = {"float_format": "%.6f", "lineterminator": "\n", "quoting": csv.QUOTE_MINIMAL}
         frame.to_csv(partial, index=False, errors="backslashreplace", **how)  # names of files may be no UTF-8
 

@@ -41,10 +41,10 @@ def with_numbers(task, frame, found):
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
 
 
-def folder_of(settings):
+def folder_of(config):
     """The Path of the folder that holds a run's predictions: output, where inference.py wrote there, else the run's."""
-    output = Path(settings.output or settings.run)
-    return output if any(output.glob("fold*.csv")) else Path(settings.run)
+    output = Path(config.output or config.run)
+    return output if any(output.glob("fold*.csv")) else Path(config.run)
 
 
 def fold_files(run):

@@ -4,24 +4,24 @@ import operator
 import re
 
 from foldface.files import InputError
-from foldface.settings import FILES, Data, Train, at_home, put
+from foldface.settings import FILES, DataConfig, TrainConfig, at_home, put
 from foldface.task import plain
 
 
-def check(settings):
+def check(config):
     """Refuse settings that each are possible but don't go together (InputError); returns them, with the home folder
     for a ~ at the beginning of paths."""
     for key in FILES:
-        put(settings, key, at_home(operator.attrgetter(key)(settings)))
-    for extra in settings.data.extra:
+        put(config, key, at_home(operator.attrgetter(key)(config)))
+    for extra in config.data.extra:
         extra.path = at_home(extra.path)
-    data, train = settings.data, settings.train
+    data, train = config.data, config.train
     if data.augment == "diary" and data.image_size != 224:
         raise InputError(
             f"data.augment diary cuts 50-pixel holes into 224 pixels: data.image_size is {data.image_size}, "
             "set it to 224 or choose light or strong"
         )
-    check_task(settings)
+    check_task(config)
     if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
     if train.average == "swa" and train.warmup_epochs > 0 and train.swa_start <= train.warmup_epochs:
@@ -29,10 +29,10 @@ def check(settings):
             f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
             "learning rate has risen: give less, or a larger train.swa_start"
         )
-    if train.optimizer == "sgd" and train.scheduler == "onecycle" and train.momentum != Train.momentum:
+    if train.optimizer == "sgd" and train.scheduler == "onecycle" and train.momentum != TrainConfig.momentum:
         raise InputError(
             f"train.momentum {train.momentum}: scheduler onecycle moves the momentum by itself: leave it at "
-            f"{Train.momentum}, or take another train.scheduler"
+            f"{TrainConfig.momentum}, or take another train.scheduler"
         )
     if train.nesterov and not train.momentum:
         raise InputError("train.nesterov looks ahead by the momentum, and train.momentum is 0: give it one")
@@ -56,40 +56,40 @@ def check(settings):
         raise InputError(
             f"train.only_folds names fold {wrong[0]}, but train.folds is {train.folds}: folds are 0..{train.folds - 1}"
         )
-    chain = settings.crop.detectors
+    chain = config.crop.detectors
     if not chain or len(set(chain)) < len(chain):
         raise InputError(f"crop.detectors is {chain}: name at least one, such as centre, none twice")
-    if settings.gan.kind == "projected" and settings.gan.width % 4:
-        raise InputError(f"gan.width {settings.gan.width}: give a multiple of 4")
-    if len(settings.gan.betas) not in (0, 2):
-        raise InputError(f"gan.betas is {settings.gan.betas}: give two, such as [0.5, 0.999], or [] for the default")
+    if config.gan.kind == "projected" and config.gan.width % 4:
+        raise InputError(f"gan.width {config.gan.width}: give a multiple of 4")
+    if len(config.gan.betas) not in (0, 2):
+        raise InputError(f"gan.betas is {config.gan.betas}: give two, such as [0.5, 0.999], or [] for the default")
     boxes = data.layout == "boxes" or data.eval.endswith(".json") or any(e.layout == "boxes" for e in data.extra)
     if boxes and (data.crops or data.duplicates == "drop"):
         raise InputError(
             "data.layout boxes: boxes are cut out by themselves, and photos hold several of them: "
             "--data.crops '' and data.duplicates keep or together"
         )
-    if settings.crop.missing == "drop" and not data.crops:
+    if config.crop.missing == "drop" and not data.crops:
         raise InputError(
             "crop.missing drop: without crops no detector looks for faces: name data.crops, or --crop.missing guess"
         )
     guesses = [k for k, name in enumerate(chain) if name in ("person", "centre")]
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
-    return settings
+    return config
 
 
-def check_task(settings):
+def check_task(config):
     """Refuse settings that don't go with the task (InputError)."""
-    task, chosen = settings.predicted, settings.model
+    task, chosen = config.predicted, config.model
     names = [head.name for head in task.heads]
-    if len(settings.loss.weights) not in (0, len(names)):
-        raise InputError(f"loss.weights is {settings.loss.weights}: give one a head ({', '.join(names)}), or []")
-    conditions = {name for words in settings.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
+    if len(config.loss.weights) not in (0, len(names)):
+        raise InputError(f"loss.weights is {config.loss.weights}: give one a head ({', '.join(names)}), or []")
+    conditions = {name for words in config.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
     beside = [head.name for head in task.heads if head not in task.answered and head.name not in conditions]
     if chosen.heads == "joint" and (task.numeric or beside):
         raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
-    if chosen.heads == "joint" and settings.loss.weights:
+    if chosen.heads == "joint" and config.loss.weights:
         raise InputError("loss.weights weighs heads against one another, model.heads joint has one: leave it at []")
     if chosen.heads == "joint" and chosen.age != "classes":
         raise InputError(f"model.age {chosen.age} needs an age head of its own: model.heads multi")
@@ -105,22 +105,22 @@ def check_task(settings):
     if chosen.age == "sigmoid" and task.number.kind != "number":
         raise InputError(f"model.age sigmoid tells one number, {task.number.name} has classes: choose another")
     if task.settled:
-        for words in settings.data.only:
+        for words in config.data.only:
             task.condition(words)
-    if task.numeric and (settings.train.sampler == "balanced" or settings.loss.balance != "none"):
+    if task.numeric and (config.train.sampler == "balanced" or config.loss.balance != "none"):
         raise InputError("train.sampler balanced and loss.balance weigh classes; the answer is a number")
-    if settings.data.age_gap and (task.number is None or task.number.kind != "cut"):
-        raise InputError(f"data.age_gap {settings.data.age_gap}: the task has no classes that a number is cut into")
-    if task.numeric and settings.data.max_per_class:
+    if config.data.age_gap and (task.number is None or task.number.kind != "cut"):
+        raise InputError(f"data.age_gap {config.data.age_gap}: the task has no classes that a number is cut into")
+    if task.numeric and config.data.max_per_class:
         raise InputError("data.max_per_class counts classes; the answer is a number")
-    if task.numeric and settings.loss.name in ("f1", "neighbour"):
-        raise InputError(f"loss.name {settings.loss.name} is one of classes; the answer is a number")
-    if settings.loss.name == "neighbour" and (task.number not in task.answered):
+    if task.numeric and config.loss.name in ("f1", "neighbour"):
+        raise InputError(f"loss.name {config.loss.name} is one of classes; the answer is a number")
+    if config.loss.name == "neighbour" and (task.number not in task.answered):
         raise InputError(
             "loss.name neighbour: the answer has no head that is cut from numbers, so no class has neighbours"
         )
-    age, head = settings.data.age_boundary, task.number
-    if head and head.column == "age" and head.bounds and age != Data.age_boundary and age not in head.steps:
+    age, head = config.data.age_boundary, task.number
+    if head and head.column == "age" and head.bounds and age != DataConfig.age_boundary and age not in head.steps:
         raise InputError(
             f"data.age_boundary {age}: the last class of {head.name} begins at {plain(head.bounds[-1])}; in "
             f"training it may begin up to five steps earlier ({', '.join(map(plain, head.steps[-6:]))})"

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError
 from foldface.cli import FREE, make_parser, of_earlier, read, tidy
 from foldface.files import InputError, read_json, refuse_unwritable, write_json
 from foldface.rules import check
-from foldface.settings import Settings, as_dict, flatten, put
+from foldface.settings import Config, as_dict, flatten, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -139,23 +139,23 @@ def read_for_run(doc, flags=None, argv=None):
     them and this one doesn't. A setting counts as given when it is on the command line or differs from its default.
     Raises InputError where the run's args.json holds values that can't be.
     """
-    settings = read(doc, flags, argv)
-    first = (getattr(settings, "runs", None) or [settings.run])[0]  # ensemble.py names several
+    config = read(doc, flags, argv)
+    first = (getattr(config, "runs", None) or [config.run])[0]  # ensemble.py names several
     path = Path(first) / "args.json"
-    if first == settings.run and settings.output and (Path(settings.output) / "args.json").is_file():
-        path = Path(settings.output) / "args.json"  # inference.py wrote there what it answered for
+    if first == config.run and config.output and (Path(config.output) / "args.json").is_file():
+        path = Path(config.output) / "args.json"  # inference.py wrote there what it answered for
     if not path.is_file():
-        return settings
+        return config
     content = read_json(path, "train again")
     if not isinstance(content, dict):
         raise InputError(f"{path}: should be a JSON object of settings: train again")
-    then, now, default = of_earlier(content), flatten(as_dict(settings)), flatten(as_dict(Settings()))
+    then, now, default = of_earlier(content), flatten(as_dict(config)), flatten(as_dict(Config()))
     taken, missed = {}, []
     for key in now:
         if key not in then:
             continue
-        given = key in settings.given or now[key] != default[key]
-        if key == "task.answer_as" and key in settings.given:  # how an answer is written is free
+        given = key in config.given or now[key] != default[key]
+        if key == "task.answer_as" and key in config.given:  # how an answer is written is free
             continue
         if key.startswith("task.") and key in OF_A_RUN:  # the run's models answer no other
             taken[key] = then[key]
@@ -167,7 +167,7 @@ def read_for_run(doc, flags=None, argv=None):
             missed.append(f"--{key} {json.dumps(then[key])}")
     if missed:
         print(f"warning: {path} names {' '.join(missed)}: not taken from a run", file=sys.stderr)
-    wanted = as_dict(settings)
+    wanted = as_dict(config)
     for key, value in taken.items():
         group, _, name = key.rpartition(".")
         (wanted[group] if group else wanted)[name] = value
@@ -176,8 +176,8 @@ def read_for_run(doc, flags=None, argv=None):
     except ArgumentError as error:
         raise InputError(f"{path}: {tidy(str(error))}") from None
     for key, value in taken.items():
-        put(settings, key, value)
-    return check(settings)
+        put(config, key, value)
+    return check(config)
 
 
 def begun(run):
@@ -185,16 +185,16 @@ def begun(run):
     return any(any(Path(run).glob(f"fold*/{name}")) for name in ("state.pt", "log.csv", "best.safetensors", "oof.csv"))
 
 
-def refuse_other_settings(settings):
+def refuse_other_settings(config):
     """Raise InputError if the run was begun with other settings.
 
     What decides nothing about the result (FREE), such as data.workers, may change.
     """
-    path = Path(settings.run) / "args.json"
-    if not path.is_file() or not begun(settings.run):
+    path = Path(config.run) / "args.json"
+    if not path.is_file() or not begun(config.run):
         return
-    before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(settings))
-    before = flatten(as_dict(Settings())) | before  # what was not a setting then was as its default is
+    before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(config))
+    before = flatten(as_dict(Config())) | before  # what was not a setting then was as its default is
     free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
     changed = [
         f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
@@ -203,34 +203,34 @@ def refuse_other_settings(settings):
     ]
     if changed:
         raise InputError(
-            f"{settings.run} was begun with other settings ({'; '.join(changed)}): choose another "
+            f"{config.run} was begun with other settings ({'; '.join(changed)}): choose another "
             "--run, or begin this one anew with --overwrite"
         )
 
 
-def save(settings):
+def save(config):
     """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others."""
-    refuse_other_settings(settings)
-    write_json(Path(settings.run) / "args.json", as_dict(settings))
+    refuse_other_settings(config)
+    write_json(Path(config.run) / "args.json", as_dict(config))
 
 
-def remember(settings, *keys):
+def remember(config, *keys):
     """Put these settings into the args.json of the folder that is written to, so that they need not be given again."""
-    path = Path(settings.run) / "args.json"
+    path = Path(config.run) / "args.json"
     if not path.is_file():
         return
-    content, now = read_json(path, "train again"), as_dict(settings)
-    path = Path(settings.output or settings.run) / "args.json"
+    content, now = read_json(path, "train again"), as_dict(config)
+    path = Path(config.output or config.run) / "args.json"
     for key in keys:
         group, name = key.split(".")
         content[group][name] = now[group][name]
     write_json(path, content)
 
 
-def output_folder(settings):
+def output_folder(config):
     """The Path of the folder that is written to after training. Raises InputError, before any work, where it can't be
     written to or is another run's."""
-    output, run = Path(settings.output or settings.run), Path(settings.run)
+    output, run = Path(config.output or config.run), Path(config.run)
     if output.resolve() != run.resolve() and any(output.glob("fold*/best.safetensors")):
         raise InputError(f"output {output}: is a run of its own, whose files would be replaced: name another folder")
     refuse_unwritable(output, "name a folder that can be, with --output")

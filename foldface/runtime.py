@@ -8,8 +8,12 @@ import signal
 import time
 from pathlib import Path
 
-STARTED = time.monotonic()  # this process, but for Python itself
-FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of one run, the first alone writes and speaks
+PROCESS_START = time.monotonic()  # this process, but for Python itself
+
+
+def is_main_process() -> bool:
+    """True on rank 0. Only rank 0 writes files and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Stopped(KeyboardInterrupt):

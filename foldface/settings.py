@@ -26,7 +26,7 @@ PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1
 
 
 @dataclass
-class Head:
+class HeadConfig:
     """One thing that is predicted of a photo: a named class, a number cut into classes, or a number."""
 
     name: str
@@ -46,10 +46,10 @@ class Head:
 
 
 @dataclass
-class Task:
+class TaskConfig:
     """What is predicted."""
 
-    heads: List[Head] = field(default_factory=lambda: [Head(**head) for head in MASK_TASK["heads"]])
+    heads: List[HeadConfig] = field(default_factory=lambda: [HeadConfig(**head) for head in MASK_TASK["heads"]])
     """what the network predicts: [{"name": "class"}], or several"""
     answer: List[str] = field(default_factory=list)
     """heads that make the answer together, [] = all; the others are learned beside it"""
@@ -63,7 +63,7 @@ class Task:
 
 
 @dataclass
-class Extra:
+class ExtraConfig:
     """A further set of labelled photos."""
 
     layout: Literal["aaf", "competition", "utkface", "folder", "boxes", "table"]
@@ -73,7 +73,7 @@ class Extra:
 
 
 @dataclass
-class Data:
+class DataConfig:
     """Photos and tables."""
 
     layout: Literal["competition", "aaf", "utkface", "folder", "boxes", "table"] = "competition"
@@ -105,7 +105,7 @@ class Data:
     only: List[str] = field(default_factory=list)
     """what to train and validate on, [] = all: ["mask=normal"] makes a first stage on bare faces; of numbers such as
     ["age>=20", "age<70"]"""
-    extra: List[Extra] = field(default_factory=list)
+    extra: List[ExtraConfig] = field(default_factory=list)
     """more rows to train on, never validated on: [{"layout": "aaf", "path": "..."}]"""
     pseudo: str = ""
     """pseudo.csv that pseudo_label.py wrote: its rows are trained on too, each in its own fold alone"""
@@ -147,7 +147,7 @@ class Data:
 
 
 @dataclass
-class Crop:
+class CropConfig:
     """Face crops."""
 
     detectors: List[Literal["retinaface", "facenet", "yunet", "person", "centre"]] = field(
@@ -171,7 +171,7 @@ class Crop:
 
 
 @dataclass
-class Sample:
+class SampleConfig:
     """The drawn people of tools.sample_data."""
 
     folder: str = "data/sample"
@@ -183,7 +183,7 @@ class Sample:
 
 
 @dataclass
-class Model:
+class ModelConfig:
     """The network."""
 
     backbone: str = "tf_efficientnet_lite0"
@@ -211,7 +211,7 @@ class Model:
 
 
 @dataclass
-class Loss:
+class LossConfig:
     """What is minimised."""
 
     name: Literal["cross_entropy", "neighbour", "focal", "f1"] = "cross_entropy"
@@ -232,7 +232,7 @@ class Loss:
 
 
 @dataclass
-class Train:
+class TrainConfig:
     """Training."""
 
     epochs: PositiveInt = 5
@@ -310,7 +310,7 @@ class Train:
 
 
 @dataclass
-class Inference:
+class InferenceConfig:
     """Prediction."""
 
     batch_size: PositiveInt = 64
@@ -325,7 +325,7 @@ class Inference:
 
 
 @dataclass
-class Pseudo:
+class PseudoConfig:
     """Pseudo labels."""
 
     threshold: Union[ClosedUnitInterval, List[ClosedUnitInterval]] = 0.9
@@ -335,7 +335,7 @@ class Pseudo:
 
 
 @dataclass
-class Gan:
+class GanConfig:
     """The GAN of demo.gan."""
 
     kind: Literal["projected", "vanilla"] = "projected"
@@ -361,7 +361,7 @@ class Gan:
 
 
 @dataclass
-class App:
+class AppConfig:
     """The demo of demo.app."""
 
     advice: str = ""
@@ -377,7 +377,7 @@ class App:
 
 
 @dataclass
-class Settings:
+class Config:
     """Settings that concern all."""
 
     run: str = "runs/sample"
@@ -395,17 +395,17 @@ class Settings:
     """where training also sends its scalars (nothing is sent anywhere unless asked)"""
     save_minutes: NonNegativeFloat = 5.0
     """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
-    task: Task = field(default_factory=Task)
-    data: Data = field(default_factory=Data)
-    crop: Crop = field(default_factory=Crop)
-    sample: Sample = field(default_factory=Sample)
-    model: Model = field(default_factory=Model)
-    loss: Loss = field(default_factory=Loss)
-    train: Train = field(default_factory=Train)
-    inference: Inference = field(default_factory=Inference)
-    pseudo: Pseudo = field(default_factory=Pseudo)
-    gan: Gan = field(default_factory=Gan)
-    app: App = field(default_factory=App)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
+    app: AppConfig = field(default_factory=AppConfig)
 
     def without_pseudo(self):
         """A copy that names no pseudo labels."""
@@ -417,7 +417,7 @@ class Settings:
         return task_module.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
 
 
-GROUPS = {field.name: field.type for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type)}
+GROUPS = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
 
 SWITCHES = {
     f"{group}.{field.name}"
@@ -451,9 +451,9 @@ def at_home(value):
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def as_dict(settings):
+def as_dict(config):
     """Settings as nested dicts, in the order of their declaration."""
-    return dataclasses.asdict(settings)
+    return dataclasses.asdict(config)
 
 
 def flatten(content, prefix=""):
@@ -464,10 +464,10 @@ def flatten(content, prefix=""):
     return flat
 
 
-def put(settings, key, value):
+def put(config, key, value):
     """Set one field by its dotted name."""
     *groups, name = key.split(".")
     for group in groups:
-        settings = getattr(settings, group)
-    kind = {"data.extra": Extra, "task.heads": Head}.get(key)
-    setattr(settings, name, [kind(**item) for item in value] if kind else value)
+        config = getattr(config, group)
+    kind = {"data.extra": ExtraConfig, "task.heads": HeadConfig}.get(key)
+    setattr(config, name, [kind(**item) for item in value] if kind else value)

@@ -36,7 +36,7 @@ ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "ta
 ROW_COLUMNS += ("near", "linked")
 ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
 MOST_ANSWERS = 10_000  # of a task: the product of its heads' classes
-POINTS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
+N_BINS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
 
 
 class Head:
@@ -100,13 +100,13 @@ class Head:
     @property
     def grid(self):
         """The points at which a distribution over the range is learned: (POINTS,) float64."""
-        return np.linspace(self.low, self.high, POINTS)
+        return np.linspace(self.low, self.high, N_BINS)
 
     @property
     def steps(self):
         """The bounds that an answer may be read at: all but the last as they are, the last also up to five years lower,
         or, of other numbers than ages, up to five hundredths of the range."""
-        step = 1 if self.column == "age" else (self.high - self.low) / (POINTS - 1)
+        step = 1 if self.column == "age" else (self.high - self.low) / (N_BINS - 1)
         last = [self.bounds[-1] - back * step for back in (5, 4, 3, 2, 1, 0)]
         floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
         return (*self.bounds[:-1], *(bound for bound in last if bound > floor))

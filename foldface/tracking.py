@@ -15,32 +15,32 @@ from pathlib import Path
 import numpy as np
 
 from foldface.files import InputError, read_json, write_json
-from foldface.runtime import FIRST
-from foldface.settings import Settings, as_dict, flatten
+from foldface.runtime import is_main_process
+from foldface.settings import Config, as_dict, flatten
 
 PROJECT = "foldface"
 
 
-def refuse_missing(settings: Settings) -> None:
+def refuse_missing(config: Config) -> None:
     """Raise InputError if log names a package that is not installed.
 
     A folder called wandb, as W&B leaves one behind, can be imported too: as a namespace package, which has no file.
     """
-    if settings.log == "none":
+    if config.log == "none":
         return
-    spec = importlib.util.find_spec(settings.log)
+    spec = importlib.util.find_spec(config.log)
     if spec is None or spec.origin is None:
-        raise InputError(f"log is {settings.log}, which is not installed: pip install {settings.log}, or --log none")
+        raise InputError(f"log is {config.log}, which is not installed: pip install {config.log}, or --log none")
 
 
 @contextlib.contextmanager
-def opened(settings: Settings, fold: int):
+def opened(config: Config, fold: int):
     """Yield the fold's Tracker: one that does nothing where log is none, and in all processes but the first.
 
     Raises InputError if W&B refuses, such as without an account.
     """
-    kind = {"none": Tracker, "tensorboard": TensorBoard, "wandb": Wandb}[settings.log if FIRST else "none"]
-    tracker = kind(settings, fold)
+    kind = {"none": Tracker, "tensorboard": TensorBoard, "wandb": Wandb}[config.log if is_main_process() else "none"]
+    tracker = kind(config, fold)
     try:
         yield tracker
     except BaseException:
@@ -54,7 +54,7 @@ class Tracker:
 
     active = False
 
-    def __init__(self, settings, fold):
+    def __init__(self, config, fold):
         pass
 
     def log(self, row: dict) -> None:
@@ -75,13 +75,13 @@ class ResumableTracker(Tracker):
 
     active = True
 
-    def __init__(self, settings, fold):
-        self.folder, self.name = Path(settings.run) / f"fold{fold}", Path(settings.run).resolve().name
-        self.path = self.folder / f"{settings.log}.json"
+    def __init__(self, config, fold):
+        self.folder, self.name = Path(config.run) / f"fold{fold}", Path(config.run).resolve().name
+        self.path = self.folder / f"{config.log}.json"
         self.state = read_json(self.path, "remove it") if self.path.is_file() else {}
-        self.config = as_dict(settings) | {"fold": fold}
+        self.config = as_dict(config) | {"fold": fold}
         self.epoch = self.arrived = self.state.get("epochs", 0)
-        self.open(settings)
+        self.open(config)
 
     def log(self, row):
         if row["epoch"] > self.arrived:
@@ -94,7 +94,7 @@ class ResumableTracker(Tracker):
 
 
 class TensorBoard(ResumableTracker):
-    def open(self, settings):
+    def open(self, config):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -105,7 +105,7 @@ class TensorBoard(ResumableTracker):
                 name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
                 for name, value in flatten(self.config).items()
             }
-            for summary in hparams(flat, {f"oof/{settings.predicted.score}": None}):
+            for summary in hparams(flat, {f"oof/{config.predicted.score}": None}):
                 self.writer.file_writer.add_summary(summary)
             self.state = {"epochs": 0}
             write_json(self.path, self.state)
@@ -127,14 +127,12 @@ class TensorBoard(ResumableTracker):
 
 
 class Wandb(ResumableTracker):
-    def open(self, settings):
+    def open(self, config):
         import wandb
 
         names = {"project": PROJECT, "group": self.name, "name": f"{self.name}/{self.folder.name}"}
         try:
-            self.run = wandb.init(
-                **names, id=self.state.get("id"), resume="allow", dir=settings.run, config=self.config
-            )
+            self.run = wandb.init(**names, id=self.state.get("id"), resume="allow", dir=config.run, config=self.config)
         except wandb.errors.Error as error:
             raise InputError(
                 f"log is wandb, and W&B says: {error}. Run `wandb login`, set WANDB_MODE=offline, or --log none"

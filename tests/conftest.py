@@ -16,7 +16,7 @@ from foldface.nn import learner
 ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as files.guarded does for the scripts
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as cli.run_main does for the scripts
 
 MASK = task.Task(**task.MASK_TASK)
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
@@ -52,7 +52,7 @@ class Competition:
         text = newline.join([header] + [",".join(map(str, row)) for row in rows]) + newline
         (self.train / "train.csv").write_bytes(text.encode(encoding))
 
-    def settings(self, *overrides):
+    def config(self, *overrides):
         """Settings that point here, with whole photos and the smallest model; overrides: words of a command line."""
         words = [
             *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
@@ -144,4 +144,4 @@ def typed(monkeypatch, tmp_path):
 def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
 
-    monkeypatch.setattr(learner, "make_accelerator", lambda settings: accelerator)
+    monkeypatch.setattr(learner, "make_accelerator", lambda config: accelerator)

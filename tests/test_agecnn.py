@@ -10,7 +10,7 @@ from torch import nn
 import model
 from foldface.files import InputError
 from foldface.nn import batchnorm, optim, weights
-from foldface.settings import Train
+from foldface.settings import TrainConfig
 
 NAMES = ["agecnn", "agecnn_deep"]
 
@@ -90,7 +90,7 @@ def test_layers_freeze_from_the_stem_on_and_never_the_classifier(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_layer_may_learn_slower_than_the_one_above(name):
     net = timm.create_model(name)
-    groups = optim.parameter_groups(net, Train(layer_decay=0.5, lr=1.0))
+    groups = optim.parameter_groups(net, TrainConfig(layer_decay=0.5, lr=1.0))
     rates = {id(value): group["lr"] for group in groups for value in group["params"]}
     expected = [0.5**k for k in reversed(range(len(weighted(net))))]
     assert [rates[id(part.weight)] for part in weighted(net)] == pytest.approx(expected)

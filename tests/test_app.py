@@ -32,19 +32,19 @@ def served(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("app")
     competition = Competition(root)
-    settings = competition.settings("--app.port", 0, "--app.upload_mb", 1)
+    config = competition.config("--app.port", 0, "--app.upload_mb", 1)
     folder = root / "run" / "fold0"
     folder.mkdir(parents=True)
-    runs.save(settings)
+    runs.save(config)
     from foldface.nn import heads
 
-    told = heads.Heads(settings.predicted, settings.model.heads, settings.model.age)
+    told = heads.Heads(config.predicted, config.model.heads, config.model.age)
     net = model.build("test_resnet", told.size, False, 32)
-    learner = SimpleNamespace(task=settings.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3), precision="no")
+    learner = SimpleNamespace(task=config.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3), precision="no")
     import dataset
 
-    rows, _ = dataset.training_rows(settings)
-    model.save(folder / "best.safetensors", net, train.describe(settings, 0, learner, rows))
+    rows, _ = dataset.training_rows(config)
+    model.save(folder / "best.safetensors", net, train.describe(config, 0, learner, rows))
     from demo import gan_networks
 
     maker = gan_networks.make_generator("projected", 32, MASK.size, 4, 40)
@@ -53,12 +53,12 @@ def served(tmp_path_factory):
     about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "photos": 40, "epoch": 1}
     (root / "run" / "gan").mkdir()
     model.save(root / "run" / "gan" / "best.safetensors", maker, about)
-    settings.folds, settings.share, settings.examples = [], False, []
+    config.folds, config.share, config.examples = [], False, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
-        desk = uploads.Desk(int(settings.app.upload_mb * 1e6))
-        page = app.start(settings, desk)
-        yield page.local_url, desk, settings, serving.Answerer(settings), page
+        desk = uploads.UploadDir(int(config.app.upload_mb * 1e6))
+        page = app.start(config, desk)
+        yield page.local_url, desk, config, serving.Predictor(config), page
         page.close(verbose=False)
         desk.close()
     assert not desk.folder.exists()
@@ -117,13 +117,13 @@ def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
     import subprocess
     import sys
 
-    code = "import os, signal; from demo import uploads; d = uploads.Desk()\n"
+    code = "import os, signal; from demo import uploads; d = uploads.UploadDir()\n"
     code += "print(d.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     left_over = Path(done.stdout.strip())
     assert left_over.is_dir()
-    first = uploads.Desk()
-    second = uploads.Desk()
+    first = uploads.UploadDir()
+    second = uploads.UploadDir()
     assert not left_over.exists() and first.folder.is_dir() and second.folder.is_dir()  # those in use stay
     first.close(), second.close()
     assert not first.folder.exists() and not second.folder.exists()
@@ -141,9 +141,9 @@ def test_a_file_that_is_too_large_is_refused_at_the_door(served, tmp_path):
 def test_uploads_can_not_fill_the_desk(served, monkeypatch):
     import httpx
 
-    url, desk, settings, *_ = served
+    url, desk, config, *_ = served
     door = url + "gradio_api/upload"
-    limit = int(settings.app.upload_mb * 1e6)
+    limit = int(config.app.upload_mb * 1e6)
 
     def pieces():
         yield b"--x\r\n"
@@ -151,11 +151,11 @@ def test_uploads_can_not_fill_the_desk(served, monkeypatch):
     assert httpx.post(door, content=pieces()).status_code == 411
     many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(uploads.FILES + 2)]
     assert httpx.post(door, files=many).status_code == 413
-    monkeypatch.setattr(uploads.Desk, "size", lambda _: 4 * uploads.FILES * limit)
+    monkeypatch.setattr(uploads.UploadDir, "size", lambda _: 4 * uploads.FILES * limit)
     answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
     assert answer.status_code == 507 and "come back" in answer.json()["detail"]
     monkeypatch.undo()
-    monkeypatch.setattr(app.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.FREE))
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.FREE))
     assert httpx.post(door, files={"files": ("a.jpg", b"small")}).status_code == 507
     assert not left(desk) and not desk.reserved
 
@@ -202,7 +202,7 @@ def test_a_small_dev_shm_is_not_filled(tmp_path, monkeypatch, capsys):
     small, large, closed = (tmp_path / name for name in ("shm", "tmp", "closed"))
     small.mkdir(), large.mkdir()
     free = {small: 64_000_000, large: 10**10}
-    monkeypatch.setattr(app.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
     assert uploads.roomy_place([small, large], 640_000_000) == large
     assert f"uploads lie in {large} until they are answered: {small} has 64 MB free" in capsys.readouterr().out
     assert uploads.roomy_place([small, large], 1_000_000) == small and not capsys.readouterr().out
@@ -265,7 +265,7 @@ def test_only_listed_doors_are_open_of_all_that_this_gradio_has(served):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    gate, opened = uploads.Gate(gradio, served[1], {"localhost"}), set()
+    gate, opened = uploads.UploadQuotaMiddleware(gradio, served[1], {"localhost"}), set()
     for method, path in found:
         asked = re.sub(r"\{api_name\}", "answer", path)
         asked = re.sub(r"\{[^}]*\}", "x1", asked)
@@ -302,7 +302,7 @@ def test_only_listed_doors_are_open_of_all_that_this_gradio_has(served):
     ],
 )
 def test_a_strange_host_is_refused(host, names, others):
-    gate = uploads.Gate(None, None, uploads.own_hosts(host))
+    gate = uploads.UploadQuotaMiddleware(None, None, uploads.own_hosts(host))
     for name in names:
         gate.refuse_host({b"host": name.encode()})
     for name in others:
@@ -402,11 +402,11 @@ def test_class_names_are_no_formulas_in_answers_csv():
 
 
 def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
-    settings, answerer = served[2], served[3]
+    config, answerer = served[2], served[3]
     write_photo(tmp_path / "mine" / "cat.jpg", 1)
     (tmp_path / "mine" / "notes.txt").write_text("x")
     plain = SimpleNamespace(wants_faces=False, task=SimpleNamespace(number=None))
-    words = vars(settings)
+    words = vars(config)
     assert app.examples(SimpleNamespace(**words), plain) == []
     assert len(app.examples(SimpleNamespace(**words), answerer)) == 3  # drawn people
     named = app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine")]}), plain)
@@ -493,9 +493,9 @@ def test_no_session_remembers_what_was_sent(served, tmp_path):
 
 @pytest.fixture
 def demo(served, tmp_path):
-    _, _, settings, answerer, _ = served
-    desk = uploads.Desk()
-    yield app.Demo(settings, answerer, desk), desk
+    _, _, config, answerer, _ = served
+    desk = uploads.UploadDir()
+    yield app.Demo(config, answerer, desk), desk
     desk.close()
 
 
@@ -616,7 +616,7 @@ def test_a_visitors_photo_has_limits(tmp_path):
 
 def test_a_fold_that_is_not_there_is_refused(served):
     with pytest.raises(InputError, match="has the folds 0"):
-        serving.Answerer(served[2], [3])
+        serving.Predictor(served[2], [3])
 
 
 def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
@@ -626,7 +626,7 @@ def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
     face = np.array([10, 10, 40, 50, 0.9, 20, 20, 30, 20], float)
     photo = np.random.default_rng(0).integers(0, 255, (80, 60, 3), dtype=np.uint8)
     for count, word in ((1, "sure"), (8, "8 faces were found"), (0, "No face was found")):
-        monkeypatch.setattr(detect, "look", lambda *_, count=count: [("yunet", face if count else None, count)])
+        monkeypatch.setattr(detect, "find_faces", lambda *_, count=count: [("yunet", face if count else None, count)])
         found = answerer.answer(photo)
         assert word in found["said"] and bool(found["label"]) == bool(count)
         assert ((found["shown"] == (255, 200, 0)).all(2).sum() > 50) == bool(count)  # the box
@@ -637,7 +637,7 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
     from foldface.faces import crops
     from foldface.nn import predicting
 
-    settings, answerer = served[2:4]
+    config, answerer = served[2:4]
     noise = np.random.default_rng(0).integers(0, 255, (300, 240, 3), dtype=np.uint8)  # the worst to decode smaller
     cv2.imwrite(str(tmp_path / "a.jpg"), noise)
     file = tmp_path / "a.jpg"
@@ -645,11 +645,11 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
         crop = {"detectors": ["yunet"], "size": 128, "margin": 0.25, "align": False}
         face = np.array([10, 10, 200, 250, 0.9, 60, 60, 120, 60], float)
         monkeypatch.setattr(answerer, "crops", crop)
-        monkeypatch.setattr(detect, "look", lambda *_: [("yunet", face, 1)])
-        crops.write_crop(tmp_path / "crop.jpg", crops.cut(read_photo(file), face, 128, 0.25, False))
+        monkeypatch.setattr(detect, "find_faces", lambda *_: [("yunet", face, 1)])
+        crops.write_crop(tmp_path / "crop.jpg", crops.crop_square(read_photo(file), face, 128, 0.25, False))
         file = tmp_path / "crop.jpg"
     rows = pd.DataFrame({"file": [str(file)]})
-    told, _ = predicting.predict(answerer.nets, answerer.abouts, answerer.heads, rows, settings)
+    told, _ = predicting.predict(answerer.nets, answerer.abouts, answerer.heads, rows, config)
     (tmp_path / "sent.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
     desk = SimpleNamespace(holds=lambda _: True, forget=lambda _: None)
     visited = SimpleNamespace(desk=desk, limit=10**6, answerer=answerer)
@@ -659,7 +659,7 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
 
 
 def test_the_sweep_spares_what_the_demo_brought(tmp_path):
-    desk = uploads.Desk()
+    desk = uploads.UploadDir()
     (desk.folder / "example.jpg").write_bytes(b"x")
     desk.keep_what_is_there()
     (desk.folder / "visitor").mkdir()
@@ -675,7 +675,7 @@ def test_the_sweep_spares_what_the_demo_brought(tmp_path):
 def test_the_desk_is_measured_while_others_come_and_go():
     import threading
 
-    desk, over = uploads.Desk(), threading.Event()
+    desk, over = uploads.UploadDir(), threading.Event()
 
     def visit(number):
         while not over.is_set():

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from foldface import cli, runs, settings
+from foldface import cli, runs
+from foldface import settings as settings_module
 from foldface.files import InputError
-from foldface.settings import FILES, GROUPS, Settings, as_dict, flatten
+from foldface.settings import FILES, GROUPS, Config, as_dict, flatten
 
 SCRIPTS = sorted(
     path.name
@@ -29,7 +30,7 @@ def complaint(*words):
 
 
 def test_args_json_spells_out_every_default():
-    assert json.loads((ROOT / "args.json").read_text()) == as_dict(Settings())
+    assert json.loads((ROOT / "args.json").read_text()) == as_dict(Config())
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.json")), ids=lambda path: path.name)
@@ -38,16 +39,16 @@ def test_every_recipe_can_be_read(recipe):
 
 
 def test_a_setting_is_overridden_by_its_dotted_name():
-    settings = cli.read("", argv=["--train.lr", "1e-4", "--train.only_folds", "[0,1]", "--model.pretrained", "true"])
-    assert (settings.train.lr, settings.train.only_folds, settings.model.pretrained) == (1e-4, [0, 1], True)
+    config = cli.read("", argv=["--train.lr", "1e-4", "--train.only_folds", "[0,1]", "--model.pretrained", "true"])
+    assert (config.train.lr, config.train.only_folds, config.model.pretrained) == (1e-4, [0, 1], True)
 
 
 def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path):
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text('{"seed": 1, "train": {"epochs": 3, "lr": 0.5}}')
     second.write_text('{"train": {"epochs": 4}}')
-    settings = cli.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
-    assert (settings.seed, settings.train.epochs, settings.train.lr) == (9, 4, 0.5)
+    config = cli.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
+    assert (config.seed, config.train.epochs, config.train.lr) == (9, 4, 0.5)
 
 
 # settings of text that are no paths; a new one is to be put here or into args.FILES
@@ -58,14 +59,14 @@ def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", "/home/anna")
     extra, value = '[{"layout": "aaf", "path": "~/more"}]', {"data.roots": '["~/x"]'}
     words = [word for key in FILES for word in (f"--{key}", value.get(key, "~/x"))]
-    settings = cli.read("", {"--photos": {"nargs": "+"}}, [*words, "--data.extra", extra, "--photos", "~/a", "b~"])
-    found = flatten(as_dict(settings))
+    config = cli.read("", {"--photos": {"nargs": "+"}}, [*words, "--data.extra", extra, "--photos", "~/a", "b~"])
+    found = flatten(as_dict(config))
     assert [key for key in FILES if found[key] not in ("/home/anna/x", ["/home/anna/x"])] == []
-    assert settings.data.extra[0].path == "/home/anna/more" and settings.photos == ["/home/anna/a", "b~"]
+    assert config.data.extra[0].path == "/home/anna/more" and config.photos == ["/home/anna/a", "b~"]
     kinds = (str, typing.List[str], typing.Union[bool, str])
     texts = {
         f"{prefix}{field.name}"
-        for prefix, kind in [("", Settings), *((f"{name}.", kind) for name, kind in GROUPS.items())]
+        for prefix, kind in [("", Config), *((f"{name}.", kind) for name, kind in GROUPS.items())]
         for field in dataclasses.fields(kind)
         if field.type in kinds
     }
@@ -76,10 +77,10 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.json").write_text('{"run": "~/mine", "data": {"train": "~/photos", "pseudo": "~/p.csv"}}')
     for words in (["--config", "~/a.json"], ["--config=~/a.json"]):
-        settings = cli.read("", argv=words)
-        assert (settings.run, settings.data.train) == (f"{tmp_path}/mine", f"{tmp_path}/photos")
+        config = cli.read("", argv=words)
+        assert (config.run, config.data.train) == (f"{tmp_path}/mine", f"{tmp_path}/photos")
     (tmp_path / "mine").mkdir()
-    runs.save(settings)
+    runs.save(config)
     (tmp_path / "mine" / "args.json").write_text((tmp_path / "mine" / "args.json").read_text().replace("/photos", "/p"))
     assert runs.read_for_run("", argv=["--run", "~/mine"]).data.train == f"{tmp_path}/p"
 
@@ -135,8 +136,8 @@ def test_every_setting_has_its_docstring_in_the_help():
         [sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT
     ).stdout
     flat = " ".join(text.split())
-    for group in [Settings, *GROUPS.values()]:
-        source = Path(settings.__file__).read_text().split(f"class {group.__name__}:")[1]
+    for group in [Config, *GROUPS.values()]:
+        source = Path(settings_module.__file__).read_text().split(f"class {group.__name__}:")[1]
         for field in dataclasses.fields(group):
             if field.name not in GROUPS:
                 explained = source.split(f"    {field.name}: ")[1].split('"""')[1]
@@ -163,19 +164,19 @@ def test_help_answers_at_once_and_without_torch(script):
 
 
 def test_a_run_refuses_other_settings_and_names_what_changed(competition):
-    runs.save(competition.settings())
-    runs.save(competition.settings("--train.lr", 0.3))  # nothing was begun yet
+    runs.save(competition.config())
+    runs.save(competition.config("--train.lr", 0.3))  # nothing was begun yet
     (competition.root / "run" / "folds.csv").write_text("id,fold\n")
-    runs.save(competition.settings("--train.lr", 0.3))  # dealing people into folds is no training
+    runs.save(competition.config("--train.lr", 0.3))  # dealing people into folds is no training
     (competition.root / "run" / "fold0").mkdir()
     (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"")
-    runs.save(competition.settings("--train.lr", 0.3, "--data.workers", 1))
+    runs.save(competition.config("--train.lr", 0.3, "--data.workers", 1))
     with pytest.raises(InputError, match=r"train\.lr was 0\.3, is 0\.5"):
-        runs.save(competition.settings("--train.lr", 0.5))
+        runs.save(competition.config("--train.lr", 0.5))
 
 
 def test_after_training_a_run_remembers_what_it_was_started_with(competition, capsys):
-    runs.save(competition.settings("--inference.flip", "true"))
+    runs.save(competition.config("--inference.flip", "true"))
     run = str(competition.root / "run")
     later = runs.read_for_run("", argv=["--run", run])
     assert later.data.eval == str(competition.eval) and later.data.crops == "" and later.inference.flip
@@ -185,7 +186,7 @@ def test_after_training_a_run_remembers_what_it_was_started_with(competition, ca
     assert runs.read_for_run("", flags, ["--runs", run, "other"]).data.eval == str(competition.eval)
 
 
-ALL = flatten(as_dict(Settings()))
+ALL = flatten(as_dict(Config()))
 ANOTHER = {  # values other than the defaults that a run may have and that go with the defaults of all others
     "task.heads": [{"name": "kind", "classes": ["a", "b"]}],
     "task.answer": ["gender"],
@@ -243,12 +244,12 @@ def test_every_setting_is_either_the_runs_or_the_commands():
 
 @pytest.mark.parametrize("key", runs.OF_A_RUN)
 def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
-    then = as_dict(Settings())
+    then = as_dict(Config())
     *groups, name = key.split(".")
     (then[groups[0]] if groups else then)[name] = another(key)
     (tmp_path / "args.json").write_text(json.dumps(then))
     found = flatten(as_dict(runs.read_for_run("", argv=["--run", str(tmp_path)])))
-    expected = flatten(as_dict(Settings())) | {"run": str(tmp_path), key: another(key)}
+    expected = flatten(as_dict(Config())) | {"run": str(tmp_path), key: another(key)}
     if key == "task.heads":
         found[key] = [{"name": head["name"], "classes": head["classes"]} for head in found[key]]
     assert found == expected
@@ -257,27 +258,27 @@ def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
 
 
 def test_a_run_whose_augmentation_was_called_report_goes_on_with_the_same_list(tmp_path):
-    settings = cli.read("", argv=["--run", str(tmp_path), "--data.augment", "diary", "--data.image_size", "224"])
-    runs.save(settings)
+    config = cli.read("", argv=["--run", str(tmp_path), "--data.augment", "diary", "--data.image_size", "224"])
+    runs.save(config)
     path = tmp_path / "args.json"
     path.write_text(path.read_text().replace('"diary"', '"report"'))
     (tmp_path / "fold0").mkdir()
     (tmp_path / "fold0/log.csv").touch()
-    runs.refuse_other_settings(settings)
+    runs.refuse_other_settings(config)
     assert runs.read_for_run("", argv=["--run", str(tmp_path)]).data.augment == "diary"
-    settings.data.augment = "none"
+    config.data.augment = "none"
     with pytest.raises(InputError, match=r"data\.augment was"):
-        runs.refuse_other_settings(settings)
+        runs.refuse_other_settings(config)
 
 
 @pytest.mark.parametrize("key", sorted(set(ALL) - set(runs.OF_A_RUN)))
 def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run(tmp_path, capsys, key):
-    then = as_dict(Settings())
+    then = as_dict(Config())
     *groups, name = key.split(".")
     (then[groups[0]] if groups else then)[name] = "/home/victim/.profile"
     (tmp_path / "args.json").write_text(json.dumps(then))
     found = flatten(as_dict(runs.read_for_run("", argv=["--run", str(tmp_path)])))
-    assert found == flatten(as_dict(Settings())) | {"run": str(tmp_path)}
+    assert found == flatten(as_dict(Config())) | {"run": str(tmp_path)}
     missed = f'--{key} "/home/victim/.profile": not taken from a run'
     assert (missed in capsys.readouterr().err) == (key in ("data.corrections", "data.roots"))
 
@@ -285,9 +286,9 @@ def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run
 def test_a_strangers_run_writes_over_no_file_of_mine(competition, capsys):
     victim = competition.root / "profile"
     victim.write_text("mine")
-    settings = competition.settings("--submission", victim, "--app.host", "0.0.0.0", "--data.roots", '["/"]')
-    runs.save(settings)
-    found = runs.read_for_run("", argv=["--run", settings.run])
+    config = competition.config("--submission", victim, "--app.host", "0.0.0.0", "--data.roots", '["/"]')
+    runs.save(config)
+    found = runs.read_for_run("", argv=["--run", config.run])
     assert (found.submission, found.app.host, found.data.roots) == ("submission.csv", "127.0.0.1", [])
     assert found.data.train == str(competition.train)
 
@@ -310,8 +311,8 @@ def test_a_script_ends_with_one_line_and_exit_2():
 
 
 def test_a_switch_may_stand_alone():
-    settings = cli.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
-    assert settings.inference.flip and settings.crop.retry and not settings.data.strict and settings.seed == 3
+    config = cli.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
+    assert config.inference.flip and config.crop.retry and not config.data.strict and config.seed == 3
     assert cli.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
 
 

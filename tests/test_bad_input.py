@@ -153,7 +153,7 @@ TABLES = [  # what it is, how it is made, rows that are trained on or the line, 
 def outcome(people, *words):
     """Rows that would be trained on, or the line that stops it."""
     try:
-        return len(dataset.prepare(people.settings(*words)))
+        return len(dataset.prepare(people.config(*words)))
     except InputError as error:
         return str(error)
 
@@ -193,15 +193,15 @@ def test_training_photos(people, name):
 
 
 def test_photos_to_answer_for(people, monkeypatch):
-    settings = people.settings("--train.epochs", 1)
-    train.train_folds(settings, [0])
+    config = people.config("--train.epochs", 1)
+    train.train_folds(config, [0])
     names = bad_photos.write(people.eval / "images", GOOD)
     info = "﻿ImageID,ans\r\n" + "".join(f"{name},0\r\n" for name in [*names, names[0]])
     (people.eval / "info.csv").write_text(info, encoding="utf-8")
-    main_of(inference, settings, monkeypatch)
+    main_of(inference, config, monkeypatch)
     unreadable = pd.read_csv(people.root / "run" / "unreadable.csv").set_index("ImageID")["reason"].to_dict()
     assert unreadable == bad_photos.UNREADABLE
-    main_of(ensemble, settings, monkeypatch, soft=True, hard=False, runs=[])
+    main_of(ensemble, config, monkeypatch, soft=True, hard=False, runs=[])
     answer = pd.read_csv(people.root / "submission.csv")
     assert answer["ImageID"].tolist() == [*names, names[0]] and answer["ans"].between(0, 17).all()
 
@@ -222,7 +222,7 @@ def test_tables_to_answer_for(people, content, expected):
     (people.eval / "images" / "link.jpg").symlink_to("/etc/passwd")
     (people.eval / "info.csv").write_text(content)
     with pytest.raises(InputError) as caught:
-        dataset.eval_rows(people.settings())
+        dataset.eval_rows(people.config())
     assert expected in str(caught.value) and "info.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_a_nul_in_a_table_is_no_traceback(people):
     assert "row 2: " in outcome(people) or "NUL" in outcome(people)
     (people.eval / "info.csv").write_bytes(b"ImageID\nanswer0.jpg\nans\0wer.jpg\n")
     with pytest.raises(InputError, match=r"row 3: ImageID"):
-        dataset.eval_rows(people.settings())
+        dataset.eval_rows(people.config())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_nul_in_a_table_is_no_traceback(people):
 def test_files_to_answer_for_that_are_none(people, name, content, expected):
     (people.eval / "images" / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
-        dataset.eval_rows(people.settings("--data.eval", people.eval / "images" / name))
+        dataset.eval_rows(people.config("--data.eval", people.eval / "images" / name))
     assert expected in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -270,7 +270,7 @@ def test_names_and_classes_are_shown_in_any_terminal(tmp_path):
         "def main():\n"
         "    name = open(sys.argv[2], encoding='utf-8').read()\n"
         "    print(name, 'half \\udcff'); files.warn_once(name); raise files.InputError(name)\n"
-        "cli.guarded(main)"
+        "cli.run_main(main)"
     )
     (tmp_path / "name").write_text(name, encoding="utf-8")
     for environment in ({"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}, {"LANG": "C", "LC_ALL": "C"}):
@@ -295,38 +295,38 @@ def test_a_progress_bar_may_move_and_a_name_may_not(capsys):
 
 def test_photos_lie_where_the_first_that_exists_lies(people):
     (people.eval / "photos.csv").write_text("photo\ngone.jpg\n" + "\n".join(people.images) + "\n")
-    rows = dataset.eval_rows(people.settings("--data.eval", people.eval / "photos.csv"))
+    rows = dataset.eval_rows(people.config("--data.eval", people.eval / "photos.csv"))
     assert rows["photo"].map(os.path.isfile).tolist() == [False, *[True] * len(people.images)]
     (people.eval / "images" / "labels.csv").write_text("photo\ngone.jpg\nanswer0.jpg\n")
-    rows = dataset.eval_rows(people.settings("--data.eval", people.eval / "images" / "labels.csv"))
+    rows = dataset.eval_rows(people.config("--data.eval", people.eval / "images" / "labels.csv"))
     assert os.path.isfile(rows["photo"][1])
 
 
 def test_answering_stops_where_no_photo_can_be_read(people, monkeypatch):
-    settings = people.settings("--train.epochs", 1)
-    train.train_folds(settings, [0])
+    config = people.config("--train.epochs", 1)
+    train.train_folds(config, [0])
     for name in people.images:
         (people.eval / "images" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the 5 photos to answer for can be read, such as .*\(empty file\)"):
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
     for name in people.images:
         (people.eval / "images" / name).unlink()
     with pytest.raises(InputError, match=r"none of the 5 photos .*\(there is no such file\)"):
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
     assert not (people.root / "run" / "fold0.csv").is_file()
 
 
 def test_a_photo_that_changes_or_vanishes_while_training_reads_it_is_one_line(people):
     for number, change in enumerate((lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b"other"),
                                      lambda photo: (photo.unlink(), os.mkfifo(photo)))):  # fmt: skip
-        settings = people.settings("--data.workers", 1, "--run", people.root / f"run{number}")
-        rows = dataset.prepare(settings)
+        config = people.config("--data.workers", 1, "--run", people.root / f"run{number}")
+        rows = dataset.prepare(config)
         photo = home(people) / "mask2.jpg"
         content = photo.read_bytes()
         change(photo)
         training, validation = folds.split(rows, 0)
         with pytest.raises(InputError, match=r"mask2.jpg: can't be read any more \(.*\); start again to leave it out"):
-            train.fit(training, validation, settings, 0, learner.make_accelerator(settings))
+            train.fit(training, validation, config, 0, learner.make_accelerator(config))
         photo.unlink(missing_ok=True)
         photo.write_bytes(content)
 

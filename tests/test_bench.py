@@ -15,16 +15,16 @@ from tools import benchmark
 @pytest.fixture
 def small(competition, monkeypatch):
     """main() on a small competition."""
-    settings = competition.settings("--inference.batch_size", 64)
+    config = competition.config("--inference.batch_size", 64)
     monkeypatch.setattr(benchmark, "QUICK_SECONDS", 0.2)
     monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
 
     def run(*stages, **flags):
-        settings.rounds, settings.quick, settings.stages, settings.profile = 1, True, list(stages), False
-        settings.json = str(competition.root / "bench.json")
+        config.rounds, config.quick, config.stages, config.profile = 1, True, list(stages), False
+        config.json = str(competition.root / "bench.json")
         for name, value in flags.items():
-            setattr(settings, name, value)
-        monkeypatch.setattr(benchmark.cli, "read", lambda *_: settings)
+            setattr(config, name, value)
+        monkeypatch.setattr(benchmark.cli, "read", lambda *_: config)
         benchmark.main()
         return json.loads((competition.root / "bench.json").read_text())
 
@@ -47,9 +47,9 @@ def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says
 @pytest.mark.parametrize("kept, peer", [(True, "torchvision"), (False, "torchvision"), (False, "timm")])
 def test_both_sides_of_a_loader_row_do_the_same_work(competition, monkeypatch, kept, peer):
     monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
-    settings = competition.settings()
-    settings.quick = True
-    sides = benchmark.loader_sides(settings, kept, peer)
+    config = competition.config()
+    config.quick = True
+    sides = benchmark.loader_sides(config, kept, peer)
     found = [torch.cat(list(side)) for side in sides]
     assert len(found[0]) == 200 and len(found[1]) == (192 if peer == "timm" else 200)  # timm leaves half batches out
     assert [photos.shape[1:] for photos in found] == [(3, 32, 32)] * 2

@@ -189,8 +189,8 @@ def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brin
     runs, monkeypatch, capsys, vote
 ):
     competition, homes = runs
-    settings = competition.settings()
-    main_of(ensemble, settings, monkeypatch, runs=homes, weights="search", **{vote: True})
+    config = competition.config()
+    main_of(ensemble, config, monkeypatch, runs=homes, weights="search", **{vote: True})
     out = capsys.readouterr().out
     assert all(f"with {home} in it" in out for home in homes)
     assert f"plain {vote} vote of 3 runs" in out and "searched weights, on people not searched on" in out
@@ -199,21 +199,21 @@ def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brin
         found = dict(pair.rsplit(" ", 1) for pair in out.split("weights: ")[1].splitlines()[0].split(", "))
         assert float(found[homes[0]]) > 0.4 > 0.3 > float(found[homes[2]])
     if vote != "rank":  # two photos have no ranks to speak of
-        assert pd.read_csv(settings.submission)["ans"].tolist() == [0, 0]
+        assert pd.read_csv(config.submission)["ans"].tolist() == [0, 0]
 
 
 def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, monkeypatch, capsys):
     competition, homes = runs
-    settings = competition.settings()
-    main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["bias"])
+    config = competition.config()
+    main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["bias"])
     out = capsys.readouterr().out
     assert "decided bias, on people not decided on" in out
     assert ("log bias" in out) != ("the plain answer is not beaten: it stays" in out)
-    main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["boundary"])
+    main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["boundary"])
     assert "decided boundary" in capsys.readouterr().out
     (competition.root / "good" / "oof_age.csv").unlink()
     with pytest.raises(InputError, match="have no age in years"):
-        main_of(ensemble, settings, monkeypatch, runs=homes[:1], decide=["boundary"])
+        main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["boundary"])
 
 
 def printed(out, title):
@@ -236,9 +236,9 @@ def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(c
     homes = [
         write_run(competition.root, name, target, person, fold, s, k) for k, (name, s) in enumerate(strengths.items())
     ]
-    main_of(ensemble, competition.settings(), monkeypatch, runs=homes, weights="search", decide=["bias"])
+    main_of(ensemble, competition.config(), monkeypatch, runs=homes, weights="search", decide=["bias"])
     out = capsys.readouterr().out
-    stack = ensemble.Known(MASK, homes).told
+    stack = ensemble.OofPredictions(MASK, homes).told
     everyone = np.ones(len(target), bool)
 
     def searched(rows):
@@ -267,13 +267,13 @@ def test_what_is_chosen_and_worse_on_other_people_is_not_used(competition, monke
     several = "weights" in flags  # on the people that they were chosen on, both would seem to gain
     strength, seeds = (1.0, range(5)) if several else (3.0, [11])
     homes = [write_run(competition.root, f"r{k}", target, person, fold, strength, k) for k in seeds]
-    settings = competition.settings()
-    main_of(ensemble, settings, monkeypatch, runs=homes)
-    plain, _ = pd.read_csv(settings.submission), capsys.readouterr()
-    main_of(ensemble, settings, monkeypatch, runs=homes, **flags)
+    config = competition.config()
+    main_of(ensemble, config, monkeypatch, runs=homes)
+    plain, _ = pd.read_csv(config.submission), capsys.readouterr()
+    main_of(ensemble, config, monkeypatch, runs=homes, **flags)
     out = capsys.readouterr().out
     assert re.search(r"on people not .*, -0\.\d+ \(", out) and "is not beaten: it stays" in out
-    assert "weights: " not in out and "log bias" not in out and pd.read_csv(settings.submission).equals(plain)
+    assert "weights: " not in out and "log bias" not in out and pd.read_csv(config.submission).equals(plain)
 
 
 def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):
@@ -281,17 +281,17 @@ def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):
     target, person, fold = people(60)
     other = write_run(competition.root, "other", target, person, fold, 1.0, 9)
     with pytest.raises(InputError, match="has other photos than"):
-        main_of(ensemble, competition.settings(), monkeypatch, runs=[homes[0], other], weights="search")
+        main_of(ensemble, competition.config(), monkeypatch, runs=[homes[0], other], weights="search")
     (competition.root / "good" / "oof.csv").unlink()
     with pytest.raises(InputError, match=r"good/oof.csv: no such file"):
-        main_of(ensemble, competition.settings(), monkeypatch, runs=homes, weights="search")
+        main_of(ensemble, competition.config(), monkeypatch, runs=homes, weights="search")
 
 
 def test_where_nothing_chosen_is_better_the_answers_are_the_plain_votes(runs, monkeypatch):
     competition, homes = runs
-    settings = competition.settings()
-    main_of(ensemble, settings, monkeypatch, runs=homes, hard=True)
-    plain = pd.read_csv(settings.submission)
-    monkeypatch.setattr(ensemble.Known, "tell", lambda *_: False)
-    main_of(ensemble, settings, monkeypatch, runs=homes, weights="search", hard=True)
-    assert pd.read_csv(settings.submission).equals(plain)
+    config = competition.config()
+    main_of(ensemble, config, monkeypatch, runs=homes, hard=True)
+    plain = pd.read_csv(config.submission)
+    monkeypatch.setattr(ensemble.OofPredictions, "tell", lambda *_: False)
+    main_of(ensemble, config, monkeypatch, runs=homes, weights="search", hard=True)
+    assert pd.read_csv(config.submission).equals(plain)

@@ -50,13 +50,13 @@ def looked_at(browser, path, width):
 
 
 def test_the_pages_of_a_run_and_of_the_data_open_anywhere(competition, browser, monkeypatch):
-    settings = competition.settings("--train.folds", 2)
-    train.train_folds(settings, [0, 1])
-    main_of(inference, settings, monkeypatch)
-    main_of(ensemble, settings, monkeypatch, soft=True)
-    main_of(label_errors, settings, monkeypatch, people=3)
-    main_of(explain, settings, monkeypatch, photos=[], layers=[], head="", of="", check=0)
-    monkeypatch.setattr(eda.cli, "read", lambda *_: settings)
+    config = competition.config("--train.folds", 2)
+    train.train_folds(config, [0, 1])
+    main_of(inference, config, monkeypatch)
+    main_of(ensemble, config, monkeypatch, soft=True)
+    main_of(label_errors, config, monkeypatch, people=3)
+    main_of(explain, config, monkeypatch, photos=[], layers=[], head="", of="", check=0)
+    monkeypatch.setattr(eda.cli, "read", lambda *_: config)
     eda.main()
     run = competition.root / "run"
     for path in (run / "report.html", run / "clean.html", run / "explain.html", run / "eda.html"):

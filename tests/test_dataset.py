@@ -16,16 +16,16 @@ from foldface.faces import manifest
 from foldface.files import InputError, read_csv, write_csv
 
 
-def complaint(settings):
+def complaint(config):
     with pytest.raises(InputError) as caught:
-        dataset.training_rows(settings)
+        dataset.training_rows(config)
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
 def test_a_row_a_photo_with_its_three_labels(competition):
-    rows, problems = dataset.training_rows(competition.settings())
+    rows, problems = dataset.training_rows(competition.config())
     assert len(rows) == 12 * 7 and not problems.rows
     normal = rows[rows["ImageID"] == "000001_person/normal.jpg"].iloc[0]
     assert (normal["id"], normal["target"]) == ("000001", 2 * 6 + 1 * 3 + 0)
@@ -34,22 +34,22 @@ def test_a_row_a_photo_with_its_three_labels(competition):
 
 @pytest.mark.parametrize(("newline", "encoding"), [("\r\n", "utf-8"), ("\n", "utf-8-sig"), ("\r\n", "utf-8-sig")])
 def test_line_ends_and_byte_order_marks_change_nothing(competition, newline, encoding):
-    plain, _ = dataset.training_rows(competition.settings())
+    plain, _ = dataset.training_rows(competition.config())
     competition.write_table(newline=newline, encoding=encoding)
-    assert dataset.training_rows(competition.settings())[0].equals(plain)
+    assert dataset.training_rows(competition.config())[0].equals(plain)
 
 
 def test_ids_stay_strings_with_their_zeros(competition):
     rows = [["000600-1", "female", "Drawn", 40, competition.people[0][3]]]
     rows += [["000600", "male", "Drawn", 40, competition.people[1][3]]]
     competition.write_table(rows=rows)
-    assert set(dataset.training_rows(competition.settings())[0]["id"]) == {"000600-1", "000600"}
+    assert set(dataset.training_rows(competition.config())[0]["id"]) == {"000600-1", "000600"}
 
 
 def test_any_order_and_number_of_columns_will_do(competition):
     rows = [[path, "x", age, i, gender] for i, gender, age, path in competition.people]
     competition.write_table("path, note ,age,id,gender", rows=rows)
-    assert len(dataset.training_rows(competition.settings())[0]) == 84
+    assert len(dataset.training_rows(competition.config())[0]) == 84
 
 
 def test_file_endings_vary_and_hidden_files_are_no_photos(competition):
@@ -58,7 +58,7 @@ def test_file_endings_vary_and_hidden_files_are_no_photos(competition):
     (home / "mask1.jpg").unlink()
     write_photo(home / "mask1.png", 7)
     (home / "._mask2.jpg").write_bytes(b"\0Mac OS X")
-    rows, _ = dataset.training_rows(competition.settings())
+    rows, _ = dataset.training_rows(competition.config())
     names = set(rows["ImageID"][rows["id"] == "000000"])
     assert len(names) == 7 and {"000000_person/normal.JPEG", "000000_person/mask1.png"} <= names
 
@@ -70,7 +70,7 @@ def test_the_boundary_of_58_trains_and_the_boundary_of_60_scores(competition):
             ["000001", "male", "Drawn", 57, competition.people[1][3]],
         ]
     )
-    rows, _ = dataset.training_rows(competition.settings("--data.age_boundary", 58))
+    rows, _ = dataset.training_rows(competition.config("--data.age_boundary", 58))
     for person, label, target in (("000000", 2, 1), ("000001", 1, 1)):
         own = rows[rows["id"] == person]
         assert (own["label"] % 3 == label).all() and (own["target"] % 3 == target).all()
@@ -89,14 +89,14 @@ def test_the_boundary_of_58_trains_and_the_boundary_of_60_scores(competition):
 )
 def test_a_bad_cell_is_named_with_file_and_row(competition, cells, expected):
     competition.write_table(rows=[[*cells, competition.people[0][3]]])
-    line = complaint(competition.settings())
+    line = complaint(competition.config())
     assert "train.csv, " + expected in line and "--data.strict false" in line
 
 
 @pytest.mark.parametrize("age", ["29.0", " 29 "])
 def test_an_age_that_is_a_number_in_disguise_is_read(competition, age):
     competition.write_table(rows=[["000000", "Male", "x", age, competition.people[0][3]]])
-    assert (dataset.training_rows(competition.settings())[0]["age"] == 29).all()
+    assert (dataset.training_rows(competition.config())[0]["age"] == 29).all()
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ def test_an_age_that_is_a_number_in_disguise_is_read(competition, age):
 )  # fmt: skip
 def test_a_path_that_leads_astray_is_refused(competition, path, expected):
     competition.write_table(rows=[["000000", "male", "x", 30, path]])
-    assert expected in complaint(competition.settings())
+    assert expected in complaint(competition.config())
 
 
 def test_a_folder_without_photos_a_wrong_name_and_a_doubled_path_are_named(competition):
     home = competition.train / "images" / "000099_empty"
     home.mkdir()
     competition.write_table(rows=[["000099", "male", "x", 30, "000099_empty"]])
-    assert "holds no photo" in complaint(competition.settings())
+    assert "holds no photo" in complaint(competition.config())
     write_photo(home / "mask9.jpg", 1)
-    assert "mask9.jpg: is named none of mask1" in complaint(competition.settings())
+    assert "mask9.jpg: is named none of mask1" in complaint(competition.config())
     path = competition.people[0][3]
     competition.write_table(rows=[["000000", "male", "x", 30, path], ["000001", "male", "x", 30, path]])
-    assert "row 3" in complaint(competition.settings())
+    assert "row 3" in complaint(competition.config())
 
 
 def test_without_strict_bad_rows_are_listed_and_the_rest_goes_on(competition):
@@ -126,39 +126,39 @@ def test_without_strict_bad_rows_are_listed_and_the_rest_goes_on(competition):
         [i, gender, "x", "old" if n == 3 else age, path] for n, (i, gender, age, path) in enumerate(competition.people)
     ]
     competition.write_table(rows=rows)
-    kept, problems = dataset.training_rows(competition.settings("--data.strict", "false"))
+    kept, problems = dataset.training_rows(competition.config("--data.strict", "false"))
     assert len(kept) == 11 * 7 and [p["row"] for p in problems.rows] == [5]
 
 
 def test_a_missing_column_or_table_is_named(competition):
     competition.write_table("id,sex,race,age,path")
-    assert "has no column gender; it has id, sex, race, age, path" in complaint(competition.settings())
+    assert "has no column gender; it has id, sex, race, age, path" in complaint(competition.config())
     (competition.train / "train.csv").write_text("")
-    assert "is empty" in complaint(competition.settings())
+    assert "is empty" in complaint(competition.config())
     (competition.train / "train.csv").unlink()
-    assert "no such file" in complaint(competition.settings())
+    assert "no such file" in complaint(competition.config())
 
 
 def test_all_age_faces_are_read_from_their_names(tmp_path, competition):
     for name in ("00000A02.jpg", "07380A60.jpg", "07381A25.jpg"):
         write_photo(tmp_path / "aaf" / "original images" / name, 3)
-    settings = competition.settings("--data.extra", f'[{{"layout": "aaf", "path": "{tmp_path / "aaf"}"}}]')
-    rows, _ = dataset.training_rows(settings)
+    config = competition.config("--data.extra", f'[{{"layout": "aaf", "path": "{tmp_path / "aaf"}"}}]')
+    rows, _ = dataset.training_rows(config)
     extra = rows[rows["source"] == "extra"]
     assert extra["id"].tolist() == ["aaf-00000", "aaf-07380", "aaf-07381"]
     assert extra["target"].tolist() == [12 + 3, 12 + 3 + 2, 12]
     write_photo(tmp_path / "aaf" / "face.jpg", 4)
-    assert "face.jpg: is not named like" in complaint(settings)
+    assert "face.jpg: is not named like" in complaint(config)
 
 
 def test_a_plain_table_is_a_layout_too(tmp_path, competition):
     write_photo(tmp_path / "mine" / "p" / "a.png", 1)
     table = tmp_path / "mine" / "people.csv"
     table.write_text("photo,id,mask,gender,age\np/a.png,7,incorrect,female,33\n")
-    settings = competition.settings("--data.layout", "table", "--data.train", table)
-    assert dataset.training_rows(settings)[0]["target"].tolist() == [6 + 3 + 1]
+    config = competition.config("--data.layout", "table", "--data.train", table)
+    assert dataset.training_rows(config)[0]["target"].tolist() == [6 + 3 + 1]
     table.write_text("photo,id,mask,gender,age\np/a.png,7,none,female,33\np/b.png,8,wear,male,33\n")
-    line = complaint(settings)
+    line = complaint(config)
     assert "row 2: mask is 'none'" in line and "1 more" in line
 
 
@@ -167,7 +167,7 @@ def test_corrections_change_labels_and_say_how_many(competition, tmp_path, capsy
     name = {"id": "000000", "photo": "000000_person/normal.jpg"}[key]
     path = tmp_path / "corrections.csv"
     path.write_text(f"{key},column,value\r\n{name},gender,female\r\n{name},age,61\r\n")
-    rows, _ = dataset.training_rows(competition.settings("--data.corrections", path))
+    rows, _ = dataset.training_rows(competition.config("--data.corrections", path))
     own = rows[rows["ImageID"] == "000000_person/normal.jpg"].iloc[0]
     assert own["target"] == 12 + 3 + 2
     touched = {"id": 14, "photo": 2}[key]
@@ -182,7 +182,7 @@ def test_corrections_change_labels_and_say_how_many(competition, tmp_path, capsy
 def test_a_correction_that_fits_nothing_is_refused(competition, tmp_path, line, expected):
     path = tmp_path / "corrections.csv"
     path.write_text(f"id,column,value\n{line}\n")
-    assert expected in complaint(competition.settings("--data.corrections", path))
+    assert expected in complaint(competition.config("--data.corrections", path))
 
 
 @pytest.mark.parametrize(
@@ -195,47 +195,47 @@ def test_a_correction_that_fits_nothing_is_refused(competition, tmp_path, line, 
 )  # fmt: skip
 def test_damaged_corrections_are_one_line(competition, tmp_path, text, expected):
     (tmp_path / "corrections.csv").write_bytes(text.encode("latin-1"))
-    line = complaint(competition.settings("--data.corrections", tmp_path / "corrections.csv"))
+    line = complaint(competition.config("--data.corrections", tmp_path / "corrections.csv"))
     assert re.search(expected, line) and "corrections.csv" in line
 
 
 def test_info_csv_keeps_its_rows_and_order_even_twice(competition):
     (competition.eval / "info.csv").write_bytes("\ufeffImageID,ans\r\nb.jpg,0\r\na.jpg,0\r\nb.jpg,0\r\n".encode())
-    assert dataset.eval_rows(competition.settings())["ImageID"].tolist() == ["b.jpg", "a.jpg", "b.jpg"]
+    assert dataset.eval_rows(competition.config())["ImageID"].tolist() == ["b.jpg", "a.jpg", "b.jpg"]
     (competition.eval / "info.csv").write_text("ImageID\n../answers.csv\n")
     with pytest.raises(InputError, match="row 2"):
-        dataset.eval_rows(competition.settings())
+        dataset.eval_rows(competition.config())
 
 
 def test_a_photo_that_was_never_cropped_is_an_error_that_says_what_to_run(competition, tmp_path):
-    settings = competition.settings("--data.crops", tmp_path / "crops")
-    rows, _ = dataset.training_rows(settings)
+    config = competition.config("--data.crops", tmp_path / "crops")
+    rows, _ = dataset.training_rows(config)
     with pytest.raises(InputError, match=r"run face_crop\.py first"):
-        manifest.with_files(rows, settings.data.crops)
+        manifest.with_files(rows, config.data.crops)
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops" / "manifest.csv").write_text(",".join(manifest.MANIFEST_COLUMNS) + "\n")
     with pytest.raises(InputError, match="84 of 84 photos have no crop yet"):
-        manifest.with_files(rows, settings.data.crops)
+        manifest.with_files(rows, config.data.crops)
 
 
 def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
-    settings = competition.settings()
+    config = competition.config()
     home = competition.train / "images" / competition.people[0][3]
     (home / "mask1.jpg").write_bytes(b"")
-    rows, problems = dataset.training_rows(settings)
+    rows, problems = dataset.training_rows(config)
     rows = manifest.with_files(rows, "")
-    kept = dataset.drop_unreadable(rows, settings, problems)
+    kept = dataset.drop_unreadable(rows, config, problems)
     assert len(kept) == 83 and "mask1.jpg" in problems.rows[0]["file"] and "empty" in problems.rows[0]["reason"]
     for n in range(5):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
-        dataset.drop_unreadable(rows, settings, layouts.Problems())
+        dataset.drop_unreadable(rows, config, layouts.Problems())
 
 
 @pytest.fixture
 def cropped(competition, tmp_path):
     """Rows of a competition, and a folder that holds for each photo a crop that was made of it."""
-    rows, _ = dataset.training_rows(competition.settings())
+    rows, _ = dataset.training_rows(competition.config())
     crops, frame = tmp_path / "crops", rows[["photo"]].assign(crop=rows["ImageID"], status="found")
     shutil.copytree(competition.train / "images", crops)
     nothing = np.full((len(frame), 3), "")
@@ -254,7 +254,7 @@ def test_photos_without_a_face_are_trained_on_or_left_out_as_asked(competition, 
     frame.loc[9, "crop"] = ""
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text("{}")
-    rows = dataset.prepare(competition.settings("--data.crops", crops, "--crop.missing", missing))
+    rows = dataset.prepare(competition.config("--data.crops", crops, "--crop.missing", missing))
     said, out = capsys.readouterr().out, pd.read_csv(competition.root / "run" / "rejected.csv")
     faceless = set(frame["photo"][[0, 8, 9]])
     if missing == "drop":
@@ -267,7 +267,7 @@ def test_photos_without_a_face_are_trained_on_or_left_out_as_asked(competition, 
 
 def test_faces_that_are_not_found_are_no_reason_to_answer_less(competition, cropped):
     _, crops = cropped
-    answer = dataset.eval_rows(competition.settings())
+    answer = dataset.eval_rows(competition.config())
     frame = answer[["photo"]].assign(crop="", status="missed")
     frame = pd.concat([frame, manifest.digests(frame["photo"].tolist(), np.full((len(frame), 3), ""))], axis=1)
     write_csv(
@@ -281,9 +281,9 @@ def test_where_no_face_is_found_at_all_that_is_said(competition, cropped):
     frame = pd.read_csv(crops / "manifest.csv", dtype=str, keep_default_na=False).assign(status="guessed")
     write_csv(crops / "manifest.csv", frame)
     with pytest.raises(InputError, match=r"no detector found a face in any photo .*--crop.missing guess"):
-        dataset.prepare(competition.settings("--data.crops", crops, "--crop.missing", "drop"))
+        dataset.prepare(competition.config("--data.crops", crops, "--crop.missing", "drop"))
     with pytest.raises(InputError, match=r"crop.missing drop: without crops .*--crop.missing guess"):
-        competition.settings("--crop.missing", "drop")
+        competition.config("--crop.missing", "drop")
 
 
 def test_a_photo_that_was_replaced_under_its_name_is_not_answered_by_its_old_crop(cropped):
@@ -336,7 +336,7 @@ def test_a_crop_that_is_lost_or_empty_is_to_be_made_again(cropped, lose):
 
 
 def test_a_crop_outside_of_the_crops_folder_is_refused(competition, tmp_path):
-    rows, _ = dataset.training_rows(competition.settings())
+    rows, _ = dataset.training_rows(competition.config())
     (tmp_path / "crops").mkdir()
     lines = [",".join(manifest.MANIFEST_COLUMNS), f"{rows['photo'].iloc[0]},../../secret.jpg,found,,,,,,,1,"]
     (tmp_path / "crops" / "manifest.csv").write_text("\n".join(lines))

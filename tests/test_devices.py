@@ -27,9 +27,9 @@ def machine(monkeypatch, cuda=None, mps=False):
 def test_auto_takes_the_gpu_that_is_there_and_what_is_named_is_taken(competition, monkeypatch):
     for there, expected in (({"cuda": (7, 0)}, CUDA), ({"mps": True}, MPS), ({}, CPU)):
         machine(monkeypatch, **there)
-        assert devices.choose(competition.settings("--device", "auto")) == expected
-        assert devices.choose(competition.settings("--device", expected.type)) == expected
-        assert devices.choose(competition.settings("--device", "cpu")) == CPU
+        assert devices.choose(competition.config("--device", "auto")) == expected
+        assert devices.choose(competition.config("--device", expected.type)) == expected
+        assert devices.choose(competition.config("--device", "cpu")) == CPU
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
@@ -37,15 +37,15 @@ def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeyp
     words = ["--task.score", "f1", "--device", name]
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     trained = save_fold(competition)
-    settings = competition.settings(*words)
+    config = competition.config(*words)
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     for start in (
-        lambda: learner.make_accelerator(settings),
-        lambda: predicting.predict(*trained, competition_rows(competition), settings),
-        lambda: serving.Answerer(settings),
-        lambda: gan.train(settings),
-        lambda: explain.Explainer(settings, [], "", ""),
+        lambda: learner.make_accelerator(config),
+        lambda: predicting.predict(*trained, competition_rows(competition), config),
+        lambda: serving.Predictor(config),
+        lambda: gan.train(config),
+        lambda: explain.Explainer(config, [], "", ""),
     ):
         with pytest.raises(InputError, match=f"device is {name}, but torch sees no GPU of that kind"):
             start()
@@ -68,14 +68,14 @@ def test_on_an_apple_gpu_all_models_answer_there(competition, monkeypatch):
     machine(monkeypatch, mps=True)
     monkeypatch.setattr(torch.nn.Module, "to", play(to))
     monkeypatch.setattr(torch.Tensor, "to", play(torch.Tensor.to))
-    settings = competition.settings("--device", "mps")
-    assert learner.make_accelerator(settings).device.type in ("mps", "cpu")  # accelerate has its own eyes
-    explain.Explainer(settings, [], "", "")
+    config = competition.config("--device", "mps")
+    assert learner.make_accelerator(config).device.type in ("mps", "cpu")  # accelerate has its own eyes
+    explain.Explainer(config, [], "", "")
     assert sent == [type(nets[0])]
-    predicting.predict(nets, abouts, heads, competition_rows(competition), settings)
+    predicting.predict(nets, abouts, heads, competition_rows(competition), config)
     assert type(nets[0]) in sent[1:] and torch.Tensor in sent
     del sent[:]
-    predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+    predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], config)
     assert sent == [torch.Tensor, type(nets[0])]
 
 
@@ -128,18 +128,18 @@ def test_what_was_trained_in_bf16_answers_in_bf16(competition, how):
     for net in nets.values():
         net.get_classifier().register_forward_hook(lambda _, __, out: types_seen.append(out.dtype))
     for amp in ("bf16", "off"):
-        settings = competition.settings("--train.amp", amp)
+        config = competition.config("--train.amp", amp)
         if how == "file":
-            found = predicting.predict(nets, abouts, heads, competition_rows(competition), settings)[0][0]
+            found = predicting.predict(nets, abouts, heads, competition_rows(competition), config)[0][0]
         else:
-            found = predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], settings)
+            found = predicting.answer_photos(nets, abouts, heads, [np.zeros((40, 30, 3), np.uint8)], config)
         assert found.dtype == np.float32 and np.allclose(found.sum(1), 1, atol=1e-5)
     assert types_seen == [torch.bfloat16, torch.float32]
 
 
 def test_a_weights_file_says_in_which_precision_it_was_trained(competition):
-    settings = competition.settings("--train.epochs", 1)
-    train.train_folds(settings, [0])
+    config = competition.config("--train.epochs", 1)
+    train.train_folds(config, [0])
     about = model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]
     assert about["precision"] == "no"
 
@@ -148,12 +148,12 @@ def save_fold(competition, precision="no"):
     """A run with one fold of random weights; as inference.load_folds gives it."""
     import dataset
 
-    settings = competition.settings()
-    task = settings.predicted
+    config = competition.config()
+    task = config.predicted
     heads = Heads(task, "multi", "classes")
-    rows, _ = dataset.training_rows(settings)
+    rows, _ = dataset.training_rows(config)
     about = train.describe(
-        settings,
+        config,
         0,
         types.SimpleNamespace(task=task, heads=heads, scale=([0.5] * 3, [0.5] * 3), precision=precision),
         rows,
@@ -168,4 +168,4 @@ def competition_rows(competition):
     import dataset
     from foldface.faces import manifest
 
-    return manifest.with_files(dataset.eval_rows(competition.settings()), "")
+    return manifest.with_files(dataset.eval_rows(competition.config()), "")

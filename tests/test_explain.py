@@ -81,7 +81,7 @@ def test_the_faces_box_in_a_crop_follows_from_the_margin():
 
 
 def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):  # noqa: F811
-    competition, settings = trained
+    competition, config = trained
     for fold, said in ((0, [0, 3, 5]), (1, [1, 4, 6])):  # each always answers the same: outputs of mask, gender and age
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         net, _, about = model.load(path)
@@ -89,7 +89,7 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):  #
         net.get_classifier().bias.data = torch.isin(torch.arange(8), torch.tensor(said)).float()
         model.save(path, net, about)
     files = [str(competition.eval / "images" / name) for name in competition.images[:4]]
-    explainer = explain.Explainer(settings, [], "", "")
+    explainer = explain.Explainer(config, [], "", "")
     _, _, told = explainer.explain(pd.DataFrame({"file": files, "fold": [1, 0, 0, 1]}))
     assert [explainer.said(k) for k in told[:2]] == ["incorrect female 30-59", "wear male <30"]
     assert told.tolist() == [told[0], told[1], told[1], told[0]]
@@ -97,10 +97,10 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):  #
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, monkeypatch):
-    settings = competition.settings("--model.heads", "multi")
-    train.train_folds(settings, [0, 1])
+    config = competition.config("--model.heads", "multi")
+    train.train_folds(config, [0, 1])
     names = [competition.people[0][3] + "/mask1.jpg", str(competition.eval / "images" / competition.images[0])]
-    main_of(explain, settings, monkeypatch, photos=names, layers=["layer2", "layer3"], head="gender", of="female")
+    main_of(explain, config, monkeypatch, photos=names, layers=["layer2", "layer3"], head="gender", of="female")
     page = (competition.root / "run" / "explain.html").read_text()
     assert page.count("for female") == 4 and page.count("<figure>") == 2 * 3 and "layer2" in page
     for wrong, word in (
@@ -111,13 +111,13 @@ def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, 
         ({"check": 5}, "wants face crops"),
     ):
         with pytest.raises(InputError, match=word):
-            main_of(explain, settings, monkeypatch, **wrong)
+            main_of(explain, config, monkeypatch, **wrong)
 
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, monkeypatch, capsys):
-    settings = competition.settings()
-    train.train_folds(settings, [0, 1])
+    config = competition.config()
+    train.train_folds(config, [0, 1])
     oof = predictions.read_oof(MASK, competition.root / "run" / "oof.csv")
     write_csv(competition.root / "run" / "oof.csv", oof.assign(ans=oof["target"]))  # all were right
     crops = competition.root / "crops"
@@ -132,7 +132,7 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, mon
     frame = frame.reindex(columns=manifest.MANIFEST_COLUMNS).fillna("")
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text('{"margin": 0.5}')
-    settings.data.crops = str(crops)
-    main_of(explain, settings, monkeypatch, check=6)
+    config.data.crops = str(crops)
+    main_of(explain, config, monkeypatch, check=6)
     said = capsys.readouterr().out
     assert "6 photos answered rightly; chance 0.250" in said

@@ -14,12 +14,12 @@ import pytest
 from conftest import ROOT, fill_up
 
 from foldface import files, runtime
-from foldface.files import InputError, alone, refuse_unwritable, replacing
+from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable
 from foldface.runtime import cores, quota
 
 
 def write(path, text):
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)
 
 
@@ -73,7 +73,7 @@ def test_readers_never_see_a_broken_file_while_four_write_it(tmp_path):
 
 
 def test_what_a_killed_writer_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
-    code = "import sys, time\nfrom foldface import files\nwith files.replacing(sys.argv[1]) as partial:\n"
+    code = "import sys, time\nfrom foldface import files\nwith files.atomic_write(sys.argv[1]) as partial:\n"
     code += "    partial.write_text('half'); print('ready', flush=True); time.sleep(60)"
     writers = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.csv"], stdout=subprocess.PIPE, cwd=ROOT)
@@ -133,13 +133,13 @@ def test_a_read_only_folder_is_refused_before_the_work_and_after_it(tmp_path, re
             refuse_unwritable(folder, "name another with --output")
     with pytest.raises(InputError, match="Read-only file system"):
         write(tmp_path / "run" / "a.csv", "new")
-    with pytest.raises(InputError, match="Read-only file system"), alone(tmp_path / "run" / "new"):
+    with pytest.raises(InputError, match="Read-only file system"), folder_lock(tmp_path / "run" / "new"):
         pass
 
 
 def test_a_disk_that_becomes_read_only_while_a_file_is_written_is_still_one_line(tmp_path, read_only):
     (tmp_path / "run").mkdir()
-    with pytest.raises(InputError, match="Read-only file system"), replacing(tmp_path / "run" / "a.csv") as partial:
+    with pytest.raises(InputError, match="Read-only file system"), atomic_write(tmp_path / "run" / "a.csv") as partial:
         partial.write_text("new")
         read_only(tmp_path / "run")
 
@@ -166,7 +166,7 @@ def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
     held, done = threading.Event(), []
 
     def hold(seconds):
-        with alone(tmp_path):
+        with folder_lock(tmp_path):
             held.set()
             time.sleep(seconds)
             done.append(True)
@@ -174,13 +174,13 @@ def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
     thread = threading.Thread(target=hold, args=(0.3,))
     thread.start()
     held.wait()
-    with pytest.raises(InputError, match="another process is writing there"), alone(tmp_path):
+    with pytest.raises(InputError, match="another process is writing there"), folder_lock(tmp_path):
         pass
-    with alone(tmp_path, wait=10):
+    with folder_lock(tmp_path, wait=10):
         assert done
     thread.join()
     (tmp_path / "a").write_text("")
-    with pytest.raises(InputError, match="is not a folder"), alone(tmp_path / "a" / "b"):
+    with pytest.raises(InputError, match="is not a folder"), folder_lock(tmp_path / "a" / "b"):
         pass
 
 
@@ -191,8 +191,8 @@ def test_photos_are_read_by_as_many_processes_as_this_one_may_use_cores():
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        photos = loader.Photos(pd.DataFrame({"file": ["a"]}), "none", 8, False)
-        assert loader.loader(photos, loader.Batches(1, 1), None).num_workers == 1
+        photos = loader.PhotoDataset(pd.DataFrame({"file": ["a"]}), "none", 8, False)
+        assert loader.make(photos, loader.SeededBatchSampler(1, 1), None).num_workers == 1
     finally:
         os.sched_setaffinity(0, before)
 

@@ -34,8 +34,8 @@ def real_rows():
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_class_strays_more_than_8_percent_from_its_share(competition, splitter, seed):
-    settings = competition.settings("--data.splitter", splitter, "--seed", seed, "--train.folds", 5)
-    rows = folds.assign_folds(real_rows(), settings)
+    config = competition.config("--data.splitter", splitter, "--seed", seed, "--train.folds", 5)
+    rows = folds.assign_folds(real_rows(), config)
     assert (rows.groupby("id")["fold"].nunique() == 1).all()
     people = rows.drop_duplicates("id")
     overall = people.value_counts(["gender", "age"], normalize=True)
@@ -131,18 +131,18 @@ def test_a_doubled_id_and_people_with_an_identical_photo_stay_together(competiti
     rows = real_rows()
     rows.loc[rows["id"] == "000041", "id"] = "000040"  # one id on two rows, as in the real table
     rows.loc[rows.index[7 * 100], "twin"] = rows.loc[rows.index[7 * 2000], "twin"]
-    rows = folds.assign_folds(rows, competition.settings("--train.folds", 5))
+    rows = folds.assign_folds(rows, competition.config("--train.folds", 5))
     fold = rows.drop_duplicates("id").set_index("id")["fold"]
     assert (rows[rows["id"] == "000040"]["fold"].nunique(), len(rows[rows["id"] == "000040"])) == (1, 14)
     assert fold["000100"] == fold["002000"]
 
 
 def test_identical_photos_are_found_whatever_they_are_called(competition):
-    settings = competition.settings()
+    config = competition.config()
     home = competition.train / "images"
     copy = (home / competition.people[0][3] / "mask1.jpg").read_bytes()
     (home / competition.people[5][3] / "normal.jpg").write_bytes(copy)
-    rows = dataset.prepare(competition.settings("--train.only_folds", "[]"))
+    rows = dataset.prepare(competition.config("--train.only_folds", "[]"))
     assert len(rows) - rows["twin"].nunique() == 1
     fold = rows.drop_duplicates("id").set_index("id")["fold"]
     assert fold["000000"] == fold["000005"]
@@ -150,19 +150,19 @@ def test_identical_photos_are_found_whatever_they_are_called(competition):
     changed = bytearray(copy)
     changed[-1] ^= 1
     (home / competition.people[5][3] / "normal.jpg").write_bytes(bytes(changed))
-    fresh, _ = dataset.training_rows(settings)
+    fresh, _ = dataset.training_rows(config)
     assert len(np.unique(folds.twins(fresh))) == len(fresh)
 
 
 def test_folds_are_made_once_and_then_read(competition):
-    settings = competition.settings()
-    folds.assign_folds(real_rows(), settings)
+    config = competition.config()
+    folds.assign_folds(real_rows(), config)
     path = competition.root / "run" / "folds.csv"
     frame = read_csv(path, folds.FOLD_COLUMNS)
     assert len(frame) == 2700 and frame["id"].is_unique
     swapped = frame.assign(fold=frame["fold"].map({"0": "1", "1": "0"}))
     swapped.to_csv(path, index=False)
-    rows = folds.assign_folds(real_rows(), settings).drop_duplicates("id").set_index("id")["fold"]
+    rows = folds.assign_folds(real_rows(), config).drop_duplicates("id").set_index("id")["fold"]
     assert (rows[swapped["id"]].to_numpy() == swapped["fold"].astype(int)).all()
 
 
@@ -174,32 +174,32 @@ def begin(run):
 
 def test_until_a_step_is_trained_folds_follow_the_data_and_the_settings(competition):
     run = competition.root / "run"
-    dataset.prepare(competition.settings("--train.folds", 3))
-    dataset.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.config("--train.folds", 3))
+    dataset.prepare(competition.config("--seed", 1))
     first = (run / "folds.csv").read_bytes()
-    dataset.prepare(competition.settings("--seed", 1, "--run", competition.root / "other"))
+    dataset.prepare(competition.config("--seed", 1, "--run", competition.root / "other"))
     assert first == (competition.root / "other" / "folds.csv").read_bytes()
     rows = [[f"new{i}", gender, "x", age, path] for i, gender, age, path in competition.people]
     competition.write_table(rows=rows)
-    dataset.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.config("--seed", 1))
     assert set(read_csv(run / "folds.csv", ["id"])["id"]) == {row[0] for row in rows}
     begin(run)
     kept = (run / "folds.csv").read_bytes()
-    dataset.prepare(competition.settings("--seed", 2))  # args.refuse_other_settings says what this is
+    dataset.prepare(competition.config("--seed", 2))  # args.refuse_other_settings says what this is
     assert (run / "folds.csv").read_bytes() == kept
 
 
 def test_a_run_does_not_go_on_with_crops_made_in_another_way(competition):
-    settings = competition.settings()
-    dataset.prepare(settings)
+    config = competition.config()
+    dataset.prepare(config)
     record = read_json(competition.root / "run" / "data.json", "")
     other = record | {"crops": {"size": 224, "margin": 0.4}}
-    leaks.refuse_other_data(settings, record, other)  # nothing was trained yet
+    leaks.refuse_other_data(config, record, other)  # nothing was trained yet
     (competition.root / "run" / "fold0").mkdir()
     (competition.root / "run" / "fold0" / "log.csv").touch()
-    leaks.refuse_other_data(settings, record, record)
+    leaks.refuse_other_data(config, record, record)
     with pytest.raises(InputError, match="was begun on crops made in another way than whole photos"):
-        leaks.refuse_other_data(settings, record, other)
+        leaks.refuse_other_data(config, record, other)
 
 
 def test_folds_that_were_brought_are_never_dealt_again(competition):
@@ -209,12 +209,12 @@ def test_folds_that_were_brought_are_never_dealt_again(competition):
     mine = "id,fold\n" + "".join(f"{person[0]},{n // 6}\n" for n, person in enumerate(competition.people))
     (run / "folds.csv").write_text(mine)
     for words in ([], ["--seed", 1], ["--data.strict", "false"]):
-        dataset.prepare(competition.settings(*words))
+        dataset.prepare(competition.config(*words))
         assert (run / "folds.csv").read_text() == mine
     (run / "folds.csv").unlink()
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     (run / "folds.csv").write_text(mine)
-    dataset.prepare(competition.settings("--seed", 1))
+    dataset.prepare(competition.config("--seed", 1))
     assert (run / "folds.csv").read_text() == mine
 
 
@@ -230,16 +230,16 @@ def test_folds_that_were_brought_are_never_dealt_again(competition):
      (lambda path: path.with_name("data.json").write_text("{"), "data.json: can't be read as JSON")],
 )  # fmt: skip
 def test_folds_that_change_after_training_began_are_refused(competition, change, expected):
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     run = competition.root / "run"
     begin(run)
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     lines = (run / "folds.csv").read_text().splitlines()
     (run / "folds.csv").write_bytes("\r\n".join([lines[0], *sorted(lines[1:])[::-1], ""]).encode())
-    dataset.prepare(competition.settings())  # another order or line end is no change
+    dataset.prepare(competition.config())  # another order or line end is no change
     change(run / "folds.csv")
     with pytest.raises(InputError, match=expected):
-        dataset.prepare(competition.settings())
+        dataset.prepare(competition.config())
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_folds_that_change_after_training_began_are_refused(competition, change,
      (lambda frame: frame.drop(columns="p7").assign(p3="0.5"), r"leak: .* is not what .*fold0.csv says")],
 )  # fmt: skip
 def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expected):
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     made, rng = competition.root / "run", np.random.default_rng(0)
     parts = []
     for fold in (0, 1):
@@ -273,11 +273,11 @@ def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expec
     frame = read_csv(made / "pseudo.csv", []).sort_values(["fold", "ImageID"], ignore_index=True)
     frame.to_csv(made / "pseudo.csv", index=False)
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    assert (dataset.prepare(competition.settings(*words))["source"] == "pseudo").sum() == 10
+    assert (dataset.prepare(competition.config(*words))["source"] == "pseudo").sum() == 10
     change(frame).to_csv(made / "pseudo.csv", index=False)
     for soft in ("false", "true"):
         with pytest.raises(InputError, match=expected if soft == "false" else "pseudo.csv"):
-            dataset.prepare(competition.settings(*words, "--data.pseudo_soft", soft))
+            dataset.prepare(competition.config(*words, "--data.pseudo_soft", soft))
 
 
 @pytest.mark.parametrize(
@@ -296,12 +296,12 @@ def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expec
      (lambda frame: frame.assign(id=frame["id"].astype(int)), "person 000000 .* has no fold there")],
 )  # fmt: skip
 def test_folds_that_do_not_fit_the_data_are_refused(competition, change, expected):
-    settings = competition.settings()
-    folds.assign_folds(real_rows(), settings)
+    config = competition.config()
+    folds.assign_folds(real_rows(), config)
     path = competition.root / "run" / "folds.csv"
     change(read_csv(path, folds.FOLD_COLUMNS)).to_csv(path, index=False)
     with pytest.raises(InputError, match=expected):
-        folds.assign_folds(real_rows(), settings)
+        folds.assign_folds(real_rows(), config)
 
 
 def test_the_gate_names_the_person_or_photo_on_both_sides():
@@ -320,26 +320,26 @@ def test_an_extra_photo_that_is_validated_on_stops_training(competition, tmp_pat
     (tmp_path / "aaf" / "00001A20.jpg").write_bytes(source.read_bytes())
     extra = f'[{{"layout": "aaf", "path": "{tmp_path / "aaf"}"}}]'
     with pytest.raises(InputError, match=r"leak: .*00001A20.jpg \(extra\)"):
-        dataset.prepare(competition.settings("--data.extra", extra))
+        dataset.prepare(competition.config("--data.extra", extra))
 
 
 def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(competition, tmp_path):
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     made = competition.root / "run"
     (made / "pseudo.csv").write_text("ImageID,fold,ans,confidence\nanswer0.jpg,0,3,0.99\nanswer0.jpg,1,4,0.98\n")
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    rows = dataset.prepare(competition.settings(*words))
+    rows = dataset.prepare(competition.config(*words))
     for k, label in ((0, 3), (1, 4)):
         training, validation = folds.split(rows, k)
         assert training[training["source"] == "pseudo"]["label"].tolist() == [label]
         assert set(validation["source"]) == {"train"} and len(validation) + len(training) == 84 + 1
     with pytest.raises(InputError, match=r"leak: .* has others"):
-        dataset.prepare(competition.settings(*words, "--seed", 5, "--run", tmp_path / "third"))
+        dataset.prepare(competition.config(*words, "--seed", 5, "--run", tmp_path / "third"))
 
 
 def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path, monkeypatch):
     """The second way to cheat: fold 0 is trained on what fold 1's model, which was trained on fold 0's people, says."""
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     made, names = competition.root / "run", competition.images
     rng = np.random.default_rng(0)
     for fold in (0, 1):
@@ -347,21 +347,21 @@ def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_
         predictions.with_answers(MASK, pd.DataFrame({"ImageID": names}), probabilities).to_csv(
             made / f"fold{fold}.csv", index=False
         )
-    monkeypatch.setattr(pseudo_label.runs, "read_for_run", lambda *_: settings)
-    settings = competition.settings("--pseudo.threshold", 0)
-    settings.answers = ""
+    monkeypatch.setattr(pseudo_label.runs, "read_for_run", lambda *_: config)
+    config = competition.config("--pseudo.threshold", 0)
+    config.answers = ""
     pseudo_label.main()
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
-    rows = dataset.prepare(competition.settings(*words))
+    rows = dataset.prepare(competition.config(*words))
     assert (rows["source"] == "pseudo").sum() == 2 * len(names)
     frame = read_csv(made / "pseudo.csv", ["fold"])
     frame.assign(fold=1 - frame["fold"].astype(int)).to_csv(made / "pseudo.csv", index=False)
     with pytest.raises(InputError, match=r"leak: .*pseudo.csv, row \d+: .* is to train fold \d, but that is not what"):
-        dataset.prepare(competition.settings(*words))
+        dataset.prepare(competition.config(*words))
 
 
 def test_what_each_fold_holds_is_shown(competition, capsys):
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["fold", "0", "fold", "1"]
     assert lines[1].split() == ["photos", "42", "42"] and lines[2].split()[-2:] == ["6", "6"]

@@ -204,7 +204,7 @@ def words(tmp_path, *more):
 @pytest.mark.usefixtures("one_accelerator")
 @pytest.mark.parametrize(("first", "each", "least"), [(10, 12, 95), (2, 50, 80)])  # the first says little of the others
 def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monkeypatch, first, each, least):
-    now = types.SimpleNamespace(seconds=runtime.STARTED)
+    now = types.SimpleNamespace(seconds=runtime.PROCESS_START)
     monkeypatch.setattr(gan.time, "monotonic", lambda: now.seconds)
 
     class SlowRuler(FakeRuler):
@@ -215,14 +215,14 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
             now.seconds += each
             return {"frechet": 50.0, "kernel": 0.5, "variety": 1.0}
 
-    def slow(self, *words, step=gan.Pair.train_step):
+    def slow(self, *words, step=gan.GanTrainer.train_step):
         now.seconds += 10
         return step(self, *words)
 
-    monkeypatch.setattr(gan, "Ruler", SlowRuler)
-    monkeypatch.setattr(gan.Pair, "train_step", slow)
+    monkeypatch.setattr(gan, "GanMetrics", SlowRuler)
+    monkeypatch.setattr(gan.GanTrainer, "train_step", slow)
     log = gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
-    taken = now.seconds - runtime.STARTED
+    taken = now.seconds - runtime.PROCESS_START
     assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
     assert np.isfinite(log[-1]["frechet"]) and (tmp_path / "run" / "gan" / "last.safetensors").is_file()
     steps = len(log)
@@ -235,7 +235,7 @@ def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
     assert gan.betas_of(words(tmp_path).gan) == (0.0, 0.99)
     assert gan.betas_of(words(tmp_path, "--gan.kind", "vanilla").gan) == (0.5, 0.999)
     assert gan.betas_of(words(tmp_path, "--gan.betas", "[0.9,0.999]").gan) == (0.9, 0.999)
-    pair = gan.Pair(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
+    pair = gan.GanTrainer(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
     assert all(one.param_groups[0]["betas"] == (0.9, 0.95) for one in pair.optimizers)
     torch.save({"pair": pair.state(), "fixed": {"lr": 0.1}}, tmp_path / "state.pt")
     pair.go_on(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.0, 0.99]})
@@ -252,7 +252,7 @@ def test_the_vanilla_recipe_is_the_reports():
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
     FakeRuler.told = [90.0, 30.0, 60.0]
     log = gan.train(words(tmp_path, "--gan.epochs", 3))
     home = tmp_path / "run" / "gan"
@@ -264,7 +264,7 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
 
 
 def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
-    settings, learned = words(tmp_path, "--data.test_share", 0.25), []
+    config, learned = words(tmp_path, "--data.test_share", 0.25), []
 
     def read(rows, _):
         learned.extend(rows["ImageID"])
@@ -272,19 +272,19 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gan, "read_photos", read)
     with pytest.raises(InputError, match="enough"):
-        gan.train(settings)
-    rows = dataset.prepare(settings)
+        gan.train(config)
+    rows = dataset.prepare(config)
     aside = set(rows["ImageID"][rows["source"] == "test"])
     assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
 
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
     FakeRuler.told = None
     gan.train(words(tmp_path, "--gan.epochs", 3))
     whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
-    step, taken = gan.Pair.train_step, []
+    step, taken = gan.GanTrainer.train_step, []
 
     def stopped(self, *words):
         taken.append(1)
@@ -295,13 +295,13 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *words)
 
-    settings = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
-    monkeypatch.setattr(gan.Pair, "train_step", stopped)
+    config = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
+    monkeypatch.setattr(gan.GanTrainer, "train_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        gan.train(settings)
-    monkeypatch.setattr(gan.Pair, "train_step", step)
+        gan.train(config)
+    monkeypatch.setattr(gan.GanTrainer, "train_step", step)
     assert not (tmp_path / "other/gan/last.safetensors").exists()
-    log = gan.train(settings)
+    log = gan.train(config)
     ours, theirs = (
         gan_networks.load(path)[0].state_dict()
         for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
@@ -316,7 +316,7 @@ def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monke
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gan.Pair, "begin", stopped)
+    monkeypatch.setattr(gan.GanTrainer, "begin", stopped)
     old = tmp_path / "run" / "gan" / "state.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of the former training")
@@ -333,17 +333,17 @@ def test_who_measures_draws_nothing():
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "Ruler", FakeRuler)
+    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
     monkeypatch.setattr(gan_networks.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
-    settings = words(tmp_path, "--gan.epochs", 1)
-    gan.train(settings)
+    config = words(tmp_path, "--gan.epochs", 1)
+    gan.train(config)
     (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
     (tmp_path / "run" / "folds.csv").unlink()
     with pytest.raises(InputError, match="photos and labels is another"):
-        gan.train(settings)
+        gan.train(config)
     (tmp_path / "run" / "gan" / "state.pt").write_bytes(b"half of it")
     with pytest.raises(InputError, match="can't go on from it"):
-        gan.train(settings)
+        gan.train(config)
     with pytest.raises(InputError, match="multiple of 4"):
         words(tmp_path, "--gan.width", 6)
 

@@ -153,7 +153,7 @@ def test_a_photo_of_any_shape_becomes_a_square(size, fit):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_photo_of_any_shape_can_be_compared_and_shown(tmp_path, size):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((*size, 3), 90, np.uint8))
-    seen = duplicates.look([str(tmp_path / "a.png")])
+    seen = duplicates.fingerprint([str(tmp_path / "a.png")])
     assert (seen["height"][0], seen["width"][0], seen["reason"][0]) == (*size, "")
     assert eda.measure(seen)["brightness"][0] == 90
     assert 'width="' in html.gallery([(str(tmp_path / "a.png"), ["a"])])
@@ -203,7 +203,7 @@ def test_normalising_on_the_device_equals_albumentations_normalize(picture):
 def test_every_preset_gives_squares_and_only_training_varies(tmp_path, picture, preset):
     path = save(tmp_path / "a.png", picture)
     for training in (False, True):
-        photos = loader.Photos(pd.DataFrame({"file": [path]}), preset, 32, training)
+        photos = loader.PhotoDataset(pd.DataFrame({"file": [path]}), preset, 32, training)
         found = [photos[0, seed][1] for seed in range(20)]
         assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in found)
         assert any((image != found[0]).any() for image in found) == (training and preset != "none")
@@ -254,7 +254,7 @@ def test_an_affine_step_turns_scales_and_shifts_about_the_middle_and_mirrors_bey
 def test_the_changes_of_a_photo_are_drawn_apart(tmp_path):
     photo = np.full((64, 64, 3), 100, np.uint8)
     photo[:, :32] = 140
-    photos = loader.Photos(pd.DataFrame({"file": [save(tmp_path / "a.png", photo)]}), "light", 64, True)
+    photos = loader.PhotoDataset(pd.DataFrame({"file": [save(tmp_path / "a.png", photo)]}), "light", 64, True)
     found = [photos[0, seed][1].astype(float) for seed in range(300)]
     mirrored = np.array([image[:, :20].mean() < image[:, -20:].mean() for image in found])
     changed = np.array([abs(image.max() - 140) > 3 for image in found])
@@ -268,7 +268,7 @@ def test_a_jpeg_is_decoded_no_larger_than_it_is_needed(tmp_path, picture):
     assert sizes == {0: (300, 400), 301: (300, 400), 151: (300, 400), 150: (150, 200), 80: (150, 200),
                      75: (75, 100), 37: (38, 50), 1: (38, 50)}  # fmt: skip
     assert read_photo(save(tmp_path / "a.png", large), 10).shape[:2] == (300, 400)
-    whole, small = (loader.Photos(pd.DataFrame({"file": [path]}), "none", 64, False) for _ in range(2))
+    whole, small = (loader.PhotoDataset(pd.DataFrame({"file": [path]}), "none", 64, False) for _ in range(2))
     whole.side = 0
     assert np.abs(whole[0, 0][1].astype(int) - small[0, 0][1]).mean() < 3
 
@@ -278,13 +278,13 @@ def test_photos_are_decoded_once_and_stay_the_same(tmp_path, picture, monkeypatc
     room = 4 * 24 * 24 * 3 / 1e9  # for four of the six
     reads, honest = [], read_photo
     monkeypatch.setattr(photos_module, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
-    plain, keeping = (loader.Photos(rows, "strong", 24, True, memory_gb=gb) for gb in (0, room))
+    plain, keeping = (loader.PhotoDataset(rows, "strong", 24, True, memory_gb=gb) for gb in (0, room))
     for epoch in range(3):
         for index in range(6):
             assert (plain[index, epoch][1] == keeping[index, epoch][1]).all()
     assert len(reads) == 3 * 6 + 4 + 3 * 2
     keeping.there[:] = 0
-    feed = loader.loader(keeping, loader.Batches(6, 2), 2)
+    feed = loader.make(keeping, loader.SeededBatchSampler(6, 2), 2)
     list(feed)
     assert keeping.there.all(), "the workers' photos are everybody's"
 
@@ -294,10 +294,10 @@ def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, a
     rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(10)]})
 
     def epoch(workers, number):
-        batches = loader.Batches(10, 4, shuffle=True, seed=3)
+        batches = loader.SeededBatchSampler(10, 4, shuffle=True, seed=3)
         batches.epoch = number
         return [(indices.tolist(), photos) for indices, photos, _ in
-                loader.loader(loader.Photos(rows, augment, 24, True), batches, workers)]  # fmt: skip
+                loader.make(loader.PhotoDataset(rows, augment, 24, True), batches, workers)]  # fmt: skip
 
     alone, two = epoch(0, 0), epoch(2, 0)
     assert [a for a, _ in alone] == [b for b, _ in two]
@@ -311,9 +311,9 @@ def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypat
     monkeypatch.setattr(loader, "shared_by_fork", lambda: shared)
     rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(20)]})
     rows = pd.concat([rows, rows, pd.DataFrame({"file": [tmp_path / "gone.png"]})], ignore_index=True)
-    photos = loader.Photos(rows, "light", 24, True)
-    alone = list(loader.loader(photos, loader.Batches(41, 3), 0))
-    feed = loader.loader(photos, loader.Batches(41, 3), 3)
+    photos = loader.PhotoDataset(rows, "light", 24, True)
+    alone = list(loader.make(photos, loader.SeededBatchSampler(41, 3), 0))
+    feed = loader.make(photos, loader.SeededBatchSampler(41, 3), 3)
     assert len(feed) == len(alone) == 14 and (feed.ring.places is not None) == shared
     honest = feed.ring.take
     feed.ring.take = lambda place: (time.sleep(0.02), honest(place))[1]  # workers are ahead as far as they may be
@@ -323,11 +323,13 @@ def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypat
         for one, other in zip(alone, found, strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2]
     assert "No such file" in alone[-1][2][-1]
-    assert list(loader.loader(photos, loader.Batches(1, 2, share=(1, 2)), 1)) == [], "no photo for this process"
+    assert list(loader.make(photos, loader.SeededBatchSampler(1, 2, share=(1, 2)), 1)) == [], (
+        "no photo for this process"
+    )
 
 
 def test_a_resumed_epoch_goes_on_with_the_same_batches():
-    batches = loader.Batches(50, 8, shuffle=True, seed=1)
+    batches = loader.SeededBatchSampler(50, 8, shuffle=True, seed=1)
     whole = list(batches)
     batches.start = 3
     assert list(batches) == whole[3:] and len(whole) == len(batches) == 7
@@ -336,14 +338,14 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches():
 
 @pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1]), (5, [5])])
 def test_no_training_batch_holds_a_single_photo(count, sizes):
-    batches = loader.Batches(count, 4, shuffle=True)
+    batches = loader.SeededBatchSampler(count, 4, shuffle=True)
     assert [len(batch) for batch in batches] == sizes and len(batches) == len(sizes)
-    assert sum(len(batch) for batch in loader.Batches(count, 4)) == count
+    assert sum(len(batch) for batch in loader.SeededBatchSampler(count, 4)) == count
 
 
 def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
     rows = pd.DataFrame({"file": [save(tmp_path / "good.png", picture), tmp_path / "gone.png"]})
-    feed = loader.loader(loader.Photos(rows, "none", 16, False), loader.Batches(2, 2), 0)
+    feed = loader.make(loader.PhotoDataset(rows, "none", 16, False), loader.SeededBatchSampler(2, 2), 0)
     (indices, photos, errors) = next(iter(feed))
     assert indices.tolist() == [0, 1] and errors[0] == "" and "No such file" in errors[1] and not photos[1].any()
 
@@ -353,9 +355,9 @@ def test_an_unreadable_photo_is_marked_not_skipped(tmp_path, picture):
 def test_processes_share_each_batch_and_no_photo_is_left_or_doubled(count, processes):
     if count < 2 * processes > 2:
         return  # refused before it comes to this
-    whole = list(loader.Batches(count, 16, True, 5))
-    shares = [list(loader.Batches(count, 16, True, 5, (k, processes))) for k in range(processes)]
-    steps = len(loader.Batches(count, 16, True, 5, (0, processes)))
+    whole = list(loader.SeededBatchSampler(count, 16, True, 5))
+    shares = [list(loader.SeededBatchSampler(count, 16, True, 5, (k, processes))) for k in range(processes)]
+    steps = len(loader.SeededBatchSampler(count, 16, True, 5, (0, processes)))
     assert all(len(share) == steps for share in shares)  # else one would wait for the others forever
     together = sorted(key for share in shares for batch in share for key in batch)
     assert together == sorted(key for keys in whole for key in keys)

@@ -41,7 +41,7 @@ class World:
         (home / "table.csv").write_text(f"photo,{column},kind\n" + "\n".join(lines) + "\n", encoding="utf-8")
         return home / "table.csv"
 
-    def settings(self, *words, run="run"):
+    def config(self, *words, run="run"):
         known = ["--data.layout", "table", "--data.train", self.train, "--data.eval", self.eval, "--data.crops", ""]
         known += ["--task.heads", HEADS, "--task.answer_as", "name", "--train.folds", FOLDS, "--run", self.root / run]
         return cli.read("", argv=[*map(str, [*known, "--train.only_folds", "[]", *words])])
@@ -53,7 +53,7 @@ class World:
 
     def dealt(self, *words):
         """The rows of a first run, whose folds a second has too."""
-        return dataset.prepare(self.settings(*words, run="first"))
+        return dataset.prepare(self.config(*words, run="first"))
 
     def pseudo(self, *photos):
         """Words of a command line that train photos to answer for: (name, fold)."""
@@ -173,7 +173,7 @@ def a_pseudo_label_that_a_copy_in_another_fold_ties_to_the_person(world):
 def set_aside(world, *words):
     """A person of the test set, and the words that put him there."""
     words = ["--data.test_share", 0.2, *words]
-    rows = dataset.prepare(world.settings(*words, run="aside"))
+    rows = dataset.prepare(world.config(*words, run="aside"))
     return rows[rows["source"] == "test"]["ImageID"].iloc[0], words
 
 
@@ -228,9 +228,9 @@ def test_a_person_is_never_on_both_sides(world, case, expected):
     words = case(world)
     if expected:
         with pytest.raises(InputError, match=expected):
-            dataset.prepare(world.settings(*words))
+            dataset.prepare(world.config(*words))
     else:
-        rows = dataset.prepare(world.settings(*words))
+        rows = dataset.prepare(world.config(*words))
         people = rows[rows["source"].isin(["train", "test"])].groupby("id")
         assert (people["fold"].nunique() == 1).all() and (people["source"].nunique() == 1).all()
 
@@ -238,13 +238,13 @@ def test_a_person_is_never_on_both_sides(world, case, expected):
 def started(world, table, start, *words):
     """Prepare a run of a table, which starts from another run."""
     words = ["--data.train", table, "--model.start", start, "--train.only_folds", "[0, 1]", *words]
-    settings = world.settings(*words, run=f"after_{start}")
-    dataset.prepare(settings)
-    runs.save(settings)
+    config = world.config(*words, run=f"after_{start}")
+    dataset.prepare(config)
+    runs.save(config)
 
 
 def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(world, capsys):
-    dataset.prepare(world.settings(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
+    dataset.prepare(world.config(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
     people = [(f"z{n}.jpg", f"z{n}") for n in range(6)]
     other, own = world.table("other", people), world.table("own", [*people, ("copy.jpg", "me")])
     shutil.copy(world.root / "more" / "a.jpg", world.root / "own" / "copy.jpg")
@@ -262,7 +262,7 @@ def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(wo
 
 def test_a_fold_does_not_start_from_weights_that_saw_its_people_as_extra_rows(world):
     words = ["--data.group", NAME]
-    dataset.prepare(world.settings(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
+    dataset.prepare(world.config(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
     people = [(f"p{n}_y.jpg", 0) for n in range(30, 36)]
     started(world, world.table("other", people), "first", *words)
     with pytest.raises(InputError, match="which was trained on person p21 and 0 more"):
@@ -270,13 +270,13 @@ def test_a_fold_does_not_start_from_weights_that_saw_its_people_as_extra_rows(wo
 
 
 def test_people_of_two_tables_with_the_same_ids_are_said_to_count_as_different(world, capsys):
-    rows, _ = dataset.training_rows(world.settings(*same_ids(world)))
+    rows, _ = dataset.training_rows(world.config(*same_ids(world)))
     assert rows[rows["source"] == "extra"]["id"].tolist() == ["extra1/0", "extra1/1"]
     assert "2 ids, such as 0, are ids of data.train too" in capsys.readouterr().err
 
 
 def test_pseudo_labels_that_data_group_says_nothing_of_are_counted(world, capsys):
-    dataset.prepare(world.settings(*a_pseudo_label_of_whoever(world)))
+    dataset.prepare(world.config(*a_pseudo_label_of_whoever(world)))
     assert "says nothing of 2 of 2 pseudo-labelled photos, such as unknown.jpg" in capsys.readouterr().err
 
 
@@ -285,13 +285,13 @@ def test_ids_that_read_alike_share_a_fold(world, pair):
     for seed in range(4):
         photos = [(f"{n}.jpg", n) for n in range(8)]
         world.train = world.table("train", [*photos, ("s.jpg", pair[0]), ("t.jpg", pair[1])])
-        rows = dataset.prepare(world.settings("--seed", seed, run=f"run{seed}")).set_index("ImageID")["fold"]
+        rows = dataset.prepare(world.config("--seed", seed, run=f"run{seed}")).set_index("ImageID")["fold"]
         assert rows["s.jpg"] == rows["t.jpg"]
 
 
 def test_photos_of_equal_name_in_two_extra_sets_stay_two(world):
     more = [{"layout": "table", "path": str(world.table(name, [("a.jpg", 0)]))} for name in ("more", "others")]
-    rows, _ = dataset.training_rows(world.settings("--data.extra", json.dumps(more)))
+    rows, _ = dataset.training_rows(world.config("--data.extra", json.dumps(more)))
     extra = rows[rows["source"] == "extra"]
     assert extra["ImageID"].tolist() == ["extra1/a.jpg", "extra2/a.jpg"]
     assert extra["id"].tolist() == ["extra1/0", "extra2/0"]
@@ -306,9 +306,9 @@ def test_photos_of_equal_name_in_two_extra_sets_stay_two(world):
 )  # fmt: skip
 def test_a_correction_reaches_the_table_that_it_names_and_no_other(world, line, changed):
     words = world.extra(("p00_x.jpg", 0), ("q.jpg", 0))
-    before, _ = dataset.training_rows(world.settings(*words))
+    before, _ = dataset.training_rows(world.config(*words))
     (world.root / "corrections.csv").write_text(line + "\n")
-    after, _ = dataset.training_rows(world.settings(*words, "--data.corrections", world.root / "corrections.csv"))
+    after, _ = dataset.training_rows(world.config(*words, "--data.corrections", world.root / "corrections.csv"))
     assert after["ImageID"][after["kind"] != before["kind"]].tolist() == changed
 
 
@@ -316,4 +316,4 @@ def test_a_name_that_only_an_extra_set_has_is_shown_as_it_is_to_be_written(world
     (world.root / "corrections.csv").write_text("photo,column,value\nq.jpg,kind,b\n")
     words = [*world.extra(("q.jpg", 0)), "--data.corrections", world.root / "corrections.csv"]
     with pytest.raises(InputError, match=r"row 2: there is no photo 'q.jpg' .*; data.extra has extra1/q.jpg"):
-        dataset.training_rows(world.settings(*words))
+        dataset.training_rows(world.config(*words))

@@ -18,9 +18,9 @@ from foldface import cli
 from foldface.data import folds, loader
 from foldface.files import InputError, read_csv
 from foldface.nn import batchnorm, optim
-from foldface.nn.heads import LEARNED, OLDER, Heads
+from foldface.nn.heads import LEARNED, ORDINAL_LOGIT_BIAS, Heads
 from foldface.nn.learner import Learner
-from foldface.settings import Loss, Train
+from foldface.settings import LossConfig, TrainConfig
 from foldface.task import MASK_TASK, Task
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -100,19 +100,19 @@ def test_years_are_as_exact_under_autocast(age):
 # ------------------------------------------------------------------------------------------------------- losses
 
 
-def make_loss(reader=None, label=(0,), **settings):
-    return loss.Loss(reader or Heads(MASK, "joint"), Loss(**settings), torch.as_tensor(label).numpy())
+def make_loss(reader=None, label=(0,), **config):
+    return loss.Loss(reader or Heads(MASK, "joint"), LossConfig(**config), torch.as_tensor(label).numpy())
 
 
-def make_targets(label, ages=None, **settings):
+def make_targets(label, ages=None, **config):
     rows = pd.DataFrame({"label": torch.as_tensor(label).numpy(), "age": np.nan if ages is None else ages})
-    return loss.Targets(MASK, rows, Loss(**settings))
+    return loss.Targets(MASK, rows, LossConfig(**config))
 
 
-def values(logits, label, reader=None, **settings):
+def values(logits, label, reader=None, **config):
     """The loss of logits (n, 18) of a joint head against labels (n,)."""
-    criterion = make_loss(reader, label, **settings)
-    return criterion(logits, *make_targets(label, **settings).of(torch.arange(len(label)), "cpu"))
+    criterion = make_loss(reader, label, **config)
+    return criterion(logits, *make_targets(label, **config).of(torch.arange(len(label)), "cpu"))
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "neighbour"])
@@ -168,12 +168,12 @@ def test_the_smoothed_loss_is_least_at_the_probabilities_that_are_called_the_sur
 
 
 def test_pseudo_labels_of_the_report_can_pass_their_threshold():
-    settings = cli.read("", argv=["--config", str(ROOT / "recipes/report.json")])
-    most = settings.predicted.surest(settings.loss.name, settings.loss.smoothing, settings.model.heads)
+    config = cli.read("", argv=["--config", str(ROOT / "recipes/report.json")])
+    most = config.predicted.surest(config.loss.name, config.loss.smoothing, config.model.heads)
     assert np.allclose(most, 0.9)
-    targets, age = settings.predicted.smoothed("neighbour", 0.1), settings.predicted.encode(0, 0, np.arange(3))
+    targets, age = config.predicted.smoothed("neighbour", 0.1), config.predicted.encode(0, 0, np.arange(3))
     doubtful = [0.9, 0.1, 0] @ targets[age]  # what the loss wants where nine in ten such faces are below 30
-    assert 0.8 <= settings.pseudo.threshold + 0.01 <= doubtful[age[0]] < 0.9
+    assert 0.8 <= config.pseudo.threshold + 0.01 <= doubtful[age[0]] < 0.9
 
 
 def test_inverse_weights_are_those_of_scikit_learn_and_effective_ones_are_milder():
@@ -239,7 +239,7 @@ def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_be
     reader, ages = Heads(MASK_58, "multi", "ordinal"), [0, 1, 37, 99, 100]
     outputs = torch.randn(5, reader.size, requires_grad=True)
     found = make_loss(reader).of_number(outputs, torch.tensor(ages, dtype=torch.float32))
-    logits = reader.split(outputs)[2] + OLDER
+    logits = reader.split(outputs)[2] + ORDINAL_LOGIT_BIAS
     for row, age in enumerate(ages):
         asked = range(min(age, 99) + 1)  # is it above k? of those who are above k - 1
         expected = -sum(torch.nn.functional.logsigmoid(logits[row, k] if age > k else -logits[row, k]) for k in asked)
@@ -285,8 +285,8 @@ def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknow
     reader, ages = Heads(task, "multi"), [29.0, 30.0, 57.0, 58.0, np.nan]
     rows = pd.DataFrame({"label": [0, 1, 2, 3, 5], "age": ages})
     outputs = torch.randn(5, reader.size)
-    targets = loss.Targets(task, rows, Loss())
-    found = loss.Loss(reader, Loss(), rows["label"].to_numpy())(outputs, *targets.of(torch.arange(5), "cpu"))
+    targets = loss.Targets(task, rows, LossConfig())
+    found = loss.Loss(reader, LossConfig(), rows["label"].to_numpy())(outputs, *targets.of(torch.arange(5), "cpu"))
     mask, gender, age = outputs.split([3, 2, 3], 1)
     cost = torch.nn.functional.cross_entropy
     expected = cost(mask, torch.tensor([0, 0, 1, 1, 2]), reduction="none")
@@ -297,16 +297,16 @@ def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknow
 
 def test_weights_of_heads_are_refused_for_a_joint_head(competition):
     words = ["--loss.weights", "[1,1,2]"]
-    competition.settings(*words)
+    competition.config(*words)
     with pytest.raises(InputError, match=r"loss\.weights weighs heads .* model\.heads joint has one"):
-        competition.settings(*words, "--model.heads", "joint")
+        competition.config(*words, "--model.heads", "joint")
 
 
 def test_soft_pseudo_labels_are_trained_on_as_they_are():
     soft = np.full((2, 18), np.nan)
     soft[1] = np.linspace(0, 1, 18) / np.linspace(0, 1, 18).sum()
     rows = pd.DataFrame({"label": [3, 17], "age": np.nan}).join(pd.DataFrame(soft, columns=MASK.probabilities))
-    targets = loss.Targets(MASK, rows, Loss(smoothing=0.1))
+    targets = loss.Targets(MASK, rows, LossConfig(smoothing=0.1))
     assert targets.classes[0].argmax() == 3 and targets.classes[0, 0] == pytest.approx(0.1 / 18)
     assert np.allclose(targets.classes[1].numpy(), soft[1], atol=1e-6)
 
@@ -315,14 +315,14 @@ def test_soft_pseudo_labels_are_trained_on_as_they_are():
 
 
 def learner_of(competition, accelerator, *words):
-    settings = competition.settings(*words)
-    rows = dataset.prepare(settings)
+    config = competition.config(*words)
+    rows = dataset.prepare(config)
     training, validation = folds.split(rows, 0)
-    return train.make_learner(settings, training, 0, 3, accelerator), training, validation
+    return train.make_learner(config, training, 0, 3, accelerator), training, validation
 
 
 def fit(competition, *words):
-    train.train_folds(competition.settings(*words), [0])
+    train.train_folds(competition.config(*words), [0])
     return competition.root / "run"
 
 
@@ -345,7 +345,7 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
 
     words = ["--train.epochs", 3, "--model.dropout", 0.2, *words]
     whole = fit(competition, *words)
-    resumed, honest, steps = competition.settings(*words, "--run", tmp_path / "resumed"), Learner.train_step, []
+    resumed, honest, steps = competition.config(*words, "--run", tmp_path / "resumed"), Learner.train_step, []
 
     def interrupted(self, *batch):
         steps.append(batch)
@@ -369,7 +369,7 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
 def test_adam_adds_weight_decay_to_the_gradient_and_sgd_is_as_momentum_and_nesterov_say():
     def steps(**words):
         weight = torch.ones(1, requires_grad=True)
-        optimizer = optim.make_optimizer([weight], Train(lr=0.1, **words))
+        optimizer = optim.make_optimizer([weight], TrainConfig(lr=0.1, **words))
         found = []
         for grad in (2.0, 1.0):
             before, weight.grad = weight.item(), torch.full((1,), grad)
@@ -396,8 +396,8 @@ def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_p
     before = start.state_dict()
     assert head and all(torch.equal(before[name], frozen[name]) for name in frozen if name not in head)
     assert any(not torch.equal(before[name], frozen[name]) for name in head)
-    settings = competition.settings(*words, "--train.freeze_epochs", 1, "--run", tmp_path / "thawed")
-    train.train_folds(settings, [0])
+    config = competition.config(*words, "--train.freeze_epochs", 1, "--run", tmp_path / "thawed")
+    train.train_folds(config, [0])
     log = read_csv(tmp_path / "thawed" / "fold0" / "log.csv", ["epoch"])
     assert len(log) == 2
 
@@ -427,12 +427,12 @@ def test_new_statistics_leave_those_of_frozen_layers_alone():
 
 def test_backbone_and_layers_have_their_own_learning_rates():
     net = model.build("test_resnet", 8, False, 32)
-    settings = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)
-    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, settings) for p in g["params"]}
+    config = types.SimpleNamespace(lr=6e-4, backbone_lr=1e-5, layer_decay=1.0, weight_decay=0.01)
+    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, config) for p in g["params"]}
     head = {id(p) for p in net.get_classifier().parameters()}
     assert rates == {id(p): 6e-4 if id(p) in head else 1e-5 for p in net.parameters()}
-    settings.layer_decay = 0.5
-    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, settings) for p in g["params"]}
+    config.layer_decay = 0.5
+    rates = {id(p): g["lr"] for g in optim.parameter_groups(net, config) for p in g["params"]}
     assert len(rates) == len(list(net.parameters()))
     assert rates[id(net.get_classifier().weight)] == 6e-4
     assert rates[id(net.conv1[0].weight)] < rates[id(net.layer4[0].conv1.weight)] <= 1e-5
@@ -442,7 +442,7 @@ def test_backbone_and_layers_have_their_own_learning_rates():
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes):
     net = timm.create_model(name, num_classes=8)
-    groups = optim.parameter_groups(net, Train(weight_decay=0.01, **changes))
+    groups = optim.parameter_groups(net, TrainConfig(weight_decay=0.01, **changes))
     decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     spared = {"pos_embed", "cls_token"}
     assert decays == {id(p): 0.0 if p.ndim < 2 or n in spared else 0.01 for n, p in net.named_parameters()}
@@ -453,24 +453,24 @@ def test_biases_norm_weights_and_position_embeddings_do_not_decay(name, changes)
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
 )
 def test_the_optimizer_is_the_one_that_is_named(name, kind):
-    made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], Train(optimizer=name, lr=0.5))
+    made = optim.make_optimizer([torch.zeros(1, requires_grad=True)], TrainConfig(optimizer=name, lr=0.5))
     group = made.param_groups[0]
-    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, Train().weight_decay)
+    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.5, TrainConfig().weight_decay)
     assert (group.get("momentum"), group.get("nesterov")) == ((0.9, False) if name == "sgd" else (None, None))
 
 
 def test_frozen_layers_are_in_no_group():
     net = timm.create_model("test_resnet", num_classes=8)
     net.conv1.requires_grad_(False)
-    taught = {id(p) for g in optim.parameter_groups(net, Train()) for p in g["params"]}
+    taught = {id(p) for g in optim.parameter_groups(net, TrainConfig()) for p in g["params"]}
     assert taught == {id(p) for p in net.parameters() if p.requires_grad}
 
 
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
     words = ["--train.average", "swa", "--train.swa_start", 0, "--data.augment", "none", "--model.freeze_bn", "false"]
     mine, training, _ = learner_of(competition, accelerator, *words)
-    photos = loader.Photos(training, "none", 32, False)
-    feed = loader.loader(photos, loader.Batches(len(training), 16), 0)
+    photos = loader.PhotoDataset(training, "none", 32, False)
+    feed = loader.make(photos, loader.SeededBatchSampler(len(training), 16), 0)
     means = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -499,7 +499,9 @@ def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition
     average = mine.average.module
     assert torch.allclose(average.get_parameter(name), expected, atol=1e-6)
     assert not torch.allclose(plain, expected, atol=1e-5)
-    feed = loader.loader(loader.Photos(training, "none", 32, False), loader.Batches(len(training), 16), 0)
+    feed = loader.make(
+        loader.PhotoDataset(training, "none", 32, False), loader.SeededBatchSampler(len(training), 16), 0
+    )
     inputs = loader.normalize(torch.cat([batch for _, batch, _ in feed]), *mine.scale)
     found = mine.predict(feed)
     with torch.no_grad():
@@ -510,7 +512,7 @@ def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition
 def test_the_weights_of_a_moving_average_are_those_that_are_saved(competition, tmp_path):
     """The average changes nothing of the training, only what answers."""
     runs = [fit(competition), tmp_path / "ema"]
-    train.train_folds(competition.settings("--train.average", "ema", "--run", runs[1]), [0])
+    train.train_folds(competition.config("--train.average", "ema", "--run", runs[1]), [0])
     plain, average = (load_file(run / "fold0" / "best.safetensors") for run in runs)
     losses = [read_csv(run / "fold0" / "log.csv", ["train_loss"])["train_loss"].tolist() for run in runs]
     assert losses[0] == losses[1]
@@ -534,7 +536,7 @@ def test_balanced_draws_make_classes_and_people_as_likely():
     assert chance.sum() == pytest.approx(1) and chance[:10].sum() == pytest.approx(0.5)
     rows = pd.DataFrame({"id": ["a"] * 9 + ["b"], "label": 1})
     assert train.balanced(rows)[:9].sum() == pytest.approx(0.5)
-    batches = loader.Batches(10, 4, shuffle=True, chance=np.eye(10)[3])
+    batches = loader.SeededBatchSampler(10, 4, shuffle=True, chance=np.eye(10)[3])
     assert {index for batch in batches for index, _ in batch} == {3}
 
 
@@ -543,7 +545,7 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
         [i, g, "x", age, p] for (i, g, _, p), age in zip(competition.people, [28, 31, 32, 56, 57, 60] * 2, strict=True)
     ]
     competition.write_table(rows=table)
-    rows = dataset.prepare(competition.settings("--data.age_gap", 2, "--data.age_boundary", 58))
+    rows = dataset.prepare(competition.config("--data.age_gap", 2, "--data.age_boundary", 58))
     training, validation = folds.split(rows, 0)
     assert set(training["age"]) <= {32, 60} and set(rows["age"]) == {28, 31, 32, 56, 57, 60}
     assert len(training) + len(validation) < len(rows) and {28, 57} & set(validation["age"])
@@ -554,12 +556,12 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
 
 def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
     words = ["--data.only", "[mask=normal]"]
-    train.train_folds(competition.settings(*words), [0, 1])
+    train.train_folds(competition.config(*words), [0, 1])
     first = competition.root / "run"
     oof = read_csv(first / "oof.csv", ["target"])
     assert len(oof) == 12 and (oof["target"].astype(int) >= 12).all()  # bare faces alone
     second = ["--model.start", "run", "--run", competition.root / "second", "--train.freeze_epochs", 9]
-    train.train_folds(competition.settings(*second), [0, 1])
+    train.train_folds(competition.config(*second), [0, 1])
     for k in (0, 1):
         before, after = (
             load_file(competition.root / run / f"fold{k}" / "best.safetensors") for run in ("run", "second")
@@ -569,12 +571,12 @@ def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
 
 def test_gender_and_age_of_bare_faces_are_six_joint_classes_and_a_first_stage_of_all_eighteen(competition):
     six = ["--data.only", "[mask=normal]", "--task.answer", "[gender,age]", "--model.heads", "joint"]
-    train.train_folds(competition.settings(*six), [0])
+    train.train_folds(competition.config(*six), [0])
     first = competition.root / "run"
     oof = read_csv(first / "oof.csv", ["p5", "target"])
     assert len(oof) == 6 and "p6" not in oof and set(oof["target"]) <= set("012345")
     second = ["--model.heads", "joint", "--model.start", "run", "--run", competition.root / "second"]
-    train.train_folds(competition.settings(*second), [0])
+    train.train_folds(competition.config(*second), [0])
     oof = read_csv(competition.root / "second" / "oof.csv", ["p17", "target"])
     assert len(oof) == 42 and oof["target"].nunique() > 6
     for name, size in (("run", 6), ("second", 18)):
@@ -587,12 +589,12 @@ def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(com
     checkpoint = competition.root / "run" / "fold0" / "best.safetensors"
     other = ["--run", competition.root / "b"]
     with pytest.raises(InputError, match=r"leak: fold 1 would start from .*fold0, which was trained on person"):
-        dataset.prepare(competition.settings("--model.pretrained", checkpoint, *other))
-    dataset.prepare(competition.settings("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
+        dataset.prepare(competition.config("--model.pretrained", checkpoint, *other))
+    dataset.prepare(competition.config("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
     with pytest.raises(InputError, match=r"leak: fold 0 would start from"):
-        dataset.prepare(competition.settings("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
+        dataset.prepare(competition.config("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
     with pytest.raises(InputError, match="is no run of ours"):
-        dataset.prepare(competition.settings("--model.start", "nothing", "--run", competition.root / "d"))
+        dataset.prepare(competition.config("--model.start", "nothing", "--run", competition.root / "d"))
 
 
 # ----------------------------------------------------------------------------------------------------- backbones

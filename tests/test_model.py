@@ -202,10 +202,10 @@ def test_the_five_backbones_are_one_recipe_each_and_start_without_a_hub(base):
     for name in ("efficientnet_b0", "resnet50", "densenet201", "swin", "alexnet"):
         words = [f"recipes/{base}.json", f"recipes/backbone_{name}.json"]
         words = [word for path in words for word in ("--config", str(ROOT / path))]
-        settings = cli.read("", argv=[*words, "--model.pretrained", "false"])
-        chosen = settings.model
-        assert settings.train.freeze_layers == 0 and name in chosen.backbone and chosen.pretrained is False
-        size = settings.data.image_size
+        config = cli.read("", argv=[*words, "--model.pretrained", "false"])
+        chosen = config.model
+        assert config.train.freeze_layers == 0 and name in chosen.backbone and chosen.pretrained is False
+        size = config.data.image_size
         with torch.device("meta"):
             net = model.build(chosen.backbone, 6, False, size).eval()
             assert net(torch.empty(1, 3, size, size)).shape == (1, 6)

@@ -44,9 +44,9 @@ def of_kinds(root, kinds, *words):
     ],
 )
 def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path, found, order):
-    settings = of_kinds(tmp_path, found)
-    assert list(dataset.settle(settings).classes) == order
-    rows, _ = dataset.training_rows(settings)
+    config = of_kinds(tmp_path, found)
+    assert list(dataset.infer_classes(config).classes) == order
+    rows, _ = dataset.training_rows(config)
     assert [order[k] for k in rows["target"]] == found
 
 
@@ -63,22 +63,22 @@ def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path, found, o
     ids=["unicode forms", "1 and 1.0", "True and TRUE", "full width", "blanks", "blanks inside"],
 )
 def test_spellings_of_one_class_are_one_class_and_it_is_said(tmp_path, capsys, spelled, kept):
-    settings = of_kinds(tmp_path, [*spelled, "other"])
-    assert set(dataset.settle(settings).classes) == {kept, "other"}
+    config = of_kinds(tmp_path, [*spelled, "other"])
+    assert set(dataset.infer_classes(config).classes) == {kept, "other"}
     said = capsys.readouterr().out
     assert f"are one class, {kept!r}" in said or len({word.strip() for word in spelled}) == 1
-    rows, _ = dataset.training_rows(settings)
+    rows, _ = dataset.training_rows(config)
     assert rows["target"].nunique() == 2 and rows["target"][: len(spelled)].nunique() == 1
 
 
 def test_classes_that_differ_in_letter_case_are_refused_until_the_user_says_what_they_are(tmp_path):
     with pytest.raises(InputError, match=r"'Cat' \(2\) and 'cat' \(1\) differ in letter case only") as caught:
-        dataset.settle(of_kinds(tmp_path, ["Cat", "cat", "Cat", "dog"]))
+        dataset.infer_classes(of_kinds(tmp_path, ["Cat", "cat", "Cat", "dog"]))
     assert "\n" not in str(caught.value)
     for classes, targets in ((["Cat", "dog"], [0, 0, 0, 1]), (["Cat", "cat", "dog"], [0, 1, 0, 2])):
         heads = json.dumps([{"name": "kind", "classes": classes}])
-        settings = of_kinds(tmp_path, ["Cat", "cat", "Cat", "dog"], "--task.heads", heads)
-        assert dataset.training_rows(settings)[0]["target"].tolist() == targets
+        config = of_kinds(tmp_path, ["Cat", "cat", "Cat", "dog"], "--task.heads", heads)
+        assert dataset.training_rows(config)[0]["target"].tolist() == targets
 
 
 def test_a_class_that_is_named_is_found_in_any_spelling_and_its_own_goes_first():
@@ -98,15 +98,15 @@ def test_a_class_that_is_named_is_found_in_any_spelling_and_its_own_goes_first()
 
 def test_a_run_keeps_the_order_of_classes_that_it_was_begun_with(tmp_path):
     old = ["0", "1", "10", "2"]
-    settings = of_kinds(tmp_path, ["0", "1", "2", "10"])
-    settings.task.heads[0].classes = old
+    config = of_kinds(tmp_path, ["0", "1", "2", "10"])
+    config.task.heads[0].classes = old
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "args.json").write_text(json.dumps(as_dict(settings)))
+    (tmp_path / "run" / "args.json").write_text(json.dumps(as_dict(config)))
     again = of_kinds(tmp_path, ["0", "1", "2", "10"])
-    assert list(dataset.settle(again).classes) == old  # goes on
+    assert list(dataset.infer_classes(again).classes) == old  # goes on
     follows = runs.read_for_run("", argv=["--run", str(tmp_path / "run")])
     assert follows.predicted.classes == tuple(old)  # answers
-    anew = dataset.settle(of_kinds(tmp_path, ["0", "1", "2", "10"]), overwrite=True)
+    anew = dataset.infer_classes(of_kinds(tmp_path, ["0", "1", "2", "10"]), overwrite=True)
     assert list(anew.classes) == ["0", "1", "2", "10"]
 
 
@@ -137,25 +137,25 @@ def test_a_photo_that_is_there_is_found_whatever_the_form_of_its_name(tmp_path, 
     for home in ("", "images"):
         write_photo(tmp_path / home / path(on_disk), 1)
     write_photo(tmp_path / "b.jpg", 2)
-    settings = table(tmp_path, [(path(in_table), "x"), ("b.jpg", "y")])
-    rows, problems = dataset.training_rows(settings)
+    config = table(tmp_path, [(path(in_table), "x"), ("b.jpg", "y")])
+    rows, problems = dataset.training_rows(config)
     assert problems.rows == [] and rows["ImageID"].tolist() == [path(in_table), "b.jpg"]
     assert rows["photo"][0] == str(tmp_path / path(on_disk))
     assert "1 names are written otherwise on the disk" in capsys.readouterr().out
     (tmp_path / "info.csv").write_text(f"ImageID\n{path(in_table)}\n", encoding="utf-8")
-    settings.data.eval = str(tmp_path)
-    rows = dataset.eval_rows(settings)
+    config.data.eval = str(tmp_path)
+    rows = dataset.eval_rows(config)
     assert rows[["ImageID", "photo"]].values.tolist() == [[path(in_table), str(tmp_path / "images" / path(on_disk))]]
     boxes = [{"image": path(in_table), "label": "x", "bbox": [0, 0, 9, 9]}]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    settings.data.eval = str(tmp_path / "boxes.json")
-    assert dataset.eval_rows(settings)["photo"].tolist() == [str(tmp_path / path(on_disk))]
+    config.data.eval = str(tmp_path / "boxes.json")
+    assert dataset.eval_rows(config)["photo"].tolist() == [str(tmp_path / path(on_disk))]
 
 
 def test_the_folder_of_a_person_is_found_whatever_the_form_of_its_name(competition):
     path = competition.people[0][3]
     (competition.train / "images" / path).rename(competition.train / "images" / path.upper())
-    rows, problems = dataset.training_rows(competition.settings())
+    rows, problems = dataset.training_rows(competition.config())
     assert problems.rows == [] and len(rows) == 84
     assert str(competition.train / "images" / path.upper() / "mask1.jpg") in rows["photo"].tolist()
 

@@ -24,8 +24,8 @@ FOLLOW = (inference, pseudo_label, ensemble, report, label_errors, explain, eda)
 @pytest.fixture
 def trained(competition):
     """A competition, words that a command needs beside --run, and a run of two folds."""
-    settings = competition.settings("--train.epochs", 1)
-    train.train_folds(settings, [0, 1])
+    config = competition.config("--train.epochs", 1)
+    train.train_folds(config, [0, 1])
     words = ["--data.train", competition.train, "--data.eval", competition.eval, "--data.crops", ""]
     words += ["--submission", competition.root / "submission.csv", "--data.workers", 0, "--device", "cpu"]
     return competition, words, competition.root / "run"

@@ -25,13 +25,13 @@ from foldface.predictions import PSEUDO_COLUMNS, read_fold, with_answers
 from tools import average_weights
 
 
-def main_of(script, settings, monkeypatch, **flags):
+def main_of(script, config, monkeypatch, **flags):
     """Run a script's main() with these settings."""
     defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
     for name, value in (defaults | flags).items():
-        setattr(settings, name, value)
+        setattr(config, name, value)
     place = script if hasattr(script, "read_for_run") else script.runs
-    monkeypatch.setattr(place, "read_for_run", lambda *_: settings)
+    monkeypatch.setattr(place, "read_for_run", lambda *_: config)
     script.main()
 
 
@@ -59,7 +59,7 @@ def trained(competition):
         net = model.build("test_resnet", 8, False, 32)
         torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
         model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
-    return competition, competition.settings()
+    return competition, competition.config()
 
 
 def predictions(competition, fold):
@@ -67,16 +67,16 @@ def predictions(competition, fold):
 
 
 def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trained, monkeypatch, capsys):
-    competition, settings = trained
+    competition, config = trained
     names = [competition.images[n] for n in (3, 0, 4, 1, 0)]
     (competition.eval / "info.csv").write_text(
         "ImageID,ans\n" + "".join(f"{name},0\n" for name in [*names, "gone.jpg"])
     )
     (competition.eval / "images" / names[2]).write_bytes(b"")
-    main_of(inference, settings, monkeypatch)
+    main_of(inference, config, monkeypatch)
     assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().err
-    main_of(ensemble, settings, monkeypatch, soft=True)
-    submission = pd.read_csv(settings.submission)
+    main_of(ensemble, config, monkeypatch, soft=True)
+    submission = pd.read_csv(config.submission)
     assert submission.columns.tolist() == ["ImageID", "ans"]
     assert submission["ImageID"].tolist() == [*names, "gone.jpg"]
     frame = predictions(competition, 0)
@@ -88,11 +88,11 @@ def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trai
 
 
 def test_a_photos_answer_does_not_hang_on_its_batch(trained, monkeypatch):
-    competition, settings = trained
-    main_of(inference, settings, monkeypatch)
+    competition, config = trained
+    main_of(inference, config, monkeypatch)
     before = predictions(competition, 1)
-    settings.inference.batch_size = 2
-    main_of(inference, settings, monkeypatch)
+    config.inference.batch_size = 2
+    main_of(inference, config, monkeypatch)
     assert np.allclose(predictions(competition, 1)[MASK.probabilities], before[MASK.probabilities], atol=2e-6)
 
 
@@ -106,13 +106,13 @@ def test_each_photo_is_decoded_once_for_all_folds(trained, monkeypatch):
 
 
 def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained, monkeypatch):
-    competition, settings = trained
-    main_of(inference, settings, monkeypatch)
+    competition, config = trained
+    main_of(inference, config, monkeypatch)
     before = [predictions(competition, k) for k in (0, 1)]
-    settings.inference.backend = "onnx"
-    folders = [Path(settings.run) / f"fold{k}" for k in (0, 1)]
+    config.inference.backend = "onnx"
+    folders = [Path(config.run) / f"fold{k}" for k in (0, 1)]
     for _ in range(2):
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
         for k, plain in enumerate(before):
             found = predictions(competition, k)
             assert (found["ans"] == plain["ans"]).all()
@@ -123,7 +123,7 @@ def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained,
 
 
 def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
-    competition, settings = trained
+    competition, config = trained
     honest = model.load_folds
 
     def load_folds(paths):
@@ -133,7 +133,7 @@ def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
 
     monkeypatch.setattr(model, "load_folds", load_folds)
     with pytest.raises(InputError, match="fold 1 answers NaN"):
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
     assert not (competition.root / "run" / "fold1.csv").exists()
 
 
@@ -146,31 +146,31 @@ def test_another_folds_weights_are_refused(trained, monkeypatch):
 
 def test_eight_bits_answer_where_they_answer_alike_and_it_is_said(trained, monkeypatch, capsys):
 
-    competition, settings = trained
-    settings.inference.backend = "int8"
+    competition, config = trained
+    config.inference.backend = "int8"
     with pytest.raises(InputError, match="at least 128 of the photos to answer for, 5 of 5"):
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
     monkeypatch.setattr(onnx, "CALIBRATED", 5)
     monkeypatch.setattr(onnx, "STRIDE", 3)
-    settings.inference.backend = "onnx"
-    main_of(inference, settings, monkeypatch)
+    config.inference.backend = "onnx"
+    main_of(inference, config, monkeypatch)
     whole = predictions(competition, 0)[MASK.probabilities]
-    settings.inference.backend = "int8"
+    config.inference.backend = "int8"
     for least, kept in ((0.0, True), (1.1, False)):
         monkeypatch.setattr(onnx, "ALIKE", least)
-        main_of(inference, settings, monkeypatch)
+        main_of(inference, config, monkeypatch)
         assert capsys.readouterr().out.count("too few, it stays in float32") == (0 if kept else 2)
         found = predictions(competition, 0)[MASK.probabilities]
         assert abs(found - whole).max().max() < 0.2
         assert ((found - whole).abs().max().max() > 1e-4) == kept  # 8 bits are not 32
-    small = Path(settings.run) / "fold0"
+    small = Path(config.run) / "fold0"
     sizes = {"-int8-" in path.name: path.stat().st_size for path in small.glob("*.onnx")}
     assert len(sizes) == 2 and sizes[True] < 0.5 * sizes[False]
 
 
 def test_a_flip_averages_both_views(trained, monkeypatch):
-    competition, settings = trained
-    main_of(inference, settings, monkeypatch)
+    competition, config = trained
+    main_of(inference, config, monkeypatch)
     plain = predictions(competition, 0)[MASK.probabilities].to_numpy()
     for name in competition.images:
         path = str(competition.eval / "images" / name)
@@ -179,18 +179,18 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
     (competition.eval / "info.csv").write_text(
         "ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images)
     )
-    main_of(inference, settings, monkeypatch)
+    main_of(inference, config, monkeypatch)
     mirrored = predictions(competition, 0)[MASK.probabilities].to_numpy()
-    settings.inference.flip = True
-    main_of(inference, settings, monkeypatch)
+    config.inference.flip = True
+    main_of(inference, config, monkeypatch)
     both = predictions(competition, 0)[MASK.probabilities].to_numpy()
     assert np.allclose(both, (plain + mirrored) / 2, atol=0.01) and not np.allclose(both, mirrored, atol=0.01)
 
 
 def test_four_enlarged_corners_may_join_the_views():
-    settings = types.SimpleNamespace(crops=True, flip=True)
+    config = types.SimpleNamespace(crops=True, flip=True)
     photos = torch.arange(32.0).repeat(2, 3, 32, 1)  # brighter to the right
-    views = predicting.views_of(photos, settings)
+    views = predicting.views_of(photos, config)
     assert len(views) == 10 and all(view.shape == photos.shape for view in views) and torch.equal(views[0], photos)
     left, right = views[1].mean(), views[2].mean()
     assert left == pytest.approx(13.5, abs=0.2) and right == pytest.approx(17.5, abs=0.2)
@@ -199,10 +199,10 @@ def test_four_enlarged_corners_may_join_the_views():
 
 
 def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
-    competition, settings = trained
+    competition, config = trained
     dealt = "".join(f"{person[0]},{n % 2}\n" for n, person in enumerate(competition.people))
     (competition.root / "run" / "folds.csv").write_text("id,fold\n" + dealt)
-    main_of(average_weights, settings, monkeypatch)
+    main_of(average_weights, config, monkeypatch)
     home = competition.root / "run-soup"
     one, two, mean = (
         load_file(path / "best.safetensors")
@@ -211,14 +211,14 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, mon
     assert set(pd.read_csv(home / "folds.csv")["fold"]) == {-1}  # it has seen everyone
     assert torch.allclose(mean["conv1.0.weight"], (one["conv1.0.weight"] + two["conv1.0.weight"]) / 2)
     assert torch.equal(mean["bn1.running_mean"], one["bn1.running_mean"])  # freeze_bn: they were never moved
-    settings.model.freeze_bn = False
-    main_of(average_weights, settings, monkeypatch)
+    config.model.freeze_bn = False
+    main_of(average_weights, config, monkeypatch)
     assert not torch.equal(load_file(home / "fold0" / "best.safetensors")["bn1.running_mean"], one["bn1.running_mean"])
-    main_of(inference, competition.settings("--run", home, "--data.workers", 0), monkeypatch)
+    main_of(inference, competition.config("--run", home, "--data.workers", 0), monkeypatch)
     assert len(pd.read_csv(home / "fold0.csv")) == 5
     (competition.root / "run" / "fold1" / "best.safetensors").unlink()
     with pytest.raises(InputError, match="has one fold; a soup needs two"):
-        main_of(average_weights, settings, monkeypatch)
+        main_of(average_weights, config, monkeypatch)
 
 
 def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained, monkeypatch):
@@ -226,15 +226,15 @@ def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained
 
     competition, _ = trained
     words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_share", 0.2]
-    settings = competition.settings(*words)
+    config = competition.config(*words)
     with pytest.raises(InputError, match=r"has no folds\.csv"):
-        main_of(average_weights, settings, monkeypatch)
-    rows = dataset.prepare(settings)
-    seen, honest = [], loader.Photos
+        main_of(average_weights, config, monkeypatch)
+    rows = dataset.prepare(config)
+    seen, honest = [], loader.PhotoDataset
     monkeypatch.setattr(
-        loader, "Photos", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
+        loader, "PhotoDataset", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
     )
-    main_of(average_weights, settings, monkeypatch)
+    main_of(average_weights, config, monkeypatch)
     trained_on = set(rows["ImageID"][rows["source"] == "train"])
     assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
     assert folds.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
@@ -242,7 +242,7 @@ def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained
 
 
 def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
-    competition, settings = trained
+    competition, config = trained
     for fold in (0, 1):
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         _, _, about = model.load(path)
@@ -250,14 +250,14 @@ def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
         about |= {"age": "distribution", "prior": about["prior"] + [40.0] + [0.5] * 7}
         model.save(path, model.build("test_resnet", reader.size, False, 32), about)
     (competition.eval / "images" / competition.images[1]).write_bytes(b"")
-    main_of(inference, settings, monkeypatch)
+    main_of(inference, config, monkeypatch)
     ages = pd.read_csv(competition.root / "run" / "fold1_age.csv")
     assert ages.columns.tolist() == ["ImageID", *MASK.number.columns]
     assert ages.loc[1, MASK.number.columns].tolist() == [40.0] + [0.5] * 7
     found = predictions(competition, 1)[MASK.probabilities].to_numpy().reshape(5, 6, 3).sum(1)
     assert np.allclose(found[[0, 2, 3, 4], 2], ages["from58"].to_numpy()[[0, 2, 3, 4]], atol=1e-5)
-    main_of(ensemble, settings, monkeypatch, soft=True)
-    assert len(pd.read_csv(settings.submission)) == 5
+    main_of(ensemble, config, monkeypatch, soft=True)
+    assert len(pd.read_csv(config.submission)) == 5
 
 
 def inference_cv2():
@@ -295,7 +295,7 @@ def test_folds_from_before_bounds_were_written_answer_with_new_ones_where_both_l
 
 def test_a_run_without_weights_says_so(competition, monkeypatch):
     with pytest.raises(InputError, match=r"has no fold\*/best.safetensors: train first"):
-        main_of(inference, competition.settings(), monkeypatch)
+        main_of(inference, competition.config(), monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------ pseudo labels
@@ -333,40 +333,40 @@ def test_threshold_and_cap_may_be_one_a_class():
     ],
 )
 def test_a_threshold_that_label_smoothing_puts_out_of_reach_is_said(competition, monkeypatch, capsys, words, most):
-    settings = competition.settings("--pseudo.threshold", 0.9, *words)
+    config = competition.config("--pseudo.threshold", 0.9, *words)
     (competition.root / "run").mkdir()
     table([1, 2], [0.99, 0.999]).to_csv(competition.root / "run/fold0.csv", index=False)
-    main_of(pseudo_label, settings, monkeypatch)
+    main_of(pseudo_label, config, monkeypatch)
     said = capsys.readouterr().err
     assert (f"training aims at {most} for" in said) if most else not said
 
 
 def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, monkeypatch, capsys):
-    run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
+    run, config = competition.root / "run", competition.config("--pseudo.threshold", 0.5)
     run.mkdir()
     table([1, 2, 1], [0.9, 0.9, 0.9]).to_csv(run / "fold0.csv", index=False)
     (competition.root / "answers.csv").write_text("ImageID,ans\n0.jpg,1\n1.jpg,2\n2.jpg,3\n")
-    main_of(pseudo_label, settings, monkeypatch, answers=str(competition.root / "answers.csv"))
+    main_of(pseudo_label, config, monkeypatch, answers=str(competition.root / "answers.csv"))
     out = capsys.readouterr().out
     assert "66.7% of 3" in out and "50.0% of 2" in out
-    settings.pseudo.threshold = [0.5, 0.5]
+    config.pseudo.threshold = [0.5, 0.5]
     with pytest.raises(InputError, match="lists 2 numbers"):
-        main_of(pseudo_label, settings, monkeypatch)
+        main_of(pseudo_label, config, monkeypatch)
 
 
 def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition, monkeypatch):
-    run, settings = competition.root / "run", competition.settings("--pseudo.threshold", 0.5)
+    run, config = competition.root / "run", competition.config("--pseudo.threshold", 0.5)
     run.mkdir()
     for fold, told in enumerate(([1, 2], [7, 8])):
         table(told, [0.9, 0.9]).to_csv(run / f"fold{fold}.csv", index=False)
     (run / "unreadable.csv").write_text("ImageID,reason\n1.jpg,empty file\n")
-    main_of(pseudo_label, settings, monkeypatch)
+    main_of(pseudo_label, config, monkeypatch)
     frame = pd.read_csv(run / "pseudo.csv")
     assert frame[["ImageID", "fold", "ans"]].to_numpy().tolist() == [["0.jpg", 0, 1], ["0.jpg", 1, 7]]
     assert frame.columns.tolist() == [*PSEUDO_COLUMNS, *MASK.probabilities]
-    settings.pseudo.threshold = 0.95
+    config.pseudo.threshold = 0.95
     with pytest.raises(InputError, match=r"pseudo.threshold 0\.95: lower it"):
-        main_of(pseudo_label, settings, monkeypatch)
+        main_of(pseudo_label, config, monkeypatch)
 
 
 # -------------------------------------------------------------------------------------------------------- votes
@@ -425,22 +425,22 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
 
 
 def test_one_fold_may_answer_without_the_others(trained, monkeypatch):
-    competition, settings = trained
-    main_of(inference, settings, monkeypatch)
+    competition, config = trained
+    main_of(inference, config, monkeypatch)
     for k in (0, 1):
-        main_of(ensemble, settings, monkeypatch, folds=[k])
-        answer = pd.read_csv(settings.submission)["ans"].tolist()
+        main_of(ensemble, config, monkeypatch, folds=[k])
+        answer = pd.read_csv(config.submission)["ans"].tolist()
         assert answer == read_fold(MASK, competition.root / f"run/fold{k}.csv")["ans"].tolist()
     with pytest.raises(InputError, match=r"--folds 7: .* has the folds 0, 1"):
-        main_of(ensemble, settings, monkeypatch, folds=[7])
+        main_of(ensemble, config, monkeypatch, folds=[7])
 
 
 def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
-    competition, settings = trained
-    main_of(inference, settings, monkeypatch)
+    competition, config = trained
+    main_of(inference, config, monkeypatch)
     (competition.eval / "info.csv").write_text("ImageID\nanswer0.jpg\n")
     with pytest.raises(InputError, match=r"has other rows \(1\)"):
-        main_of(ensemble, settings, monkeypatch, soft=True)
+        main_of(ensemble, config, monkeypatch, soft=True)
 
 
 def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_known(capsys):
@@ -449,7 +449,7 @@ def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_know
     answer = np.where((rng.random(20) < 0.6).repeat(10), target, (target + 1) % 18)  # all photos of an object, or none
     rows = pd.DataFrame({"ImageID": [f"object{k // 10}_{k}.jpg" for k in range(200)], "target": target})
     for group, ids in ((r"^(\w+?)_", np.arange(20).repeat(10).astype(str)), ("", rows["ImageID"])):
-        ensemble.tell_true(MASK, rows, answer, group)
+        ensemble.log_known_answers(MASK, rows, answer, group)
         low, high = MASK.interval(target, answer, ids)
         width = high - low
         assert f"(95 % {low:.3f}-{high:.3f})" in capsys.readouterr().out and (width > 0.2) == bool(group)
@@ -466,20 +466,20 @@ def test_voting_never_imports_torch():
 
 
 def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_path, capsys):
-    competition, settings = trained
-    settings.inference.batch_size, settings.save_minutes = 2, 0.0
+    competition, config = trained
+    config.inference.batch_size, config.save_minutes = 2, 0.0
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
     rows = pd.DataFrame({"file": files})
-    paths = model.checkpoints(settings.run)
-    key = predicting.key_of(paths, files, settings)
+    paths = model.checkpoints(config.run)
+    key = predicting.key_of(paths, files, config)
     nets, abouts, heads = model.load_folds(paths)
-    whole, _ = predicting.predict(nets, abouts, heads, rows, settings)
+    whole, _ = predicting.predict(nets, abouts, heads, rows, config)
     kept = tmp_path / "kept.npz"
-    predicting.predict(nets, abouts, heads, rows[:4], settings, kept, key)  # as a kill after two batches leaves it
-    again, _ = predicting.predict(nets, abouts, heads, rows, settings, kept, key)
+    predicting.predict(nets, abouts, heads, rows[:4], config, kept, key)  # as a kill after two batches leaves it
+    again, _ = predicting.predict(nets, abouts, heads, rows, config, kept, key)
     assert "going on at photo 5" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
-    assert predicting.key_of(paths, files, settings) != key
+    assert predicting.key_of(paths, files, config) != key
     boxes = [[[0, 0, 5, 5]], [[0, 0, 5, 6]]]
-    assert len({predicting.key_of(paths, files, settings, box) for box in boxes}) == 2
+    assert len({predicting.key_of(paths, files, config, box) for box in boxes}) == 2

@@ -28,9 +28,9 @@ def scaling(accelerator, monkeypatch):
 def learner_of(competition, accelerator, *words, seconds=None):
     """A Learner at a constant rate, without weight decay."""
     plain = ["--train.scheduler", "constant", "--train.lr", RATE, "--train.weight_decay", 0, "--train.clip_grad", 0]
-    settings = competition.settings(*plain, *words)
-    rows, _ = folds.split(dataset.prepare(settings), 0)
-    return train.make_learner(settings, rows, 0, 5, accelerator, seconds)
+    config = competition.config(*plain, *words)
+    rows, _ = folds.split(dataset.prepare(config), 0)
+    return train.make_learner(config, rows, 0, 5, accelerator, seconds)
 
 
 def step(mine, overflow=False):
@@ -127,16 +127,16 @@ def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(compet
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: honest(device, init_scale=next(begun)))
     monkeypatch.setitem(scaling.state._shared_state, "_mixed_precision", "no")  # no rounding to 16 bits
     scaling.native_amp = False
-    settings = competition.settings("--train.clip_grad", 0)
-    rows, _ = folds.split(dataset.prepare(settings), 0)
-    one, other = (check_repeat.trace(rows, settings, 2, scaling) for _ in range(2))
+    config = competition.config("--train.clip_grad", 0)
+    rows, _ = folds.split(dataset.prepare(config), 0)
+    one, other = (check_repeat.trace(rows, config, 2, scaling) for _ in range(2))
     gradients = [(first, second) for first, second in zip(one, other, strict=True) if "gradient" in first[1]]
     assert gradients and all(first == second for first, second in gradients)
 
 
 def test_optimizers_are_fused_where_no_loss_is_scaled(competition, accelerator, scaling):
     assert learner_of(competition, scaling).optimizer.defaults["fused"] is False
-    assert optim.make_optimizer([torch.zeros(1, requires_grad=True)], competition.settings().train).defaults["fused"]
+    assert optim.make_optimizer([torch.zeros(1, requires_grad=True)], competition.config().train).defaults["fused"]
     mine = copy.copy(accelerator)
     mine.scaler = None
     assert learner_of(competition, mine).optimizer.defaults["fused"] is True

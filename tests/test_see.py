@@ -61,7 +61,7 @@ def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
 
 
 def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition):
-    train.train_folds(competition.settings(), [0, 1])
+    train.train_folds(competition.config(), [0, 1])
     page = stands_alone(competition.root / "run" / "report.html")
     metrics = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
     for heading in ("Scores", "Training", "Confusions", "By class", "How sure it is", "Errors by age", "mistakes"):
@@ -79,11 +79,11 @@ def test_the_calibration_error_is_that_of_its_definition():
 
 
 def test_an_ensemble_puts_itself_into_the_report(competition, monkeypatch):
-    settings = competition.settings()
-    train.train_folds(settings, [0, 1])
-    main_of(inference, settings, monkeypatch)
+    config = competition.config()
+    train.train_folds(config, [0, 1])
+    main_of(inference, config, monkeypatch)
     for _ in range(2):
-        main_of(ensemble, settings, monkeypatch, soft=True)
+        main_of(ensemble, config, monkeypatch, soft=True)
     page = stands_alone(competition.root / "run" / "report.html")
     assert page.count(">Ensemble</h2>") == 1 and "two members answer alike" in page
     told = [read_csv(competition.root / "run" / f"fold{k}.csv", ["ans"])["ans"] for k in (0, 1)]
@@ -126,12 +126,12 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatc
     ages = [(20, 25, 33, 40, 45, 50, 58, 59, 60, 60)[n % 10] for n in range(60)]
     people = zip(competition.people, ages, strict=True)
     competition.write_table(rows=[[i, gender, "Drawn", age, path] for (i, gender, _, path), age in people])
-    settings = competition.settings("--data.age_boundary", 58)
-    rows, _ = dataset.training_rows(settings)
+    config = competition.config("--data.age_boundary", 58)
+    rows, _ = dataset.training_rows(config)
     knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
     frame = rows[["ImageID", "id", "target"]].assign(fold=0)
     write_csv(competition.root / "run" / "oof.csv", predictions.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
-    main_of(label_errors, settings, monkeypatch, people=60)
+    main_of(label_errors, config, monkeypatch, people=60)
     page = stands_alone(competition.root / "run" / "clean.html")
     assert re.findall(r"<td>age</td><td>([^<]*)</td>", page) == ["60"]
     assert "the last class of age begins at 58" in page
@@ -174,10 +174,10 @@ def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
 
 
 def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, monkeypatch, tmp_path):
-    settings = competition.settings()
-    train.train_folds(settings, [0, 1])
+    config = competition.config()
+    train.train_folds(config, [0, 1])
     before = (competition.train / "train.csv").read_bytes()
-    main_of(label_errors, settings, monkeypatch, people=4)
+    main_of(label_errors, config, monkeypatch, people=4)
     page = stands_alone(competition.root / "run" / "clean.html")
     rows = read_csv(competition.root / "run" / "corrections.csv", label_errors.COLUMNS)
     assert (
@@ -188,8 +188,8 @@ def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competiti
     from dataset import training_rows
 
     words = ["--data.corrections", competition.root / "run" / "corrections.csv", "--run", tmp_path / "second"]
-    corrected, _ = training_rows(competition.settings(*words))
-    plain, _ = training_rows(settings)
+    corrected, _ = training_rows(competition.config(*words))
+    plain, _ = training_rows(config)
     changed = corrected[corrected["target"] != plain["target"]]
     assert set(changed["id"]) <= set(rows["id"]) and len(changed) >= 1
 
@@ -202,8 +202,8 @@ def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition, monkeypat
     (home / competition.people[0][3] / "mask1.jpg").write_bytes(b"")
     copy = (home / competition.people[1][3] / "normal.jpg").read_bytes()
     (competition.eval / "images" / competition.images[0]).write_bytes(copy)
-    settings = competition.settings()
-    monkeypatch.setattr(eda.cli, "read", lambda *_: settings)
+    config = competition.config()
+    monkeypatch.setattr(eda.cli, "read", lambda *_: config)
     eda.main()
     page = stands_alone(competition.root / "run" / "eda.html")
     assert "empty file" in page and "AUC" in page and "between train and eval" in page

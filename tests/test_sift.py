@@ -37,7 +37,7 @@ def half(picture):
 
 def found(files, **options):
     """The pairs among these files, as a set."""
-    return set(map(tuple, duplicates.near(duplicates.look(files), **options)[0].tolist()))
+    return set(map(tuple, duplicates.near_duplicates(duplicates.fingerprint(files), **options)[0].tolist()))
 
 
 def table(hashes, greys, colour=100):
@@ -59,12 +59,12 @@ def test_a_photo_is_described_upright_and_with_imagehashs_own_hash(tmp_path):
         save(tmp_path / "lying.jpg", np.ascontiguousarray(np.rot90(picture)), quality=95, exif=lying),
         save(tmp_path / "small.png", small),
     ]
-    seen = duplicates.look(files)
+    seen = duplicates.fingerprint(files)
     assert seen["width"].tolist() == [320, 320, 32] and seen["height"].tolist() == [240, 240, 32]
     assert seen["hash"].dtype == np.uint64 and (seen["reason"] == "").all()
     assert seen["hash"][2] == int(str(imagehash.phash(Image.fromarray(small))), 16)
     assert int(seen["hash"][0] ^ int(str(imagehash.phash(Image.fromarray(picture))), 16)).bit_count() <= 2
-    assert duplicates.near(seen)[0].tolist() == [[0, 1]]
+    assert duplicates.near_duplicates(seen)[0].tolist() == [[0, 1]]
 
 
 def test_what_cannot_be_read_has_a_reason_and_matches_nobody(tmp_path):
@@ -72,20 +72,20 @@ def test_what_cannot_be_read_has_a_reason_and_matches_nobody(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:2000])
     bad = [tmp_path / "missing.jpg", tmp_path / "empty.jpg", tmp_path / "half.jpg", "", tmp_path / "missing.jpg"]
-    seen = duplicates.look([*map(str, bad), good, save(tmp_path / "copy.jpg", scene(0), quality=60)])
+    seen = duplicates.fingerprint([*map(str, bad), good, save(tmp_path / "copy.jpg", scene(0), quality=60)])
     assert seen["reason"].tolist() == [
         "No such file or directory", "empty file", "truncated", "nothing to read", "No such file or directory", "", "",
     ]  # fmt: skip
     assert (seen.loc[:4, ["hash", "width", "height"]] == 0).all(axis=None)
-    pairs, _ = duplicates.near(seen, distance=64)
+    pairs, _ = duplicates.near_duplicates(seen, distance=64)
     assert pairs.tolist() == [[5, 6]]  # positions count what can't be read too
     assert duplicates.components(pairs, len(seen)).tolist() == [0, 1, 2, 3, 4, 5, 5]
 
 
 def test_nothing_to_look_at_is_no_error():
     for files in ([], [""]):
-        seen = duplicates.look(files)
-        pairs, bits = duplicates.near(seen)
+        seen = duplicates.fingerprint(files)
+        pairs, bits = duplicates.near_duplicates(seen)
         assert len(seen) == len(files) and pairs.shape == (0, 2) and pairs.dtype == np.int64 and bits.shape == (0,)
         assert duplicates.components(pairs, len(files)).tolist() == list(range(len(files)))
 
@@ -174,7 +174,7 @@ def test_flat_photos_match_those_of_their_own_shade_alone(tmp_path):
     files.append(save(tmp_path / "grey_again.jpg", pictures[2], quality=50))
     for distance in (0, 64):
         assert found(files, distance=distance) == {(0, 5), (2, 7)}
-    assert (duplicates.look(files)["hash"] == 0).tolist() == [True] * 6 + [False, True]
+    assert (duplicates.fingerprint(files)["hash"] == 0).tolist() == [True] * 6 + [False, True]
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 10])
@@ -187,7 +187,7 @@ def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, dista
     flips = np.array([sum(1 << int(bit) for bit in rng.choice(64, rng.integers(6), replace=False)) for _ in of])
     hashes = hashes[of] ^ flips.astype(np.uint64)
     hashes[50:] = hashes[:50]  # the same hash, but perhaps another picture: no pair
-    pairs, bits = duplicates.near(table(hashes, pictures[of]), distance)
+    pairs, bits = duplicates.near_duplicates(table(hashes, pictures[of]), distance)
     expected = [
         (i, j, apart)
         for i in range(100)
@@ -205,7 +205,7 @@ def test_crowds_of_copies_are_grouped_without_all_their_pairs(monkeypatch):
     rng = np.random.default_rng(0)
     pictures, hashes = rng.integers(0, 256, (40, 1024), dtype=np.uint8), rng.integers(2**63, size=40, dtype=np.uint64)
     of = rng.permutation(np.concatenate([np.repeat([0, 1], 400), np.arange(2, 40), [39]]))
-    pairs, _ = duplicates.near(table(hashes[of], pictures[of]))
+    pairs, _ = duplicates.near_duplicates(table(hashes[of], pictures[of]))
     component = duplicates.components(pairs, len(of))
     assert len(pairs) < 2_000  # of 159,601
     assert (of[pairs[:, 0]] == of[pairs[:, 1]]).all()
@@ -219,7 +219,7 @@ def test_twenty_thousand_photos_take_seconds():
     hashes, greys = rng.integers(2**63, size=20_000, dtype=np.uint64), rng.integers(0, 256, (20_000, 1024), np.uint8)
     hashes[[7, 19_999]], greys[[7, 19_999]] = [15, 0], greys[0]
     seen, start = table(hashes, greys), time.perf_counter()
-    pairs, bits = duplicates.near(seen)
+    pairs, bits = duplicates.near_duplicates(seen)
     assert pairs.tolist() == [[7, 19_999]] and bits.tolist() == [4]
     assert time.perf_counter() - start < 10
 

@@ -24,7 +24,7 @@ from foldface import cli, runtime
 from foldface.data import loader
 from foldface.data.loader import mmap
 from foldface.faces import crops
-from foldface.files import InputError, alone
+from foldface.files import InputError, folder_lock
 from foldface.nn import learner, predicting, resume
 from foldface.runtime import Stopped
 from tools import sample_data
@@ -64,14 +64,16 @@ def gone(pid, seconds=10):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
     code = "import os, sys, time; from foldface import cli\n"
-    code += "cli.guarded(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(9))"
+    code += "cli.run_main(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(9))"
     returned, _, err = ended(python(code, int(number)))
     assert (returned, err) == (status, "stopped; the same command goes on where it was\n")
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_that_comes_as_a_script_begins_is_one_line(number, status):
-    code = "import os\nfrom foldface import cli\ncli.keep_memory = lambda: os.kill(os.getpid(), %d)\ncli.guarded(print)"
+    code = (
+        "import os\nfrom foldface import cli\ncli.keep_memory = lambda: os.kill(os.getpid(), %d)\ncli.run_main(print)"
+    )
     status_of, _, err = ended(python(code % number))
     assert status_of == status and err == "stopped; the same command goes on where it was\n"
 
@@ -88,7 +90,7 @@ def test_a_stop_is_not_dropped_where_python_drops_exceptions():
             Loader()
             time.sleep(20)
             print("went on")
-        cli.guarded(main)
+        cli.run_main(main)
     """
     assert ended(python(code)) == (143, "", "stopped; the same command goes on where it was\n")
 
@@ -98,14 +100,14 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
         import os, signal, sys, time
         from foldface import cli, files
         def main():
-            with files.replacing(sys.argv[1]) as partial:
+            with files.atomic_write(sys.argv[1]) as partial:
                 try:
                     partial.write_bytes(b"half")
                     os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(9)
                 finally:  # as torch.save ends
                     raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 128 vs 64")
-        cli.guarded(main)
+        cli.run_main(main)
     """
     (tmp_path / "state.pt").write_text("the old one")
     returned, _, err = ended(python(code, tmp_path / "state.pt"))
@@ -115,7 +117,7 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
-    train.train_folds(competition.settings(), [0])
+    train.train_folds(competition.config(), [0])
     honest, steps = learner.Learner.train_step, []
 
     def step(self, *batch):
@@ -125,12 +127,12 @@ def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypa
         return honest(self, *batch)
 
     monkeypatch.setattr(learner.Learner, "train_step", step)
-    settings = competition.settings("--run", tmp_path / "stopped")
+    config = competition.config("--run", tmp_path / "stopped")
     with pytest.raises(Stopped) as stopped:
-        train.train_folds(settings, [0])
+        train.train_folds(config, [0])
     assert stopped.value.number == signal.SIGTERM and len(steps) == 3
     assert torch.load(tmp_path / "stopped/fold0/state.pt", weights_only=True)["steps"] == 3
-    train.train_folds(settings, [0])
+    train.train_folds(config, [0])
     one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -146,7 +148,7 @@ CHILD = """if True:
     time.sleep(60)
 """
 PARENT = "import sys; from foldface import cli, files\n"
-PARENT += "cli.guarded(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
+PARENT += "cli.run_main(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -190,7 +192,7 @@ def test_cropping_processes_end_with_a_command_that_is_killed():
 @pytest.mark.usefixtures("one_accelerator")
 def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch):
     words = ["--data.workers", 2, "--data.augment", "light", "--train.epochs", 3]
-    train.train_folds(competition.settings(*words), [0])
+    train.train_folds(competition.config(*words), [0])
     honest, steps = learner.Learner.train_step, []
 
     def step(self, *batch):
@@ -200,12 +202,12 @@ def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(compe
                 os.kill(worker.pid, signal.SIGKILL)
         return honest(self, *batch)
 
-    settings = competition.settings(*words, "--run", tmp_path / "killed")
+    config = competition.config(*words, "--run", tmp_path / "killed")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="a process that reads photos was killed"):
         patch.setattr(learner.Learner, "train_step", step)
-        train.train_folds(settings, [0])
+        train.train_folds(config, [0])
     assert torch.load(tmp_path / "killed/fold0/state.pt", weights_only=True)["steps"] >= 2  # no step is lost
-    train.train_folds(settings, [0])
+    train.train_folds(config, [0])
     one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -243,15 +245,15 @@ def test_within_a_step_a_stop_is_only_asked_for_and_a_second_ctrl_c_interrupts()
 
 
 def test_a_state_belongs_to_its_rows_wherever_their_files_lie(competition):
-    settings = competition.settings()
+    config = competition.config()
     rows = pd.DataFrame({"photo": ["/a/1.jpg", "/a/2.jpg"], "file": ["1", "2"], "ImageID": ["1", "2"], "label": [0, 1]})
-    own = resume.belongs(settings, 1, rows)
+    own = resume.belongs(config, 1, rows)
     moved = rows.assign(photo=["/b/1.jpg", "/b/2.jpg"]).drop(columns="file").set_index(np.array([4, 9]))
-    assert resume.belongs(competition.settings("--data.workers", 3), 1, moved) == own and own["fold"] == 1
-    assert resume.belongs(settings, 1, rows[::-1])["rows"] != own["rows"]
-    assert resume.belongs(settings, 1, rows.assign(label=[1, 0]))["rows"] != own["rows"]
-    assert resume.belongs(settings, 1, rows.assign(ImageID=["1", "3"]))["rows"] != own["rows"]
-    other = resume.belongs(competition.settings("--train.lr", 0.5), 1, rows)["settings"]
+    assert resume.belongs(competition.config("--data.workers", 3), 1, moved) == own and own["fold"] == 1
+    assert resume.belongs(config, 1, rows[::-1])["rows"] != own["rows"]
+    assert resume.belongs(config, 1, rows.assign(label=[1, 0]))["rows"] != own["rows"]
+    assert resume.belongs(config, 1, rows.assign(ImageID=["1", "3"]))["rows"] != own["rows"]
+    other = resume.belongs(competition.config("--train.lr", 0.5), 1, rows)["settings"]
     assert {key for key in other if other[key] != own["settings"][key]} == {"train.lr"}
 
 
@@ -263,21 +265,21 @@ def test_overwrite_beside_a_running_training_removes_nothing(competition):
     (run / "fold1").mkdir(parents=True)
     (run / "args.json").write_text("{}")
     (run / "fold1" / "state.pt").write_bytes(b"hours of work")
-    with alone(run, "fold1"), pytest.raises(InputError, match="fold1: another process is writing there now"):
-        train.train_folds(competition.settings(), [0], overwrite=True)
+    with folder_lock(run, "fold1"), pytest.raises(InputError, match="fold1: another process is writing there now"):
+        train.train_folds(competition.config(), [0], overwrite=True)
     assert (run / "fold1" / "state.pt").read_bytes() == b"hours of work"
-    with alone(run), pytest.raises(InputError, match="another process is writing there now"):  # it predicts
-        train.train_folds(competition.settings(), [0], overwrite=True)
+    with folder_lock(run), pytest.raises(InputError, match="another process is writing there now"):  # it predicts
+        train.train_folds(competition.config(), [0], overwrite=True)
     assert (run / "fold1" / "state.pt").is_file()
     assert [path.name for path in run.iterdir() if path.name.endswith(".lock")] == []
 
 
 def test_a_lock_ends_with_its_process_and_leaves_nothing(tmp_path):
-    code = "import os, sys\nfrom foldface import files\nwith files.alone(sys.argv[1]): os.kill(os.getpid(), 9)"
+    code = "import os, sys\nfrom foldface import files\nwith files.folder_lock(sys.argv[1]): os.kill(os.getpid(), 9)"
     assert ended(python(code, tmp_path))[0] == -9
-    with alone(tmp_path):
+    with folder_lock(tmp_path):
         returned, _, _ = ended(
-            python("import sys\nfrom foldface import files\nwith files.alone(sys.argv[1]): pass", tmp_path)
+            python("import sys\nfrom foldface import files\nwith files.folder_lock(sys.argv[1]): pass", tmp_path)
         )
         assert returned == 1  # an InputError: it is held here
     assert list(tmp_path.iterdir()) == []
@@ -295,10 +297,10 @@ def test_a_disk_without_locks_is_said_and_goes_on_and_a_read_only_one_is_one_lin
         monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
 
     refuse(errno.ENOLCK)
-    with alone(tmp_path):
+    with folder_lock(tmp_path):
         assert "has no locks" in capsys.readouterr().err
     refuse(errno.EROFS)
-    with pytest.raises(InputError, match="can't be written to"), alone(tmp_path):
+    with pytest.raises(InputError, match="can't be written to"), folder_lock(tmp_path):
         pass
 
 
@@ -313,7 +315,7 @@ def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
         from foldface.data import photos
         photos.read_photo(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        cli.guarded(lambda: photos.read_photo(sys.argv[1]))
+        cli.run_main(lambda: photos.read_photo(sys.argv[1]))
     """
     returned, _, err = ended(python(code, tmp_path / "a.png"))
     assert returned == 2 and err.startswith("error: too many open files: raise the limit") and err.count("\n") == 1
@@ -328,7 +330,7 @@ def test_a_photo_is_not_to_blame_for_too_little_memory(tmp_path):
         photos.refuse_without_memory(b"")
         held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + 100_000_000, -1))
-        cli.guarded(lambda: photos.read_photo(sys.argv[1]))
+        cli.run_main(lambda: photos.read_photo(sys.argv[1]))
     """
     if sys.platform != "linux":
         pytest.skip("reads /proc")
@@ -365,8 +367,9 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
                 open("/dev/shm/full", "wb").write(bytes(10_000_000))
             except OSError:
                 pass
-        photos = loader.Photos(pd.DataFrame({"file": [f"{sys.argv[1]}/{k}.png" for k in range(6)]}), "none", 32, False)
-        print(sum(len(batch) for _, batch, _ in loader.loader(photos, loader.Batches(6, 2), 2)))
+        rows = pd.DataFrame({"file": [f"{sys.argv[1]}/{k}.png" for k in range(6)]})
+        photos = loader.PhotoDataset(rows, "none", 32, False)
+        print(sum(len(batch) for _, batch, _ in loader.make(photos, loader.SeededBatchSampler(6, 2), 2)))
     """
     mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
@@ -390,7 +393,7 @@ def test_photos_that_memory_has_no_room_for_are_decoded_each_epoch(tmp_path, mon
 
     write_photo(tmp_path / "a.png", 0)
     monkeypatch.setattr(mmap, "mmap", full)
-    photos = loader.Photos(pd.DataFrame({"file": [str(tmp_path / "a.png")]}), "none", 32, False, memory_gb=1)
+    photos = loader.PhotoDataset(pd.DataFrame({"file": [str(tmp_path / "a.png")]}), "none", 32, False, memory_gb=1)
     assert photos[0, 0][2] == "" and "decoded in each epoch" in capsys.readouterr().err
 
 
@@ -399,9 +402,9 @@ def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition,
     folder.mkdir(parents=True)
     (folder / "speed.csv").write_text("seconds,other_seconds\n100,20\n")
     os.utime(folder / "speed.csv", (2**33, 2**33))  # written before the clock went back
-    monkeypatch.setattr(runtime, "STARTED", time.monotonic())
-    settings = competition.settings("--train.minutes", 5, "--train.scheduler", "cosine")
-    fresh, after = (train.seconds_for(settings, earlier, 1) for earlier in ([], [0]))
+    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
+    config = competition.config("--train.minutes", 5, "--train.scheduler", "cosine")
+    fresh, after = (train.seconds_for(config, earlier, 1) for earlier in ([], [0]))
     assert fresh - after == pytest.approx(120, abs=1)
 
 
@@ -441,13 +444,13 @@ def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
-    train.train_folds(competition.settings("--train.epochs", 1), [0, 1])
+    train.train_folds(competition.config("--train.epochs", 1), [0, 1])
     code = """if True:
         import resource
         from foldface import cli
         from tools import average_weights
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        cli.guarded(average_weights.main)
+        cli.run_main(average_weights.main)
     """
     returned, _, err = ended(python(code, "--run", competition.root / "run"), timeout=200)
     lines = [line for line in err.splitlines() if line.startswith("error")]
@@ -478,7 +481,7 @@ def test_drawing_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         from foldface import cli
         from tools import sample_data
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a photo is larger
-        cli.guarded(sample_data.main)
+        cli.run_main(sample_data.main)
     """
     returned, _, err = ended(python(code, *DRAW, tmp_path / "s"))
     lines = [line for line in err.splitlines() if "error" in line]

@@ -25,7 +25,7 @@ from foldface.data import augment, folds, layouts, loader
 from foldface.data.photos import cv2
 from foldface.files import InputError, read_csv, read_json
 from foldface.nn.heads import Heads
-from foldface.settings import Loss
+from foldface.settings import LossConfig
 from foldface.task import MASK_TASK, Head, Task
 from tools import compare
 
@@ -75,8 +75,8 @@ def of(root, *words, layout="folder", heads=KIND, score="accuracy"):
 
 
 def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, capsys):
-    settings = of(things, "--train.epochs", 6, "--train.lr", 0.01)
-    train.train_folds(settings, [0, 1])
+    config = of(things, "--train.epochs", 6, "--train.lr", 0.01)
+    train.train_folds(config, [0, 1])
     metrics = read_json(things / "run" / "metrics.json", "")
     assert metrics["accuracy"] > 0.6 and {"accuracy_low", "accuracy_high", "f1", "f1_low"} <= metrics.keys()
     oof = read_csv(things / "run" / "oof.csv", [*predictions.OOF_COLUMNS, "p0", "p1", "p2"])
@@ -100,21 +100,21 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
 def test_a_plain_folder_of_photos_is_answered_too(things, monkeypatch):
     for n, name in enumerate(COLOURS):
         paint(things / "eval" / f"{n}.png", COLOURS[name], n)
-    settings = of(things, "--data.eval", "")
-    train.train_folds(settings, [0])
-    settings.data.eval = str(things / "eval")
-    main_of(inference, settings, monkeypatch)
+    config = of(things, "--data.eval", "")
+    train.train_folds(config, [0])
+    config.data.eval = str(things / "eval")
+    main_of(inference, config, monkeypatch)
     frame = read_csv(things / "run" / "fold0.csv", ["ImageID"])
     assert len(frame) == 9 and {"0.png", "1.png", "2.png"} <= set(frame["ImageID"])
-    assert read_json(things / "run" / "args.json", "")["data"]["eval"] == settings.data.eval  # ensemble.py reads it
-    rows = dataset.eval_rows(settings)
+    assert read_json(things / "run" / "args.json", "")["data"]["eval"] == config.data.eval  # ensemble.py reads it
+    rows = dataset.eval_rows(config)
     assert rows["target"][rows["ImageID"] == "0.png"].tolist() == [-1]
 
 
 def test_classes_are_sorted_whatever_the_order_of_the_folders(things, monkeypatch):
     honest = dataset.os.walk
     monkeypatch.setattr("os.walk", lambda *a, **k: ((h, d.reverse() or d, n) for h, d, n in honest(*a, **k)))
-    assert dataset.settle(of(things)).classes == tuple(sorted(COLOURS))
+    assert dataset.infer_classes(of(things)).classes == tuple(sorted(COLOURS))
 
 
 def test_a_class_that_comes_later_does_not_shift_those_that_were_trained(things):
@@ -130,12 +130,12 @@ def test_a_given_split_is_kept_and_the_test_set_is_scored_once_and_never_trained
         for k, (name, colour) in enumerate(COLOURS.items()):
             for n in numbers:
                 paint(whole / split / name / f"{n}.png", colour, 100 * k + n)
-    settings = of(things, "--data.train", whole)
-    rows = dataset.prepare(settings)
+    config = of(things, "--data.train", whole)
+    rows = dataset.prepare(config)
     training, validation = folds.split(rows, 0)
     assert set(training["split"]) == {"train"} and set(validation["split"]) == {"valid"}
     assert (rows["source"] == "test").sum() == 3 and folds.folds_of(rows) == [0]
-    train.train_folds(settings, range(2))
+    train.train_folds(config, range(2))
     assert "there is no other" in capsys.readouterr().out
     metrics = read_json(things / "run" / "metrics.json", "")
     assert metrics["folds"] == [0] and metrics["test"]["photos"] == 3 and 0 <= metrics["test"]["accuracy"] <= 1
@@ -170,12 +170,12 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
     assert (rows["source"] == "test").sum() == 6 and set(rows["split"][rows["source"] == "test"]) == {"train"}
     training, validation = folds.split(rows, 0)
     assert (len(training), len(validation)) == (18, 6) and set(validation["split"]) == {"valid"}
-    assert rows["source"][rows["fold"] == folds.ASIDE].eq("test").all()
+    assert rows["source"][rows["fold"] == folds.TEST_FOLD].eq("test").all()
 
 
 def test_the_trash_recipe_of_the_report_leaves_out_small_photos_and_caps_the_classes():
-    settings = cli.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
-    data, rates = settings.data, settings.train
+    config = cli.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
+    data, rates = config.data, config.train
     assert (data.min_side, data.max_per_class, data.fit, data.augment) == (65, 1000, "pad", "trash")
     assert (rates.scheduler, rates.step_epochs, rates.gamma) == ("step", 11, 0.1)
     words = ["--config", str(ROOT / "recipes" / "trash_report.json"), "--config"]
@@ -225,7 +225,7 @@ def test_train_may_be_a_class(tmp_path):
     for k, name in enumerate(("train", "car", "boat")):
         for n in range(3):
             paint(tmp_path / "train" / name / f"{n}.png", (60 * k, 90, 200), 10 * k + n)
-    assert dataset.settle(of(tmp_path)).classes == ("boat", "car", "train")
+    assert dataset.infer_classes(of(tmp_path)).classes == ("boat", "car", "train")
 
 
 def test_links_in_a_circle_names_with_spaces_and_extra_folders(things):
@@ -253,21 +253,21 @@ def test_a_start_that_fails_leaves_nothing_to_be_refused_by(things):
 
 
 def test_runs_with_other_classes_never_vote_together(things, monkeypatch):
-    settings = of(things)
-    train.train_folds(settings, [0])
-    main_of(inference, settings, monkeypatch)
+    config = of(things)
+    train.train_folds(config, [0])
+    main_of(inference, config, monkeypatch)
     other = '[{"name": "kind", "column": "class", "classes": ["red", "green", "blue"]}]'
     second = of(things, "--task.heads", other, "--run", things / "second")
     train.train_folds(second, [0])
     with pytest.raises(InputError, match="can't vote together"):
-        main_of(ensemble, settings, monkeypatch, runs=[str(things / "run"), str(things / "second")])
+        main_of(ensemble, config, monkeypatch, runs=[str(things / "run"), str(things / "second")])
     with pytest.raises(InputError, match="must not change the task"):
         compare.refuse_others([compare.Result(things, name) for name in ("run", "second")])
 
 
 def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
-    settings = of(things, "--data.fit", "pad")
-    train.train_folds(settings, [0])
+    config = of(things, "--data.fit", "pad")
+    train.train_folds(config, [0])
     seen, honest = [], augment.shape
     monkeypatch.setattr(augment, "shape", lambda *words: seen.append(words[2]) or honest(*words))
     main_of(inference, of(things, "--data.fit", "crop"), monkeypatch)
@@ -351,8 +351,8 @@ def test_cleaning_leaves_out_what_is_small_or_doubled_says_so_and_touches_no_fil
         cv2.imwrite(str(things / path), other)
     paint(things / "train" / "green" / "tiny.png", COLOURS["green"], 5, (10, 40))
     before = sorted(path for path in things.rglob("*.*") if "run" not in path.parts)
-    settings = of(things, "--data.duplicates", "drop", "--data.min_side", 20)
-    rows = dataset.prepare(settings)
+    config = of(things, "--data.duplicates", "drop", "--data.min_side", 20)
+    rows = dataset.prepare(config)
     names = set(rows["ImageID"])
     assert not names & {"red/x.png", "red/y.jpg", "blue/z.jpg"}  # nobody knows which label is right
     assert "green/a.png" in names and "green/b.jpg" not in names and "green/tiny.png" not in names
@@ -389,11 +389,11 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
         found += [{"image": f"{n}.png", "label": "blue", "bbox": [44.4, 2, 90, 40]}]
     path = tmp_path / "train" / "boxes.json"
     path.write_text(json.dumps(found))
-    settings = of(tmp_path, "--data.train", path, layout="boxes")
-    rows = dataset.prepare(settings)
+    config = of(tmp_path, "--data.train", path, layout="boxes")
+    rows = dataset.prepare(config)
     assert rows["ImageID"][:2].tolist() == ["0.png#0", "0.png#1"] and len(rows) == 12
     assert (rows.groupby("photo")["fold"].nunique() == 1).all()
-    photos = loader.Photos(rows, "none", 16, False)
+    photos = loader.PhotoDataset(rows, "none", 16, False)
     for row in (0, 1):
         colour = photos[row, 0][1].reshape(-1, 3)[:, ::-1].mean(0)
         assert np.allclose(colour, COLOURS[rows["ImageID"].map(lambda n: ["red", "blue"][int(n[-1])])[row]], atol=2)
@@ -405,12 +405,12 @@ def test_boxes_are_cut_out_and_photos_with_several_are_never_split(tmp_path):
     with pytest.raises(InputError, match="its box lies outside of it"):  # 1 of 12 is more than may be left out
         dataset.prepare(of(tmp_path, *words, layout="boxes"))
     path.write_text(json.dumps(found[1:]))
-    settings = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
-    dataset.settle(settings)
-    assert len(dataset.eval_rows(settings)) == 11
-    assert dataset.eval_rows(settings)["target"].tolist() == [0, *[1, 0] * 5]  # their labels are the truth
+    config = of(tmp_path, "--data.train", path, "--data.eval", path, layout="boxes")
+    dataset.infer_classes(config)
+    assert len(dataset.eval_rows(config)) == 11
+    assert dataset.eval_rows(config)["target"].tolist() == [0, *[1, 0] * 5]  # their labels are the truth
     path.write_text(json.dumps([{key: box[key] for key in ("image", "bbox")} for box in found[1:]]))
-    assert "target" not in dataset.eval_rows(settings)
+    assert "target" not in dataset.eval_rows(config)
 
 
 def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
@@ -425,9 +425,9 @@ def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
     path = tmp_path / "train" / "train.json"
     path.write_text(json.dumps(found))
     words = ["--config", ROOT / "recipes" / "metal_boxes.json", "--data.train", path, "--data.eval", path]
-    settings = cli.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
-    rows = dataset.prepare(settings)
-    square = loader.Photos(rows, "none", 40, False, fit=settings.data.fit)[0, 0][1].mean(2)
+    config = cli.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
+    rows = dataset.prepare(config)
+    square = loader.PhotoDataset(rows, "none", 40, False, fit=config.data.fit)[0, 0][1].mean(2)
     assert (square[16:24] > 190).all() and (square[:14] < 5).all() and (square[26:] < 5).all()
 
 
@@ -446,7 +446,7 @@ def test_boxes_lie_in_the_pixels_that_a_setting_names_where_exif_turns_photos(tm
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
     words = ["--data.train", tmp_path / "boxes.json", "--data.box_pixels", pixels]
     rows, _ = dataset.training_rows(of(tmp_path, *words, layout="boxes"))
-    photos = loader.Photos(rows.assign(file=rows["photo"]), "none", 16, False)
+    photos = loader.PhotoDataset(rows.assign(file=rows["photo"]), "none", 16, False)
     assert [int(photos[k, 0][1].mean()) for k in range(3)] == [20, 20, 200]
     said = capsys.readouterr().err
     assert "1 of 2 photos are turned by their EXIF tag" in said and f"as it is {pixels}" in said
@@ -475,8 +475,8 @@ def test_names_that_hold_labels_may_have_any_ending(tmp_path, layout, names):
     (tmp_path / "train").mkdir()
     for name in names:
         cv2.imencode(".jpg", photo)[1].tofile(tmp_path / "train" / name)
-    settings = cli.read("", argv=["--data.layout", layout, "--data.train", str(tmp_path / "train")])
-    assert dataset.training_rows(settings)[0]["ImageID"].tolist() == names
+    config = cli.read("", argv=["--data.layout", layout, "--data.train", str(tmp_path / "train")])
+    assert dataset.training_rows(config)[0]["ImageID"].tolist() == names
 
 
 @pytest.mark.parametrize(
@@ -516,32 +516,32 @@ def aged(tmp_path):
 
 @pytest.mark.parametrize("learned", ["distribution", "ordinal", "regression", "sigmoid"])
 def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, learned):
-    settings = of(aged, "--model.age", learned, layout="utkface", heads=AGE, score="mae")
-    train.train_folds(settings, [0, 1])
+    config = of(aged, "--model.age", learned, layout="utkface", heads=AGE, score="mae")
+    train.train_folds(config, [0, 1])
     broken = min((aged / "eval").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
     metrics = read_json(aged / "run" / "metrics.json", "")
-    oof = predictions.read_oof(settings.predicted, aged / "run" / "oof.csv")
+    oof = predictions.read_oof(config.predicted, aged / "run" / "oof.csv")
     assert metrics["mae"] == pytest.approx(abs(oof["target"] - oof["ans"]).mean(), abs=1e-4)
     assert metrics["mae_low"] < metrics["mae"] < metrics["mae_high"] and 0 <= metrics["within"] <= 1
     log = read_csv(aged / "run" / "fold0" / "log.csv", ["epoch", "mae", "within"], numbers=["mae"])
     best = oof[oof["fold"] == 0]
     assert abs(best["target"] - best["ans"]).mean() == pytest.approx(log["mae"].min(), abs=1e-3)  # less is better
-    main_of(inference, settings, monkeypatch)
-    _, rows = folds.split(dataset.prepare(settings), 1)
+    main_of(inference, config, monkeypatch)
+    _, rows = folds.split(dataset.prepare(config), 1)
     first = read_csv(aged / "run" / "fold0.csv", ["ImageID", "ans"], numbers=["ans"]).set_index("ImageID")
     assert first["ans"][broken.name] == pytest.approx(rows["age"].median(), abs=1e-3)  # what is known without seeing it
     for vote, mean in (("soft", np.mean), ("hard", np.median)):
-        main_of(ensemble, settings, monkeypatch, **{vote: True})
+        main_of(ensemble, config, monkeypatch, **{vote: True})
         told = [read_csv(aged / "run" / f"fold{k}.csv", ["ans"], numbers=["ans"])["ans"] for k in (0, 1)]
         assert np.allclose(pd.read_csv(aged / "submission.csv")["ans"], mean(told, 0), atol=1e-3)
     assert "6 photos whose folder or name tells the truth: MAE" in capsys.readouterr().out
-    settings.pseudo.threshold = 0.0
+    config.pseudo.threshold = 0.0
     if learned == "sigmoid":
         with pytest.raises(InputError, match="doesn't say how sure it is"):
-            main_of(pseudo_label, settings, monkeypatch)
+            main_of(pseudo_label, config, monkeypatch)
         return
-    main_of(pseudo_label, settings, monkeypatch)
+    main_of(pseudo_label, config, monkeypatch)
     words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--model.age", learned]
     rows = dataset.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
     assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
@@ -561,7 +561,7 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     rows = [line for line in page.splitlines() if line.startswith(("| one", "| two"))]
     assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
     compare.picture(recipes, scores, aged / "compare.png")
-    known = ensemble.Known(results[0].task, [str(aged / "runs" / name) for name in scores.names])
+    known = ensemble.OofPredictions(results[0].task, [str(aged / "runs" / name) for name in scores.names])
     plain = ensemble.soft_vote(known.task, known.told)
     weights = blend.climb(known.task, known.told, known.target)
     assert abs(weights @ known.told - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
@@ -590,16 +590,16 @@ def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_
 
 def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
     heads = AGE[:-1] + ', {"name": "gender", "classes": ["male", "female"]}]'
-    settings = of(aged, "--task.answer", "[age]", "--model.age", "distribution", layout="utkface", heads=heads,
+    config = of(aged, "--task.answer", "[age]", "--model.age", "distribution", layout="utkface", heads=heads,
                   score="mae")  # fmt: skip
-    rows = dataset.prepare(settings)
-    task = settings.predicted
+    rows = dataset.prepare(config)
+    task = config.predicted
     reader = Heads(task, "multi", "distribution")
     outputs = torch.zeros(len(rows), reader.size, requires_grad=True)
-    targets = loss.Targets(task, rows, settings.loss).of(torch.arange(len(rows)), "cpu")
-    loss.Loss(reader, settings.loss, rows["label"]).forward(outputs, *targets).sum().backward()
+    targets = loss.Targets(task, rows, config.loss).of(torch.arange(len(rows)), "cpu")
+    loss.Loss(reader, config.loss, rows["label"]).forward(outputs, *targets).sum().backward()
     assert outputs.grad[:, -2:].abs().min() > 0 and task.score_names == ["mae", "within"]
-    train.train_folds(settings, [0])
+    train.train_folds(config, [0])
     assert read_csv(aged / "run" / "oof.csv", ["ans"]).columns.tolist()[-1] == "confidence"
 
 
@@ -688,13 +688,13 @@ def test_what_is_answered_for_may_be_a_table_too(tmp_path):
     for n in range(4):
         paint(tmp_path / "images" / f"{n}.png", COLOURS["red"], n)
     (tmp_path / "test.csv").write_bytes("\ufefffilename,note\r\n2.png,x\r\n0.png,y\r\n2.png,x\r\n".encode())
-    settings = of(tmp_path, "--data.eval", tmp_path / "test.csv", layout="table")
-    rows = dataset.eval_rows(settings)
+    config = of(tmp_path, "--data.eval", tmp_path / "test.csv", layout="table")
+    rows = dataset.eval_rows(config)
     assert rows["ImageID"].tolist() == ["2.png", "0.png", "2.png"]
     assert rows["photo"][0] == str(tmp_path / "images" / "2.png")
     (tmp_path / "test.csv").write_text("name\n1\n")
     with pytest.raises(InputError, match=r"has no column photo; it has name"):
-        dataset.eval_rows(settings)
+        dataset.eval_rows(config)
     with pytest.raises(InputError, match=r"data\.eval is empty"):
         dataset.eval_rows(of(tmp_path, "--data.eval", ""))
 
@@ -720,7 +720,7 @@ def test_a_distribution_learns_whatever_its_range(high):
     task = Task(heads=[{"name": "x", "range": [0, high]}], score="mae")
     reader, true = Heads(task, "multi", "distribution"), torch.tensor([0.1, 0.5, 0.9]) * high
     rows = pd.DataFrame({"label": true.numpy(), "x": true.numpy()})
-    criterion, targets = loss.Loss(reader, Loss(), rows["label"]), loss.Targets(task, rows, Loss())
+    criterion, targets = loss.Loss(reader, LossConfig(), rows["label"]), loss.Targets(task, rows, LossConfig())
     outputs = torch.zeros(3, reader.size, requires_grad=True)
     optimizer = torch.optim.Adam([outputs], 0.1)
     for _ in range(300):
@@ -731,10 +731,10 @@ def test_a_distribution_learns_whatever_its_range(high):
 
 
 def test_rows_may_be_held_to_classes_and_ranges(aged):
-    settings = of(aged, "--model.age", "distribution", "--data.only", "[age>=20, age<70]", layout="utkface", heads=AGE,
+    config = of(aged, "--model.age", "distribution", "--data.only", "[age>=20, age<70]", layout="utkface", heads=AGE,
                   score="mae")  # fmt: skip
-    rows, _ = dataset.training_rows(settings)
-    kept = dataset.only(rows, settings.predicted, settings.data.only)
+    rows, _ = dataset.training_rows(config)
+    kept = dataset.only(rows, config.predicted, config.data.only)
     assert kept["age"].between(20, 69).all() and len(kept) == rows["age"].between(20, 69).sum() < len(rows)
 
 

@@ -76,7 +76,7 @@ def scalars(run, fold):
 @pytest.mark.usefixtures("one_accelerator")
 def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition):
     pytest.importorskip("wandb")
-    train.train_folds(competition.settings("--log", "wandb"), [0, 1])
+    train.train_folds(competition.config("--log", "wandb"), [0, 1])
     run, metrics = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
     for fold in (0, 1):
@@ -88,9 +88,9 @@ def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition)
         assert [point["_step"] for point in points] == [point["epoch"] for point in points] == [1, 2]
         for name in log:
             assert [point[name] for point in points] == pytest.approx(log[name].tolist(), abs=1e-5), name
-        settings = competition.settings()
+        config = competition.config()
         scores = predictions.measured(
-            settings.predicted, predictions.read_oof(settings.predicted, run / f"fold{fold}/oof.csv")
+            config.predicted, predictions.read_oof(config.predicted, run / f"fold{fold}/oof.csv")
         )
         assert {name: found.summary[f"oof/{name}"] for name in scores} == pytest.approx(scores)
         assert any("confusion._type" in point and "mistakes._type" in point for point in found.points)
@@ -101,7 +101,7 @@ def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition)
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_each_fold_is_a_tensorboard_run_with_all_its_epochs_settings_and_score(competition):
-    train.train_folds(competition.settings("--log", "tensorboard"), [0, 1])
+    train.train_folds(competition.config("--log", "tensorboard"), [0, 1])
     run, metrics = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
     for fold in (0, 1):
         found, log = scalars(run, fold), pd.read_csv(run / f"fold{fold}" / "log.csv")
@@ -146,21 +146,21 @@ def test_a_fold_stopped_by_ctrl_c_goes_on_in_its_own_run(competition, log):
 def test_a_kill_loses_no_epoch(competition, log):
     """A killed W&B has not written its last seconds; what may be missing is sent again."""
     pytest.importorskip(log)
-    settings, run = competition.settings("--log", log), competition.root / "run"
+    config, run = competition.config("--log", log), competition.root / "run"
     (run / "fold0").mkdir(parents=True)
     killed = """
 import os, sys
 from foldface import tracking
-from foldface.settings import Settings
-settings = Settings(run=sys.argv[1], log=sys.argv[2])
-with tracking.opened(settings, 0) as tracker:
+from foldface.settings import Config
+config = Config(run=sys.argv[1], log=sys.argv[2])
+with tracking.opened(config, 0) as tracker:
     tracker.log({"epoch": 1, "lr": 0.1})
     tracker.log({"epoch": 2, "lr": 0.2})
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", killed, run, log], cwd=ROOT).returncode == -9
     time.sleep(1.1)  # events are read in the order of the seconds in their files' names
-    with tracking.opened(settings, 0) as tracker:
+    with tracking.opened(config, 0) as tracker:
         for epoch in (1, 2, 3):
             tracker.log({"epoch": epoch, "lr": epoch / 10})
     if log == "wandb":
@@ -171,12 +171,12 @@ with tracking.opened(settings, 0) as tracker:
 
 @pytest.mark.parametrize("log", ["wandb", "tensorboard"])
 def test_a_folder_that_a_tracker_left_behind_is_not_its_package(competition, monkeypatch, log):
-    settings = competition.settings("--log", log)
+    config = competition.config("--log", log)
     (competition.root / log).mkdir()
     monkeypatch.delitem(sys.modules, log, raising=False)
     monkeypatch.setattr(sys, "path", [str(competition.root)])
     with pytest.raises(InputError, match=f"log is {log}, which is not installed: pip install {log}, or --log none"):
-        train.train_folds(settings, [0])
+        train.train_folds(config, [0])
     assert not (competition.root / "run").exists()
 
 

@@ -39,11 +39,11 @@ def same(first, second):
 
 
 def test_a_run_leaves_what_the_contract_names(competition):
-    train.train_folds(competition.settings(), [0, 1])
+    train.train_folds(competition.config(), [0, 1])
     run = competition.root / "run"
     oof = pd.read_csv(run / "oof.csv", dtype={"id": str})
     assert list(oof.columns) == [*predictions.OOF_COLUMNS, *MASK.probabilities]
-    rows, _ = dataset.training_rows(competition.settings())
+    rows, _ = dataset.training_rows(competition.config())
     assert sorted(oof["ImageID"]) == sorted(rows["ImageID"])
     assert oof.set_index("ImageID")["target"].to_dict() == rows.set_index("ImageID")["target"].to_dict()
     dealt = pd.read_csv(run / "folds.csv", dtype={"id": str}).set_index("id")["fold"]
@@ -59,16 +59,16 @@ def test_a_run_leaves_what_the_contract_names(competition):
 def test_a_slip_does_not_poison_a_run(competition):
     """Nothing was trained: neither args.json nor folds.csv refuse the command as it should have been."""
     with pytest.raises(InputError, match="test_resnett"):
-        train.train_folds(competition.settings("--model.backbone", "test_resnett", "--train.folds", 3), [0])
-    train.train_folds(competition.settings("--train.epochs", 1), [0])
+        train.train_folds(competition.config("--model.backbone", "test_resnett", "--train.folds", 3), [0])
+    train.train_folds(competition.config("--train.epochs", 1), [0])
     assert set(pd.read_csv(competition.root / "run" / "folds.csv")["fold"]) == {0, 1}
     with pytest.raises(InputError, match=r"was begun with other settings \(train.epochs was 1, is 2\)"):
-        train.train_folds(competition.settings(), [0])
+        train.train_folds(competition.config(), [0])
 
 
 def test_a_run_goes_on_where_its_data_lies_elsewhere_and_on_no_other_data(competition):
     epochs = ["--train.epochs", 1]
-    train.train_folds(competition.settings(*epochs), [0])
+    train.train_folds(competition.config(*epochs), [0])
     competition.train.rename(competition.root / "moved")
     competition.train = competition.root / "moved"
     kept = (competition.root / "run" / "args.json").read_bytes()
@@ -76,10 +76,10 @@ def test_a_run_goes_on_where_its_data_lies_elsewhere_and_on_no_other_data(compet
     with pytest.raises(
         InputError, match=r"was begun on other data: 84 photos of 12 people .*, as now, with other names"
     ):
-        train.train_folds(competition.settings(*epochs), [1])
+        train.train_folds(competition.config(*epochs), [1])
     assert (competition.root / "run" / "args.json").read_bytes() == kept  # what follows it finds the data that it had
     competition.write_table()
-    train.train_folds(competition.settings(*epochs), [1])
+    train.train_folds(competition.config(*epochs), [1])
     assert json.loads((competition.root / "run" / "metrics.json").read_text())["folds"] == [0, 1]
 
 
@@ -89,7 +89,7 @@ def test_scores_use_60_whatever_is_trained_on(competition):
         ["000001", "male", "x", 59, competition.people[1][3]],
     ]
     competition.write_table(rows=rows)
-    train.train_folds(competition.settings("--data.age_boundary", 55), [0, 1])
+    train.train_folds(competition.config("--data.age_boundary", 55), [0, 1])
     oof = pd.read_csv(competition.root / "run" / "oof.csv")
     assert (oof["target"] % 3 == 1).all()  # 58 and 59 are not yet 60
 
@@ -97,9 +97,9 @@ def test_scores_use_60_whatever_is_trained_on(competition):
 def test_an_epoch_is_scored_by_60_though_58_is_trained_on(competition):
     people = [[i, gender, "x", (20, 58, 59)[n % 3], path] for n, (i, gender, _, path) in enumerate(competition.people)]
     competition.write_table(rows=people)
-    settings = competition.settings("--train.lr", 0.01)
-    train.train_folds(settings, [0])
-    rows = dataset.training_rows(settings)[0].set_index("ImageID")
+    config = competition.config("--train.lr", 0.01)
+    train.train_folds(config, [0])
+    rows = dataset.training_rows(config)[0].set_index("ImageID")
     oof = pd.read_csv(competition.root / "run" / "fold0" / "oof_last.csv")
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv").iloc[-1]
     target, label = (rows.loc[oof["ImageID"], name].to_numpy() for name in ("target", "label"))
@@ -111,7 +111,7 @@ def test_an_epoch_is_scored_by_60_though_58_is_trained_on(competition):
 
 
 def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(competition):
-    train.train_folds(competition.settings("--train.epochs", 4, "--train.lr", 0.01), [0])
+    train.train_folds(competition.config("--train.epochs", 4, "--train.lr", 0.01), [0])
     run = competition.root / "run"
     log, oof = pd.read_csv(run / "fold0" / "log.csv"), pd.read_csv(run / "oof.csv")
     assert MASK.scores(oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
@@ -119,12 +119,12 @@ def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(com
 
 def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(competition):
     plain = ["--data.augment", "none", "--model.freeze_bn", "true", "--train.epochs", 1]
-    train.train_folds(competition.settings(*plain, "--train.lr", 1e-12), [0])  # all steps see the same model
+    train.train_folds(competition.config(*plain, "--train.lr", 1e-12), [0])  # all steps see the same model
     run = competition.root / "run"
     log = pd.read_csv(run / "fold0" / "log.csv").iloc[0]
-    rows, _ = folds.split(dataset.prepare(competition.settings(*plain)), 0)
+    rows, _ = folds.split(dataset.prepare(competition.config(*plain)), 0)
     found, _ = predicting.predict(
-        *model.load_folds({0: run / "fold0" / "best.safetensors"}), rows, competition.settings(*plain)
+        *model.load_folds({0: run / "fold0" / "best.safetensors"}), rows, competition.config(*plain)
     )
     scores = MASK.scores(rows["target"], found[0].argmax(1))
     assert log["train_f1"] == pytest.approx(scores["f1"], abs=1e-6)
@@ -132,16 +132,18 @@ def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(
 
 
 def test_mixed_photos_have_no_right_answer_and_no_training_score(competition):
-    train.train_folds(competition.settings("--train.mixup", 0.2), [0])
+    train.train_folds(competition.config("--train.mixup", 0.2), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert log["train_f1"].isna().all() and log["f1"].notna().all()
 
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
 def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch, keep, epoch):
-    honest = train.judge
-    monkeypatch.setattr(train, "judge", lambda mine, target: honest(mine, target) | {"f1": (0.1, 0.9, 0.2)[mine.epoch]})
-    train.train_folds(competition.settings("--train.epochs", 3, "--train.keep", keep), [0])
+    honest = train.validation_metrics
+    monkeypatch.setattr(
+        train, "validation_metrics", lambda mine, target: honest(mine, target) | {"f1": (0.1, 0.9, 0.2)[mine.epoch]}
+    )
+    train.train_folds(competition.config("--train.epochs", 3, "--train.keep", keep), [0])
     assert model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]["epoch"] == epoch
     metrics = json.loads((competition.root / "run" / "metrics.json").read_text())
     assert keep == "best" or metrics["f1"] == metrics["f1_last_epoch"]
@@ -153,7 +155,7 @@ def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition
         learner.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed)
     )
     words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.keep", "last"]
-    train.train_folds(competition.settings(*words), [0])
+    train.train_folds(competition.config(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert looks == [2, 4, 5] and log["epoch"].tolist() == [1, 2, 3, 4, 5] and log["train_loss"].notna().all()
     assert log["f1"].notna().tolist() == log["val_loss"].notna().tolist() == [False, True, False, True, True]
@@ -161,16 +163,16 @@ def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition
     assert [line.count(" F1 ") for line in printed if line.startswith("fold 0 epoch")] == [0, 1, 0, 1, 1]
     assert (competition.root / "run" / "report.html").is_file()
     with pytest.raises(InputError, match=r"leave train\.val_interval"):
-        competition.settings("--train.patience", "2", "--train.val_interval", "2")
+        competition.config("--train.patience", "2", "--train.val_interval", "2")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, tmp_path, workers):
-    train.train_folds(competition.settings("--data.augment", "strong"), [0])
+    train.train_folds(competition.config("--data.augment", "strong"), [0])
     again = ["--data.augment", "strong", "--run", tmp_path / "again", "--data.workers", workers]
-    train.train_folds(competition.settings(*again), [0])
+    train.train_folds(competition.config(*again), [0])
     assert same(weights(competition.root / "run"), weights(tmp_path / "again"))
-    train.train_folds(competition.settings(*again, "--run", tmp_path / "other", "--seed", 1), [0])
+    train.train_folds(competition.config(*again, "--run", tmp_path / "other", "--seed", 1), [0])
     assert not same(weights(tmp_path / "again"), weights(tmp_path / "other"))
 
 
@@ -178,8 +180,8 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch, step, optimizer):
     words = ["--data.augment", "light", "--model.dropout", 0.3, "--train.optimizer", optimizer]
-    train.train_folds(competition.settings(*words), [0])
-    resumed = competition.settings(*words, "--run", tmp_path / "resumed")
+    train.train_folds(competition.config(*words), [0])
+    resumed = competition.config(*words, "--run", tmp_path / "resumed")
     honest, steps = learner.Learner.train_step, []
 
     def interrupted(self, *batch):
@@ -198,7 +200,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, m
         assert (competition.root / "run" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
-def stopped(settings, fold, monkeypatch):
+def stopped(config, fold, monkeypatch):
     """A fold that was stopped in its first step: the path of its state.pt."""
     honest = learner.Learner.train_step
 
@@ -208,19 +210,19 @@ def stopped(settings, fold, monkeypatch):
 
     monkeypatch.setattr(learner.Learner, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.train_folds(settings, [fold])
+        train.train_folds(config, [fold])
     monkeypatch.setattr(learner.Learner, "train_step", honest)
-    return Path(settings.run) / f"fold{fold}" / "state.pt"
+    return Path(config.run) / f"fold{fold}" / "state.pt"
 
 
 def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(competition, tmp_path, monkeypatch):
-    state = stopped(competition.settings(), 0, monkeypatch)
+    state = stopped(competition.config(), 0, monkeypatch)
     for words, fold, complaint in (
         ([], 1, "it is of fold 0"),
         (["--data.only", '["mask=wear"]'], 0, "other photos or labels"),
         (["--train.lr", 0.5], 0, r"other settings: train\.lr"),
     ):
-        other = competition.settings(*words, "--run", tmp_path / "other")
+        other = competition.config(*words, "--run", tmp_path / "other")
         target = tmp_path / "other" / f"fold{fold}" / "state.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(state.read_bytes())
@@ -230,22 +232,22 @@ def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(compet
 
 
 def test_a_compressed_state_that_would_grow_is_refused(competition, monkeypatch):
-    settings = competition.settings()
-    state = stopped(settings, 0, monkeypatch)
+    config = competition.config()
+    state = stopped(config, 0, monkeypatch)
     with zipfile.ZipFile(state) as plain, zipfile.ZipFile(state.with_name("bomb"), "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     state.with_name("bomb").replace(state)
     with pytest.raises(InputError, match="is compressed"):
-        train.train_folds(settings, [0])
+        train.train_folds(config, [0])
 
 
 def test_finished_folds_are_left_alone_and_the_others_join_them(competition, capsys):
-    settings = competition.settings()
-    train.train_folds(settings, [0])
+    config = competition.config()
+    train.train_folds(config, [0])
     before = (competition.root / "run" / "fold0" / "best.safetensors").stat().st_mtime_ns
     assert json.loads((competition.root / "run" / "metrics.json").read_text())["folds"] == [0]
-    train.train_folds(settings, [0, 1])
+    train.train_folds(config, [0, 1])
     assert "fold 0 is finished" in capsys.readouterr().out
     assert (competition.root / "run" / "fold0" / "best.safetensors").stat().st_mtime_ns == before
     assert len(pd.read_csv(competition.root / "run" / "oof.csv")) == 84
@@ -255,18 +257,18 @@ def test_a_damaged_state_says_what_to_do(competition):
     (competition.root / "run" / "fold0").mkdir(parents=True)
     (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"half")
     with pytest.raises(InputError, match=r"state.pt: can't go on from it .*remove it"):
-        train.train_folds(competition.settings(), [0])
+        train.train_folds(competition.config(), [0])
 
 
 def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        train, "fit", lambda rows, validation, settings, fold, *_: seen.update({fold: (rows, validation)})
+        train, "fit", lambda rows, validation, config, fold, *_: seen.update({fold: (rows, validation)})
     )
-    dataset.prepare(competition.settings())
+    dataset.prepare(competition.config())
     pseudo = competition.root / "run" / "pseudo.csv"
     pseudo.write_text("ImageID,fold,ans,confidence\nanswer0.jpg,1,3,0.99\n")
-    train.train_folds(competition.settings("--data.pseudo", pseudo, "--run", tmp_path / "b"), [0, 1])
+    train.train_folds(competition.config("--data.pseudo", pseudo, "--run", tmp_path / "b"), [0, 1])
     assert [(rows["source"] == "pseudo").sum() for rows, _ in seen.values()] == [0, 1]
     assert all(set(validation["source"]) == {"train"} for _, validation in seen.values())
 
@@ -279,7 +281,7 @@ SWA = {"average": "swa", "swa_lr": 0.02}
 @pytest.mark.parametrize("scheduler", ["constant", "exponential", "cosine", "onecycle", "step"])
 def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
     """After any warm-up, before any averaging, whatever the rate of a group: at each of 5 epochs' 10 steps."""
-    settings = train.args.Train(
+    config = train.args.Train(
         lr=0.1, epochs=5, scheduler=scheduler, gamma=0.5, step_epochs=2, warmup_epochs=warm, **ends
     )
     last = 10 * min(5, ends.get("swa_start", 5))
@@ -290,7 +292,7 @@ def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
         weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
         groups = [{"params": [one], "lr": rate} for one, rate in zip(weights, (0.1, 0.01), strict=True)]
         optimizer = torch.optim.SGD(groups, 0.1)
-        return optimizer, optim.make_scheduler(optimizer, settings, 10)
+        return optimizer, optim.make_scheduler(optimizer, config, 10)
 
     optimizer, course = make()
     rates = []
@@ -323,8 +325,8 @@ def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
 def test_a_warm_up_that_ends_in_the_average_is_refused(competition):
     words = ["--train.epochs", 6, "--train.average", "swa", "--train.warmup_epochs", 3]
     with pytest.raises(InputError, match=r"train.warmup_epochs 3: swa averages from epoch 2 on"):
-        competition.settings(*words, "--train.swa_start", 2)
-    competition.settings(*words, "--train.swa_start", 4)
+        competition.config(*words, "--train.swa_start", 2)
+    competition.config(*words, "--train.swa_start", 4)
 
 
 def test_patience_stops_when_f1_no_longer_rises():
@@ -343,7 +345,7 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
         pytest.skip("this machine has a GPU")
     for words, expected in ((["--device", "cuda"], "sees no GPU"), (["--train.amp", "fp16"], "needs a GPU")):
         with pytest.raises(InputError, match=expected):
-            learner.make_accelerator(competition.settings(*words))
+            learner.make_accelerator(competition.config(*words))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +357,7 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
 ):
     """But for batch norm that learns its statistics: that is said."""
     words = ["--model.freeze_bn", frozen, "--train.epochs", 1, "--train.optimizer", "sgd"]
-    train.train_folds(competition.settings(*words), [0])
+    train.train_folds(competition.config(*words), [0])
     build = learner.Learner.module.fget
 
     def crowded(self, *_):
@@ -370,7 +372,7 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
         net.forward = small_memory
 
     monkeypatch.setattr(learner.Learner, "load", crowded)
-    again = competition.settings(*words, "--run", tmp_path / "again")
+    again = competition.config(*words, "--run", tmp_path / "again")
     train.train_folds(again, [0])
     assert f"a batch is now computed in 4 pieces; {said}" in capsys.readouterr().out
     one, other = weights(competition.root / "run"), weights(tmp_path / "again")
@@ -387,30 +389,30 @@ def test_what_no_halving_helps_is_said(competition, monkeypatch):
 
     monkeypatch.setattr(learner.Learner, "fitting", full)
     with pytest.raises(InputError, match=r"out of memory with 16 photos in 8 pieces: start again with --train.accumul"):
-        train.train_folds(competition.settings(), [0])
+        train.train_folds(competition.config(), [0])
 
 
 def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
-    train.train_folds(competition.settings(), [0, 1])
+    train.train_folds(competition.config(), [0, 1])
     (competition.root / "run" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"train.epochs was 2, is 1.*--overwrite"):
-        train.train_folds(competition.settings("--train.epochs", 1), [0])
-    train.train_folds(competition.settings("--train.epochs", 1), [0], overwrite=True)
+        train.train_folds(competition.config("--train.epochs", 1), [0])
+    train.train_folds(competition.config("--train.epochs", 1), [0], overwrite=True)
     run = competition.root / "run"
     assert json.loads((run / "metrics.json").read_text())["folds"] == [0]
     assert not (run / "fold1").exists() and (run / "notes.txt").read_text() == "mine"
     (competition.root / "fold0").mkdir()
-    train.begin_anew(competition.root)  # no run
+    train.reset_run(competition.root)  # no run
     assert (competition.root / "fold0").is_dir() and (competition.root / "train").is_dir()
     assert len(pd.read_csv(run / "fold0" / "log.csv")) == 1
 
 
 def test_folds_apart_are_the_folds_together(competition, tmp_path):
-    train.train_folds(competition.settings(), [0, 1])
+    train.train_folds(competition.config(), [0, 1])
     for k in (0, 1):
-        train.train_folds(competition.settings("--run", tmp_path / f"machine{k}"), [k])
+        train.train_folds(competition.config("--run", tmp_path / f"machine{k}"), [k])
     shutil.copytree(tmp_path / "machine1" / "fold1", tmp_path / "machine0" / "fold1")
-    train.train_folds(competition.settings("--run", tmp_path / "machine0"), [0, 1])
+    train.train_folds(competition.config("--run", tmp_path / "machine0"), [0, 1])
     apart = ["speed.csv", "args.json", "report.html"]  # they hold minutes, and the run's name
     assert kills.different(competition.root / "run", tmp_path / "machine0", apart) == []
 
@@ -430,10 +432,12 @@ def test_what_differs_between_two_starts_is_named(competition, monkeypatch, caps
 
     noise = iter(range(1, 1_000_000))
     if where == "order":
-        monkeypatch.setattr(loader.Batches, "__init__", unlike(loader.Batches.__init__, "seed", noise))
+        monkeypatch.setattr(
+            loader.SeededBatchSampler, "__init__", unlike(loader.SeededBatchSampler.__init__, "seed", noise)
+        )
     elif where == "pixels":
-        honest = loader.Photos.__getitem__
-        monkeypatch.setattr(loader.Photos, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
+        honest = loader.PhotoDataset.__getitem__
+        monkeypatch.setattr(loader.PhotoDataset, "__getitem__", lambda self, key: honest(self, (key[0], next(noise))))
     else:
         honest = learner.Learner.__init__
 
@@ -447,7 +451,7 @@ def test_what_differs_between_two_starts_is_named(competition, monkeypatch, caps
 
         monkeypatch.setattr(learner.Learner, "__init__", shaky)
     with pytest.raises(SystemExit):
-        check_repeat.check(competition.settings("--data.augment", "light"), 3)
+        check_repeat.check(competition.config("--data.augment", "light"), 3)
     assert f"at step 1 the first thing that differs is {expected}" in capsys.readouterr().out
 
 
@@ -458,7 +462,7 @@ def unlike(honest, keyword, noise):
 def test_what_repeats_is_said_to(competition, capsys):
     from tools import check_repeat
 
-    check_repeat.check(competition.settings("--data.augment", "strong", "--model.dropout", 0.2), 7)
+    check_repeat.check(competition.config("--data.augment", "strong", "--model.dropout", 0.2), 7)
     assert "7 steps, twice: the same to the last bit" in capsys.readouterr().out
     assert not (competition.root / "run").exists()
 
@@ -466,9 +470,9 @@ def test_what_repeats_is_said_to(competition, capsys):
 def test_a_full_disk_leaves_the_last_state_whole(competition):
     """A limit on the size of files stands in for the disk: the state of test_resnet is about 5 MB."""
     words = ["--train.epochs", "3", "--train.folds", "2"]
-    settings = competition.settings(*words)
+    config = competition.config(*words)
     config = competition.root / "config.json"
-    config.write_text(json.dumps(train.args.as_dict(settings)))
+    config.write_text(json.dumps(train.args.as_dict(config)))
     code = (
         "import resource, sys, train, learner\n"
         "honest = learner.Learner.save\n"
@@ -477,7 +481,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "    honest(self)\n"
         "learner.Learner.save = save\n"
-        "train.guarded(train.main)\n"
+        "train.run_main(train.main)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -487,18 +491,16 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
     assert len(lines) == 1 and "state.pt: can't be written" in lines[0] and "Traceback" not in ended.stderr
     state = torch.load(competition.root / "run" / "fold0" / "state.pt", weights_only=True)
     assert state["epoch"] == 1
-    train.train_folds(settings, [0])
+    train.train_folds(config, [0])
     assert len(pd.read_csv(competition.root / "run" / "fold0" / "log.csv")) == 3
 
 
 def test_two_processes_do_what_one_does(competition, tmp_path):
     words = ["--model.freeze_bn", "true", "--train.optimizer", "sgd", "--train.batch_size", 11, "--train.folds", 3]
-    train.train_folds(competition.settings(*words), [0, 1])
-    settings = competition.settings(
-        *words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]", "--device", "auto"
-    )
+    train.train_folds(competition.config(*words), [0, 1])
+    config = competition.config(*words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]", "--device", "auto")
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(train.args.as_dict(settings)))
+    config.write_text(json.dumps(train.args.as_dict(config)))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     ended = subprocess.run(
         [*launch, ROOT / "train_kfold.py", "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=180
@@ -520,8 +522,8 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
 @pytest.mark.parametrize("what", ["train", "answer"])
 def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tmp_path, what):
     """Twenty kills and more: python -m tools.stress.kills train --count 20."""
-    settings = competition.settings("--data.augment", "light", "--model.dropout", 0.2)
-    (tmp_path / "config.json").write_text(json.dumps(train.args.as_dict(settings)))
+    config = competition.config("--data.augment", "light", "--model.dropout", 0.2)
+    (tmp_path / "config.json").write_text(json.dumps(train.args.as_dict(config)))
     ends, files = kills.WHAT[what](["--config", tmp_path / "config.json"], tmp_path / "kills", 3, random.Random(3))
     assert ends >= 1 and files == []
 
@@ -554,11 +556,11 @@ def test_no_step_waits_for_the_device(competition, words):
         _ = torch.ones(2)[torch.ones(2) > 0]
         torch.tensor([0.5])
     assert counter.met == ("_local_scalar_dense", "index", "lift_fresh")
-    settings = competition.settings(*words)
-    dataset.settle(settings)
-    rows = dataset.prepare(settings)
-    accelerator = learner.make_accelerator(settings)
-    mine = train.make_learner(settings, rows, 0, 10, accelerator)
+    config = competition.config(*words)
+    dataset.infer_classes(config)
+    rows = dataset.prepare(config)
+    accelerator = learner.make_accelerator(config)
+    mine = train.make_learner(config, rows, 0, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
     with mine.training():
         mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
@@ -569,10 +571,10 @@ def test_no_step_waits_for_the_device(competition, words):
 
 @pytest.mark.parametrize("precision, quick", [("no", True), ("bf16", False)])
 def test_layers_are_computed_the_faster_way_while_they_train_and_only_then(competition, monkeypatch, precision, quick):
-    settings = competition.settings()
-    dataset.settle(settings)
+    config = competition.config()
+    dataset.infer_classes(config)
     monkeypatch.setattr(accelerate.Accelerator, "mixed_precision", precision)  # of a process the first one counts
-    mine = train.make_learner(settings, dataset.prepare(settings), 0, 10, learner.make_accelerator(settings))
+    mine = train.make_learner(config, dataset.prepare(config), 0, 10, learner.make_accelerator(config))
     with mine.training():
         assert any("forward" in vars(layer) for layer in mine.module.modules()) == quick
     assert not any("forward" in vars(layer) for layer in mine.module.modules())

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from dataset import prepare
 from foldface import runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.data.folds import RECORD, split
 from foldface.data.leaks import digest_of
-from foldface.files import InputError, alone, read_csv, read_json, write_csv, write_json
+from foldface.files import InputError, folder_lock, read_csv, read_json, write_csv, write_json
 from foldface.settings import as_dict
 
 
@@ -34,38 +34,38 @@ def mixed(nets):
     return nets[0]
 
 
-def trained_on(settings, folds):
+def trained_on(config, folds):
     """The rows that any of these folds of a run was trained on: not what data.only and its like left out, nor the test
     set. Raises InputError where the run does not know its folds any more."""
-    if not (Path(settings.run) / "folds.csv").is_file():
-        raise InputError(f"{settings.run}: has no folds.csv: what its folds were trained on can't be said")
-    rows = prepare(settings)
+    if not (Path(config.run) / "folds.csv").is_file():
+        raise InputError(f"{config.run}: has no folds.csv: what its folds were trained on can't be said")
+    rows = prepare(config)
     rows["place"] = range(len(rows))
     places = {place for fold in folds for place in split(rows, fold)[0]["place"]}
     return rows[rows["place"].isin(places)].reset_index(drop=True)
 
 
 def main():
-    settings = runs.read_for_run(__doc__)
+    config = runs.read_for_run(__doc__)
     import model
     from foldface.data import loader
     from foldface.nn import batchnorm
 
-    nets, abouts, _ = model.load_folds(model.checkpoints(settings.run))
+    nets, abouts, _ = model.load_folds(model.checkpoints(config.run))
     if len(nets) < 2:
-        raise InputError(f"{settings.run}: has one fold; a soup needs two")
+        raise InputError(f"{config.run}: has one fold; a soup needs two")
     net, about = mixed(list(nets.values())), next(iter(abouts.values()))
-    if not settings.model.freeze_bn:
-        rows = trained_on(settings, nets)
-        photos = loader.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
-        batches = loader.Batches(len(rows), settings.inference.batch_size)
-        feed = tqdm(loader.loader(photos, batches, settings.data.workers), "batch norm", disable=None)
+    if not config.model.freeze_bn:
+        rows = trained_on(config, nets)
+        photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+        batches = loader.SeededBatchSampler(len(rows), config.inference.batch_size)
+        feed = tqdm(loader.make(photos, batches, config.data.workers), "batch norm", disable=None)
         inputs = (loader.normalize(part, about["mean"], about["std"]) for _, part, _ in feed)
-        batchnorm.refresh_batch_norm(net, inputs, batchnorm.lowest_layers(net, settings.train.freeze_layers))
-    home, people = Path(f"{settings.run}-soup"), Path(settings.run) / "folds.csv"
-    begun, own = home.exists(), Path(settings.run) / "args.json"
-    content = read_json(own, "train again") if own.is_file() else as_dict(settings)
-    with alone(home):
+        batchnorm.refresh_batch_norm(net, inputs, batchnorm.lowest_layers(net, config.train.freeze_layers))
+    home, people = Path(f"{config.run}-soup"), Path(config.run) / "folds.csv"
+    begun, own = home.exists(), Path(config.run) / "args.json"
+    content = read_json(own, "train again") if own.is_file() else as_dict(config)
+    with folder_lock(home):
         try:
             if people.is_file():  # all were trained on: no fold may start from a soup of its own people
                 write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
@@ -82,4 +82,4 @@ def main():
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -32,10 +32,10 @@ import numpy as np
 import pandas as pd
 
 from foldface import cli
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.files import InputError, refuse_unwritable, write_json
 from foldface.runtime import cores
-from foldface.settings import Settings
+from foldface.settings import Config
 
 PEOPLE = 1_000_000  # of the tables that folds are dealt for
 FOLDS = 5  # models that answer
@@ -54,14 +54,14 @@ class Seconds:
         self.passed = time.perf_counter() - self.start
 
 
-def rows_of(settings, crops, count):
+def rows_of(config, crops, count):
     """`count` rows of the training photos with their files: crops, or whole photos."""
     import dataset as dataset_module
     from foldface.faces import manifest
 
-    rows, _ = dataset_module.training_rows(settings)
-    rows = manifest.with_files(rows, settings.data.crops if crops else "")
-    return rows.sample(count, random_state=settings.seed, replace=len(rows) < count).reset_index(drop=True)
+    rows, _ = dataset_module.training_rows(config)
+    rows = manifest.with_files(rows, config.data.crops if crops else "")
+    return rows.sample(count, random_state=config.seed, replace=len(rows) < count).reset_index(drop=True)
 
 
 def steady(feed, seconds):
@@ -93,8 +93,10 @@ class Floats:
     def __init__(self, rows, size, batch, workers, memory_gb):
         from foldface.data import loader as loader_module
 
-        photos = loader_module.Photos(rows, "light", size, True, memory_gb=memory_gb)
-        self.feed = loader_module.loader(photos, loader_module.Batches(len(rows), batch, shuffle=True), workers)
+        photos = loader_module.PhotoDataset(rows, "light", size, True, memory_gb=memory_gb)
+        self.feed = loader_module.make(
+            photos, loader_module.SeededBatchSampler(len(rows), batch, shuffle=True), workers
+        )
 
     def __iter__(self):
         from foldface.data import loader as loader_module
@@ -105,7 +107,7 @@ class Floats:
             yield loader_module.normalize(photos, *loader_module.IMAGENET)
 
 
-def loader_sides(settings, kept, peer):
+def loader_sides(config, kept, peer):
     """Two iterables of the same photos at the same size, varied alike: (b, 3, s, s) float32 batches of ours and of the
     peer, "torchvision" or "timm". kept: photos lie decoded in memory, on both sides; else both decode each time."""
     import timm
@@ -115,8 +117,8 @@ def loader_sides(settings, kept, peer):
 
     from foldface.data import loader as loader_module
 
-    data, batch, size = settings.data, 64, settings.data.image_size
-    rows = rows_of(settings, True, QUICK_PHOTOS if settings.quick else PHOTOS)
+    data, batch, size = config.data, 64, config.data.image_size
+    rows = rows_of(config, True, QUICK_PHOTOS if config.quick else PHOTOS)
     ours = Floats(rows, size, batch, data.workers, 1000.0 if kept else 0.0)
     square = T.Resize((size, size))
 
@@ -162,23 +164,23 @@ class Firsts:
         return (photos for photos, _ in self.loader)
 
 
-def loader(settings, folder, kept=False, peer="torchvision"):
-    sides = loader_sides(settings, kept, peer)
+def loader(config, folder, kept=False, peer="torchvision"):
+    sides = loader_sides(config, kept, peer)
     for side in sides:
         for _ in side:  # workers start, and ours keeps what it decodes
             pass
-    seconds = QUICK_SECONDS if settings.quick else SECONDS
+    seconds = QUICK_SECONDS if config.quick else SECONDS
     return tuple(lambda side=side: steady(side, seconds) for side in sides)
 
 
-def crop(settings, folder):
+def crop(config, folder):
     from facenet_pytorch import MTCNN
     from PIL import Image
 
     import face_crop
 
-    chosen = copy.deepcopy(settings)
-    photos = face_crop.plan(chosen)["photo"].sample(80 if settings.quick else 150, random_state=0, replace=True)
+    chosen = copy.deepcopy(config)
+    photos = face_crop.plan(chosen)["photo"].sample(80 if config.quick else 150, random_state=0, replace=True)
     detector = MTCNN(keep_all=True)
 
     def ours():  # the start of its processes, hashes and contact sheet included
@@ -197,7 +199,7 @@ def crop(settings, folder):
     return ours, peer
 
 
-def train(settings, folder):
+def train(config, folder):
     import torch
 
     import dataset as dataset_module
@@ -205,17 +207,17 @@ def train(settings, folder):
     from foldface.nn import batchnorm, learner, optim
     from train import make_learner
 
-    chosen, batch = copy.deepcopy(settings), settings.train.batch_size
+    chosen, batch = copy.deepcopy(config), config.train.batch_size
     chosen.run = str(folder / "train")
-    dataset_module.settle(chosen)
-    steps = 80 if settings.quick else 120
+    dataset_module.infer_classes(chosen)
+    steps = 80 if config.quick else 120
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data
     shown = data.erasing, data.fit, data.memory_gb, data.flip
-    photos = loader_module.Photos(rows, data.augment, data.image_size, True, *shown)
-    batches = loader_module.Batches(len(rows), batch, shuffle=True)
-    feed = loader_module.loader(photos, batches, data.workers)
+    photos = loader_module.PhotoDataset(rows, data.augment, data.image_size, True, *shown)
+    batches = loader_module.SeededBatchSampler(len(rows), batch, shuffle=True)
+    feed = loader_module.make(photos, batches, data.workers)
     mine = make_learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))
 
     def ours():
@@ -254,7 +256,7 @@ def train(settings, folder):
     return ours, lambda: fastest(steps)
 
 
-def folds_asked(settings, folder, backend):
+def folds_asked(config, folder, backend):
     """Five models of one run on disk, and two ways to ask them: all at once, or by a timm loop a fold."""
     import timm
     import torch
@@ -264,9 +266,9 @@ def folds_asked(settings, folder, backend):
     import model
     from foldface.nn import batchnorm, heads, onnx, predicting
 
-    chosen, data = copy.deepcopy(settings), settings.data
-    dataset_module.settle(chosen)
-    count = 512 if settings.quick else 2100
+    chosen, data = copy.deepcopy(config), config.data
+    dataset_module.infer_classes(chosen)
+    count = 512 if config.quick else 2100
     rows = rows_of(chosen, True, count)
     read = heads.Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
     about = {"backbone": chosen.model.backbone, "image_size": data.image_size, "augment": data.augment, "fit": data.fit}
@@ -319,22 +321,22 @@ def folds_asked(settings, folder, backend):
 STAGES = {
     "memory": (
         "photos/s of the training loader, both from memory, beside torchvision in a DataLoader",
-        lambda settings, folder: loader(settings, folder, kept=True),
+        lambda config, folder: loader(config, folder, kept=True),
     ),
     "loader": ("photos/s of the training loader, both decoding, beside PIL and torchvision in a DataLoader", loader),
     "timm": (
         "photos/s of the training loader, both decoding, beside timm.data.create_loader",
-        lambda settings, folder: loader(settings, folder, peer="timm"),
+        lambda config, folder: loader(config, folder, peer="timm"),
     ),
     "crop": ("photos/s of face_crop.py, beside MTCNN(keep_all=True).detect", crop),
     "train": ("photos/s of a training epoch, beside the bare step", train),
     "inference": (
         "photos/s of five folds, beside a timm loop a fold",
-        lambda settings, folder: folds_asked(settings, folder, "torch"),
+        lambda config, folder: folds_asked(config, folder, "torch"),
     ),
     "onnx": (
         "the same on onnxruntime, beside a timm loop a fold",
-        lambda settings, folder: folds_asked(settings, folder, "onnx"),
+        lambda config, folder: folds_asked(config, folder, "onnx"),
     ),
 }
 
@@ -367,11 +369,11 @@ def where(act):
     return {kind: took / sum(taken.values()) for kind, took in sorted(taken.items(), key=lambda item: -item[1])}
 
 
-def profiles(settings, folder):
+def profiles(config, folder):
     """Where an epoch of training and a pass of five folds spend their time, as Markdown; the first one, which starts
     workers and decodes, is not looked at."""
     found = {}
-    for name, ours in (("train", train(settings, folder)[0]), ("inference", folds_asked(settings, folder, "torch")[0])):
+    for name, ours in (("train", train(config, folder)[0]), ("inference", folds_asked(config, folder, "torch")[0])):
         ours()
         found[name] = where(ours)
     kinds = sorted(found["train"], key=lambda kind: -found["train"][kind])
@@ -397,9 +399,9 @@ def folds_seconds(people):
 
     rows = people_table(people)
     with tempfile.TemporaryDirectory() as place:
-        settings = Settings(run=place)
+        config = Config(run=place)
         with Seconds() as taken:
-            folds.assign_folds(rows, settings)
+            folds.assign_folds(rows, config)
     return taken.passed
 
 
@@ -437,21 +439,21 @@ FLAGS = {
 
 
 def main():
-    settings = cli.read(__doc__, FLAGS)
-    if settings.profile:
+    config = cli.read(__doc__, FLAGS)
+    if config.profile:
         with tempfile.TemporaryDirectory() as place:
-            print(profiles(settings, Path(place)))
+            print(profiles(config, Path(place)))
         return
-    if settings.json:
-        refuse_unwritable(Path(settings.json).parent, "name another file with --json")
-    unknown = set(settings.stages) - set(STAGES)
+    if config.json:
+        refuse_unwritable(Path(config.json).parent, "name another file with --json")
+    unknown = set(config.stages) - set(STAGES)
     if unknown:
         raise InputError(f"--stages {min(unknown)}: there are {', '.join(STAGES)}")
-    rounds, chosen = settings.rounds, settings.stages or list(STAGES)
+    rounds, chosen = config.rounds, config.stages or list(STAGES)
     found = {}
     with tempfile.TemporaryDirectory() as place:
         for name in chosen:
-            ours, peer = STAGES[name][1](settings, Path(place))
+            ours, peer = STAGES[name][1](config, Path(place))
             found[name] = []
             for k in range(rounds):
                 first, second = (ours, peer) if k % 2 == 0 else (peer, ours)  # neither always runs first
@@ -460,15 +462,15 @@ def main():
             print(f"{name}: {spread([one / other for one, other in found[name]], 2)}", flush=True)
     result = {name: round(statistics.median(a / b for a, b in pairs), 3) for name, pairs in found.items()}
     print(table(found))
-    if not settings.stages:
-        people = PEOPLE // 10 if settings.quick else PEOPLE
+    if not config.stages:
+        people = PEOPLE // 10 if config.quick else PEOPLE
         seconds = {"folds_seconds": folds_seconds(people), "help_seconds": help_seconds()}
         print(f"folds of {people:,} people, {7 * people:,} photos: {seconds['folds_seconds']:.1f} s")
         print(f"train.py --help: {seconds['help_seconds']:.1f} s")
         result |= {name: round(value, 2) for name, value in seconds.items()}
-    if settings.json:
-        write_json(Path(settings.json), result)
+    if config.json:
+        write_json(Path(config.json), result)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

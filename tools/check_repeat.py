@@ -11,10 +11,10 @@ import tempfile
 from dataclasses import replace
 
 from foldface import cli
-from foldface.cli import guarded
+from foldface.cli import run_main
 
 
-def check(settings, steps):
+def check(config, steps):
     """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
     from dataset import prepare
     from foldface.data.folds import split
@@ -22,12 +22,12 @@ def check(settings, steps):
     from foldface.nn.learner import make_accelerator
 
     with tempfile.TemporaryDirectory() as folder:
-        if settings.model.start:  # its name is that of a run beside this one
-            settings = replace(settings, model=replace(settings.model, start=str(start_run(settings).absolute())))
-        settings = replace(settings, run=folder)
-        rows, _ = split(prepare(settings), 0)
-        accelerator = make_accelerator(settings)
-        first, second = (trace(rows, settings, steps, accelerator) for _ in range(2))
+        if config.model.start:  # its name is that of a run beside this one
+            config = replace(config, model=replace(config.model, start=str(start_run(config).absolute())))
+        config = replace(config, run=folder)
+        rows, _ = split(prepare(config), 0)
+        accelerator = make_accelerator(config)
+        first, second = (trace(rows, config, steps, accelerator) for _ in range(2))
     for (step, what, digest), (_, _, other) in zip(first, second, strict=True):
         if digest != other:
             print(f"not the same: at step {step} the first thing that differs is {what}")
@@ -35,7 +35,7 @@ def check(settings, steps):
     print(f"{min(steps, first[-1][0])} steps, twice: the same to the last bit ({len(first)} things compared)")
 
 
-def trace(rows, settings, steps, accelerator):
+def trace(rows, config, steps, accelerator):
     """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
     from foldface.data import loader
     from train import make_learner
@@ -45,13 +45,13 @@ def trace(rows, settings, steps, accelerator):
     def note(what, tensor):
         seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
 
-    batches = loader.Batches(len(rows), settings.train.batch_size, shuffle=True, seed=settings.seed * 1009)
-    data = settings.data
-    photos = loader.Photos(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
-    feed = loader.loader(photos, batches, settings.data.workers)
-    epochs = max(settings.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
-    settings = replace(settings, train=replace(settings.train, epochs=epochs))
-    learner = make_learner(settings, rows, 0, len(batches), accelerator)
+    batches = loader.SeededBatchSampler(len(rows), config.train.batch_size, shuffle=True, seed=config.seed * 1009)
+    data = config.data
+    photos = loader.PhotoDataset(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
+    feed = loader.make(photos, batches, config.data.workers)
+    epochs = max(config.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
+    config = replace(config, train=replace(config.train, epochs=epochs))
+    learner = make_learner(config, rows, 0, len(batches), accelerator)
 
     def note_gradient(name, weight):
         scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
@@ -83,9 +83,9 @@ FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps 
 
 
 def main():
-    settings = cli.read(__doc__, FLAGS)
-    check(settings, settings.steps)
+    config = cli.read(__doc__, FLAGS)
+    check(config, config.steps)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

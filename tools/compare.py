@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from foldface import cli, predictions
-from foldface.cli import guarded
-from foldface.files import InputError, read_csv, read_json, refuse_unwritable, replacing, run_command
+from foldface.cli import run_main
+from foldface.files import InputError, atomic_write, read_csv, read_json, refuse_unwritable, run_command
 from foldface.task import Task
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
@@ -271,7 +271,7 @@ def picture(recipes, scores, path):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="0.93")
     figure.tight_layout()
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
 
@@ -308,7 +308,7 @@ def curves(recipes, path):
         ax.grid(color="0.93")
     axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
     figure.tight_layout()
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
     pyplot.close(figure)
 
@@ -343,23 +343,23 @@ def without(words, flags):
 
 def main():
     recipes, words = recipes_and_words(sys.argv[1:])
-    settings = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
+    config = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
     if not recipes:
         raise InputError("name the recipes to compare: python -m tools.compare recipes/a.json recipes/b.json")
-    if settings.seeds and "seed" in settings.given:
+    if config.seeds and "seed" in config.given:
         raise InputError("--seed and --seeds: give one of the two")
-    words, seeds = without(words, FLAGS), list(dict.fromkeys(settings.seeds)) or [None]
-    if settings.folds:
-        words += ["--train.only_folds", json.dumps(settings.folds)]
+    words, seeds = without(words, FLAGS), list(dict.fromkeys(config.seeds)) or [None]
+    if config.folds:
+        words += ["--train.only_folds", json.dumps(config.folds)]
         cli.read(__doc__, argv=words)
-    home = Path(settings.run if "run" in settings.given else "runs/compare")
+    home = Path(config.run if "run" in config.given else "runs/compare")
     refuse_unwritable(home, "name another --run")
     lost = train(recipes, seeds, home, words)
     found = gather(recipes, seeds, home, lost)
     if found:
         scores = differences(found)
         page = table(found, scores, lost)
-        with replacing(home / "compare.md") as partial:
+        with atomic_write(home / "compare.md") as partial:
             partial.write_text(page, encoding="utf-8")
         picture(found, scores, home / "compare.png")
         curves(found, home / "curves.png")
@@ -371,4 +371,4 @@ def main():
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -17,7 +17,7 @@ PARTS = 5  # of the cross-validation
 DIMENSIONS = 16  # no difference comes to an AUC of 0.54 (0.53 to 0.55), with 64 dimensions to 0.58 (0.56 to 0.62)
 
 
-def features(rows, settings):
+def features(rows, config):
     """What a pretrained backbone (lite0) sees in photos: (n, d) float32, NaN rows for what can't be read.
 
     rows: DataFrame with file.
@@ -28,10 +28,10 @@ def features(rows, settings):
     from foldface.nn.features import Features
 
     see = Features(side=SIDE)  # lite0, whatever is trained: it always has its weights and never saw these photos
-    photos, batches = loader.Photos(rows, "none", SIDE, False), loader.Batches(len(rows), 64)
+    photos, batches = loader.PhotoDataset(rows, "none", SIDE, False), loader.SeededBatchSampler(len(rows), 64)
     found, bar = [], tqdm(total=len(rows), desc="looking for differences", unit="photo", disable=None)
     with bar:
-        for _, batch, errors in loader.loader(photos, batches, settings.data.workers):
+        for _, batch, errors in loader.make(photos, batches, config.data.workers):
             seen = see(batch).numpy()
             seen[[k for k, error in enumerate(errors) if error]] = np.nan
             found.append(seen)

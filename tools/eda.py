@@ -18,7 +18,7 @@ import pandas as pd
 
 import dataset
 from foldface import cli, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.data import folds
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
@@ -141,7 +141,7 @@ def doubles(task, rows, photos, source, seen):
     """Byte-identical and nearly identical photos: within and across people and classes, and between train and eval."""
     from foldface.data import duplicates
 
-    pairs, _ = duplicates.near(seen)
+    pairs, _ = duplicates.near_duplicates(seen)
     twin = folds.twins(pd.DataFrame({"photo": photos}))
     first = rows.drop_duplicates("photo").set_index("photo")
     person = [first["id"].get(photo, "") for photo in photos]
@@ -167,9 +167,9 @@ def doubles(task, rows, photos, source, seen):
     return [text(words), table, gallery(shown) if shown else ""]
 
 
-def crops(settings):
+def crops(config):
     """Who found the faces, and the sheet of doubtful ones."""
-    folder = Path(settings.data.crops) if settings.data.crops else None
+    folder = Path(config.data.crops) if config.data.crops else None
     if folder is None or not (folder / "manifest.csv").is_file():
         return []
     manifest = read_csv(folder / "manifest.csv", MANIFEST_COLUMNS)
@@ -187,44 +187,44 @@ def crops(settings):
     return pieces
 
 
-def dealt(settings, rows, task):
+def dealt(config, rows, task):
     """What each fold holds: those of the run, or, where it has none or other data's, those that would be dealt."""
-    rows, known = rows.assign(twin=folds.twins(rows)), Path(settings.run) / "folds.csv"
-    settings, words = copy.deepcopy(settings), f"As {settings.run} would deal them."
+    rows, known = rows.assign(twin=folds.twins(rows)), Path(config.run) / "folds.csv"
+    config, words = copy.deepcopy(config), f"As {config.run} would deal them."
     with tempfile.TemporaryDirectory() as home:
-        settings.run = home
+        config.run = home
         try:
             if known.is_file():
                 (Path(home) / "folds.csv").write_bytes(known.read_bytes())
                 words = f"As they stand in {known}."
-            rows = folds.assign_folds(rows, settings)
+            rows = folds.assign_folds(rows, config)
         except InputError as error:
             (Path(home) / "folds.csv").unlink(missing_ok=True)
             if not known.is_file():
                 return [text(f"They can't be dealt: {error}")]
             words = f"As a new run would deal them: {known} is of other data."
             try:
-                rows = folds.assign_folds(rows, settings)
+                rows = folds.assign_folds(rows, config)
             except InputError as error:
                 return [text(f"They can't be dealt: {error}")]
     there = folds.folds_of(rows)
     tables = [folds.fold_table(task, rows, there)]
     if there and not task.numeric:
-        tables.append(folds.balance_table(task, dataset.capped(rows, settings), there[0]))
+        tables.append(folds.balance_table(task, dataset.capped(rows, config), there[0]))
     return [text(words), *(f"<pre>{html.escape(table)}</pre>" for table in tables)]
 
 
-def difference(settings, rows, others):
+def difference(config, rows, others):
     """How the photos to answer for differ from those to train on: see tools.domain_shift."""
     from tools import domain_shift
 
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(config.seed)
     people = rng.permutation(rows["id"].unique())
     size = rows.groupby("id").size()
     own = rows[rows["id"].isin(people[: max(2, int((size[people].cumsum() <= SAMPLE).sum()))])].reset_index(drop=True)
     asked = others.iloc[np.sort(rng.permutation(len(others))[:SAMPLE])].reset_index(drop=True)
     own, asked = own.assign(file=own["photo"]), asked.assign(file=asked["photo"])
-    first, second = domain_shift.features(own, settings), domain_shift.features(asked, settings)
+    first, second = domain_shift.features(own, config), domain_shift.features(asked, config)
     kept, held = np.isfinite(first).all(1), np.isfinite(second).all(1)
     own, asked, first, second = own[kept], asked[held], first[kept], second[held]
     if own["id"].nunique() < FEWEST or len(asked) < FEWEST:
@@ -258,28 +258,28 @@ def difference(settings, rows, others):
     ]
 
 
-def look(rows):
+def first_photos(rows):
     """Some photos of each class, drawn at random."""
     some = rows[rows["source"] == "train"].sample(frac=1, random_state=0).groupby("target", sort=True).head(2)
     return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
 
 
 def main():
-    settings = cli.read(__doc__)
-    page = runs.output_folder(settings) / "eda.html"
+    config = cli.read(__doc__)
+    page = runs.output_folder(config) / "eda.html"
     from foldface.data import duplicates
 
-    settings.data.strict = False  # what is bad is shown, and stops nothing
-    rows, problems = dataset.training_rows(settings.without_pseudo())
-    task = settings.predicted
-    others = dataset.eval_rows(settings) if dataset.answerable(settings) else None
+    config.data.strict = False  # what is bad is shown, and stops nothing
+    rows, problems = dataset.training_rows(config.without_pseudo())
+    task = config.predicted
+    others = dataset.eval_rows(config) if dataset.answerable(config) else None
     photos = rows["photo"].drop_duplicates().tolist()
     source = np.array(["train"] * len(photos))
     if others is not None:
         new = [photo for photo in others["photo"].drop_duplicates() if photo not in set(photos)]
         photos, source = photos + new, np.concatenate([source, ["eval"] * len(new)])
-    seen = measure(duplicates.look(photos))
-    some = look(rows)
+    seen = measure(duplicates.fingerprint(photos))
+    some = first_photos(rows)
     said = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
     some = [(photo, [word, name]) for photo, word, name in zip(some["photo"], said, some["ImageID"], strict=True)]
     sections = [
@@ -288,17 +288,17 @@ def main():
         ("What can't be used", bad(problems, seen, photos)),
         ("Sizes, light, sharpness", shapes(seen, source)),
         ("Doubles", doubles(task, rows, photos, source, seen)),
-        ("Crops", crops(settings)),
-        ("Folds", dealt(settings, rows, task)),
+        ("Crops", crops(config)),
+        ("Folds", dealt(config, rows, task)),
     ]  # fmt: skip
     if others is not None:
-        sections.append(("Train and eval", difference(settings, rows[rows["source"] == "train"], others)))
+        sections.append(("Train and eval", difference(config, rows[rows["source"] == "train"], others)))
     intro = (
         f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
     )
-    write(page, f"{settings.data.train}: the data", intro, sections)
+    write(page, f"{config.data.train}: the data", intro, sections)
     print(page)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -16,9 +16,9 @@ import pandas as pd
 
 import dataset
 from foldface import predictions, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
-from foldface.files import InputError, read_csv, read_json, replacing
+from foldface.files import InputError, atomic_write, read_csv, read_json
 from foldface.nn import devices
 from foldface.nn.gradcam import default_layer, maps, overlay, spatial_layers
 from foldface.report import html
@@ -30,13 +30,13 @@ TILE = 224  # pixels of a picture in explain.png
 # --------------------------------------------------------------------------------------------------------- photos
 
 
-def wanted(settings, task, named):
+def wanted(config, task, named):
     """The photos to explain: DataFrame of ImageID, file, fold, and target, ans of those out of fold.
 
     named: paths, or ImageIDs of the run; none = the most confident mistakes.
     """
-    oof = predictions.read_oof(task, Path(settings.run) / "oof.csv")
-    rows, _ = dataset.training_rows(settings.without_pseudo())
+    oof = predictions.read_oof(task, Path(config.run) / "oof.csv")
+    rows, _ = dataset.training_rows(config.without_pseudo())
     rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
     known = oof.merge(rows[["source", "ImageID", "photo"]], on="ImageID")
     if not named:
@@ -45,18 +45,18 @@ def wanted(settings, task, named):
             wrong = wrong.assign(sure=wrong[task.probabilities].max(axis=1)).sort_values("sure", ascending=False)
         else:
             wrong = wrong.assign(off=abs(wrong["ans"] - wrong["target"])).sort_values("off", ascending=False)
-        return with_files(wrong[:SHOWN].reset_index(drop=True), settings.data.crops)
-    parts, crops = [], settings.data.crops
+        return with_files(wrong[:SHOWN].reset_index(drop=True), config.data.crops)
+    parts, crops = [], config.data.crops
     for name in named:
         mine = known[(known["ImageID"] == name) | (known["photo"] == name)]
         if len(mine):
-            parts.append(with_files(mine[:1], settings.data.crops))
+            parts.append(with_files(mine[:1], config.data.crops))
         elif Path(name).is_file():
             if crops:
                 print(f"{name}: is looked at whole, though the run learned from face crops: better name a crop")
             parts.append(pd.DataFrame({"ImageID": [name], "photo": [name], "file": [name], "fold": [-1]}))
         else:
-            raise InputError(f"--photos {name}: is neither a photo of {settings.run}/oof.csv nor a file")
+            raise InputError(f"--photos {name}: is neither a photo of {config.run}/oof.csv nor a file")
     return pd.concat(parts, ignore_index=True)
 
 
@@ -88,13 +88,13 @@ def inside(heat, box):
 class Explainer:
     """The folds of a run, their layers, and what is asked of them."""
 
-    def __init__(self, settings, layers, head, of):
+    def __init__(self, config, layers, head, of):
         """layers: names, [] = the last; head, of: names of a head and its class, "" = the answer, what is answered."""
         import model
 
-        self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(settings.run))
+        self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(config.run))
         self.about, self.task = next(iter(self.abouts.values())), self.heads.task
-        self.settings, self.device = settings, devices.choose(settings)
+        self.config, self.device = config, devices.choose(config)
         for net in self.nets.values():
             net.to(self.device)
         first = next(iter(self.nets.values()))
@@ -122,7 +122,9 @@ class Explainer:
         from foldface.data import loader
         from foldface.nn import predicting
 
-        photos = loader.Photos(rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"])
+        photos = loader.PhotoDataset(
+            rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
+        )
         seen, heat, told = [], [], []
         for k, fold in enumerate(rows["fold"]):
             _, image, error = photos[k, 0]
@@ -135,7 +137,7 @@ class Explainer:
                 answer = self.of or 0
             else:
                 with torch.no_grad():
-                    with predicting.autocast(self.abouts[fold], self.device, self.settings):
+                    with predicting.autocast(self.abouts[fold], self.device, self.config):
                         outputs = net(inputs)
                     parts = self.heads.parts(outputs)
                     found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
@@ -163,20 +165,20 @@ def draw(seen, heat, path):
         tiles = [image, *(overlay(image, one) for one in layers)]
         lines.append(np.concatenate([cv2.resize(tile, (TILE, TILE)) for tile in tiles], 1))
     _, data = cv2.imencode(".png", np.concatenate(lines)[..., ::-1])
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data.tobytes())
 
 
-def check(settings, explainer, count):
+def check(config, explainer, count):
     """Print what share of the heat lies inside the face's box, over right answers, against the box's share of the
     photo: what a map that looks nowhere in particular would come to."""
     task = explainer.task
-    if not settings.data.crops:
+    if not config.data.crops:
         raise InputError("--check wants face crops, whose manifest.csv tells where the face is: data.crops is empty")
-    known = wanted_right(settings, task, count)
-    manifest = read_csv(Path(settings.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
+    known = wanted_right(config, task, count)
+    manifest = read_csv(Path(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
     found = manifest.iloc[placed(manifest, known)].to_dict("records")
-    crop = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py")
+    crop = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py")
     from tqdm import tqdm
 
     shares = []
@@ -200,14 +202,14 @@ def check(settings, explainer, count):
         )
 
 
-def wanted_right(settings, task, count):
+def wanted_right(config, task, count):
     """`count` photos, drawn by the seed, that were answered rightly by the fold that hadn't seen them."""
-    oof = predictions.read_oof(task, Path(settings.run) / "oof.csv")
-    rows, _ = dataset.training_rows(settings.without_pseudo())
+    oof = predictions.read_oof(task, Path(config.run) / "oof.csv")
+    rows, _ = dataset.training_rows(config.without_pseudo())
     rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
     right = oof[oof["ans"] == oof["target"]].merge(rows[["source", "ImageID", "photo"]], on="ImageID")
-    right = right.sample(min(count, len(right)), random_state=settings.seed).reset_index(drop=True)
-    return with_files(right, settings.data.crops)
+    right = right.sample(min(count, len(right)), random_state=config.seed).reset_index(drop=True)
+    return with_files(right, config.data.crops)
 
 
 FLAGS = {
@@ -220,15 +222,15 @@ FLAGS = {
 
 
 def main():
-    settings = runs.read_for_run(__doc__, FLAGS)
-    home = runs.output_folder(settings)
-    explainer = Explainer(settings, settings.layers, settings.head, settings.of)
-    if settings.check:
-        check(settings, explainer, settings.check)
+    config = runs.read_for_run(__doc__, FLAGS)
+    home = runs.output_folder(config)
+    explainer = Explainer(config, config.layers, config.head, config.of)
+    if config.check:
+        check(config, explainer, config.check)
         return
-    rows = wanted(settings, explainer.task, settings.photos)
+    rows = wanted(config, explainer.task, config.photos)
     if not len(rows):
-        raise InputError(f"{settings.run}/oof.csv: holds no mistake; name photos with --photos")
+        raise InputError(f"{config.run}/oof.csv: holds no mistake; name photos with --photos")
     seen, heat, told = explainer.explain(rows)
     draw(seen, heat, home / "explain.png")
     shown = []
@@ -239,9 +241,9 @@ def main():
     intro = (
         "Red is what spoke most for the answer that is named, by the fold that was not trained on the photo's person."
     )
-    html.write(home / "explain.html", f"{settings.run}: what it looks at", intro, [("Maps", [html.gallery(shown)])])
+    html.write(home / "explain.html", f"{config.run}: what it looks at", intro, [("Maps", [html.gallery(shown)])])
     print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -17,7 +17,7 @@ import pandas as pd
 
 import dataset
 from foldface import predictions, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, write_csv
 from foldface.report import html
@@ -182,9 +182,9 @@ def choose(found, people):
     return found[found["id"].isin(first["id"]) & (found["by_chance"] <= first["by_chance"].max())]
 
 
-def write_page(settings, task, oof, rows, chosen, path):
+def write_page(config, task, oof, rows, chosen, path):
     """The people who are doubted, with all their photos. rows: as trained_on gives them."""
-    rows = manifest.with_files(rows[rows["id"].isin(chosen["id"])], settings.data.crops)
+    rows = manifest.with_files(rows[rows["id"].isin(chosen["id"])], config.data.crops)
     told = oof.set_index("ImageID")["ans"]
     sections = []
     for person in chosen["id"].drop_duplicates():
@@ -205,7 +205,7 @@ def write_page(settings, task, oof, rows, chosen, path):
     if task.number and task.number.trained != task.number.bounds:
         last = plain(task.number.trained[-1])
         intro += f" Labels are those that were trained on: the last class of {task.number.name} begins at {last}."
-    html.write(path, f"{settings.run}: labels to look at", intro, sections)
+    html.write(path, f"{config.run}: labels to look at", intro, sections)
 
 
 FLAGS = {
@@ -219,18 +219,18 @@ FLAGS = {
 
 
 def main():
-    settings = runs.read_for_run(__doc__, FLAGS)
-    task, run, output = settings.predicted, Path(settings.run), runs.output_folder(settings)
+    config = runs.read_for_run(__doc__, FLAGS)
+    task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
     if task.numeric:
         raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")
     oof = predictions.read_oof(task, run / "oof.csv")
-    rows, _ = dataset.training_rows(settings.without_pseudo())
+    rows, _ = dataset.training_rows(config.without_pseudo())
     rows = trained_on(oof, rows[rows["source"] == "train"].drop_duplicates("ImageID"))
     found = with_numbers(task, find(task, oof, rows["label"]), run, oof, rows)
-    chosen = choose(found, settings.people)
+    chosen = choose(found, config.people)
     ready = chosen[chosen["value"] != ""]
     write_csv(output / "corrections.csv", ready[COLUMNS])
-    write_page(settings, task, oof, rows, chosen, output / "clean.html")
+    write_page(config, task, oof, rows, chosen, output / "clean.html")
     print(
         f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {output}/clean.html; "
         f"{len(ready)} corrections to approve: {output}/corrections.csv"
@@ -239,4 +239,4 @@ def main():
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import dataset
 from foldface import predictions, runs
-from foldface.cli import guarded
+from foldface.cli import run_main
 from foldface.files import read_csv
 from foldface.report.training import write
 
 
 def main():
-    settings = runs.read_for_run(__doc__)
-    output = runs.output_folder(settings)
-    read_csv(Path(settings.run) / "oof.csv", predictions.OOF_COLUMNS, "train first")
-    rows, _ = dataset.training_rows(settings.without_pseudo())
-    write(settings, rows, output)
+    config = runs.read_for_run(__doc__)
+    output = runs.output_folder(config)
+    read_csv(Path(config.run) / "oof.csv", predictions.OOF_COLUMNS, "train first")
+    rows, _ = dataset.training_rows(config.without_pseudo())
+    write(config, rows, output)
     print(f"{output}/report.html")
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from foldface.cli import guarded
-from foldface.files import InputError, alone, read_json, write_json
+from foldface.cli import run_main
+from foldface.files import InputError, folder_lock, read_json, write_json
 from foldface.task import MASK_TASK, Task
 from tools.portrait import STEMS, invent, photos
 
@@ -44,7 +44,7 @@ def draw(folder, people=60, eval_people=30, seed=0, progress=True):
     """
     folder = Path(folder)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    with alone(folder.parent, f"{folder.name}.drawing"):
+    with folder_lock(folder.parent, f"{folder.name}.drawing"):
         refuse_others(folder)
         try:
             remove(unfinished)  # what a kill left
@@ -145,14 +145,14 @@ def drawn(folder):
 def main():
     from foldface import cli
 
-    settings = cli.read(__doc__)
-    folder, people, eval_people = Path(settings.sample.folder), settings.sample.people, settings.sample.eval_people
-    if about(people, eval_people, settings.seed).items() <= drawn(folder).items():
+    config = cli.read(__doc__)
+    folder, people, eval_people = Path(config.sample.folder), config.sample.people, config.sample.eval_people
+    if about(people, eval_people, config.seed).items() <= drawn(folder).items():
         print(f"{folder}: is drawn already")
         return
-    draw(folder, people, eval_people, settings.seed)
+    draw(folder, people, eval_people, config.seed)
     print(f"{folder}: {people} people to train on, {eval_people * len(STEMS)} photos to answer for")
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -39,7 +39,7 @@ CROWD = 65_536  # pairs after which those that change no group are left out
 # ------------------------------------------------------------------------------------------------ what is there
 
 
-def look(files):
+def fingerprint(files):
     """Read photos as small as they can be compared: a DataFrame, one row a photo, in their order.
 
     files: paths; "" stands for nothing to read. Columns:
@@ -84,7 +84,7 @@ def glance(file):
 # ------------------------------------------------------------------------------------------------ what is the same
 
 
-def near(table, distance=DISTANCE):
+def near_duplicates(table, distance=DISTANCE):
     """Find photos that are nearly the same: (pairs (k, 2) int64 with i < j, in order of i, bits (k,) int64).
 
     table: what `look` gave. Pairs are positions in it whose hashes differ in `distance` bits or fewer, and whose

@@ -23,11 +23,11 @@ import pandas as pd
 
 from foldface.files import InputError, read_csv, read_json, refuse_special, warn_once, write_csv
 from foldface.names import folded
-from foldface.settings import Settings
+from foldface.settings import Config
 
 FOLD_COLUMNS = ["id", "fold"]
 RECORD = "data.json"  # of a run: what its data was like (`identity`), its folds, who was trained on beside them
-ALWAYS, ASIDE = -1, -2  # folds of rows that every fold trains, and of the test set
+TRAIN_ONLY_FOLD, TEST_FOLD = -1, -2  # folds of rows that every fold trains, and of the test set
 UNEVEN = 0.01  # of a fold's share of the people: folds may differ by so many, or by one
 
 
@@ -180,7 +180,7 @@ def read_folds(path, remedy=""):
     for bad, what in (
         (frame["id"] == "", "id is empty"),
         (frame["id"].duplicated(), "the person stands there twice"),
-        (~(np.isfinite(fold) & (fold % 1 == 0) & (fold >= ASIDE)), "fold should be 0, 1, ... (-1 train, -2 test)"),
+        (~(np.isfinite(fold) & (fold % 1 == 0) & (fold >= TEST_FOLD)), "fold should be 0, 1, ... (-1 train, -2 test)"),
     ):
         if bad.any():
             line = int(bad.to_numpy().argmax())
@@ -188,20 +188,20 @@ def read_folds(path, remedy=""):
     return pd.Series(fold.to_numpy(int), frame["id"])
 
 
-def assign_folds(rows, settings, problems=None, anew=False):
+def assign_folds(rows, config, problems=None, anew=False):
     """Add `fold` to rows: made once and written to folds.csv, then read from there. Raises InputError on a mismatch.
 
     anew: make them though they are there. Rows of a given split that lie in it twice are left out, and added to the
     Problems.
     """
-    path, train = Path(settings.run) / "folds.csv", rows["source"] == "train"
+    path, train = Path(config.run) / "folds.csv", rows["source"] == "train"
     rows = rows.copy()
     if "fold" not in rows:
         rows["fold"] = -1
     rows["fold"] = rows["fold"].fillna(-1).astype(int)
     if anew or not path.is_file():
         own = rows[train].assign(group=groups(rows[train]))
-        own["fold"] = given_split(own, settings) if (own["split"] != "").any() else dealt(own, settings)
+        own["fold"] = given_split(own, config) if (own["split"] != "").any() else dealt(own, config)
         write_csv(path, own[["id", "fold"]].drop_duplicates("id"))
     known = read_folds(path)
     code, ids = pd.factorize(rows.loc[train, "id"])  # a look-up a person, not a photo
@@ -209,22 +209,22 @@ def assign_folds(rows, settings, problems=None, anew=False):
     if fold.isna().any():
         person = rows.loc[train, "id"][fold.isna()].iloc[0]
         raise InputError(
-            f"{path}: person {person} of {settings.data.train} has no fold there: the file is of other data; begin a "
+            f"{path}: person {person} of {config.data.train} has no fold there: the file is of other data; begin a "
             "new --run, or, if nothing has been trained in this one, delete the file"
         )
-    if fold.max() >= settings.train.folds:
-        raise InputError(f"{path}: was made for {int(fold.max()) + 1} folds, train.folds is {settings.train.folds}")
+    if fold.max() >= config.train.folds:
+        raise InputError(f"{path}: was made for {int(fold.max()) + 1} folds, train.folds is {config.train.folds}")
     rows.loc[train, "fold"] = fold.astype(int)
-    rows = one_side(rows, settings, problems)
-    rows.loc[(rows["source"] == "train") & (rows["fold"] == ASIDE), "source"] = "test"
+    rows = one_side(rows, config, problems)
+    rows.loc[(rows["source"] == "train") & (rows["fold"] == TEST_FOLD), "source"] = "test"
     return rows
 
 
-def one_side(rows, settings, problems):
+def one_side(rows, config, problems):
     """The rows without those of a given split that are (or nearly are) on a side that is scored, too: a published test
     set stays what it is, what is trained on yields."""
     split, fold = rows["split"], rows["fold"]
-    wrong = split.isin(["train", "valid"]) & (fold == ASIDE)
+    wrong = split.isin(["train", "valid"]) & (fold == TEST_FOLD)
     if not (split == "test").any():  # it brings none: who is put aside was taken from train
         wrong[:] = False
     if (split == "valid").any():
@@ -233,61 +233,61 @@ def one_side(rows, settings, problems):
     for photo in rows["photo"][wrong] if problems else []:
         problems.add(photo, None, "is, or looks like, a photo of a side of the split that is scored", 0)
     if wrong.any():
-        print(f"{settings.data.train}: {wrong.sum()} photos lie on two sides of its split; the scored side keeps them")
+        print(f"{config.data.train}: {wrong.sum()} photos lie on two sides of its split; the scored side keeps them")
     return rows[~wrong].reset_index(drop=True)
 
 
-def dealt(rows, settings):
+def dealt(rows, config):
     """The fold of each row (n,), its group dealt at random and evenly, after data.test_share of the groups went aside.
 
     Raises InputError where there are fewer groups than folds.
     """
-    people, data, folds = strata(rows, rows["group"]), settings.data, settings.train.folds
-    people["fold"] = ASIDE
-    rest = ~put_aside(people, settings)
+    people, data, folds = strata(rows, rows["group"]), config.data, config.train.folds
+    people["fold"] = TEST_FOLD
+    rest = ~put_aside(people, config)
     if rest.sum() < folds:
         raise InputError(f"{data.train}: {rest.sum()} people or groups can't be dealt into train.folds = {folds} folds")
     people.loc[rest, "fold"] = deal(
-        people[rest][["group", "stratum"]].reset_index(drop=True), folds, data.splitter, settings.seed
+        people[rest][["group", "stratum"]].reset_index(drop=True), folds, data.splitter, config.seed
     )
     return rows["group"].map(people.set_index("group")["fold"])
 
 
-def put_aside(people: pd.DataFrame, settings: Settings) -> np.ndarray:
+def put_aside(people: pd.DataFrame, config: Config) -> np.ndarray:
     """Which groups data.test_share puts aside as the test set, evenly by stratum: (n,) bool.
 
     people: what `strata` gives. Raises InputError where the share is less than one group.
     """
-    share = settings.data.test_share
+    share = config.data.test_share
     if not share:
         return np.zeros(len(people), bool)
-    place = spread_out(people["stratum"], np.random.default_rng([settings.seed, 1]))
+    place = spread_out(people["stratum"], np.random.default_rng([config.seed, 1]))
     aside = np.floor((place + 1) * share) > np.floor(place * share)
     if not aside.any():
         raise InputError(f"data.test_share {share}: of {len(people)} people or groups that is not one")
     return aside
 
 
-def given_split(rows, settings):
+def given_split(rows, config):
     """The fold of each row (n,) of data that comes as train, valid and test: valid is fold 0, there is no other.
 
     Without valid, train is dealt into train.folds; without test, data.test_share is taken from train. A group that
     lies in several goes where it is scored (`one_side`).
     """
-    share, where = settings.data.test_share, settings.data.train
+    share, where = config.data.test_share, config.data.train
     first = rows["split"].map({"test": 0, "valid": 1, "train": 2}).groupby(rows["group"]).transform("min")
-    fold = first.map({0: ASIDE, 1: 0, 2: ALWAYS})
-    if share and (fold == ASIDE).any():
+    fold = first.map({0: TEST_FOLD, 1: 0, 2: TRAIN_ONLY_FOLD})
+    if share and (fold == TEST_FOLD).any():
         print(f"data.test_share {share} is not applied: {where} brings its own test set, which is taken as it is")
-    elif share and (fold == ALWAYS).any():
-        people = strata(rows[fold == ALWAYS], rows["group"][fold == ALWAYS])
-        aside = people["group"][put_aside(people, settings)]
-        fold[(fold == ALWAYS) & rows["group"].isin(aside)] = ASIDE
-    rest = rows[fold == ALWAYS]
+    elif share and (fold == TRAIN_ONLY_FOLD).any():
+        people = strata(rows[fold == TRAIN_ONLY_FOLD], rows["group"][fold == TRAIN_ONLY_FOLD])
+        aside = people["group"][put_aside(people, config)]
+        fold[(fold == TRAIN_ONLY_FOLD) & rows["group"].isin(aside)] = TEST_FOLD
+    rest = rows[fold == TRAIN_ONLY_FOLD]
     if not (fold == 0).any() and len(rest):
         people = strata(rest, rest["group"])
         dealer = people[["group", "stratum"]].reset_index(drop=True)
-        people["fold"] = deal(dealer, settings.train.folds, settings.data.splitter, settings.seed)
+        people["fold"] = deal(dealer, config.train.folds, config.data.splitter, config.seed)
         fold[rest.index] = rest["group"].map(people.set_index("group")["fold"]).astype(int)
     return fold
 
@@ -338,7 +338,7 @@ def seen_by(weights):
         met.add(weights)
         home, own = weights.parent, weights.name.removeprefix("fold")
         theirs = read_folds(home / "folds.csv")
-        ids |= set(theirs.index[~theirs.isin([ASIDE, int(own)] if own.isdigit() else [ASIDE])])
+        ids |= set(theirs.index[~theirs.isin([TEST_FOLD, int(own)] if own.isdigit() else [TEST_FOLD])])
         record, before = (
             read_json(home / name, "train that run again") if (home / name).is_file() else {}
             for name in (RECORD, "args.json")
@@ -369,8 +369,8 @@ def fold_table(task, rows, folds):
     own = rows[rows["source"].isin(("train", "test"))]
     people = strata(own, pd.factorize(own["id"])[0])
     people["fold"] = own["fold"].groupby(pd.factorize(own["id"])[0]).first()
-    columns = [*folds, *(k for k in (ALWAYS, ASIDE) if (own["fold"] == k).any())]
-    titles = [{ALWAYS: "train", ASIDE: "test"}.get(k, f"fold {k}") for k in columns]
+    columns = [*folds, *(k for k in (TRAIN_ONLY_FOLD, TEST_FOLD) if (own["fold"] == k).any())]
+    titles = [{TRAIN_ONLY_FOLD: "train", TEST_FOLD: "test"}.get(k, f"fold {k}") for k in columns]
     photos, counts = own["fold"].value_counts(), people["fold"].value_counts()
     lines = [f"{'':26}" + "".join(f"{title:>8}" for title in titles)]
     for name, count in (("photos", photos), ("people, or groups", counts)):

@@ -41,21 +41,21 @@ def refuse_leaks(training, validation):
             )
 
 
-def refuse_other_folds(settings):
+def refuse_other_folds(config):
     """Raise InputError unless the pseudo labels come from models of the same folds: else they have seen validation."""
-    if not settings.data.pseudo:
+    if not config.data.pseudo:
         return
-    theirs, ours = Path(settings.data.pseudo).with_name("folds.csv"), Path(settings.run) / "folds.csv"
+    theirs, ours = Path(config.data.pseudo).with_name("folds.csv"), Path(config.run) / "folds.csv"
     before, now = (
         read_folds(path, "pseudo labels are only safe beside the folds that made them").sort_index()
         for path in (theirs, ours)
     )
     if not before.equals(now):
         raise InputError(
-            f"leak: {settings.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
+            f"leak: {config.data.pseudo} was made with the folds of {theirs}, {ours} has others, so its "
             f"labels have seen people that are validated on: copy {theirs} to {ours} in a new --run"
         )
-    refuse_other_models(settings.predicted, settings.data.pseudo)
+    refuse_other_models(config.predicted, config.data.pseudo)
 
 
 def refuse_other_models(task, path):
@@ -84,20 +84,20 @@ def refuse_other_models(task, path):
             )
 
 
-def start_run(settings):
+def start_run(config):
     """The folder of the run that model.start names: a path, or a run beside this one."""
-    return start_folder(settings.model.start, settings.run)
+    return start_folder(config.model.start, config.run)
 
 
-def refuse_seen_weights(rows, settings):
+def refuse_seen_weights(rows, config):
     """Raise InputError where a fold would start from weights that were trained on people or photos that it validates
     on, or on those of the test set (`seen_by`)."""
-    start, pretrained = settings.model.start, settings.model.pretrained
-    if start and not (start_run(settings) / "folds.csv").is_file():
-        raise InputError(f"model.start {start}: {start_run(settings)} is no run of ours, it has no folds.csv")
-    wanted = range(settings.train.folds) if settings.train.only_folds is None else settings.train.only_folds
+    start, pretrained = config.model.start, config.model.pretrained
+    if start and not (start_run(config) / "folds.csv").is_file():
+        raise InputError(f"model.start {start}: {start_run(config)} is no run of ours, it has no folds.csv")
+    wanted = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
     for k in wanted:
-        weights = weights_before(start, pretrained, settings.run, k)
+        weights = weights_before(start, pretrained, config.run, k)
         if weights is None:
             return
         ids, photos = seen_by(weights)
@@ -113,15 +113,15 @@ def refuse_seen_weights(rows, settings):
             )
 
 
-def identity(rows, settings):
+def identity(rows, config):
     """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
     rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
-    taken = [*IDENTITY, *(head.name for head in settings.predicted.heads)]
-    taken += [name for name in [*layouts.BOX, "fold", *settings.predicted.probabilities] if name in rows]
+    taken = [*IDENTITY, *(head.name for head in config.predicted.heads)]
+    taken += [name for name in [*layouts.BOX, "fold", *config.predicted.probabilities] if name in rows]
     text = rows[taken].to_csv(index=False, float_format="%.6f", lineterminator="\n")
     crops = None
-    if settings.data.crops:
-        crops = read_json(Path(settings.data.crops) / "crop.json", "run face_crop.py with the same settings")
+    if config.data.crops:
+        crops = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py with the same settings")
     return {
         "photos": len(rows),
         "people": int(rows["id"].nunique()),
@@ -137,12 +137,12 @@ def digest_of(path):
     return hashlib.sha1(read_folds(path).sort_index().to_csv(lineterminator="\n").encode()).hexdigest()
 
 
-def refuse_other_data(settings, record, now):
+def refuse_other_data(config, record, now):
     """Raise InputError if something was trained in this run on other data than `now`, or with another folds.csv.
 
     record: what data.json says, {} without one; now: `identity`.
     """
-    run = Path(settings.run)
+    run = Path(config.run)
     if not record or not runs.begun(run):
         return
     way_out = "choose another --run, or begin this one anew with --overwrite"
@@ -151,7 +151,7 @@ def refuse_other_data(settings, record, now):
         what = f"{then}, now {today}" if then != today else f"{then}, as now, with other names, ids or labels"
         raise InputError(f"{run}: was begun on other data: {what}: {way_out}")
     if record.get("crops") != now["crops"]:
-        crops = settings.data.crops or "whole photos"
+        crops = config.data.crops or "whole photos"
         raise InputError(f"{run}: was begun on crops made in another way than {crops}: {way_out}")
     if record.get("folds") != digest_of(run / "folds.csv"):
         raise InputError(f"{run}: folds.csv was changed after training began: put the former one back, or {way_out}")

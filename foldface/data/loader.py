@@ -34,7 +34,7 @@ def side_of(augment: str, size: int) -> int:
     return 0 if augment == "diary" else size
 
 
-class Photos:
+class PhotoDataset:
     """A torch map-style dataset of photo files.
 
     An item's key is (index, seed): the seed alone decides its augmentation, so that neither the number of workers
@@ -93,7 +93,7 @@ def shared_by_fork():
     return multiprocessing.get_start_method() == "fork"
 
 
-class Batches:
+class SeededBatchSampler:
     """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
     With `chance` (count,), an epoch is as many draws with replacement, each photo with its chance. Of `share` (k, n),
@@ -134,14 +134,14 @@ class Batches:
                 yield keys
 
 
-def loader(photos, batches, workers):
+def make(photos, batches, workers):
     """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most. Without what
     processes need to talk to each other there are none, and that is said."""
     workers = cores(most=8) if workers is None else workers
     why = no_processes() if workers else ""
     if why:
         print(f"warning: {why}: photos are read by one process, which is slower", file=sys.stderr)
-    return Feed(photos, batches, 0 if why else workers)
+    return PhotoLoader(photos, batches, 0 if why else workers)
 
 
 def no_processes():
@@ -157,7 +157,7 @@ class WorkerLost(InputError):
     """A process that reads photos was killed."""
 
 
-class Feed:
+class PhotoLoader:
     """What a DataLoader gives of Photos: (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start
     once."""
 
@@ -165,14 +165,14 @@ class Feed:
         import torch
 
         self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
-        self.ring = Ring(workers, batches.most, photos.size)
+        self.ring = SharedBatchBuffers(workers, batches.most, photos.size)
         self.pin = torch.cuda.is_available()
         self.source = torch.utils.data.DataLoader(
             photos,
             batch_sampler=batches,
             collate_fn=self.ring.put,
             num_workers=workers,
-            prefetch_factor=Ring.AHEAD if workers else None,
+            prefetch_factor=SharedBatchBuffers.AHEAD if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
@@ -202,7 +202,7 @@ class Feed:
             ) from None
 
 
-class Ring:
+class SharedBatchBuffers:
     """Where processes are forked: memory that a loader's workers and their owner share, in which each worker lays its
     batches in turn. A DataLoader's own way, a new file in /dev/shm for each tensor, takes as long as a small batch
     itself, and a container's 64 MB are soon full; it remains the way where processes are not forked.

@@ -18,7 +18,7 @@ import pandas as pd
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
 from foldface.faces.review import forget_review, review
-from foldface.files import InputError, read_csv, read_json, replacing, write_csv, write_json
+from foldface.files import InputError, atomic_write, read_csv, read_json, write_csv, write_json
 from foldface.runtime import cores
 
 CHUNK = 8  # photos that a process takes, and does, at a time
@@ -30,7 +30,7 @@ SAVE_SECONDS = 10  # work that a kill may cost
 # ------------------------------------------------------------------------------------------------------ cropping
 
 
-def cut(image, face, size, margin, align):
+def crop_square(image, face, size, margin, align):
     """The square around a face: (size, size, 3) uint8, whatever lies outside of the photo mirrored in.
 
     face: (9,) in pixels; with `align` the photo is turned until the eyes are level.
@@ -66,7 +66,7 @@ def encoded(crop: np.ndarray) -> np.ndarray:
 
 def write_crop(path, crop):
     """Write a crop as JPEG, atomically."""
-    with replacing(path, sync=False) as partial:
+    with atomic_write(path, sync=False) as partial:
         partial.write_bytes(encoded(crop).tobytes())
 
 
@@ -99,12 +99,12 @@ def crop_chunk(chunk):
 
 def crop_photos(waiting, folder, crop):
     """Find the faces of [(manifest row, crop's path, photo)] in one go, write their crops, complete their rows."""
-    found = detect.look([image for *_, image in waiting], crop.detectors)
+    found = detect.find_faces([image for *_, image in waiting], crop.detectors)
     for (row, path, image), (name, face, count) in zip(waiting, found, strict=True):
         if face is None:
             row["status"] = "missed"
             continue
-        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, crop.align))
+        write_crop(Path(folder) / path, crop_square(image, face, crop.size, crop.margin, crop.align))
         row |= zip(CORNERS, (f"{value:.1f}" for value in face[:4]), strict=True)
         row |= {"crop": path, "status": "found", "detector": name, "score": f"{face[4]:.4f}", "faces": str(count)}
 
@@ -132,7 +132,7 @@ def guess(job):
         else:
             continue
         face = np.concatenate([box, np.full(5, np.nan)])
-        write_crop(Path(folder) / path, cut(image, face, crop.size, crop.margin, False))
+        write_crop(Path(folder) / path, crop_square(image, face, crop.size, crop.margin, False))
         corners = dict(zip(CORNERS, (f"{value:.1f}" for value in box), strict=True))
         return [row | corners | {"crop": path, "status": "guessed", "detector": name}]
     return [row]

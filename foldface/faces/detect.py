@@ -117,7 +117,7 @@ DETECTORS = {"retinaface": retinaface, "facenet": facenet, "yunet": yunet}
 MODELS = {"retinaface": retinaface_model, "facenet": facenet_model, "yunet": yunet_model}
 
 
-def look(images, detectors):
+def find_faces(images, detectors):
     """The face of each photo, by the first detector and scale that sees a sane one there.
 
     images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size go through a detector together.

@@ -8,7 +8,7 @@ import pandas as pd
 
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS
-from foldface.files import replacing
+from foldface.files import atomic_write
 
 UNSURE, TILE, COLUMNS, PAGE = 40, 160, 16, 320  # of review.png: least certain photos, pixels, tiles a row, a page
 
@@ -53,7 +53,7 @@ def review(folder, manifest, detectors):
             draw.text((left + 3, top + TILE + 13), name[-26:], "grey", font)
             bar.update()
         name = f"review-{number}.png" if number > 1 else "review.png"
-        with replacing(Path(folder) / name, sync=False) as partial:
+        with atomic_write(Path(folder) / name, sync=False) as partial:
             sheet.save(partial, "PNG")
     bar.close()
 

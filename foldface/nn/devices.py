@@ -7,7 +7,7 @@ import os
 from foldface.files import InputError
 
 
-def choose(settings):
+def choose(config):
     """The torch.device that the setting `device` names: auto = a GPU if there is one. Raises InputError without it.
 
     On a CUDA GPU float32 products may be computed in TF32 from then on, wherever they are asked for.
@@ -16,7 +16,7 @@ def choose(settings):
 
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes: they can't share one MPS device
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
-    name = next(one for one in there if there[one]) if settings.device == "auto" else settings.device
+    name = next(one for one in there if there[one]) if config.device == "auto" else config.device
     if not there[name]:
         needed = "a torch that fits its driver" if name == "cuda" else "torch on a Mac with an Apple GPU, one process"
         raise InputError(f"device is {name}, but torch sees no GPU of that kind: it takes {needed}; or --device auto")

@@ -63,7 +63,7 @@ def default_layer(net, layers):
     return list(layers)[-1]
 
 
-class Speaks:
+class ClassScoreTarget:
     """What grad-cam differentiates: how much an output speaks for a class of a head, or of the answer, or a number."""
 
     def __init__(self, heads, place, index):
@@ -90,7 +90,7 @@ def maps(net, heads, layers, photos, about, place, told):
 
     photos = torch.from_numpy(photos).to(device_of(net))
     inputs = loader.normalize(photos, about["mean"], about["std"]).requires_grad_()
-    targets, found = [Speaks(heads, place, int(index)) for index in told], []
+    targets, found = [ClassScoreTarget(heads, place, int(index)) for index in told], []
     for layer in layers:
         with GradCAM(net, [layer], reshape_transform=lambda out: spread_out(net, out)) as cam:
             found.append(cam(inputs, targets))

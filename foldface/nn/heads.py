@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
-from foldface.task import POINTS
+from foldface.task import N_BINS
 
-LEARNED = {"distribution": POINTS, "ordinal": POINTS - 1, "regression": 2, "sigmoid": 1}  # outputs
-MIDDLE, UNIT, NARROW = 0.4, 0.15, 0.005  # shares of the range: where a regression begins, its unit, its least width
-OLDER = 4.0  # added to an ordinal head's logits: from zero outputs ages begin near 50 years, not near 1
+LEARNED = {"distribution": N_BINS, "ordinal": N_BINS - 1, "regression": 2, "sigmoid": 1}  # outputs
+LAPLACE_CENTRE, LAPLACE_STEP, LAPLACE_FLOOR = (
+    0.4,
+    0.15,
+    0.005,
+)  # shares of the range: where a regression begins, its unit, its least width
+ORDINAL_LOGIT_BIAS = 4.0  # added to an ordinal head's logits: from zero outputs ages begin near 50 years, not near 1
 TINY = 1e-12
 
 
@@ -59,7 +63,7 @@ class Heads:
         if self.learned == "distribution":
             return raw.log_softmax(1)
         if self.learned == "ordinal":  # output k: is it above point k, if it is above point k - 1?
-            raw = raw + OLDER
+            raw = raw + ORDINAL_LOGIT_BIAS
             reached = torch.nn.functional.pad(logsigmoid(raw).cumsum(1), (1, 0))
             return reached + torch.nn.functional.pad(logsigmoid(-raw), (0, 1))
         mean, width = self.laplace(raw)
@@ -71,10 +75,10 @@ class Heads:
 
     def laplace(self, raw):
         """(n, 2) outputs of a regression -> mean and width in the head's unit, each (n, 1)."""
-        unit = UNIT * self.range
-        return self.number.low + MIDDLE * self.range + unit * raw[:, :1], NARROW * self.range + unit * softplus(
-            raw[:, 1:] - 1
-        )
+        unit = LAPLACE_STEP * self.range
+        return self.number.low + LAPLACE_CENTRE * self.range + unit * raw[
+            :, :1
+        ], LAPLACE_FLOOR * self.range + unit * softplus(raw[:, 1:] - 1)
 
     def scaled(self, raw):
         """(n, 1) outputs of a sigmoid -> numbers in the range: (n,)."""
@@ -83,7 +87,7 @@ class Heads:
     def by_class(self, log_grid):
         """(n, POINTS) log probabilities of the range -> (n, classes) by the bounds of training."""
         cuts = [self.cut(bound) for bound in self.number.trained]
-        sizes = [high - low for low, high in zip([0, *cuts], [*cuts, POINTS], strict=True)]
+        sizes = [high - low for low, high in zip([0, *cuts], [*cuts, N_BINS], strict=True)]
         return torch.stack([part.logsumexp(1) for part in log_grid.split(sizes, 1)], 1)
 
     def parts(self, outputs):
@@ -136,9 +140,9 @@ class Heads:
             value = self.laplace(raw)[0][:, 0].clamp(self.number.low, self.number.high)
         else:
             below = shares.cumsum(1)
-            at = (below < 0.5).sum(1, keepdim=True).clamp(max=POINTS - 1)
+            at = (below < 0.5).sum(1, keepdim=True).clamp(max=N_BINS - 1)
             share, before = shares.gather(1, at), below.gather(1, at) - shares.gather(1, at)
-            step = self.range / (POINTS - 1)
+            step = self.range / (N_BINS - 1)
             inside = ((0.5 - before) / share.clamp(min=TINY)).clamp(0, 1) - 0.5
             value = (self.number.low + step * (at + inside))[:, 0].clamp(self.number.low, self.number.high)
         near = (self.points(raw.device) - value[:, None]).abs() <= self.task.within

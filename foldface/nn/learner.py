@@ -10,20 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-from foldface.files import InputError, replacing
+from foldface.files import InputError, atomic_write
 from foldface.nn import devices, optim, resume
-from foldface.runtime import FIRST
+from foldface.runtime import is_main_process
 
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
 
 
-def make_accelerator(settings):
+def make_accelerator(config):
     """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
     from accelerate import Accelerator
 
-    device = devices.choose(settings)
+    device = devices.choose(config)
     return Accelerator(
-        mixed_precision=devices.training_precision(device, settings.train.amp),
+        mixed_precision=devices.training_precision(device, config.train.amp),
         cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
     )
 
@@ -38,7 +38,7 @@ class Learner:
     KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
     KEPT += ("answers",)
 
-    def __init__(self, net, criterion, targets, rows, settings, fold, steps, accelerator, seconds=None, look=0):
+    def __init__(self, net, criterion, targets, rows, config, fold, steps, accelerator, seconds=None, look=0):
         """net: a timm model; criterion, targets: loss.Loss and loss.Targets; rows: DataFrame of training rows; steps:
         batches an epoch; seconds: for an optim.Budget instead of train.epochs, look: about how many steps a look at
         the validation photos costs. train.make_learner seeds everything and builds them."""
@@ -48,41 +48,41 @@ class Learner:
         from foldface.data import loader
         from foldface.nn import batchnorm
 
-        self.task, self.heads = settings.predicted, criterion.heads
+        self.task, self.heads = config.predicted, criterion.heads
         net = net.to(memory_format=torch.channels_last)
-        self.lowest = batchnorm.lowest_layers(net, settings.train.freeze_layers)
+        self.lowest = batchnorm.lowest_layers(net, config.train.freeze_layers)
         for layer in self.lowest:
             layer.requires_grad_(False)
         self.scale = [
             net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), loader.IMAGENET, strict=True)
         ]
-        self.freeze_bn, self.save_seconds = settings.model.freeze_bn, 60 * settings.save_minutes
-        self.settings, self.accelerator, self.device = settings.train, accelerator, accelerator.device
+        self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
+        self.config, self.accelerator, self.device = config.train, accelerator, accelerator.device
         self.precision = accelerator.mixed_precision
-        self.average = optim.make_average(net.to(self.device), settings.train)
-        if settings.train.compile:
+        self.average = optim.make_average(net.to(self.device), config.train)
+        if config.train.compile:
             net.compile()  # in place: its weights keep their names
         if accelerator.scaler is not None:  # its own: what an earlier fold came to is no beginning
             accelerator.scaler = torch.amp.GradScaler(self.device.type)
-        parameters = optim.parameter_groups(net, settings.train)
-        optimizer = optim.make_optimizer(parameters, settings.train, fused=accelerator.scaler is None)
+        parameters = optim.parameter_groups(net, config.train)
+        optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
         self.budget = None
         if seconds is not None:
-            self.budget = optim.Budget(optimizer, settings.train, seconds, steps * settings.train.val_interval, look)
-        self.scheduler = self.budget or optim.make_scheduler(optimizer, settings.train, steps)
+            self.budget = optim.Budget(optimizer, config.train, seconds, steps * config.train.val_interval, look)
+        self.scheduler = self.budget or optim.make_scheduler(optimizer, config.train, steps)
         # after the scheduler: both wrap the optimizer's step, and torch warns where accelerate's wrapper hides its own
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
         self.criterion, self.targets = criterion.to(self.device), targets
-        mixed = settings.train.mixup, settings.train.cutmix
+        mixed = config.train.mixup, config.train.cutmix
         self.mixup = timm.data.Mixup(*mixed, label_smoothing=0.0) if any(mixed) else None
         self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
         self.log, self.best_score, self.best, self.last = [], None, None, None
         self.spent, self.speed = 0.0, []
         self.answers = torch.full((len(rows),), torch.nan, device=self.device)
-        self.pieces = settings.train.accumulate
-        self.path, self.saved = Path(settings.run) / f"fold{fold}" / "state.pt", time.monotonic()
-        self.belongs = resume.belongs(settings, fold, rows)
+        self.pieces = config.train.accumulate
+        self.path, self.saved = Path(config.run) / f"fold{fold}" / "state.pt", time.monotonic()
+        self.belongs = resume.belongs(config, fold, rows)
 
     @property
     def module(self):
@@ -120,10 +120,10 @@ class Learner:
         from accelerate.utils import gather_object
 
         states = gather_object([resume.random_states()])
-        if FIRST:
+        if is_main_process():
             content = {name: part.state_dict() for name, part in self.parts().items()}
             content |= {name: getattr(self, name) for name in self.KEPT}
-            with replacing(self.path) as partial, open(partial, "wb") as file:
+            with atomic_write(self.path) as partial, open(partial, "wb") as file:
                 torch.save(content | {"random": states, "belongs": self.belongs}, file)
         self.saved = time.monotonic()
 
@@ -144,8 +144,8 @@ class Learner:
         except Exception as error:  # a damaged file fails in many ways, all with one way out
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.path}: can't go on from it ({first}); remove it to train this fold anew") from None
-        self.pieces = max(self.pieces, self.settings.accumulate)
-        if not FIRST:
+        self.pieces = max(self.pieces, self.config.accumulate)
+        if not is_main_process():
             self.loss = 0.0  # it is a sum over the processes, and the first one carries it
         print(f"{self.path.parent}: going on at epoch {self.epoch + 1}, step {self.step + 1}")
 
@@ -184,13 +184,13 @@ class Learner:
             head = {id(value) for value in self.module.get_classifier().parameters()}
             for value in self.module.parameters():
                 value.grad = value.grad if id(value) in head else None  # without one the optimizer passes it over
-        if self.settings.clip_grad:
-            self.accelerator.clip_grad_norm_(self.weights, self.settings.clip_grad)
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.weights, self.config.clip_grad)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
             self.scheduler.step()
             self.steps += 1
-            if self.settings.average == "ema":
+            if self.config.average == "ema":
                 self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
         if self.mixup is None:  # a mixed photo has no right answer
@@ -206,7 +206,7 @@ class Learner:
     @property
     def frozen(self):
         """Does the classifier alone learn in this epoch?"""
-        return self.epoch < self.settings.freeze_epochs
+        return self.epoch < self.config.freeze_epochs
 
     def mix(self, inputs, targets):
         """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, in place, by timm.
@@ -235,14 +235,14 @@ class Learner:
         from foldface.data import loader
         from foldface.nn import batchnorm
 
-        if self.settings.average != "swa" or self.epoch < self.settings.swa_start:
+        if self.config.average != "swa" or self.epoch < self.config.swa_start:
             return
         self.average.update_parameters(self.module)
         if self.freeze_bn:
             return
         inputs = (loader.normalize(photos.to(self.device, non_blocking=True), *self.scale) for _, photos, _ in feed)
         with self.accelerator.autocast():
-            kept = batchnorm.lowest_layers(self.average.module, self.settings.freeze_layers)
+            kept = batchnorm.lowest_layers(self.average.module, self.config.freeze_layers)
             batchnorm.refresh_batch_norm(self.average.module, inputs, kept)
         for name, value in self.average.module.named_buffers():
             if name.endswith(("running_mean", "running_var")) and self.accelerator.num_processes > 1:
@@ -298,13 +298,13 @@ class Learner:
         if self.frozen:
             self.net.eval()
             self.module.get_classifier().train()
-        if self.settings.freeze_epochs and self.accelerator.num_processes == 1:  # DDP would miss the gradients
+        if self.config.freeze_epochs and self.accelerator.num_processes == 1:  # DDP would miss the gradients
             self.module.requires_grad_(not self.frozen)
             self.module.get_classifier().requires_grad_(True)
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
         with contextlib.ExitStack() as stack:
-            if not self.settings.compile:  # a compiler finds its own way
+            if not self.config.compile:  # a compiler finds its own way
                 stack.enter_context(batchnorm.frozen_folded(self.module))
                 if cpu_conv.helps(self.device, self.accelerator.mixed_precision):
                     stack.enter_context(cpu_conv.quick(self.module))
@@ -369,19 +369,19 @@ class Learner:
     @property
     def over(self):
         """Is there nothing left to train?"""
-        return self.budget.over if self.budget else self.epoch >= self.settings.epochs
+        return self.budget.over if self.budget else self.epoch >= self.config.epochs
 
     @property
     def ending(self):
         """Is the epoch whose steps are done the last one?"""
-        return self.budget.over if self.budget else self.epoch + 1 >= self.settings.epochs
+        return self.budget.over if self.budget else self.epoch + 1 >= self.config.epochs
 
     def plan(self, epoch_steps):
         """Plan the rest of a budget: the first process does, for all. The first plan is said."""
         from accelerate.utils import broadcast_object_list
 
         budget, first = self.budget, self.budget.left is None
-        plan = [budget.plan() if FIRST else None]
+        plan = [budget.plan() if is_main_process() else None]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(plan)
         budget.left = plan[0]

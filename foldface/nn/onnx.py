@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from foldface.files import replacing
+from foldface.files import atomic_write
 
 CALIBRATED = 128  # photos that the ranges of 8-bit activations are taken from; as many others compare
 STRIDE = 8  # of those, at a time
@@ -44,7 +44,7 @@ class OnnxNet(torch.nn.Module):
 def export(net, side, path):
     """Write a model in eval mode, batch norm folded or not, as an ONNX file for any number of photos of `side` pixels,
     atomically."""
-    with replacing(path) as partial, warnings.catch_warnings():
+    with atomic_write(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter without onnxscript is the old one, and says so
         torch.onnx.export(
             net.cpu().to(memory_format=torch.contiguous_format),
@@ -103,7 +103,7 @@ def quantize(path, inputs):
             return None if batch is None else {"photos": batch}
 
     quiet = contextlib.redirect_stdout(io.StringIO())  # it says how far it is in words of its own
-    with replacing(small) as partial, tempfile.TemporaryDirectory() as place, quiet:
+    with atomic_write(small) as partial, tempfile.TemporaryDirectory() as place, quiet:
         ready = f"{place}/ready.onnx"
         quant_pre_process(str(path), ready)
         quantize_static(

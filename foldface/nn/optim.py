@@ -8,7 +8,7 @@ import math
 import time
 
 
-def parameter_groups(net, settings):
+def parameter_groups(net, config):
     """The parameters that learn, in groups with their rates: [{"params", "weight_decay", "lr"}].
 
     As in timm's optimizer factory, biases, norm weights and what the model itself names (no_weight_decay) do not decay.
@@ -16,24 +16,24 @@ def parameter_groups(net, settings):
     """
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-    options = {"weight_decay": settings.weight_decay}
+    options = {"weight_decay": config.weight_decay}
     if hasattr(net, "no_weight_decay"):
         options["no_weight_decay_list"] = net.no_weight_decay()
-    if settings.layer_decay < 1:
-        found = param_groups_layer_decay(net, **options, layer_decay=settings.layer_decay)
+    if config.layer_decay < 1:
+        found = param_groups_layer_decay(net, **options, layer_decay=config.layer_decay)
     else:
         found = param_groups_weight_decay(net, **options)
-    head, backbone_lr = {id(value) for value in net.get_classifier().parameters()}, settings.backbone_lr or settings.lr
+    head, backbone_lr = {id(value) for value in net.get_classifier().parameters()}, config.backbone_lr or config.lr
     groups = []
     for group in found:
-        for lr, in_head in ((backbone_lr * group.get("lr_scale", 1.0), False), (settings.lr, True)):
+        for lr, in_head in ((backbone_lr * group.get("lr_scale", 1.0), False), (config.lr, True)):
             params = [value for value in group["params"] if (id(value) in head) == in_head]
             if params:
                 groups.append({"params": params, "weight_decay": group["weight_decay"], "lr": lr})
     return groups
 
 
-def make_optimizer(parameters, settings, fused=True):
+def make_optimizer(parameters, config, fused=True):
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with momentum.
 
     Adam's weight decay is L2, added to the gradient; AdamW's is taken off the weights.
@@ -44,15 +44,15 @@ def make_optimizer(parameters, settings, fused=True):
     """
     import torch
 
-    options = {"weight_decay": settings.weight_decay, "fused": fused}
-    if settings.optimizer == "sgd":
-        momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
-        return torch.optim.SGD(parameters, settings.lr, **momentum, **options)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, settings.lr, **options)
+    options = {"weight_decay": config.weight_decay, "fused": fused}
+    if config.optimizer == "sgd":
+        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
+        return torch.optim.SGD(parameters, config.lr, **momentum, **options)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, config.lr, **options)
 
 
-def make_scheduler(optimizer, settings, steps):
+def make_scheduler(optimizer, config, steps):
     """The learning rates' course, moved on once a step; `steps` make an epoch.
 
     A rise comes before it (warmup_epochs; onecycle's own rise takes that long instead), and, once weights are averaged,
@@ -60,23 +60,23 @@ def make_scheduler(optimizer, settings, steps):
     """
     from torch.optim import lr_scheduler
 
-    warm, total = settings.warmup_epochs * steps, settings.epochs * steps
-    end = min(settings.swa_start * steps, total) if settings.average == "swa" else total
+    warm, total = config.warmup_epochs * steps, config.epochs * steps
+    end = min(config.swa_start * steps, total) if config.average == "swa" else total
     rates = [group["lr"] for group in optimizer.param_groups]
     parts = []  # (its first step, scheduler)
     if end < total:  # made first: OneCycleLR overwrites the rates that a LambdaLR made after it would multiply
-        swa = lr_scheduler.LambdaLR(optimizer, [lambda _, rate=rate: settings.swa_lr / rate for rate in rates])
-    if warm and settings.scheduler != "onecycle":
+        swa = lr_scheduler.LambdaLR(optimizer, [lambda _, rate=rate: config.swa_lr / rate for rate in rates])
+    if warm and config.scheduler != "onecycle":
         parts.append((0, lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm)))
-    if settings.scheduler == "onecycle" and end:  # Smith & Topin 2018
+    if config.scheduler == "onecycle" and end:  # Smith & Topin 2018
         rise = (warm + 1) / end if warm else 0.3
         parts.append((0, lr_scheduler.OneCycleLR(optimizer, rates, total_steps=end, pct_start=rise)))
-    elif settings.scheduler == "cosine" and end:
+    elif config.scheduler == "cosine" and end:
         parts.append((warm, lr_scheduler.CosineAnnealingLR(optimizer, end - warm)))
-    elif settings.scheduler == "step" and end:
-        parts.append((warm, lr_scheduler.StepLR(optimizer, settings.step_epochs * steps, settings.gamma)))
+    elif config.scheduler == "step" and end:
+        parts.append((warm, lr_scheduler.StepLR(optimizer, config.step_epochs * steps, config.gamma)))
     elif end:
-        gamma = settings.gamma if settings.scheduler == "exponential" else 1.0
+        gamma = config.gamma if config.scheduler == "exponential" else 1.0
         parts.append((warm, lr_scheduler.LambdaLR(optimizer, lambda step: gamma ** (step // steps))))
     if end < total:
         parts.append((end, swa))
@@ -95,11 +95,11 @@ class Budget:
     POINTS, RECENT, EVERY = 1000, 50, 10
     KEPT = ("progress", "spent", "look", "left")
 
-    def __init__(self, optimizer, settings, seconds, epoch_steps, look):
+    def __init__(self, optimizer, config, seconds, epoch_steps, look):
         """seconds: for all that is still to come; epoch_steps: after so many, and at the end, comes a look at the
         validation photos; look: about how many steps one costs."""
         self.optimizer, self.seconds, self.epoch_steps = optimizer, seconds, epoch_steps
-        self.curves = curves_of(optimizer, settings, self.POINTS)
+        self.curves = curves_of(optimizer, config, self.POINTS)
         self.progress, self.spent, self.left, self.look, self.share = 0.0, 0.0, None, None, look
         self.took, self.done, self.asked = collections.deque(maxlen=self.RECENT), 0, None
         self.began = time.perf_counter()
@@ -156,15 +156,15 @@ class Budget:
         return max(0 if self.left else 1, math.floor((self.remaining - look) / (each + look / self.epoch_steps)))
 
 
-def curves_of(optimizer, settings, points):
+def curves_of(optimizer, config, points):
     """What a schedule sets over its course: for each group of parameters {"lr": [points + 1 values], ...}."""
     import dataclasses
 
     import torch
 
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": group["lr"]} for group in optimizer.param_groups]
-    dummy = make_optimizer(groups, settings)
-    scheduler = make_scheduler(dummy, dataclasses.replace(settings, epochs=1), points + 1)
+    dummy = make_optimizer(groups, config)
+    scheduler = make_scheduler(dummy, dataclasses.replace(config, epochs=1), points + 1)
     names = [name for name in ("lr", "betas", "momentum") if name in dummy.param_groups[0]]
     found = [{name: [group[name]] for name in names} for group in dummy.param_groups]
     for _ in range(points):
@@ -176,14 +176,14 @@ def curves_of(optimizer, settings, points):
     return found
 
 
-def make_average(net, settings):
+def make_average(net, config):
     """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average."""
-    if settings.average == "swa":
+    if config.average == "swa":
         from torch.optim.swa_utils import AveragedModel
 
         return AveragedModel(net)
-    if settings.average == "ema":
+    if config.average == "ema":
         from timm.utils import ModelEmaV3
 
-        return ModelEmaV3(net, settings.ema_decay, use_warmup=True)
+        return ModelEmaV3(net, config.ema_decay, use_warmup=True)
     return None

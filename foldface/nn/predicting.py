@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foldface.files import InputError, read_json, replacing
+from foldface.files import InputError, atomic_write, read_json
 from foldface.nn import devices, resume
 
 
@@ -71,40 +71,40 @@ class Progress:
         if self.path is None or (not now and time.monotonic() - self.saved < self.seconds):
             return
         parts = {f"fold{fold}": found[: self.done] for fold, found in self.found.items()}
-        with replacing(self.path) as partial, open(partial, "wb") as file:
+        with atomic_write(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, key=self.key, done=self.done, reasons=self.reasons[: self.done].astype(str), **parts)
         self.saved = time.monotonic()
 
 
-def key_of(paths, files, settings, boxes=()):
+def key_of(paths, files, config, boxes=()):
     """What predictions hang on, as one string: the weights' bytes, the photos' names, sizes, times and boxes, the
     settings."""
     stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
     said = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
     said += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
-    said += [settings.inference, settings.train.amp, settings.device, *files, *boxes]
+    said += [config.inference, config.train.amp, config.device, *files, *boxes]
     return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
 
 
-def autocast(about, device, settings):
+def autocast(about, device, config):
     """A context in which a network answers in the precision that it was trained in, as its file says."""
-    return devices.autocast(device, devices.answering_precision(device, settings.train.amp, about.get("precision")))
+    return devices.autocast(device, devices.answering_precision(device, config.train.amp, about.get("precision")))
 
 
-def views_of(inputs, settings):
+def views_of(inputs, config):
     """The views of photos (n, 3, h, w) that answers are averaged over: themselves, four enlarged corners, mirrored."""
     from torch.nn.functional import interpolate
 
     views, size = [inputs], inputs.shape[-1]
-    if settings.crops:
+    if config.crops:
         part = round(size * 7 / 8)
         corners = [(y, x) for y in (0, size - part) for x in (0, size - part)]
         cut = [inputs[:, :, y : y + part, x : x + part] for y, x in corners]
         views += [interpolate(view, (size, size), mode="bilinear", antialias=True) for view in cut]
-    return views + [view.flip(3) for view in views] if settings.flip else views
+    return views + [view.flip(3) for view in views] if config.flip else views
 
 
-def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
+def predict(nets, abouts, heads, rows, config, kept=None, key=""):
     """Answers of all folds for all photos, each photo decoded once. Batch norm is folded in `nets`, in place.
 
     rows: DataFrame of file ("" where there is nothing to read) and, of boxes, x1..y2. kept: a file to keep progress
@@ -118,15 +118,15 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     from foldface.nn import batchnorm
     from foldface.nn.resume import stopping_between_steps
 
-    about, device = next(iter(abouts.values())), devices.choose(settings)
+    about, device = next(iter(abouts.values())), devices.choose(config)
     for net in nets.values():
         batchnorm.fold_batch_norm(net.to(device))
-    photos = loader.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
-    batches = loader.Batches(len(rows), settings.inference.batch_size)
-    progress = Progress(kept, key, nets, len(rows), heads.width, settings.save_minutes)
+    photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+    batches = loader.SeededBatchSampler(len(rows), config.inference.batch_size)
+    progress = Progress(kept, key, nets, len(rows), heads.width, config.save_minutes)
     found, reasons = progress.found, progress.reasons
-    batches.start = math.ceil(progress.done / settings.inference.batch_size)
-    feed = loader.loader(photos, batches, settings.data.workers)
+    batches.start = math.ceil(progress.done / config.inference.batch_size)
+    feed = loader.make(photos, batches, config.data.workers)
     with (
         torch.inference_mode(),
         stopping_between_steps() as stop,
@@ -135,9 +135,9 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
         try:
             for indices, batch, errors in feed:
                 inputs = loader.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
-                views = views_of(inputs, settings.inference)
+                views = views_of(inputs, config.inference)
                 for fold, net in nets.items():
-                    with autocast(abouts[fold], device, settings):
+                    with autocast(abouts[fold], device, config):
                         outputs = [net(view) for view in views]
                     mean = (sum(heads.answers(output) for output in outputs) / len(views)).cpu().numpy()
                     refuse_no_numbers(mean, heads, f"fold {fold}")
@@ -158,10 +158,10 @@ def predict(nets, abouts, heads, rows, settings, kept=None, key=""):
     return found, reasons
 
 
-def refuse_unreadable(settings, rows, reason):
+def refuse_unreadable(config, rows, reason):
     """Raise InputError: there is no photo to answer for."""
     raise InputError(
-        f"{settings.data.eval}: none of the {len(rows)} photos to answer for can be read, such as "
+        f"{config.data.eval}: none of the {len(rows)} photos to answer for can be read, such as "
         f"{rows['photo'].iloc[0]} ({reason}): nothing is answered"
     )
 
@@ -183,7 +183,7 @@ def some_inputs(rows, about, count):
 
     from foldface.data import loader
 
-    photos = loader.Photos(rows, about["augment"], about["image_size"], False, fit=about["fit"])
+    photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
     found = [photos[k, 0] for k in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     readable = [image for _, image, error in found if not error]
     if len(readable) < count // 2:
@@ -195,13 +195,13 @@ def some_inputs(rows, about, count):
     return inputs.contiguous().numpy()
 
 
-def answer_photos(nets, abouts, heads, photos, settings, batch=64):
+def answer_photos(nets, abouts, heads, photos, config, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
     import torch
 
     from foldface.data import augment, loader
 
-    about, device = next(iter(abouts.values())), devices.choose(settings)
+    about, device = next(iter(abouts.values())), devices.choose(config)
     shape = augment.shape(about["augment"], about["image_size"], about["fit"])
     found = []
     with torch.inference_mode():
@@ -210,7 +210,7 @@ def answer_photos(nets, abouts, heads, photos, settings, batch=64):
             inputs = loader.normalize(torch.from_numpy(seen).to(device), about["mean"], about["std"])
             each = []
             for fold, net in nets.items():
-                with autocast(abouts[fold], device, settings):
+                with autocast(abouts[fold], device, config):
                     outputs = net.to(device)(inputs)
                 each.append(heads.answers(outputs).cpu().numpy())
             found.append(np.mean(each, 0))

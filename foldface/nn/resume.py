@@ -35,7 +35,7 @@ def refuse_compressed(path):
             raise ValueError(f"{packed[0]} is compressed")
 
 
-def belongs(settings, fold, rows):
+def belongs(config, fold, rows):
     """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
     that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
     files lie is not part of it."""
@@ -45,7 +45,7 @@ def belongs(settings, fold, rows):
     words = frame.select_dtypes(exclude=["number", "bool"]).columns
     frame = frame.astype(dict.fromkeys(words, str))
     digest = hashlib.sha1(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
-    said = flatten(as_dict(settings))
+    said = flatten(as_dict(config))
     said = {key: repr(value) for key, value in said.items() if not key.startswith((*cli.FREE, *runs.DATA_PATHS))}
     return {"fold": fold, "rows": digest, "settings": said}
 

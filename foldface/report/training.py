@@ -14,7 +14,7 @@ import pandas as pd
 
 from foldface import predictions
 from foldface.faces import manifest
-from foldface.files import InputError, read_json, replacing
+from foldface.files import InputError, atomic_write, read_json
 from foldface.report import html
 
 MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
@@ -292,10 +292,10 @@ def pictures(task, oof, rows, crops):
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def write(settings, rows, output=None):
+def write(config, rows, output=None):
     """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained
     on, as dataset.training_rows gives them."""
-    run, task = Path(settings.run), settings.predicted
+    run, task = Path(config.run), config.predicted
     metrics = read_json(run / "metrics.json", "train first")
     oof = predictions.read_oof(task, run / "oof.csv")
     rows = rows[rows["source"] == "train"]
@@ -306,11 +306,11 @@ def write(settings, rows, output=None):
         ("How sure it is", calibration(task, oof)),
         (f"Errors by {task.number.name}" if task.number else "", by_number(task, oof, rows)),
         ("The most confident mistakes" if not task.numeric else "The worst mistakes",
-         mistakes(task, oof, rows, settings.data.crops)),
+         mistakes(task, oof, rows, config.data.crops)),
     ]  # fmt: skip
     intro = (
         f"{len(oof)} photos of {oof['id'].nunique()} people or groups, each answered by the model that was not trained "
-        f"on it; folds {', '.join(map(str, metrics['folds']))}; {settings.model.backbone}, {settings.data.image_size} "
+        f"on it; folds {', '.join(map(str, metrics['folds']))}; {config.model.backbone}, {config.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )
     html.write(Path(output or run) / "report.html", str(run), intro, sections)
@@ -351,6 +351,6 @@ def draw_history(run, task):
         ax.grid(color="0.93")
     axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
     figure.tight_layout()
-    with replacing(Path(run) / "history.png") as partial:
+    with atomic_write(Path(run) / "history.png") as partial:
         figure.savefig(partial, format="png", dpi=100)
     pyplot.close(figure)

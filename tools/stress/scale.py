@@ -21,7 +21,7 @@ from conftest import ROOT, write_photo
 
 import dataset
 from foldface import files, predictions
-from foldface.settings import Settings, as_dict
+from foldface.settings import Config, as_dict
 
 
 def guessed(task, target, rng):
@@ -54,10 +54,10 @@ def make_competition(home, rows):
 def make_run(home, name, photos, seed):
     """A run with oof.csv, metrics.json and fold0.csv, as if it had been trained."""
     rng, run = np.random.default_rng(seed), home / name
-    settings = Settings(run=str(run))
-    settings.data.train, settings.data.eval, settings.data.crops = str(home / "train"), str(home / "eval"), ""
-    files.write_json(run / "args.json", as_dict(settings))
-    task, target = settings.predicted, photos["target"].to_numpy(int)
+    config = Config(run=str(run))
+    config.data.train, config.data.eval, config.data.crops = str(home / "train"), str(home / "eval"), ""
+    files.write_json(run / "args.json", as_dict(config))
+    task, target = config.predicted, photos["target"].to_numpy(int)
     known = photos[["ImageID", "id"]].assign(fold=0, target=target)
     for table in ("oof.csv", "oof_last.csv"):
         files.write_csv(run / "fold0" / table, predictions.with_answers(task, known, guessed(task, target, rng)))
@@ -91,9 +91,9 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         make_competition(home, told.rows)
-        settings = Settings()
-        settings.data.train = str(home / "train")
-        photos, _ = dataset.training_rows(settings)
+        config = Config()
+        config.data.train = str(home / "train")
+        photos, _ = dataset.training_rows(config)
         runs = [make_run(home, f"run{k}", photos, k) for k in range(told.runs)]
         votes, title = ["--soft", "--submission", str(home / "submission.csv")], f"of {told.rows:,} rows"
         timed(f"ensemble.py, {told.runs} runs {title}", "ensemble.py", *votes, "--runs", *runs)
