@@ -1,11 +1,10 @@
-"""Every setting, declared once: its name, type, default and meaning.
+"""The settings of a command: args.json < the files of --config, in order < the command line.
 
-    python train.py --help                                        every setting explained
-    python train.py --config recipes/people_small.json            a file of settings over the defaults below
-    python train.py --config args.json --config mine.json --train.epochs 3 --run runs/try
+    python train.py --help                                        the settings, explained
+    python train.py --config recipes/people_small.json            a recipe, laid over args.json
+    python train.py --config recipes/sgd.json --config mine.json --train.epochs 3 --run runs/try
 
-A later file wins over an earlier one, and a setting on the command line over all files. args.json spells out the
-defaults; a recipe holds what differs from them.
+args.json is what all scripts share: the one in the folder that the command is started in.
 """
 
 import dataclasses
@@ -66,7 +65,7 @@ def make_parser(doc, flags):
     parser.add_argument(
         "--config",
         action="config",
-        help=f"JSON file of settings (default: {DEFAULT_CONFIG}); may be given several times",
+        help=f"JSON file of settings, laid over {DEFAULT_CONFIG}; may be given several times",
     )
     for flag, keywords in flags.items():
         parser.add_argument(flag, **keywords)
@@ -75,27 +74,29 @@ def make_parser(doc, flags):
 
 
 def read(doc, flags=None, argv=None):
-    """The settings of this start: defaults < files named by --config < command line.
+    """The settings of this start: defaults < args.json < files named by --config, in order < command line.
 
     doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
-    Returns a Config, with the values of `flags` as attributes of the same names. Raises InputError in one line that
-    names the key and, for a near miss, the key that was meant.
+    Returns a Config, with the values of `flags` as attributes of the same names, and two sets of dotted names beside
+    them: `typed`, the settings on the command line, and `given`, those in the --config files too. Raises InputError in
+    one line that names the key and, for a near miss, the key that was meant.
     """
     parser = make_parser(doc, flags or {})
     argv = sys.argv[1:] if argv is None else list(argv)
     configs, rest = split_configs(with_true(argv))
     known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
-    check_names([a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")], known, "--")
-    for path in configs:
-        content = read_json(path, "give the name of a settings file to --config")
-        if not isinstance(content, dict):
-            raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
-        check_names(list(flatten(content)), known, f"{path}: ")
-        refuse_hosts(path, content)
-        for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
-            raise InputError(f"{path}: {key}: should be an object of settings")
+    typed = {word[2:].split("=")[0].removesuffix("+"): None for word in rest if word.startswith("--")}
+    check_names(typed, known, "--")
+    for group in typed:
+        if group in GROUPS:
+            raise InputError(f"--{group} is a group of settings: name one, --{group}.NAME VALUE; --help lists them")
+    given, shared = set(typed), [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()
+    for number, path in enumerate(shared + configs):
+        content = read_settings(path, known)
+        if number >= len(shared):  # what stands in args.json is a default of this folder's, not given
+            given |= set(flatten(content))
     try:
-        parsed = parser.parse_args([word for path in configs for word in ("--config", path)] + rest)
+        parsed = parser.parse_args([word for path in shared + configs for word in ("--config", path)] + rest)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         line = tidy(str(error))
@@ -107,7 +108,7 @@ def read(doc, flags=None, argv=None):
     for flag in flags or {}:
         name = flag.lstrip("-").replace("-", "_")
         setattr(config, name, at_home(getattr(values, name)))
-    config.given = {a[2:].split("=")[0].removesuffix("+") for a in rest if a.startswith("--")}
+    config.typed, config.given = set(typed), given
     for key, value in flatten(as_dict(config)).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if re.search("\0|\\\\u0000|[\ud800-\udfff]", text):
@@ -115,6 +116,18 @@ def read(doc, flags=None, argv=None):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             put(config, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
     return check(config)
+
+
+def read_settings(path, known):
+    """The content of a JSON file of settings. Raises InputError for a name that is not `known`, or not for a file."""
+    content = read_json(path, "give the name of a settings file to --config")
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
+    check_names(list(flatten(content)), known, f"{path}: ")
+    refuse_hosts(path, content)
+    for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
+        raise InputError(f"{path}: {key}: should be an object of settings")
+    return content
 
 
 ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may open a port to the network
@@ -143,7 +156,7 @@ class HelpFormatter(ArgumentParser().formatter_class):
 
 
 def split_configs(argv):
-    """The files of all --config, and the other words; without any, args.json if there is one."""
+    """The files of all --config, and the other words."""
     files, rest, words = [], [], iter(argv)
     for word in words:
         if word == "--config":
@@ -152,7 +165,7 @@ def split_configs(argv):
             files.append(at_home(word.removeprefix("--config=")))
         else:
             rest.append(word)
-    return (files or [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()), rest
+    return files, rest
 
 
 def with_true(argv):

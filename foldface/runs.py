@@ -1,6 +1,7 @@
 """What a run says of itself, and what is taken from it: its args.json, whether it has begun, where answers go."""
 
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from jsonargparse import ArgumentError
 from foldface.cli import FREE, make_parser, of_earlier, read, tidy
 from foldface.files import InputError, read_json, refuse_unwritable, write_json
 from foldface.rules import check
-from foldface.settings import Config, as_dict, flatten, put
+from foldface.settings import Config, HeadConfig, as_dict, flatten, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -132,12 +133,12 @@ MISSED = ("data.corrections", "data.roots")  # said when not taken: without them
 
 
 def read_for_run(doc, flags=None, argv=None):
-    """read(), for what comes after training: of what decides answers (OF_A_RUN), what is not given now is as it was
-    when the run was trained.
+    """read(), for what comes after training: args.json < what the run says of its answers (OF_A_RUN) < --config files <
+    command line.
 
     So `inference.py --run runs/x` answers for the photos that runs/x was started with, though its command named
-    them and this one doesn't. A setting counts as given when it is on the command line or differs from its default.
-    Raises InputError where the run's args.json holds values that can't be.
+    them and this one doesn't. Each value that is given now and is not the run's is said in one line. Raises InputError
+    where the run's args.json holds values that can't be.
     """
     config = read(doc, flags, argv)
     first = (getattr(config, "runs", None) or [config.run])[0]  # ensemble.py names several
@@ -149,17 +150,18 @@ def read_for_run(doc, flags=None, argv=None):
     content = read_json(path, "train again")
     if not isinstance(content, dict):
         raise InputError(f"{path}: should be a JSON object of settings: train again")
-    then, now, default = of_earlier(content), flatten(as_dict(config)), flatten(as_dict(Config()))
+    then, now = of_earlier(content), flatten(as_dict(config))
     taken, missed = {}, []
-    for key in now:
-        if key not in then:
-            continue
-        given = key in config.given or now[key] != default[key]
-        if key == "task.answer_as" and key in config.given:  # how an answer is written is free
-            continue
-        if key.startswith("task.") and key in OF_A_RUN:  # the run's models answer no other
+    for key in (key for key in now if key in then):
+        given, differs = key in config.given, then[key] != now[key]
+        if key.startswith("task.") and not (key == "task.answer_as" and given):  # the run's models answer no other task
             taken[key] = then[key]
-        elif key in OF_A_RUN and not given and then[key] != now[key]:
+            if given and not same_setting(key, now[key], then[key]):
+                print(f"warning: {key} {json.dumps(now[key])}: is not taken, the models of {first} answer "
+                      f"{json.dumps(then[key])}", file=sys.stderr)  # fmt: skip
+        elif key in OF_A_RUN and given and differs:
+            print(f"{key}: {json.dumps(now[key])} (given now; {path} has {json.dumps(then[key])})")
+        elif key in OF_A_RUN and differs:
             taken[key] = then[key]
             if key in PATHS and then[key] and not isinstance(then[key], bool):
                 print(f"{key}: {then[key]} (from {path})")
@@ -178,6 +180,18 @@ def read_for_run(doc, flags=None, argv=None):
     for key, value in taken.items():
         put(config, key, value)
     return check(config)
+
+
+def same_setting(key, now, then):
+    """Do two values of a setting of the task say the same? A head that names no classes takes those of the data."""
+    if key != "task.heads" or not isinstance(then, list) or len(now) != len(then):
+        return now == then
+    empty = dataclasses.asdict(HeadConfig(""))
+    return all(
+        {**empty, **other, **({} if one["classes"] else {"classes": []})} == one
+        for one, other in zip(now, then, strict=True)
+        if isinstance(other, dict)
+    )
 
 
 def begun(run):

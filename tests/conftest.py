@@ -18,6 +18,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as cli.run_main does for the scripts
 
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of processes
+
 MASK = task.Task(**task.MASK_TASK)
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
@@ -27,6 +29,12 @@ def write_photo(path, seed, size=(40, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     cv2.imencode(path.suffix, image)[1].tofile(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_args_json(tmp_path_factory):
+    """All tests run in a folder that has no args.json, as do the processes that they start: its user may edit ours."""
+    os.chdir(tmp_path_factory.mktemp("no_args_json"))
 
 
 class Competition:

@@ -29,10 +29,6 @@ def complaint(*words):
     return str(caught.value)
 
 
-def test_args_json_spells_out_every_default():
-    assert json.loads((ROOT / "args.json").read_text()) == as_dict(Config())
-
-
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.json")), ids=lambda path: path.name)
 def test_every_recipe_can_be_read(recipe):
     assert cli.read("", argv=["--config", str(recipe)]).run.startswith("runs/")
@@ -43,12 +39,58 @@ def test_a_setting_is_overridden_by_its_dotted_name():
     assert (config.train.lr, config.train.only_folds, config.model.pretrained) == (1e-4, [0, 1], True)
 
 
-def test_a_later_file_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path):
-    first, second = tmp_path / "a.json", tmp_path / "b.json"
-    first.write_text('{"seed": 1, "train": {"epochs": 3, "lr": 0.5}}')
-    second.write_text('{"train": {"epochs": 4}}')
-    config = cli.read("", argv=["--seed", "9", "--config", str(first), "--config", str(second)])
-    assert (config.seed, config.train.epochs, config.train.lr) == (9, 4, 0.5)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A function that writes settings into a file of the folder that commands are started in; returns its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, **content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_a_later_file_wins_over_an_earlier_one_all_over_args_json_and_the_command_line_over_all(folder):
+    folder("args.json", seed=5, device="cpu", train={"epochs": 2, "lr": 0.25, "folds": 3})
+    first, second = folder("a.json", seed=1, train={"epochs": 3, "lr": 0.5}), folder("b.json", train={"epochs": 5})
+    config = cli.read("", argv=["--seed", "9", "--config", first, "--config", second])
+    assert (config.seed, config.train.lr, config.train.folds, config.device) == (9, 0.5, 3, "cpu")
+    assert config.train.epochs == 5  # as the later file has it, though that is the default
+    assert cli.read("", argv=[]).train.lr == cli.read("", argv=["--config", "args.json"]).train.lr == 0.25
+
+
+def test_what_follows_a_run_takes_args_json_then_the_run_then_files_and_the_command_line(folder, capsys):
+    folder("args.json", data={"image_size": 96, "eval": "mine"}, loss={"gamma": 3.5}, inference={"batch_size": 7})
+    run = str(
+        Path(folder("runs/a/args.json", data={"image_size": 128, "eval": "theirs"}, pseudo={"threshold": 0.7})).parent
+    )
+    found = runs.read_for_run("", argv=["--run", run])
+    assert (found.data.image_size, found.data.eval, found.pseudo.threshold) == (128, "theirs", 0.7)  # the run's
+    assert (found.loss.gamma, found.inference.batch_size) == (3.5, 7)  # args.json's: the run does not say
+    assert "data.eval: theirs (from " in capsys.readouterr().out
+    recipe = folder("recipe.json", data={"image_size": 64}, pseudo={"threshold": 0.8}, loss={"gamma": 2.5})
+    found = runs.read_for_run("", argv=["--run", run, "--config", recipe, "--pseudo.threshold", "0.9"])
+    assert (found.data.image_size, found.pseudo.threshold, found.loss.gamma) == (64, 0.9, 2.5)  # 64, 0.9: the defaults
+    said = [line for line in capsys.readouterr().out.splitlines() if "given now" in line]
+    assert said == [
+        f"data.image_size: 64 (given now; {run}/args.json has 128)",
+        f"pseudo.threshold: 0.9 (given now; {run}/args.json has 0.7)",
+    ]
+
+
+def test_a_task_that_is_not_the_runs_is_said_and_not_taken(folder, capsys):
+    heads = [{"name": "kind", "classes": ["a", "b"]}]
+    run = str(Path(folder("run/args.json", task={"heads": heads, "score": "accuracy"})).parent)
+    recipe = folder("recipe.json", task={"heads": [{"name": "kind"}], "score": "accuracy", "answer_as": "name"})
+    found = runs.read_for_run("", argv=["--run", run, "--config", recipe])  # the recipe that it was trained with
+    assert found.predicted.classes == ("a", "b") and found.task.answer_as == "name"
+    assert capsys.readouterr().err == ""
+    found = runs.read_for_run("", argv=["--run", run, "--task.score", "f1"])
+    assert found.task.score == "accuracy"
+    assert 'warning: task.score "f1": is not taken' in capsys.readouterr().err
 
 
 # settings of text that are no paths; a new one is to be put here or into args.FILES
@@ -107,6 +149,7 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--crop.detectors", "[]"], "crop.detectors is []: name at least one"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
         (["stray"], "stray"),
+        (["--train", '{"epochs": 3}'], "--train is a group of settings: name one"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_that_names_the_key(words, expected):
@@ -132,9 +175,7 @@ def test_a_bad_settings_file_is_named(tmp_path, content, expected):
 
 
 def test_every_setting_has_its_docstring_in_the_help():
-    text = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, cwd=ROOT
-    ).stdout
+    text = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True).stdout
     flat = " ".join(text.split())
     for group in [Config, *GROUPS.values()]:
         source = Path(settings_module.__file__).read_text().split(f"class {group.__name__}:")[1]
@@ -149,13 +190,13 @@ def test_every_setting_has_its_docstring_in_the_help():
 def test_help_answers_at_once_and_without_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
-        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        f"try: runpy.run_path('{ROOT / script}', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'torch', 'timm', 'albumentations', 'sklearn', 'cv2', 'onnxruntime'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert "--train.epochs" in done.stdout
@@ -303,9 +344,7 @@ def test_no_file_opens_a_port(tmp_path, key):
 
 
 def test_a_script_ends_with_one_line_and_exit_2():
-    done = subprocess.run(
-        [sys.executable, "ensemble.py", "--run", "runs/none"], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, ROOT / "ensemble.py", "--run", "runs/none"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: runs/none: has no fold0.csv")
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK, ROOT
+from conftest import MASK
 from test_blend import guesses, people
 
 from foldface import predictions, task
@@ -144,7 +144,7 @@ def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refus
     command += ["--data.crops", "", "--model.backbone", "test_resnet", "--model.pretrained", "false", "--device", "cpu"]
     command += ["--data.image_size", "32", "--train.epochs", "1", "--train.folds", "2", "--data.workers", "0"]
     command += ["--folds", "0", "--seeds", "3"]
-    first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    first, again = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
     assert first.returncode == again.returncode == 2, first.stderr
     assert "train.freeze_layers 99" in first.stderr and "error: wrong-seed3 is not in the comparison" in first.stderr
     assert "| second | " in first.stdout and "fold 0 is finished" in again.stdout and "| second | " in again.stdout

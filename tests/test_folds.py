@@ -109,7 +109,7 @@ def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_pa
             "[]",
         ]
         words += ["--data.crops", "", "--train.folds", 2, "--data.splitter", splitter]
-        subprocess.run([sys.executable, "train_kfold.py", *map(str, words)], check=True, capture_output=True, cwd=ROOT,
+        subprocess.run([sys.executable, ROOT / "train_kfold.py", *map(str, words)], check=True, capture_output=True,
                        env=os.environ | {"PYTHONHASHSEED": str(hashseed)})  # fmt: skip
         return (tmp_path / name / "folds.csv").read_bytes()
 
@@ -124,7 +124,7 @@ def test_the_folds_and_their_command_never_import_torch(competition):
         f"'{competition.train}', '--run', '{competition.root / 'run'}', '--train.folds', '2']\n"
         "import train_kfold; train_kfold.main(); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_doubled_id_and_people_with_an_identical_photo_stay_together(competition):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of P
 def python(code, *words, **keywords):
     """Start Python on some code that sees the scripts; its output is kept."""
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
 
 
 def ended(process, timeout=60):

@@ -627,7 +627,7 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
     run, where = ["--run", str(tmp_path / "run")], ["--submission", str(tmp_path / "submission.csv")]
     scripts = [["train_kfold.py", "--config", str(tmp_path / "mine.json")], ["inference.py", *run]]
     for script in [*scripts, ["ensemble.py", "--soft", *run, *where, "--decide", "boundary", "bias"]]:
-        done = subprocess.run([sys.executable, *script], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, ROOT / script[0], *script[1:]], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     answer = pd.read_csv(tmp_path / "submission.csv")["ans"]
     assert set(answer) <= {f"{a} {w}" for a in ("cow", "hen") for w in ("<10", "10-299", ">=300")} and len(answer) == 36

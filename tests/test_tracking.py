@@ -123,7 +123,7 @@ def test_each_fold_is_a_tensorboard_run_with_all_its_epochs_settings_and_score(c
 def test_a_fold_stopped_by_ctrl_c_goes_on_in_its_own_run(competition, log):
     pytest.importorskip(log)
     run = competition.root / "run"
-    words = ["--config", ROOT / "args.json", "--data.train", competition.train, "--data.crops", "", "--run", run]
+    words = ["--data.train", competition.train, "--data.crops", "", "--run", run]
     words += ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--data.image_size", 32, "--log", log]
     command = [sys.executable, ROOT / "train.py", *map(str, words), "--train.epochs", "9", "--data.workers", "0"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -187,7 +187,7 @@ def test_what_wandb_refuses_is_one_line(competition, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(competition.root))  # no login is remembered there
     words = ["--data.train", competition.train, "--data.crops", "", "--run", competition.root / "run", "--log", "wandb"]
-    command = [sys.executable, ROOT / "train.py", "--config", ROOT / "args.json", *words]
+    command = [sys.executable, ROOT / "train.py", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]

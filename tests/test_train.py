@@ -484,7 +484,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
         "train.run_main(train.main)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, "--config", config], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error")]
@@ -503,7 +503,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     config.write_text(json.dumps(train.args.as_dict(config)))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     ended = subprocess.run(
-        [*launch, ROOT / "train_kfold.py", "--config", config], cwd=ROOT, capture_output=True, text=True, timeout=180
+        [*launch, ROOT / "train_kfold.py", "--config", config], capture_output=True, text=True, timeout=180
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("fold 1 epoch 2/2") == 1  # one speaks

@@ -346,13 +346,13 @@ def main():
     config = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
     if not recipes:
         raise InputError("name the recipes to compare: python -m tools.compare recipes/a.json recipes/b.json")
-    if config.seeds and "seed" in config.given:
+    if config.seeds and "seed" in config.typed:
         raise InputError("--seed and --seeds: give one of the two")
     words, seeds = without(words, FLAGS), list(dict.fromkeys(config.seeds)) or [None]
     if config.folds:
         words += ["--train.only_folds", json.dumps(config.folds)]
         cli.read(__doc__, argv=words)
-    home = Path(config.run if "run" in config.given else "runs/compare")
+    home = Path(config.run if "run" in config.typed else "runs/compare")
     refuse_unwritable(home, "name another --run")
     lost = train(recipes, seeds, home, words)
     found = gather(recipes, seeds, home, lost)
