@@ -396,6 +396,11 @@ def agreement(task, found):
 
 def show(task, run, output, found, lines, spread):
     """Put the ensemble into the report of a run, if it has one; the page is written into the folder `output`."""
+    report = Path(run) / "report.html"
+    if not report.with_suffix(".json").is_file():
+        if report.is_file():
+            print(f"{report}: is of an earlier version and gets no section on the ensemble (python -m tools.report)")
+        return
     alike = (
         "How far two members are apart on average:"
         if task.numeric
@@ -407,7 +412,7 @@ def show(task, run, output, found, lines, spread):
         html.table(*agreement(task, found)),
         f"<pre>{escape(spread)}</pre>",
     ]
-    html.add(Path(run) / "report.html", "Ensemble", pieces, Path(output) / "report.html")
+    html.add_section(report, "Ensemble", pieces, Path(output) / "report.html")
 
 
 def log_known_answers(task, rows, answer, group):

@@ -23,7 +23,8 @@ from foldface.data import layouts
 from foldface.faces import manifest
 from foldface.files import atomic_write, folder_lock, warn_once, write_csv
 
-CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html")  # of a run, beside answers
+# files of a run that other scripts read beside its predictions
+CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html", "report.json")
 
 
 def carry(run, output):
@@ -36,7 +37,7 @@ def carry(run, output):
 
 def main():
     config = runs.read_for_run(__doc__)
-    from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable, some_inputs
+    from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
     from model import checkpoints, load_folds
 
     paths, output = checkpoints(config.run), runs.output_folder(config)
@@ -44,12 +45,10 @@ def main():
     nets, abouts, heads = load_folds(paths)
     refuse_other_crops(next(iter(abouts.values()))["crops"], config.data.crops)
     rows = manifest.with_files(rows, config.data.crops)
-    if config.inference.backend != "torch":
+    if config.inference.backend == "onnx":
         from foldface.nn import onnx
 
-        nets = onnx.exported(nets, abouts, paths, output)
-        if config.inference.backend == "int8":
-            nets = onnx.quantized(nets, some_inputs(rows, next(iter(abouts.values())), 2 * onnx.CALIBRATED), heads)
+        nets = onnx.export_folds(nets, abouts, paths, output)
     files, kept = rows["file"].to_numpy(str), output / "inference.npz"
     if not any(map(os.path.isfile, files)):  # before minutes are spent
         refuse_unreadable(config, rows, "there is no such file")

@@ -298,7 +298,8 @@ def answer_test(config, rows):
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
-WRITTEN += ["data.json", "report.html", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
+WRITTEN += ["report.html", "report.json"]
+WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from foldface import runs
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable, write_csv
 from foldface.nn import devices
-from foldface.report import html
+from foldface.report import charts
 from foldface.runtime import PROCESS_START
 from foldface.settings import GanConfig
 
@@ -269,7 +269,7 @@ def draw_grid(net, classes, path):
     from PIL import Image
 
     with atomic_write(path, sync=False) as partial:
-        Image.fromarray(html.picture(draw, 0.4 + 0.9 * len(classes), 0.9 * SHOWN + 0.6)).save(partial, format="png")
+        Image.fromarray(charts.pixels(draw, 0.4 + 0.9 * len(classes), 0.9 * SHOWN + 0.6)).save(partial, format="png")
 
 
 class GanMetrics:

@@ -168,9 +168,9 @@ def read_frame(url, most_bytes, side=0):
 
 def boxed(photo, box):
     """A small copy of a photo with a box (x1, y1, x2, y2) drawn into it, if there is one."""
-    from foldface.report.html import shrunk
+    from foldface.report.html import shrink
 
-    small = shrunk(photo, SHOWN).copy()
+    small = shrink(photo, SHOWN).copy()
     scale = small.shape[1] / photo.shape[1]
     if box is not None:
         x1, y1, x2, y2 = (round(float(value) * scale) for value in box)

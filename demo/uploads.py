@@ -18,6 +18,8 @@ import types
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from foldface.files import try_lock
+
 FILES = 32  # photos of one request
 FORGOTTEN = 300  # seconds after which an upload that nobody asked about is deleted
 STALLED = 60  # seconds after which an upload that stopped arriving is deleted, and a late body refused
@@ -47,20 +49,18 @@ POLICY = b"img-src 'self' data: blob:; object-src 'none'"  # no picture from els
 # ---------------------------------------------------------------------------------- what visitors send is forgotten
 
 
-def held(folder):
-    """Take the lock of a folder: a descriptor to keep open, or None if another process has it or there are no locks.
-    The lock ends with its process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+def hold_folder(folder: Path) -> int | None:
+    """Lock a folder: a descriptor to keep open, or None if another process holds the lock or there are no locks.
+
+    The lock ends with its process, even if that is killed.
+    """
+    if os.name == "nt":  # a folder can't be opened
         return None
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    if try_lock(handle):
+        return handle
+    os.close(handle)
+    return None
 
 
 def roomy_place(places, needed):
@@ -85,11 +85,11 @@ class UploadDir:
         place = roomy_place([Path("/dev/shm"), Path(tempfile.gettempdir())], self.request)
         for old in place.glob("foldface-*"):  # of demos that were killed: nobody holds them
             with contextlib.suppress(OSError):
-                if (handle := held(old)) is not None:
+                if (handle := hold_folder(old)) is not None:
                     shutil.rmtree(old, ignore_errors=True)
                     os.close(handle)
         made = Path(tempfile.mkdtemp(prefix="new-foldface-", dir=place)).resolve()
-        self.lock = held(made)  # before it has the name that others clear up
+        self.lock = hold_folder(made)  # before it has the name that others clear up
         self.folder = made.rename(made.with_name(made.name.removeprefix("new-")))
         self.kept, self.over = set(), threading.Event()
 

@@ -53,7 +53,8 @@ FREE = (
     "crop.retry",
 )
 DEFAULT_CONFIG = "args.json"
-RENAMED = {"data.augment": {"report": "diary"}}  # {setting: {a value's name in earlier runs: its name now}}
+# {setting: {a value of earlier runs: the value that takes its place}}
+RENAMED = {"data.augment": {"report": "diary"}, "inference.backend": {"int8": "onnx"}}
 
 
 def make_parser(doc, flags):
@@ -102,7 +103,7 @@ def read(doc, flags=None, argv=None):
         line = tidy(str(error))
         for key, names in RENAMED.items():
             for old, new in names.items():
-                line += f"; what was called {old} is called {new} now" if key in line and f": {old}" in line else ""
+                line += f"; write {new} instead of {old}" if key in line and f": {old}" in line else ""
         raise InputError(line) from None
     config = Config(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Config)})
     for flag in flags or {}:

@@ -105,25 +105,25 @@ def temporary(folder):
         handle, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
         if hasattr(os, "fchmod"):
             os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are for their owner alone
-        if locked(handle) is not False and os.path.exists(name):
+        if try_lock(handle) is not False and os.path.exists(name):
             return Path(name), handle
         os.close(handle)  # another process swept it up before it was locked
 
 
-def locked(handle):
-    """Lock an open file or folder for this process: True; False where another process holds it, None where there are
-    no locks (Windows, some network disks)."""
-    try:
-        import fcntl
-    except ImportError:
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file or folder, without waiting, until its descriptor is closed or the process ends.
+
+    Returns True; False where another process holds the lock; None where there are no locks: on some network disks, and
+    on Windows, where a locked file could not be written to by another descriptor.
+    """
+    import filelock
+
+    if os.name == "nt":
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return filelock.lock_descriptor(handle, blocking=False)
     except OSError:
         return None
-    return True
 
 
 @functools.cache  # once in each process: a folder of 10,000 crops is not listed for each of them
@@ -136,7 +136,7 @@ def sweep(folder):
             if ours and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):  # its writer has just moved it
                     handle = os.open(entry, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-                    free = locked(handle)
+                    free = try_lock(handle)
                     if free or (free is None and time.time() - entry.stat().st_mtime > DAY):
                         os.unlink(entry)
                     os.close(handle)

@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import math
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -24,9 +26,22 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def end_with_parent():
-    """Let the kernel send this process SIGTERM when its parent ends: prctl(PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def end_with_parent() -> None:
+    """End this child process when its parent ends, even if the parent is killed.
+
+    For the initializer of a process pool, where a thread waits for the parent; and for the preexec_fn of a command on
+    Linux, where the kernel sends SIGTERM (prctl PR_SET_PDEATHSIG), because no thread lives through exec.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        return
+
+    def wait():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def keep_memory():

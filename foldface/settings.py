@@ -317,9 +317,8 @@ class InferenceConfig:
     """photos a step"""
     flip: bool = False
     """average over the photo and its mirror image"""
-    backend: Literal["torch", "onnx", "int8"] = "torch"
-    """what computes: torch, or onnxruntime, for which each fold is exported once; int8: in 8 bits there, where at least
-    98 % of the answers stay the same"""
+    backend: Literal["torch", "onnx"] = "torch"
+    """library that computes the answers: torch, or onnxruntime, for which each fold is exported first"""
     crops: bool = False
     """average over the photo and its four corners too, enlarged by a seventh"""
 

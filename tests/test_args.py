@@ -141,7 +141,8 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--data.strict", "perhaps"], "data.strict"),
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
         (["--data.augment", "diary"], "set it to 224"),
-        (["--data.augment", "report"], "what was called report is called diary now"),
+        (["--data.augment", "report"], "write diary instead of report"),
+        (["--inference.backend", "int8"], "write onnx instead of int8"),
         (["--train.optimizer", "sgd", "--train.momentum", "0.5"], "onecycle moves the momentum by itself"),
         (["--train.nesterov", "true", "--train.momentum", "0"], "train.nesterov looks ahead by the momentum"),
         (["--model.heads", "joint", "--task.answer", "[gender,age]"], "model.heads joint has an output for each class"),
@@ -296,6 +297,13 @@ def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
     assert found == expected
     said = capsys.readouterr().out
     assert (f"{key}: {another(key)} (from " in said) == (key in runs.PATHS and key != "model.pretrained")
+
+
+def test_an_old_run_that_answered_in_int8_answers_by_onnx(tmp_path):
+    runs.save(cli.read("", argv=["--run", str(tmp_path), "--inference.backend", "onnx"]))
+    path = tmp_path / "args.json"
+    path.write_text(path.read_text().replace('"onnx"', '"int8"'))
+    assert runs.read_for_run("", argv=["--run", str(tmp_path)]).inference.backend == "onnx"
 
 
 def test_a_run_whose_augmentation_was_called_report_goes_on_with_the_same_list(tmp_path):

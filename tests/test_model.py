@@ -125,41 +125,6 @@ def test_batch_norm_that_learns_or_stands_before_is_not_folded():
     assert batchnorm.fold_batch_norm(part(conv, norm).eval()) == 1
 
 
-def test_frozen_layers_are_folded_while_the_others_learn_as_before():
-    """Same loss and gradients but for rounding, the same names and parameters, and all as it was afterwards."""
-    net = model.build("tf_efficientnet_lite0", 3, False, 64).double().train()
-    lowest = batchnorm.lowest_layers(net, 3)
-    for layer in lowest:
-        layer.eval().requires_grad_(False)
-        for part in layer.modules():
-            if isinstance(part, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(part.weight, 0.5, 2)
-                part.running_var.uniform_(0.5, 2)
-    photos, before = torch.randn(4, 3, 64, 64, dtype=torch.float64), copy.deepcopy(net.state_dict())
-    forwards = [part.forward.__func__ for part in net.modules()]
-
-    def step():
-        net.load_state_dict(before)  # batch norm that is not frozen counts
-        net.zero_grad()
-        found = net(photos).square().sum()
-        found.backward()
-        return found.item(), {name: value.grad for name, value in net.named_parameters() if value.grad is not None}
-
-    plain, gradients = step()
-    with batchnorm.frozen_folded(net) as count:
-        assert count == sum(isinstance(part, torch.nn.BatchNorm2d) for layer in lowest for part in layer.modules()) > 4
-        again, others = step()
-        assert net.state_dict().keys() == before.keys()
-    assert np.isclose(plain, again, rtol=1e-9)
-    assert others.keys() == gradients.keys()
-    assert all(torch.allclose(others[name], gradients[name], rtol=1e-6, atol=1e-9) for name in gradients)
-    assert [part.forward.__func__ for part in net.modules()] == forwards and step()[0] == plain
-    learning = model.build("test_resnet", 3, False, 32)
-    batchnorm.freeze_batch_norm(learning)
-    with batchnorm.frozen_folded(learning) as count:
-        assert count == 0
-
-
 def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_out():
     with pytest.raises(InputError, match=r"are of another network than model.backbone resnet50: .*pretrained false"):
         model.build("resnet50", 8, PACKAGE, 64)

@@ -19,7 +19,7 @@ import pseudo_label
 from foldface import task
 from foldface.data import folds
 from foldface.files import InputError
-from foldface.nn import onnx, predicting
+from foldface.nn import predicting
 from foldface.nn.heads import Heads
 from foldface.predictions import PSEUDO_COLUMNS, read_fold, with_answers
 from tools import average_weights
@@ -142,30 +142,6 @@ def test_another_folds_weights_are_refused(trained, monkeypatch):
     second.write_bytes(first.read_bytes())
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: holds the weights of fold 0"):
         main_of(inference, trained[1], monkeypatch)
-
-
-def test_eight_bits_answer_where_they_answer_alike_and_it_is_said(trained, monkeypatch, capsys):
-
-    competition, config = trained
-    config.inference.backend = "int8"
-    with pytest.raises(InputError, match="at least 128 of the photos to answer for, 5 of 5"):
-        main_of(inference, config, monkeypatch)
-    monkeypatch.setattr(onnx, "CALIBRATED", 5)
-    monkeypatch.setattr(onnx, "STRIDE", 3)
-    config.inference.backend = "onnx"
-    main_of(inference, config, monkeypatch)
-    whole = predictions(competition, 0)[MASK.probabilities]
-    config.inference.backend = "int8"
-    for least, kept in ((0.0, True), (1.1, False)):
-        monkeypatch.setattr(onnx, "ALIKE", least)
-        main_of(inference, config, monkeypatch)
-        assert capsys.readouterr().out.count("too few, it stays in float32") == (0 if kept else 2)
-        found = predictions(competition, 0)[MASK.probabilities]
-        assert abs(found - whole).max().max() < 0.2
-        assert ((found - whole).abs().max().max() > 1e-4) == kept  # 8 bits are not 32
-    small = Path(config.run) / "fold0"
-    sizes = {"-int8-" in path.name: path.stat().st_size for path in small.glob("*.onnx")}
-    assert len(sizes) == 2 and sizes[True] < 0.5 * sizes[False]
 
 
 def test_a_flip_averages_both_views(trained, monkeypatch):

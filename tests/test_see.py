@@ -15,7 +15,7 @@ import inference
 import train
 from foldface import predictions
 from foldface.files import InputError, read_csv, write_csv
-from foldface.report import html, training
+from foldface.report import charts, html, training
 from tools import domain_shift, eda, label_errors
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -30,30 +30,57 @@ def stands_alone(path):
     return page
 
 
-def test_a_page_escapes_what_it_is_told(tmp_path):
-    html.write(tmp_path / "a.html", "<b>", "a & b", [("x<y", [html.table(["<i>"], [["<script>"]])]), ("none", [])])
+def test_a_page_escapes_the_text_that_it_is_given(tmp_path):
+    pieces = [html.table(["<i>"], [["<script>"]])]
+    html.write_report(tmp_path / "a.html", "<b>", "a & b", [("x<y", pieces), ("none", [])])
     page = stands_alone(tmp_path / "a.html")
-    html.add(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
-    html.add(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
-    assert stands_alone(tmp_path / "a.html").count("<h2") == 2
     assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "none" not in page
+    html.add_section(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
+    html.add_section(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
+    assert stands_alone(tmp_path / "a.html").count("<h2") == 2
 
 
-def test_a_section_that_is_added_twice_stands_there_once(tmp_path):
+def test_a_section_that_is_added_twice_is_there_once(tmp_path):
     path = tmp_path / "a.html"
-    html.add(path, "more", ["<p>nothing</p>"])
-    assert not path.exists()
-    html.write(path, "title", "intro", [("first", ["<p>1</p>"])])
+    html.write_report(path, "title", "intro", [("first", ["<p>1</p>"]), ("second", ["<p>2</p>"])])
     for words in ("old", "new"):
-        html.add(path, "more", [f"<p>{words}</p>"])
-    page = stands_alone(path)
-    assert "new" in page and "old" not in page and page.count("<h2") == 2 and page.count('href="#sx"') == 1
+        html.add_section(path, "more", [f"<p>{words}</p>"])
+    html.add_section(path, "first", ["<p>3</p>"], tmp_path / "other" / "b.html")
+    page, other = stands_alone(path), stands_alone(tmp_path / "other" / "b.html")
+    assert "new" in page and "old" not in page and page.count("<h2") == 3 and page.count('href="#s3">more') == 1
+    assert "<p>1</p>" in page and "<p>3</p>" not in page  # a page written elsewhere leaves its source as it is
+    assert other.index("<p>3</p>") < other.index("<p>2</p>") < other.index("new") and "<p>1</p>" not in other
+
+
+def test_a_page_of_an_earlier_version_gets_no_section_and_the_line_names_the_command(tmp_path):
+    path = tmp_path / "report.html"
+    html.write(path, "title", "intro", [("first", ["<p>1</p>"])])
+    for content in (None, "[]", '{"sections": 1}', '{"title": "a", "intro": "b", "sections": [["a"]]}'):
+        if content:
+            path.with_suffix(".json").write_text(content)
+        with pytest.raises(InputError, match=r"report\.json: .*python -m tools\.report"):
+            html.add_section(path, "more", ["<p>2</p>"])
+
+
+def test_curves_show_training_dashed_and_validation_solid_and_the_mean_of_several_runs(competition):
+    from matplotlib import pyplot
+
+    task = competition.config().predicted
+    log = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "val_loss": [4.0, np.nan, 2.0]})
+    _, axes = pyplot.subplots(1, 3)
+    charts.draw_curves(axes, {"one": [log], "two": [log, log.assign(val_loss=[6.0, np.nan, 4.0])]}, task)
+    solid = [line for line in axes[0].lines if line.get_linestyle() == "-"]
+    assert [list(line.get_ydata()) for line in solid] == [[4, 2], [4, 2], [6, 4], [5, 3]]
+    assert [list(line.get_xdata()) for line in solid] == [[1, 3]] * 4  # epoch 2 was not validated
+    assert sum(line.get_linestyle() == "--" for line in axes[0].lines) == 4
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["one", "two"]
+    pyplot.close("all")
 
 
 def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
-    drawn = [html.chart(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
+    drawn = [charts.svg(lambda ax: ax.plot([1, 2, 3])) for _ in range(2)]
     assert drawn[0] == drawn[1] and drawn[0].startswith("<svg")
-    assert "$5_$" in html.chart(lambda ax: ax.set_title("$5_$"))  # and no formula
+    assert "$5_$" in charts.svg(lambda ax: ax.set_title("$5_$"))  # and no formula
     assert 'width="150" height="1"' in html.thumbnail(np.zeros((2, 900, 3), np.uint8))
     (tmp_path / "broken.jpg").write_bytes(b"")
     page = html.gallery([(str(tmp_path / "broken.jpg"), ["a"]), (np.zeros((300, 200, 3), np.uint8), ["b"])])

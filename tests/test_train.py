@@ -413,7 +413,7 @@ def test_folds_apart_are_the_folds_together(competition, tmp_path):
         train.train_folds(competition.config("--run", tmp_path / f"machine{k}"), [k])
     shutil.copytree(tmp_path / "machine1" / "fold1", tmp_path / "machine0" / "fold1")
     train.train_folds(competition.config("--run", tmp_path / "machine0"), [0, 1])
-    apart = ["speed.csv", "args.json", "report.html"]  # they hold minutes, and the run's name
+    apart = ["speed.csv", "args.json", "report.html", "report.json"]  # they hold minutes, and the run's name
     assert kills.different(competition.root / "run", tmp_path / "machine0", apart) == []
 
 

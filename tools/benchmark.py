@@ -286,7 +286,7 @@ def folds_asked(config, folder, backend):
     if backend == "onnx":
         for net in asked.values():
             batchnorm.fold_batch_norm(net)
-        asked = onnx.exported(asked, abouts, paths, folder)
+        asked = onnx.export_folds(asked, abouts, paths, folder)
     few = 2 * chosen.inference.batch_size  # a batch for each worker of two cores
     if count <= few:
         raise InputError(f"inference.batch_size {chosen.inference.batch_size} is too large for {count} photos")

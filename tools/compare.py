@@ -22,6 +22,7 @@ import pandas as pd
 from foldface import cli, predictions
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, read_csv, read_json, refuse_unwritable, run_command
+from foldface.report.charts import write_curves, write_png
 from foldface.task import Task
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
@@ -241,76 +242,44 @@ def said(apart, low, high):
 
 def picture(recipes, scores, path):
     """The score of each recipe with its interval, and its difference to the first with its own, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     runs = {name: list(recipes[name].values()) for name in scores.names}
     first, base = next(iter(runs.values()))[0], scores.names[0]
     task, several = first.task, scores.ends == (0, 1)
     value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
     ordered = sorted(runs, key=lambda name: task.sign * value[name])
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * len(ordered)), sharey=True)
-    for k, name in enumerate(ordered):
-        low, high = (
-            min(run.metrics[task.score if several else f"{task.score}_low"] for run in runs[name]),
-            max(run.metrics[task.score if several else f"{task.score}_high"] for run in runs[name]),
-        )
-        left.plot([low, high], [k, k], color="0.6", lw=2)
-        left.plot(value[name], k, "o", color="black")
-        apart, low, high = scores.apart(name, base)
-        colour = "0.6" if low <= 0 <= high else "tab:green" if task.sign * low > 0 else "tab:red"
-        right.plot([low, high], [k, k], color=colour, lw=2)
-        right.plot(apart, k, "o", color=colour)
-    what = "range over seeds" if several else "95 %"
-    left.set(yticks=np.arange(len(ordered)), yticklabels=ordered, xlabel=f"out-of-fold {task.title}, {what}")
-    right.set(xlabel=f"difference to {base}, {what}; grey: contains 0")
-    right.axvline(0, color="0.8", zorder=0)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", color="0.93")
-    figure.tight_layout()
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
-    pyplot.close(figure)
+
+    def draw(axes):
+        left, right = axes
+        for k, name in enumerate(ordered):
+            low, high = (
+                min(run.metrics[task.score if several else f"{task.score}_low"] for run in runs[name]),
+                max(run.metrics[task.score if several else f"{task.score}_high"] for run in runs[name]),
+            )
+            left.plot([low, high], [k, k], color="0.6", lw=2)
+            left.plot(value[name], k, "o", color="black")
+            apart, low, high = scores.apart(name, base)
+            colour = "0.6" if low <= 0 <= high else "tab:green" if task.sign * low > 0 else "tab:red"
+            right.plot([low, high], [k, k], color=colour, lw=2)
+            right.plot(apart, k, "o", color=colour)
+        what = "range over seeds" if several else "95 %"
+        left.set(yticks=np.arange(len(ordered)), yticklabels=ordered, xlabel=f"out-of-fold {task.title}, {what}")
+        right.set(xlabel=f"difference to {base}, {what}; grey: contains 0")
+        right.axvline(0, color="0.8", zorder=0)
+        for ax in axes:
+            ax.grid(axis="x", color="0.93")
+
+    write_png(path, draw, 11, 1.2 + 0.32 * len(ordered), columns=2, share="y")
 
 
 def curves(recipes, path):
-    """Loss and scores by epoch of {recipe: {seed: Result}} as a PNG: a colour a recipe, training dashed, validation
-    solid; a thin line a seed (of one seed, a fold), their mean bold."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
+    """Write loss and scores by epoch of {recipe: {seed: Result}} as a PNG: a colour a recipe, a thin line a seed (of
+    one seed, a fold)."""
     task = next(run.task for runs in recipes.values() for run in runs.values())
-    names = task.score_names[:2]
-    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), sharex=True)
-    for k, (name, runs) in enumerate(recipes.items()):
-        logs = [pd.concat(run.logs).groupby("epoch").mean() for run in runs.values()]
-        if len(logs) == 1:
-            logs = [log.set_index("epoch") for log in next(iter(runs.values())).logs]
-        for ax, columns in zip(axes, [("train_loss", "val_loss"), *((f"train_{s}", s) for s in names)], strict=True):
-            for column, style in zip(columns, ("--", "-"), strict=True):
-                lines = [log[column].dropna() for log in logs if column in log]
-                for line in lines if len(lines) > 1 else ():
-                    ax.plot(line.index, line, style, color=f"C{k % 10}", lw=0.6, alpha=0.4)
-                if lines:
-                    mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
-                    label = {"label": name} if style == "-" else {}
-                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", lw=2, marker="o", markersize=3, **label)
-    for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
-        ax.set(title=title, xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="0.93")
-    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
-    figure.tight_layout()
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    pyplot.close(figure)
+    logs = {}
+    for name, runs in recipes.items():
+        by_seed = [pd.concat(run.logs).groupby("epoch").mean().reset_index() for run in runs.values()]
+        logs[name] = by_seed if len(runs) > 1 else next(iter(runs.values())).logs
+    write_curves(path, logs, task)
 
 
 def recipes_and_words(argv):

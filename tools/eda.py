@@ -9,8 +9,8 @@ thumbnails of your photos: keep it where the photos may be.
 """
 
 import copy
-import html
 import tempfile
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ from foldface.cli import run_main
 from foldface.data import folds
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
-from foldface.report import html as html_module
-from foldface.report.html import chart, charts, gallery, text, thumbnail, write
+from foldface.report import charts, html
 
 SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
 FEWEST = 5  # people, and photos to answer for, that can be told apart
@@ -70,9 +69,9 @@ def classes(task, rows):
             ax.set(title="photos")
 
         pieces += [
-            charts(
-                chart(draw, 5, 0.8 + 0.22 * len(table)),
-                html_module.table(["class", "photos", "people or groups", "share"], table),
+            html.side_by_side(
+                charts.svg(draw, 5, 0.8 + 0.22 * len(table)),
+                html.table(["class", "photos", "people or groups", "share"], table),
             )
         ]
     if task.number is not None:
@@ -87,12 +86,12 @@ def classes(task, rows):
                 ax.axvline(bound, color="tab:orange", lw=1, ls="--")
             ax.set(title="people by " + head.name, xlabel=head.unit)
 
-        pieces.append(charts(chart(ages, 7, 3)))
+        pieces.append(html.side_by_side(charts.svg(ages, 7, 3)))
         if head.bounds:
-            pieces.append(text("Red: where a class begins. Orange, dashed: where it begins in training."))
+            pieces.append(html.text("Red: where a class begins. Orange, dashed: where it begins in training."))
     others = rows["source"].value_counts().drop("train", errors="ignore")
     if len(others):
-        pieces.append(text(", ".join(f"{n} {name} rows" for name, n in others.items()), note=True))
+        pieces.append(html.text(", ".join(f"{n} {name} rows" for name, n in others.items()), note=True))
     return pieces
 
 
@@ -102,9 +101,9 @@ def bad(problems, seen, photos):
     broken = np.flatnonzero((seen["reason"] != "").to_numpy())
     rows += [[photos[k], "", seen["reason"][k]] for k in broken]
     if not rows:
-        return [text("Every row and photo can be used.")]
+        return [html.text("Every row and photo can be used.")]
     more = f" The first 200 of {len(rows)}." if len(rows) > 200 else ""
-    return [text(f"{len(rows)} rows or photos.{more}"), html_module.table(["file", "row", "reason"], rows[:200])]
+    return [html.text(f"{len(rows)} rows or photos.{more}"), html.table(["file", "row", "reason"], rows[:200])]
 
 
 def shapes(seen, source):
@@ -121,7 +120,7 @@ def shapes(seen, source):
             ax.set(title=column, yticks=[])
             ax.legend(frameon=False, fontsize=7)
 
-        return chart(draw, 3.6, 2.4)
+        return charts.svg(draw, 3.6, 2.4)
 
     rows = []
     for column in MEASURES:
@@ -131,9 +130,9 @@ def shapes(seen, source):
     sizes = good.groupby(["width", "height"]).size().sort_values(ascending=False)
     common = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes[:5].items())
     return [
-        text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
-        charts(*(histogram(column) for column in MEASURES if good[column].nunique() > 1)),
-        html_module.table(["median (least to most)", *sides], rows),
+        html.text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
+        html.side_by_side(*(histogram(column) for column in MEASURES if good[column].nunique() > 1)),
+        html.table(["median (least to most)", *sides], rows),
     ]
 
 
@@ -162,9 +161,9 @@ def doubles(task, rows, photos, source, seen):
         if len(shown) < 2 * PAIRS and any(apart.values()):
             why = ", ".join(name for name, is_so in apart.items() if is_so)
             shown += [(photos[one], [why, photos[one]]), (photos[other], ["the same as before", photos[other]])]
-    table = html_module.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
+    table = html.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
     words = "Photos that look nearly the same, two by two. data.duplicates keeps them together in folds, or drops them."
-    return [text(words), table, gallery(shown) if shown else ""]
+    return [html.text(words), table, html.gallery(shown) if shown else ""]
 
 
 def crops(config):
@@ -176,13 +175,13 @@ def crops(config):
     counts = manifest.groupby(["status", "detector"]).size()
     rows = [[status or "-", detector or "-", int(count)] for (status, detector), count in counts.items()]
     several = int((pd.to_numeric(manifest["faces"], errors="coerce") > 1).sum())
-    pieces = [html_module.table(["status", "detector", "photos"], rows), text(f"{several} photos have several faces.")]
+    pieces = [html.table(["status", "detector", "photos"], rows), html.text(f"{several} photos have several faces.")]
     if (folder / "review.png").is_file():
         from foldface.data.photos import read_photo
 
         pieces += [
-            text("The doubtful ones (review.png):"),
-            thumbnail(read_photo(folder / "review.png"), 1600),
+            html.text("The doubtful ones (review.png):"),
+            html.thumbnail(read_photo(folder / "review.png"), 1600),
         ]
     return pieces
 
@@ -201,17 +200,17 @@ def dealt(config, rows, task):
         except InputError as error:
             (Path(home) / "folds.csv").unlink(missing_ok=True)
             if not known.is_file():
-                return [text(f"They can't be dealt: {error}")]
+                return [html.text(f"They can't be dealt: {error}")]
             words = f"As a new run would deal them: {known} is of other data."
             try:
                 rows = folds.assign_folds(rows, config)
             except InputError as error:
-                return [text(f"They can't be dealt: {error}")]
+                return [html.text(f"They can't be dealt: {error}")]
     there = folds.folds_of(rows)
     tables = [folds.fold_table(task, rows, there)]
     if there and not task.numeric:
         tables.append(folds.balance_table(task, dataset.capped(rows, config), there[0]))
-    return [text(words), *(f"<pre>{html.escape(table)}</pre>" for table in tables)]
+    return [html.text(words), *(f"<pre>{escape(table)}</pre>" for table in tables)]
 
 
 def difference(config, rows, others):
@@ -229,7 +228,7 @@ def difference(config, rows, others):
     own, asked, first, second = own[kept], asked[held], first[kept], second[held]
     if own["id"].nunique() < FEWEST or len(asked) < FEWEST:
         few = f"{own['id'].nunique()} people or groups to train on and {len(asked)} photos to answer for"
-        return [text(f"{few} are too few to tell whether they differ: {FEWEST} of each are needed.")]
+        return [html.text(f"{few} are too few to tell whether they differ: {FEWEST} of each are needed.")]
     auc, told = domain_shift.tell_apart(first, second, own["id"].to_numpy(str))
     bar = domain_shift.yardstick(first, own["id"].to_numpy(str))
     words = (
@@ -249,12 +248,12 @@ def difference(config, rows, others):
         "that has not met it, nor its person. Above 0.7 scores on folds may not be what the answers will score."
     )
     return [
-        text(f"{words} {verdict}"),
-        text(note, note=True),
+        html.text(f"{words} {verdict}"),
+        html.text(note, note=True),
         "<h3>Most like the photos to answer for, among them</h3>",
-        gallery(telling),
+        html.gallery(telling),
         "<h3>Most like the photos to train on, among them</h3>",
-        gallery(typical),
+        html.gallery(typical),
     ]
 
 
@@ -284,7 +283,7 @@ def main():
     some = [(photo, [word, name]) for photo, word, name in zip(some["photo"], said, some["ImageID"], strict=True)]
     sections = [
         ("Classes", classes(task, rows)),
-        ("Some photos", [gallery(some)]),
+        ("Some photos", [html.gallery(some)]),
         ("What can't be used", bad(problems, seen, photos)),
         ("Sizes, light, sharpness", shapes(seen, source)),
         ("Doubles", doubles(task, rows, photos, source, seen)),
@@ -296,7 +295,7 @@ def main():
     intro = (
         f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
     )
-    write(page, f"{config.data.train}: the data", intro, sections)
+    html.write(page, f"{config.data.train}: the data", intro, sections)
     print(page)
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +18,7 @@ from foldface.faces import detect
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
 from foldface.faces.review import forget_review, review
 from foldface.files import InputError, atomic_write, read_csv, read_json, write_csv, write_json
-from foldface.runtime import cores
+from foldface.runtime import cores, end_with_parent
 
 CHUNK = 8  # photos that a process takes, and does, at a time
 MOST_PIXELS = 50_000_000  # photos that a process holds at a time
@@ -283,16 +282,6 @@ def processes(count):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
         yield pool
-
-
-def end_with_parent():
-    """In a worker: a thread that ends this process as soon as its parent has ended, be it killed."""
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def share_out(pool, function, jobs, take):

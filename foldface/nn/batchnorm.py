@@ -1,7 +1,6 @@
 """Batch norm: frozen, refreshed for averaged weights, folded into the convolution before it."""
 
 import collections
-import contextlib
 
 import timm
 import torch
@@ -103,28 +102,3 @@ def fold_batch_norm(model):
         )
         model.set_submodule(name, torch.nn.Sequential(*after_norm(norm)))
     return len(pairs)
-
-
-@contextlib.contextmanager
-def frozen_folded(model):
-    """While the block runs, batch norms of frozen layers are folded into the convolutions before them: neither learns,
-    nor are statistics taken. All else learns as before but for rounding; parameters and their names stay. Yields how
-    many were folded."""
-    learns_all = all(value.requires_grad for value in model.parameters())
-    pairs = [
-        (conv, norm)
-        for conv, norm, _ in (() if learns_all else norm_pairs(model))
-        if not any(value.requires_grad for part in (conv, norm) for value in part.parameters())
-    ]
-    for conv, norm in pairs:
-        weight, bias = torch.nn.utils.fusion.fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        # before the parameters of these names, not in their place: a layer's own attributes are looked up first
-        conv.__dict__.update(weight=weight, bias=bias)
-        norm.forward = torch.nn.Sequential(*after_norm(norm)).forward
-    try:
-        yield len(pairs)
-    finally:
-        for conv, norm in pairs:
-            del conv.__dict__["weight"], conv.__dict__["bias"], norm.forward  # del conv.weight would be the parameter

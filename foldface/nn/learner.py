@@ -303,11 +303,8 @@ class Learner:
             self.module.get_classifier().requires_grad_(True)
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
-        with contextlib.ExitStack() as stack:
-            if not self.config.compile:  # a compiler finds its own way
-                stack.enter_context(batchnorm.frozen_folded(self.module))
-                if cpu_conv.helps(self.device, self.accelerator.mixed_precision):
-                    stack.enter_context(cpu_conv.quick(self.module))
+        faster = not self.config.compile and cpu_conv.helps(self.device, self.accelerator.mixed_precision)
+        with cpu_conv.quick(self.module) if faster else contextlib.nullcontext():
             yield
 
     def train_epoch(self, feed, title):

@@ -176,25 +176,6 @@ def refuse_no_numbers(answers, heads, who):
         )
 
 
-def some_inputs(rows, about, count):
-    """What a model is shown of `count` of the photos, from first to last: (n, 3, s, s) float32. Raises InputError if
-    there are fewer than half as many that can be read."""
-    import torch
-
-    from foldface.data import loader
-
-    photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
-    found = [photos[k, 0] for k in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    readable = [image for _, image, error in found if not error]
-    if len(readable) < count // 2:
-        raise InputError(
-            f"inference.backend int8 takes its ranges from at least {count // 2} of the photos to answer for, "
-            f"{len(readable)} of {len(rows)} could be used: take inference.backend onnx"
-        )
-    inputs = loader.normalize(torch.from_numpy(np.stack(readable)), about["mean"], about["std"])
-    return inputs.contiguous().numpy()
-
-
 def answer_photos(nets, abouts, heads, photos, config, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
     import torch

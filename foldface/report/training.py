@@ -14,8 +14,8 @@ import pandas as pd
 
 from foldface import predictions
 from foldface.faces import manifest
-from foldface.files import InputError, atomic_write, read_json
-from foldface.report import html
+from foldface.files import InputError, read_json
+from foldface.report import charts, html
 
 MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
 BINS = 15  # of the reliability diagram
@@ -37,22 +37,6 @@ def training(task, run):
     if not logs:
         return []
 
-    def losses(ax):
-        for k, (name, log) in enumerate(logs.items()):
-            ax.plot(log["epoch"], log["train_loss"], "--", color=f"C{k % 10}", lw=1)
-            seen = log.dropna(subset=["val_loss"])  # not every epoch need be looked at
-            ax.plot(seen["epoch"], seen["val_loss"], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
-        ax.set(title="loss: validation (line), training (dashes)", xlabel="epoch")
-        ax.legend(frameon=False, fontsize=7)
-
-    def score(ax):
-        for k, (name, log) in enumerate(logs.items()):
-            if f"train_{task.score}" in log:
-                ax.plot(log["epoch"], log[f"train_{task.score}"], "--", color=f"C{k % 10}", lw=1)
-            seen = log.dropna(subset=[task.score])
-            ax.plot(seen["epoch"], seen[task.score], "o-", color=f"C{k % 10}", ms=3, lw=1, label=name)
-        ax.set(title=f"{task.title}: people not trained on (line), training photos (dashes)", xlabel="epoch")
-
     def rate(ax):
         for log in logs.values():
             ax.plot(log["epoch"], log["lr"], "o-", ms=3, lw=1)
@@ -66,8 +50,10 @@ def training(task, run):
             minutes = (speed["seconds"].sum() + speed["other_seconds"].sum()) / 60
             rate_, waited = speed["photos_per_second"].median(), speed["waited"].mean()
             rows.append([name, len(speed), f"{minutes:.1f}", f"{rate_:.0f}", f"{waited:.1%}"])
-    drawn = html.charts(*(html.chart(draw, 4, 3) for draw in (losses, score, rate)))
-    return [drawn, html.table(["fold", "epochs", "minutes", "photos/s", "waiting for photos"], rows)]
+    by_fold = {name: [log] for name, log in logs.items()}
+    curves = charts.svg(lambda axes: charts.draw_curves(axes, by_fold, task), 12, 3.2, columns=3)
+    costs = html.table(["fold", "epochs", "minutes", "photos/s", "waiting for photos"], rows)
+    return [curves, charts.svg(rate, 4, 3), costs]
 
 
 # ---------------------------------------------------------------------------------------------------- the answers
@@ -122,12 +108,12 @@ def confusions(task, oof):
         truth, answer = task.decode(target), task.decode(told)
         for head in task.answered:
             if len(head.classes) <= MOST_CLASSES:
-                drawn.append(html.chart(*matrix(head.classes, truth[head.name], answer[head.name], head.name)))
+                drawn.append(charts.svg(*matrix(head.classes, truth[head.name], answer[head.name], head.name)))
     if task.size > MOST_CLASSES:
         note = f"{task.size} classes are too many to draw; the surest mistakes stand below."
-        return [html.charts(*drawn), html.text(note, note=True)]
-    drawn.append(html.chart(*matrix(task.classes, target, told, f"all {task.size} classes")))
-    return [html.text("Colours are shares of a row, numbers are photos."), html.charts(*drawn)]
+        return [html.side_by_side(*drawn), html.text(note, note=True)]
+    drawn.append(charts.svg(*matrix(task.classes, target, told, f"all {task.size} classes")))
+    return [html.text("Colours are shares of a row, numbers are photos."), html.side_by_side(*drawn)]
 
 
 def by_class(task, oof, samples=1000):
@@ -165,7 +151,7 @@ def by_class(task, oof, samples=1000):
         for k in seen
     ]
     table = html.table(["class", "photos", "people", "F1", "precision", "recall"], rows)
-    return [html.charts(html.chart(draw, 5, 0.8 + 0.24 * len(seen)), table)]
+    return [html.side_by_side(charts.svg(draw, 5, 0.8 + 0.24 * len(seen)), table)]
 
 
 def expected_calibration_error(confidence, right, bins=BINS):
@@ -201,7 +187,7 @@ def calibration(task, oof):
         f"Expected calibration error {error:.3f} ({BINS} bins). On average {confidence.mean():.3f} sure and "
         f"{right.mean():.3f} right: {more} sure than it should be."
     )
-    return [html.text(words), html.charts(html.chart(draw, 4, 3.6))]
+    return [html.text(words), html.side_by_side(charts.svg(draw, 4, 3.6))]
 
 
 def by_number(task, oof, rows):
@@ -233,7 +219,7 @@ def by_number(task, oof, rows):
                 ax.axvline(bound, color="tab:orange", lw=1, ls="--")
 
     words = "Red: where a class begins. Orange, dashed: where it begins in training." if head.bounds else ""
-    return [html.text(words)] * bool(words) + [html.chart(draw, 9, 3.2, columns=2)]
+    return [html.text(words)] * bool(words) + [charts.svg(draw, 9, 3.2, columns=2)]
 
 
 def worst(task, oof, rows, crops, count):
@@ -275,7 +261,7 @@ def pictures(task, oof, rows, crops):
     found = {}
     if not task.numeric and task.size <= MOST_CLASSES:
         drawn = matrix(task.classes, oof["target"], oof["ans"], f"all {task.size} classes")
-        found["confusion"] = [html.picture(*drawn)]
+        found["confusion"] = [charts.pixels(*drawn)]
     for file, lines in worst(task, oof, rows, crops, TRACKED):
         with contextlib.suppress(PhotoError):
             photo = read_photo(file)
@@ -285,7 +271,7 @@ def pictures(task, oof, rows, crops):
                 ax.set_title("\n".join(lines), fontsize=6)
                 ax.axis("off")
 
-            found.setdefault("mistakes", []).append(html.picture(draw, 2.4, 3))
+            found.setdefault("mistakes", []).append(charts.pixels(draw, 2.4, 3))
     return found
 
 
@@ -313,7 +299,7 @@ def write(config, rows, output=None):
         f"on it; folds {', '.join(map(str, metrics['folds']))}; {config.model.backbone}, {config.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )
-    html.write(Path(output or run) / "report.html", str(run), intro, sections)
+    html.write_report(Path(output or run) / "report.html", str(run), intro, sections)
 
 
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
@@ -325,32 +311,7 @@ def log_columns(task):
 
 
 def draw_history(run, task):
-    """Draw loss and scores of all folds' epochs, training beside validation, to runs/NAME/history.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
-    logs = {path.parent.name: pd.read_csv(path) for path in sorted(Path(run).glob("fold*/log.csv"))}
-    if not logs:
-        return
-    names = task.score_names[:2]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), sharex=True)
-    for k, (name, log) in enumerate(logs.items()):
-        pairs = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in names)]
-        for ax, (training, validation) in zip(axes, pairs, strict=True):
-            for column, style in ((training, "--"), (validation, "-")):
-                seen = log.dropna(subset=[column]) if column in log else log[:0]  # not every epoch need have one
-                words = {"label": name} if style == "-" else {}
-                ax.plot(seen["epoch"], seen[column], style, color=f"C{k % 10}", marker="o", markersize=3, **words)
-    for ax, title in zip(axes, ("loss", *map(task.title_of, names)), strict=True):
-        ax.set(title=title, xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="0.93")
-    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
-    figure.tight_layout()
-    with atomic_write(Path(run) / "history.png") as partial:
-        figure.savefig(partial, format="png", dpi=100)
-    pyplot.close(figure)
+    """Draw loss and scores of all folds by epoch, training beside validation, to runs/NAME/history.png."""
+    logs = {name: [log] for name, log in logs_of(run).items()}
+    if logs:
+        charts.write_curves(Path(run) / "history.png", logs, task)

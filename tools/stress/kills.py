@@ -199,7 +199,8 @@ def compared(script, words, count, seconds, rng, whole, killed, before=(), victi
 
     def ended():
         ends.append(len(files))
-        files.extend(different(whole, killed, ["args.json", "speed.csv", "report.html", "compare.md", "compare.png"]))
+        apart = ["args.json", "speed.csv", "report.html", "report.json", "compare.md", "compare.png"]
+        files.extend(different(whole, killed, apart))
         for path in sorted(killed.rglob("*"), reverse=True):
             if path.relative_to(killed) not in before:
                 path.rmdir() if path.is_dir() else path.unlink()

@@ -1,0 +1,94 @@
+"""Charts drawn by matplotlib: as SVG for pages, as pixels for trackers, as PNG files; and the curves of a training."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foldface.files import atomic_write
+from foldface.task import Task
+
+Draw = Callable[[object], None]  # is given the figure's Axes, or an array of them where it has several columns
+
+
+@contextlib.contextmanager
+def figure(draw: Draw, width: float, height: float, columns: int = 1, share: str = "none") -> Iterator:
+    """A matplotlib Figure of width x height inches, with what `draw` draws on its axes; closed afterwards.
+
+    share: the axis, "x" or "y", that all columns have in common.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # the same chart has the same bytes; a $ in the name of a class is no formula
+    with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9, "text.parse_math": False}):
+        shared = {"sharex": share == "x", "sharey": share == "y"}
+        made, axes = pyplot.subplots(1, columns, figsize=(width, height), **shared)
+        draw(axes)
+        for one in made.axes:
+            one.spines[["top", "right"]].set_visible(False)
+        made.tight_layout()
+        yield made
+    pyplot.close(made)
+
+
+def svg(draw: Draw, width: float = 5.2, height: float = 3.2, columns: int = 1) -> str:
+    """A chart as an <svg> element."""
+    file = io.StringIO()
+    with figure(draw, width, height, columns) as made:
+        made.savefig(file, format="svg", metadata={"Date": None})
+    drawn = file.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def pixels(draw: Draw, width: float = 5.2, height: float = 3.2) -> np.ndarray:
+    """A chart as an image, (h, w, 3) uint8 RGB, with 100 pixels an inch."""
+    with figure(draw, width, height) as made:
+        made.set_dpi(100)
+        made.canvas.draw()
+        return np.asarray(made.canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_png(path: Path, draw: Draw, width: float, height: float, columns: int = 1, share: str = "none") -> None:
+    """Write a chart as a PNG file with 110 pixels an inch, atomically."""
+    with figure(draw, width, height, columns, share) as made, atomic_write(path) as partial:
+        made.savefig(partial, format="png", dpi=110)
+
+
+def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Task) -> None:
+    """Draw loss and the first two scores of `task` by epoch on three Axes: training dashed, validation solid.
+
+    logs: {name: [content of a log.csv]}. A name has one colour. Several logs of a name are thin lines, and their mean
+    is a bold one.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    scores = task.score_names[:2]
+    columns = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in scores)]
+    for k, (name, several) in enumerate(logs.items()):
+        by_epoch = [log.set_index("epoch") for log in several]
+        for ax, pair in zip(axes, columns, strict=True):
+            for column, style in zip(pair, ("--", "-"), strict=True):
+                # not every epoch is validated, and runs of earlier versions have no training scores
+                lines = [log[column].dropna() for log in by_epoch if column in log]
+                for line in lines if len(lines) > 1 else ():
+                    ax.plot(line.index, line, style, color=f"C{k % 10}", lw=0.6, alpha=0.4)
+                if lines:
+                    mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
+                    label = {"label": name} if style == "-" else {}
+                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", marker="o", markersize=3, **label)
+    for ax, title in zip(axes, ("loss", *map(task.title_of, scores)), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(color="0.93")
+    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
+
+
+def write_curves(path: Path, logs: dict[str, list[pd.DataFrame]], task: Task) -> None:
+    """Write `draw_curves` as a PNG file."""
+    write_png(path, lambda axes: draw_curves(axes, logs, task), 12, 3.6, columns=3, share="x")
