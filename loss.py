@@ -1,5 +1,6 @@
 """What training minimises: a loss a photo, of distributions over classes and of numbers."""
 
+import timm
 import torch
 
 from foldface.nn import devices
@@ -22,6 +23,18 @@ def class_weights(size, balance, label):
 def one_hot(target, size):
     """(n,) int64 class indices -> (n, size) float32, zeros for -1 (unknown)."""
     return (target[:, None] == torch.arange(size, device=target.device)).float()
+
+
+def make(heads, rows, config):
+    """(Loss, Targets) of training rows: DataFrame of label, a column a head and, of soft pseudo labels, p0, p1, ..."""
+    return Loss(heads, config, rows["label"].to_numpy()), Targets(heads.task, rows, config)
+
+
+def make_mixup(config):
+    """timm's Mixup of a TrainConfig, which draws of each batch mixup or CutMix; None where neither is asked for."""
+    if not config.mixup and not config.cutmix:
+        return None
+    return timm.data.Mixup(config.mixup, config.cutmix, label_smoothing=0.0)
 
 
 class Targets:
@@ -48,6 +61,9 @@ class Targets:
         beside = [head for head in task.heads if head.kind == "named" and head not in task.answered]
         columns = [torch.tensor(rows[head.name].to_numpy("int64")) for head in beside]
         self.beside = torch.stack(columns, 1) if columns else torch.empty(len(rows), 0, dtype=torch.int64)
+
+    def __len__(self):
+        return len(self.weight)
 
     def of(self, index, device):
         """Those of the photos index (b,), on a device."""

@@ -15,14 +15,14 @@ import torch
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from foldface import cli
-from foldface.files import InputError, atomic_write
+from foldface.files import InputError
 from foldface.nn import agecnn, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
+from foldface.nn.weights import save as save
 from foldface.settings import Config, CropConfig, DataConfig, ModelConfig
 from foldface.task import N_BINS, Task
 
@@ -102,13 +102,6 @@ class AlexNet(torchvision.models.AlexNet):
 def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
     """AlexNet for timm.create_model. Its weights come as torchvision's file, by name."""
     return AlexNet(num_classes, drop_rate)
-
-
-def save(path, model, about):
-    """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_write(path) as partial:
-        partial.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))
 
 
 def refuse_other_tensors(file, model):

@@ -24,108 +24,126 @@ from foldface.cli import run_main
 from foldface.data.folds import folds_of, split
 from foldface.data.leaks import start_run
 from foldface.files import InputError, folder_lock, read_json, refuse_unwritable, write_csv
-from foldface.nn.learner import Learner, make_accelerator
-from foldface.report.training import draw_history, log_columns
+from foldface.nn import optim, resume
+from foldface.nn.learner import Learner, Validation, make_accelerator
+from foldface.report.training import draw_history
 from foldface.runtime import PROCESS_START, is_main_process
 from foldface.settings import DataConfig
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
-def fit(rows, validation, config, fold, accelerator, seconds=None, tracker=tracking.NONE):
-    """Train on `rows`, choose the epoch of best score over all of `validation`; the result is in runs/NAME/fold{k}.
+def fit(train_rows, valid_rows, config, fold, accelerator, seconds=None, tracker=tracking.NONE):
+    """Train on `train_rows`, choose the epoch of best score over all of `valid_rows`.
 
-    rows, validation: rows of dataset.prepare with `file`, `label` and `target`. Writes best.safetensors, log.csv (a row
-    an epoch), speed.csv, oof.csv (last: its presence means finished) and, while it runs, state.pt, from which the same
-    call goes on. seconds: what it may take, instead of train.epochs. tracker: gets each epoch and the fold's scores.
-     Raises InputError when a photo can't be read.
+    train_rows, valid_rows: rows of dataset.prepare with `file`, `label` and `target`. Writes into runs/NAME/fold{k}:
+    best.safetensors, log.csv (a row an epoch), speed.csv, oof.csv (last: its presence means finished) and, while it
+    runs, state.pt, from which the same call goes on. seconds: what it may take, instead of train.epochs. tracker: gets
+    each epoch and the fold's scores. Raises InputError when a photo can't be read.
     """
-    import model
-    from foldface.data import loader
+    import loss
+    from foldface.nn.heads import Heads
 
-    data, train, folder = config.data, config.train, Path(config.run) / f"fold{fold}"
-    share = accelerator.process_index, accelerator.num_processes
-    if len(rows) < 2 * share[1]:
-        raise InputError(f"{len(rows)} photos are too few for {share[1]} processes")
-    chance = balanced(rows) if train.sampler == "balanced" else None
-    seed = config.seed * 1009 + fold
-    batches = loader.SeededBatchSampler(
-        len(rows), train.batch_size, shuffle=True, seed=seed, share=share, chance=chance
+    task, folder = config.predicted, Path(config.run) / f"fold{fold}"
+    heads = Heads(task, config.model.heads, config.model.age)
+    net = make_net(config, heads.size, fold, accelerator)
+    criterion, targets = loss.make(heads, train_rows, config.loss)
+    train_loader, valid_loader = make_loaders(config, train_rows, valid_rows, fold, accelerator)
+    average = optim.make_average(net, config.train)
+    parameters = optim.parameter_groups(net, config.train)
+    optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
+    scheduler = make_scheduler(config, optimizer, len(train_loader), len(valid_rows), seconds)
+    mixup = loss.make_mixup(config.train)
+    about = describe(config, heads, net, accelerator.mixed_precision, fold, train_rows)
+    belongs = resume.belongs(config, fold, train_rows)
+    learner = Learner(
+        net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup, folder, about, belongs
     )
-    memory = data.memory_gb / share[1]
-    photos = loader.PhotoDataset(rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip)
-    feed = loader.make(photos, batches, data.workers)
-    memory -= photos.kept.nbytes / 1e9
-    check = loader.make(
-        loader.PhotoDataset(validation, data.augment, data.image_size, False, 0.0, data.fit, memory),
-        loader.SeededBatchSampler(len(validation), 2 * train.batch_size, share=share),
-        data.workers,
-    )
-    look = len(validation) / train.batch_size / 3  # no gradients: a third of a step's work
-    learner = make_learner(config, rows, fold, len(batches), accelerator, seconds, look)
-    learner.load()
+    learner.resume()
     for row in learner.log:
         tracker.log(row)
-    task = learner.task
-    about = describe(config, fold, learner, rows[rows["source"] == "train"])
-    epochs = "" if learner.budget else f"/{train.epochs}"
-    while learner.step or not (learner.over or stalled(learner.log, train.patience, learner.task)):
-        batches.epoch, batches.start = learner.epoch, learner.step
-        speed = learner.train_epoch(feed, f"fold {fold} epoch {learner.epoch + 1}{epochs}")
-        began, batches.start = time.perf_counter(), 0
-        learner.average_epoch(feed)
-        row = progress(learner)
-        row |= training_scores(task, rows, learner.take_answers().numpy())
-        looked = row["epoch"] % train.val_interval == 0 or learner.ending
-        if looked:
-            learner.last = learner.predict(check)
-            row |= validation_metrics(learner, validation["target"].to_numpy())
-        if not np.isfinite(row["train_loss"]):
-            raise InputError(f"fold {fold}: the loss of epoch {row['epoch']} is {row['train_loss']}: lower train.lr")
-        learner.log.append(row)
-        learner.epoch, learner.step, learner.loss, learner.seen = learner.epoch + 1, 0, 0.0, 0
-        value, best = row.get(task.score), learner.best_score
-        if looked and (best is None or task.sign * value > task.sign * best or train.keep == "last"):
-            learner.best_score, learner.best = value, learner.last
-            if is_main_process():
-                model.save(folder / "best.safetensors", learner.answering, about | row)
-        write_csv(folder / "log.csv", pd.DataFrame(learner.log, columns=log_columns(task)))
-        learner.speed.append(speed | {"other_seconds": time.perf_counter() - began})
-        if learner.budget and looked:
-            learner.budget.look = learner.speed[-1]["other_seconds"]
+    while not learner.finished:
+        title = title_of(config, fold, learner)
+        stats = learner.train_epoch(train_loader, title)
+        training = training_scores(task, train_rows, stats.answers.numpy())
+        validation = evaluate(learner, valid_loader, valid_rows) if learner.should_validate else None
+        row = learner.end_epoch(stats, training, validation)  # counters, log row, best weights, state.pt
         tracker.log(row)
-        learner.save()
-        log_epoch(task, fold, epochs, row, speed)
+        log_epoch(task, title, row, stats.speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
-    finish(config, folder, validation, fold, learner, tracker)
+    finish(config, folder, valid_rows, fold, learner, tracker)
 
 
-def make_learner(config, rows, fold, steps, accelerator, seconds=None, look=0):
-    """Seed everything by the fold, then build its model, its loss and what moves them: a Learner."""
+def fold_seed(config, fold):
+    """The seed of a fold's initial weights, order and augmentation."""
+    return config.seed * 1009 + fold
+
+
+def make_net(config, outputs, fold, accelerator):
+    """Seed everything by the fold, then build its network, with so many outputs, on the accelerator's device: its
+    lowest layers (train.freeze_layers) don't learn."""
     import timm
+    import torch
     from accelerate.utils import set_seed
 
-    import loss as loss_module
     import model
-    from foldface.nn import heads
+    from foldface.nn import batchnorm
     from foldface.nn import weights as weights_module
 
-    seed, several, chosen = config.seed * 1009 + fold, accelerator.num_processes > 1, config.model
+    seed, chosen = fold_seed(config, fold), config.model
     set_seed(seed)
-    outputs = heads.Heads(config.predicted, chosen.heads, chosen.age)
     weights = start_of(config, fold)
     pretrained, drop = False if weights else chosen.pretrained, (chosen.dropout, chosen.drop_path)
-    net = model.build(chosen.backbone, outputs.size, pretrained, config.data.image_size, *drop, chosen.init)
+    net = model.build(chosen.backbone, outputs, pretrained, config.data.image_size, *drop, chosen.init)
     if weights:
         weights_module.load_backbone(net, weights_module.weights_of(str(weights)))
-    if several:
+    if accelerator.num_processes > 1:
         set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
         if accelerator.device.type == "cuda" and not chosen.freeze_bn:
             net = timm.layers.convert_sync_batchnorm(net)
-    criterion = loss_module.Loss(outputs, config.loss, rows["label"].to_numpy())
-    targets = loss_module.Targets(config.predicted, rows, config.loss)
-    return Learner(net, criterion, targets, rows, config, fold, steps, accelerator, seconds, look)
+    for layer in batchnorm.lowest_layers(net, config.train.freeze_layers):
+        layer.requires_grad_(False)
+    return net.to(accelerator.device, memory_format=torch.channels_last)
+
+
+def make_loaders(config, train_rows, valid_rows, fold, accelerator):
+    """The PhotoLoaders of the training rows (shuffled, augmented) and of the validation rows (as they are): of several
+    processes each is given its slice of every batch."""
+    from foldface.data import loader
+
+    data, train = config.data, config.train
+    rank_slice = accelerator.process_index, accelerator.num_processes
+    if len(train_rows) < 2 * accelerator.num_processes:
+        raise InputError(f"{len(train_rows)} photos are too few for {accelerator.num_processes} processes")
+    weights = balanced(train_rows) if train.sampler == "balanced" else None
+    batches = loader.SeededBatchSampler(
+        len(train_rows), train.batch_size, True, fold_seed(config, fold), rank_slice=rank_slice, weights=weights
+    )
+    memory = data.memory_gb / accelerator.num_processes
+    photos = loader.PhotoDataset(
+        train_rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip
+    )
+    train_loader = loader.make(photos, batches, data.workers)
+    memory -= photos.kept.nbytes / 1e9
+    photos = loader.PhotoDataset(valid_rows, data.augment, data.image_size, False, 0.0, data.fit, memory)
+    batches = loader.SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
+    return train_loader, loader.make(photos, batches, data.workers)
+
+
+def make_scheduler(config, optimizer, steps, valid_photos, seconds=None):
+    """What moves the learning rates, `steps` to an epoch: a schedule over train.epochs, or one over `seconds`."""
+    train = config.train
+    if seconds is None:
+        return optim.make_scheduler(optimizer, train, steps)
+    look = valid_photos / train.batch_size / 3  # no gradients: a third of a step's work
+    return optim.Budget(optimizer, train, seconds, steps * train.val_interval, look)
+
+
+def evaluate(learner, loader, rows):
+    """The Validation of an epoch's model: its answers to the photos of `rows`, and what log.csv says of them."""
+    answers = learner.predict(loader)
+    return Validation(answers, validation_metrics(learner.task, answers.numpy(), rows["target"].to_numpy()))
 
 
 def start_of(config, fold):
@@ -147,23 +165,27 @@ def read_crop_settings(config):
 
 
 def balanced(rows):
-    """Chances (n,) of training photos to be drawn: every class as likely, in it every person, of them every photo."""
+    """Probability of each training photo to be drawn (n,): every class as likely, in it every person, of them every
+    photo."""
     person = pd.factorize(rows["id"])[0]
     class_people = rows.assign(person=person).groupby("label")["person"].nunique()
     photos = rows.groupby([rows["label"], person])["label"].transform("size")
     return (1 / (len(class_people) * rows["label"].map(class_people) * photos)).to_numpy(float)
 
 
-def describe(config, fold, learner, rows):
+def describe(config, heads, net, precision, fold, rows):
     """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
     photo is answered with: the labels' shares and, of an age in years, what the training ages come to; of a number the
-    median."""
-    task = learner.task
+    median. precision: that it is trained in; rows: DataFrame of training rows."""
+    from foldface.data.loader import pixel_scale
+
+    rows = rows[rows["source"] == "train"]
+    task, (mean, std) = heads.task, pixel_scale(net)
     if task.numeric:
         prior = [float(rows["target"].median()), np.nan]
     else:
         prior = np.bincount(rows["target"], minlength=task.size) / len(rows)
-    if learner.heads.in_numbers:
+    if heads.in_numbers:
         known = rows[task.number.name].to_numpy()
         prior = [*prior, known.mean(), *((known >= bound).mean() for bound in task.number.steps)]
     return {
@@ -177,21 +199,12 @@ def describe(config, fold, learner, rows):
         "image_size": config.data.image_size,
         "fit": config.data.fit,
         "augment": config.data.augment,
-        "mean": list(learner.scale[0]),
-        "std": list(learner.scale[1]),
-        "precision": learner.precision,
+        "mean": list(mean),
+        "std": list(std),
+        "precision": precision,
         "crops": read_crop_settings(config),
         "fold": fold,
         "prior": [float(value) for value in prior],
-    }
-
-
-def progress(learner):
-    """What log.csv says of an epoch before anyone looks at the validation photos."""
-    return {
-        "epoch": learner.epoch + 1,
-        "lr": learner.optimizer.param_groups[0]["lr"],
-        "train_loss": learner.loss / learner.seen,
     }
 
 
@@ -207,9 +220,8 @@ def training_scores(task, rows, answers):
     return {f"train_{name}": scores[name] for name in task.score_names[:2]}
 
 
-def validation_metrics(learner, target):
-    """What log.csv says of an epoch's validation answers: their loss and scores against true targets (n,)."""
-    task, found = learner.task, learner.last.numpy()
+def validation_metrics(task, found, target):
+    """What log.csv says of validation answers (n, width): their loss and scores against true targets (n,)."""
     if task.numeric:
         answer = found[:, 0]
         loss = np.abs(answer - target).mean()
@@ -219,7 +231,12 @@ def validation_metrics(learner, target):
     return {"val_loss": float(loss), **task.scores(target, answer)}
 
 
-def log_epoch(task, fold, epochs, row, speed):
+def title_of(config, fold, learner):
+    """An epoch as it is printed: fold 0 epoch 3/5; without an end where minutes count."""
+    return f"fold {fold} epoch {learner.epoch + 1}" + ("" if learner.budget else f"/{config.train.epochs}")
+
+
+def log_epoch(task, title, row, speed):
     """Print an epoch in one line, and what to do if the model waited for photos."""
     wait = (
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
@@ -227,18 +244,9 @@ def log_epoch(task, fold, epochs, row, speed):
     names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
     said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names if name in row)
     print(
-        f"fold {fold} epoch {row['epoch']}{epochs}  loss {row['train_loss']:.3f}  {said}  "
-        f"{speed['photos_per_second']:.0f} photos/s{wait}",
+        f"{title}  loss {row['train_loss']:.3f}  {said}  {speed['photos_per_second']:.0f} photos/s{wait}",
         flush=True,
     )
-
-
-def stalled(log, patience, task):
-    """Has the score not improved for `patience` epochs? log: rows of log.csv."""
-    if not patience or len(log) <= patience:
-        return False
-    values = [task.sign * row[task.score] for row in log]
-    return max(values[-patience:]) <= max(values[:-patience])
 
 
 # --------------------------------------------------------------------------------------------- folds and scores
@@ -256,7 +264,7 @@ def finish(config, folder, validation, fold, learner, tracker):
     if tracker.active:
         summarize(tracker, config, fold, validation, oof)
     write_csv(folder / "oof.csv", oof)
-    learner.path.unlink(missing_ok=True)
+    learner.state_path.unlink(missing_ok=True)
 
 
 def summarize(tracker, config, fold, validation, oof):

@@ -40,11 +40,10 @@ def served(tmp_path_factory):
 
     told = heads.Heads(config.predicted, config.model.heads, config.model.age)
     net = model.build("test_resnet", told.size, False, 32)
-    learner = SimpleNamespace(task=config.predicted, heads=told, scale=([0.5] * 3, [0.5] * 3), precision="no")
     import dataset
 
     rows, _ = dataset.training_rows(config)
-    model.save(folder / "best.safetensors", net, train.describe(config, 0, learner, rows))
+    model.save(folder / "best.safetensors", net, train.describe(config, told, net, "no", 0, rows))
     from demo import gan_networks
 
     maker = gan_networks.make_generator("projected", 32, MASK.size, 4, 40)

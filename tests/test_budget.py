@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import train
-from foldface import runtime
 from foldface.files import InputError
 from foldface.nn import learner, optim
 
@@ -40,10 +39,10 @@ def walk(clock, seconds, step, look, epoch=40, **changes):
         rates.append(optimizer.param_groups[0]["lr"])
         budget.step()
         if budget.due:
-            budget.left = budget.plan()
+            budget.follow(budget.plan())
         if budget.over or len(rates) % epoch == 0:
             clock.seconds += look
-            budget.look = look
+            budget.took_look(look)
             budget.begin()
     return rates + [optimizer.param_groups[0]["lr"]]
 
@@ -76,16 +75,16 @@ def test_a_plan_is_what_fits_beside_the_looks(clock):
         if budget.done == 3:
             assert budget.remaining == pytest.approx(89)
             assert budget.plan() == (89 - 6) // (2 + 6 / 20)  # before the first look one costs three steps
-            budget.look = 5.0
+            budget.took_look(5.0)
             assert budget.plan() == (89 - 5) // (2 + 5 / 20)
-            budget.left = budget.plan()
+            budget.follow(budget.plan())
     assert [k + 1 for k, now in enumerate(due) if now] == [3, 10, 20]
     assert budget.left == 37 - 17 and budget.progress == pytest.approx(17 / 37)
     assert budget.optimizer.param_groups[0]["lr"] == pytest.approx(budget.curves[0]["lr"][round(1000 * 17 / 37)])
     assert budget.plan() == (55 - 5) // (2 + 5 / 20)
     clock.seconds += 54  # one second is left
     assert budget.plan() == 0
-    budget.left = 0
+    budget.follow(0)
     assert budget.over and not budget.due and budget.plan() == 1, "a stretch of steps has one at least"
 
 
@@ -100,7 +99,7 @@ def test_a_budget_goes_on_where_it_was(clock):
         clock.seconds += 1
         budget.step()
         if budget.due:
-            budget.left = budget.plan()
+            budget.follow(budget.plan())
     kept, rate = budget.state_dict(), optimizer.param_groups[0]["lr"]
     clock.seconds += 1000  # the machine was off
     other, optimizer = make()
@@ -128,11 +127,11 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
     def last_step(self, *words):
         found = step(self, *words)
         if self.steps == 4:
-            self.budget.left = 0
+            self.budget.follow(0)
             signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
+    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.keep", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
     monkeypatch.setattr(learner.Learner, "train_step", last_step)
@@ -151,7 +150,7 @@ def test_what_counts_in_epochs_is_refused_with_minutes(competition):
 
 
 def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
+    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     monkeypatch.setattr(train, "FINISHING", 1)
     chosen = competition.config("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
     began = time.monotonic()
@@ -160,6 +159,6 @@ def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch
     logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
     assert all(len(log) > 1 and log["lr"].iloc[-1] < 0.02 * chosen.train.lr for log in logs)
     assert capsys.readouterr().out.count(" are about ") == 2
-    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic() - 14.5)
+    monkeypatch.setattr(train, "PROCESS_START", time.monotonic() - 14.5)
     with pytest.raises(InputError, match="over before training begins"):
         train.seconds_for(chosen, [], 1)

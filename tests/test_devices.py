@@ -1,7 +1,5 @@
 """Which device computes, and in which precision: the same answer wherever it is asked."""
 
-import types
-
 import numpy as np
 import pytest
 import torch
@@ -152,14 +150,10 @@ def save_fold(competition, precision="no"):
     task = config.predicted
     heads = Heads(task, "multi", "classes")
     rows, _ = dataset.training_rows(config)
-    about = train.describe(
-        config,
-        0,
-        types.SimpleNamespace(task=task, heads=heads, scale=([0.5] * 3, [0.5] * 3), precision=precision),
-        rows,
-    )
+    net = model.build("test_resnet", heads.size, False, 32)
+    about = train.describe(config, heads, net, precision, 0, rows)
     path = competition.root / "run" / "fold0" / "best.safetensors"
-    model.save(path, model.build("test_resnet", heads.size, False, 32), about)
+    model.save(path, net, about)
     return model.load_folds({0: path})
 
 

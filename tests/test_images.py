@@ -295,7 +295,7 @@ def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, a
 
     def epoch(workers, number):
         batches = loader.SeededBatchSampler(10, 4, shuffle=True, seed=3)
-        batches.epoch = number
+        batches.go_to(number)
         return [(indices.tolist(), photos) for indices, photos, _ in
                 loader.make(loader.PhotoDataset(rows, augment, 24, True), batches, workers)]  # fmt: skip
 
@@ -323,7 +323,7 @@ def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypat
         for one, other in zip(alone, found, strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2]
     assert "No such file" in alone[-1][2][-1]
-    assert list(loader.make(photos, loader.SeededBatchSampler(1, 2, share=(1, 2)), 1)) == [], (
+    assert list(loader.make(photos, loader.SeededBatchSampler(1, 2, rank_slice=(1, 2)), 1)) == [], (
         "no photo for this process"
     )
 
@@ -331,7 +331,7 @@ def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypat
 def test_a_resumed_epoch_goes_on_with_the_same_batches():
     batches = loader.SeededBatchSampler(50, 8, shuffle=True, seed=1)
     whole = list(batches)
-    batches.start = 3
+    batches.go_to(0, 3)
     assert list(batches) == whole[3:] and len(whole) == len(batches) == 7
     assert sorted(index for batch in whole for index, _ in batch) == list(range(50))
 

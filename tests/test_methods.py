@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import MASK, ROOT
+from helpers import make_learner
 from safetensors.torch import load_file
 
 import dataset
@@ -318,7 +319,7 @@ def learner_of(competition, accelerator, *words):
     config = competition.config(*words)
     rows = dataset.prepare(config)
     training, validation = folds.split(rows, 0)
-    return train.make_learner(config, training, 0, 3, accelerator), training, validation
+    return make_learner(config, training, 3, accelerator), training, validation
 
 
 def fit(competition, *words):
@@ -532,11 +533,11 @@ def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
 
 def test_balanced_draws_make_classes_and_people_as_likely():
     rows = pd.DataFrame({"id": ["a"] * 5 + ["b"] * 5 + ["c"], "label": [0] * 10 + [2]})
-    chance = train.balanced(rows)
-    assert chance.sum() == pytest.approx(1) and chance[:10].sum() == pytest.approx(0.5)
+    weights = train.balanced(rows)
+    assert weights.sum() == pytest.approx(1) and weights[:10].sum() == pytest.approx(0.5)
     rows = pd.DataFrame({"id": ["a"] * 9 + ["b"], "label": 1})
     assert train.balanced(rows)[:9].sum() == pytest.approx(0.5)
-    batches = loader.SeededBatchSampler(10, 4, shuffle=True, chance=np.eye(10)[3])
+    batches = loader.SeededBatchSampler(10, 4, shuffle=True, weights=np.eye(10)[3])
     assert {index for batch in batches for index, _ in batch} == {3}
 
 

@@ -5,9 +5,9 @@ import copy
 
 import pytest
 import torch
+from helpers import make_learner
 
 import dataset
-import train
 from foldface.data import folds
 from foldface.nn import optim
 from tools import check_repeat
@@ -30,7 +30,7 @@ def learner_of(competition, accelerator, *words, seconds=None):
     plain = ["--train.scheduler", "constant", "--train.lr", RATE, "--train.weight_decay", 0, "--train.clip_grad", 0]
     config = competition.config(*plain, *words)
     rows, _ = folds.split(dataset.prepare(config), 0)
-    return train.make_learner(config, rows, 0, 5, accelerator, seconds)
+    return make_learner(config, rows, 5, accelerator, seconds)
 
 
 def step(mine, overflow=False):
@@ -90,7 +90,7 @@ def test_a_stopped_fold_goes_on_at_the_scale_it_had(competition, scaling):
     mine.save()
     step(mine)
     went_on = learner_of(competition, scaling, "--train.optimizer", "sgd")
-    went_on.load()
+    went_on.resume()
     assert scaling.scaler.get_scale() == 32768 and went_on.steps == 1
     step(went_on)
     assert same(weights(went_on), weights(mine))

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MASK, ROOT
+from helpers import make_learner
 from safetensors.torch import load_file
 
 import dataset
@@ -139,10 +140,13 @@ def test_mixed_photos_have_no_right_answer_and_no_training_score(competition):
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
 def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch, keep, epoch):
-    honest = train.validation_metrics
-    monkeypatch.setattr(
-        train, "validation_metrics", lambda mine, target: honest(mine, target) | {"f1": (0.1, 0.9, 0.2)[mine.epoch]}
-    )
+    honest = train.evaluate
+
+    def evaluate(mine, *words):
+        found = honest(mine, *words)
+        return found._replace(scores=found.scores | {"f1": (0.1, 0.9, 0.2)[mine.epoch]})
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
     train.train_folds(competition.config("--train.epochs", 3, "--train.keep", keep), [0])
     assert model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]["epoch"] == epoch
     metrics = json.loads((competition.root / "run" / "metrics.json").read_text())
@@ -331,7 +335,7 @@ def test_a_warm_up_that_ends_in_the_average_is_refused(competition):
 
 def test_patience_stops_when_f1_no_longer_rises():
     log = [{"f1": value} for value in (0.1, 0.3, 0.2, 0.3)]
-    assert train.stalled(log, 2, MASK) and not train.stalled(log, 3, MASK) and not train.stalled(log, 0, MASK)
+    assert learner.stalled(log, 2, MASK) and not learner.stalled(log, 3, MASK) and not learner.stalled(log, 0, MASK)
 
 
 def test_a_photo_that_vanishes_while_training_is_named():
@@ -350,7 +354,7 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
 
 @pytest.mark.parametrize(
     ("frozen", "said"),
-    [("true", "steps stay as they are"), ("false", "batch norm takes its statistics from each piece alone")],
+    [("true", "steps stay as they are"), ("false", "batch norm takes its statistics from each micro-batch alone")],
 )
 def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
     competition, tmp_path, monkeypatch, capsys, frozen, said
@@ -371,10 +375,10 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
 
         net.forward = small_memory
 
-    monkeypatch.setattr(learner.Learner, "load", crowded)
+    monkeypatch.setattr(learner.Learner, "resume", crowded)
     again = competition.config(*words, "--run", tmp_path / "again")
     train.train_folds(again, [0])
-    assert f"a batch is now computed in 4 pieces; {said}" in capsys.readouterr().out
+    assert f"a batch is now computed in 4 micro-batches; {said}" in capsys.readouterr().out
     one, other = weights(competition.root / "run"), weights(tmp_path / "again")
     alike = all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
     assert alike == (frozen == "true")
@@ -388,7 +392,7 @@ def test_what_no_halving_helps_is_said(competition, monkeypatch):
         return honest(self, compute, photos)
 
     monkeypatch.setattr(learner.Learner, "fitting", full)
-    with pytest.raises(InputError, match=r"out of memory with 16 photos in 8 pieces: start again with --train.accumul"):
+    with pytest.raises(InputError, match=r"out of memory with 16 photos in 8 micro-batches: start again with --train"):
         train.train_folds(competition.config(), [0])
 
 
@@ -560,7 +564,7 @@ def test_no_step_waits_for_the_device(competition, words):
     dataset.infer_classes(config)
     rows = dataset.prepare(config)
     accelerator = learner.make_accelerator(config)
-    mine = train.make_learner(config, rows, 0, 10, accelerator)
+    mine = make_learner(config, rows, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
     with mine.training():
         mine.train_step(torch.arange(8), photos, 8)  # the first step makes the optimizer's state
@@ -574,7 +578,7 @@ def test_layers_are_computed_the_faster_way_while_they_train_and_only_then(compe
     config = competition.config()
     dataset.infer_classes(config)
     monkeypatch.setattr(accelerate.Accelerator, "mixed_precision", precision)  # of a process the first one counts
-    mine = train.make_learner(config, dataset.prepare(config), 0, 10, learner.make_accelerator(config))
+    mine = make_learner(config, dataset.prepare(config), 10, learner.make_accelerator(config))
     with mine.training():
         assert any("forward" in vars(layer) for layer in mine.module.modules()) == quick
     assert not any("forward" in vars(layer) for layer in mine.module.modules())

@@ -21,6 +21,7 @@ Prints a Markdown table of medians and spreads. A ratio is ours / peer within on
 """
 
 import copy
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -203,14 +204,17 @@ def train(config, folder):
     import torch
 
     import dataset as dataset_module
+    import loss as loss_module
     from foldface.data import loader as loader_module
     from foldface.nn import batchnorm, learner, optim
-    from train import make_learner
+    from foldface.nn.heads import Heads
+    from train import make_net
 
     chosen, batch = copy.deepcopy(config), config.train.batch_size
-    chosen.run = str(folder / "train")
     dataset_module.infer_classes(chosen)
     steps = 80 if config.quick else 120
+    course = dataclasses.replace(chosen.train, epochs=100 * chosen.train.epochs)  # no round comes to its end
+    chosen = dataclasses.replace(chosen, train=course)
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data
@@ -218,12 +222,19 @@ def train(config, folder):
     photos = loader_module.PhotoDataset(rows, data.augment, data.image_size, True, *shown)
     batches = loader_module.SeededBatchSampler(len(rows), batch, shuffle=True)
     feed = loader_module.make(photos, batches, data.workers)
-    mine = make_learner(chosen, rows, 0, 100 * steps, learner.make_accelerator(chosen))
+    accelerator, read = learner.make_accelerator(chosen), Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
+    net = make_net(chosen, read.size, 0, accelerator)
+    criterion, targets = loss_module.make(read, rows, chosen.loss)
+    average, mixup = optim.make_average(net, course), loss_module.make_mixup(course)
+    parameters = optim.parameter_groups(net, course)
+    optimizer = optim.make_optimizer(parameters, course, fused=accelerator.scaler is None)
+    scheduler = optim.make_scheduler(optimizer, course, steps)
+    mine = learner.Learner(net, criterion, targets, optimizer, scheduler, chosen, accelerator, average, mixup)
 
     def ours():
-        mine.step, mine.loss, mine.seen = 0, 0.0, 0
-        batches.epoch += 1
-        return mine.train_epoch(feed, "ours")["photos_per_second"]
+        stats = mine.train_epoch(feed, "ours")
+        mine.next_epoch()
+        return stats.speed["photos_per_second"]
 
     def bare(order):
         net = copy.deepcopy(mine.module).to(memory_format=order)

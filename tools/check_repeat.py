@@ -6,6 +6,7 @@ Nothing is written. Exit 1 if anything differs.
 """
 
 import hashlib
+import itertools
 import sys
 import tempfile
 from dataclasses import replace
@@ -37,21 +38,33 @@ def check(config, steps):
 
 def trace(rows, config, steps, accelerator):
     """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
+    import loss
     from foldface.data import loader
-    from train import make_learner
+    from foldface.nn import optim
+    from foldface.nn.heads import Heads
+    from foldface.nn.learner import Learner
+    from train import fold_seed, make_net, make_scheduler
 
     seen, step = [], 0
 
     def note(what, tensor):
         seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
 
-    batches = loader.SeededBatchSampler(len(rows), config.train.batch_size, shuffle=True, seed=config.seed * 1009)
+    batches = loader.SeededBatchSampler(len(rows), config.train.batch_size, shuffle=True, seed=fold_seed(config, 0))
     data = config.data
     photos = loader.PhotoDataset(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
     feed = loader.make(photos, batches, config.data.workers)
     epochs = max(config.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     config = replace(config, train=replace(config.train, epochs=epochs))
-    learner = make_learner(config, rows, 0, len(batches), accelerator)
+    heads = Heads(config.predicted, config.model.heads, config.model.age)
+    net = make_net(config, heads.size, 0, accelerator)
+    criterion, targets = loss.make(heads, rows, config.loss)
+    average = optim.make_average(net, config.train)
+    parameters = optim.parameter_groups(net, config.train)
+    optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
+    scheduler = make_scheduler(config, optimizer, len(batches), 0)
+    mixup = loss.make_mixup(config.train)
+    learner = Learner(net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup)
 
     def note_gradient(name, weight):
         scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
@@ -64,8 +77,8 @@ def trace(rows, config, steps, accelerator):
         if not list(layer.children()):
             layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
     with learner.training():
-        while step < steps:
-            batches.epoch += 1
+        for epoch in itertools.count(1):
+            batches.go_to(epoch)
             for indices, batch, _ in feed:
                 step += 1
                 note("the batch: which photos it holds", indices)
@@ -74,9 +87,8 @@ def trace(rows, config, steps, accelerator):
                 for name, weight in learner.module.named_parameters():
                     note(f"the optimizer's update of {name}", weight)
                 if step == steps:
-                    break
-    accelerator.free_memory()
-    return seen
+                    accelerator.free_memory()
+                    return seen
 
 
 FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}

@@ -19,6 +19,11 @@ from foldface.runtime import cores
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def pixel_scale(net) -> list[tuple[float, float, float]]:
+    """Mean and standard deviation of the pixels, shares of white, that a timm model's weights were trained with."""
+    return [net.pretrained_cfg.get(key, usual) for key, usual in zip(("mean", "std"), IMAGENET, strict=True)]
+
+
 def normalize(images, mean, std):
     """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
 
@@ -96,15 +101,15 @@ def shared_by_fork():
 class SeededBatchSampler:
     """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
-    With `chance` (count,), an epoch is as many draws with replacement, each photo with its chance. Of `share` (k, n),
-    process k of n is given every n-th photo of each batch, from its k-th on.
+    With `weights` (count,), an epoch is as many draws with replacement, each photo with its probability. Of
+    `rank_slice` (k, n), process k of n is given every n-th photo of each batch, from its k-th on.
     """
 
-    def __init__(self, count, batch_size, shuffle=False, seed=0, share=(0, 1), chance=None):
-        self.count, self.shuffle, self.seed, self.share, self.chance = count, shuffle, seed, share, chance
+    def __init__(self, count, batch_size, shuffle=False, seed=0, rank_slice=(0, 1), weights=None):
+        self.count, self.shuffle, self.seed, self.rank_slice, self.weights = count, shuffle, seed, rank_slice, weights
         self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
         ends = [*range(batch_size, count, batch_size), count]
-        if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * share[1]:
+        if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * rank_slice[1]:
             del ends[-2]  # of a single photo batch norm can learn nothing: so few join the batch before
         self.spans = list(zip([0, *ends], ends, strict=False))
 
@@ -113,8 +118,13 @@ class SeededBatchSampler:
 
     @property
     def most(self):
-        """Photos in the largest share of a batch."""
-        return max((len(range(start + self.share[0], end, self.share[1])) for start, end in self.spans), default=0)
+        """Photos in the largest slice of a batch."""
+        first, every = self.rank_slice
+        return max((len(range(start + first, end, every)) for start, end in self.spans), default=0)
+
+    def go_to(self, epoch, step=0):
+        """The next iteration gives this epoch's batches, from its `step`-th on."""
+        self.epoch, self.start = epoch, step
 
     def size(self, step):
         """Photos in a batch of the epoch, all processes together."""
@@ -124,9 +134,9 @@ class SeededBatchSampler:
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
-        if self.chance is not None:
-            order = rng.choice(self.count, self.count, p=self.chance)
-        seeds, (first, every) = rng.integers(2**31, size=self.count), self.share
+        if self.weights is not None:
+            order = rng.choice(self.count, self.count, p=self.weights)
+        seeds, (first, every) = rng.integers(2**31, size=self.count), self.rank_slice
         for start, end in self.spans[self.start :]:
             part = slice(start + first, end, every)
             keys = list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))

@@ -6,13 +6,19 @@ Several processes (accelerate launch, torchrun) share each batch: a step is the 
 import contextlib
 import copy
 import gc
+import math
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from foldface.files import InputError, atomic_write
+import pandas as pd
+
+from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import devices, optim, resume
 from foldface.runtime import is_main_process
+
+if TYPE_CHECKING:
+    import torch
 
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
 
@@ -28,61 +34,71 @@ def make_accelerator(config):
     )
 
 
+class EpochStats(NamedTuple):
+    """What an epoch's steps came to."""
+
+    train_loss: float
+    """mean over the photos"""
+    answers: "torch.Tensor"
+    """what each training photo was answered with: (n,) float32 on the CPU, NaN where it was not drawn, or was mixed"""
+    speed: dict[str, float]
+    """columns of speed.csv: seconds, photos_per_second, waited (share of the seconds without photos), memory_gb"""
+
+
+class Validation(NamedTuple):
+    """What an epoch's model answers to the validation photos, and how good that is."""
+
+    answers: "torch.Tensor"
+    """(n, width) float32, as heads.Heads.answers"""
+    scores: dict[str, float]
+    """{column of log.csv: value}"""
+
+
 class Learner:
     """A model and all that moves it: whatever a fit needs to go on in mid-epoch as if it had never stopped.
 
-    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation probabilities),
-    answers (what each training photo was last answered with in this epoch, NaN where it has not been).
+    It builds nothing: train.fit shows what it is made of. Nobody but its own methods writes its attributes.
+    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation answers).
     """
 
-    KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "pieces", "spent", "speed")
-    KEPT += ("answers",)
+    KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "micro_batches", "spent")
+    KEPT += ("speed", "answers")
 
-    def __init__(self, net, criterion, targets, rows, config, fold, steps, accelerator, seconds=None, look=0):
-        """net: a timm model; criterion, targets: loss.Loss and loss.Targets; rows: DataFrame of training rows; steps:
-        batches an epoch; seconds: for an optim.Budget instead of train.epochs, look: about how many steps a look at
-        the validation photos costs. train.make_learner seeds everything and builds them."""
-        import timm
+    def __init__(
+        self, net, criterion, targets, optimizer, scheduler, config, accelerator,
+        average=None, mixup=None, folder=None, about=None, belongs=None,
+    ):  # fmt: skip
+        """net: a timm model on the accelerator's device; criterion, targets: of loss.make; optimizer: of the net's
+        parameters; scheduler: optim.make_scheduler's, or an optim.Budget, whose seconds then count instead of
+        train.epochs; average: optim.make_average's; mixup: loss.make_mixup's; folder: where end_epoch and save write,
+        runs/NAME/fold{k}; about: what the weights file says of itself; belongs: resume.belongs of the fold."""
         import torch
 
         from foldface.data import loader
         from foldface.nn import batchnorm
 
-        self.task, self.heads = config.predicted, criterion.heads
-        net = net.to(memory_format=torch.channels_last)
-        self.lowest = batchnorm.lowest_layers(net, config.train.freeze_layers)
-        for layer in self.lowest:
-            layer.requires_grad_(False)
-        self.scale = [
-            net.pretrained_cfg.get(key, default) for key, default in zip(("mean", "std"), loader.IMAGENET, strict=True)
-        ]
-        self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
+        self.task, self.heads = criterion.heads.task, criterion.heads
         self.config, self.accelerator, self.device = config.train, accelerator, accelerator.device
-        self.precision = accelerator.mixed_precision
-        self.average = optim.make_average(net.to(self.device), config.train)
+        self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
+        self.scale = loader.pixel_scale(net)
+        self.lowest = batchnorm.lowest_layers(net, config.train.freeze_layers)
+        self.average, self.mixup = average, mixup
         if config.train.compile:
             net.compile()  # in place: its weights keep their names
         if accelerator.scaler is not None:  # its own: what an earlier fold came to is no beginning
             accelerator.scaler = torch.amp.GradScaler(self.device.type)
-        parameters = optim.parameter_groups(net, config.train)
-        optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
-        self.budget = None
-        if seconds is not None:
-            self.budget = optim.Budget(optimizer, config.train, seconds, steps * config.train.val_interval, look)
-        self.scheduler = self.budget or optim.make_scheduler(optimizer, config.train, steps)
-        # after the scheduler: both wrap the optimizer's step, and torch warns where accelerate's wrapper hides its own
+        self.scheduler = scheduler
+        self.budget = scheduler if isinstance(scheduler, optim.Budget) else None
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
         self.criterion, self.targets = criterion.to(self.device), targets
-        mixed = config.train.mixup, config.train.cutmix
-        self.mixup = timm.data.Mixup(*mixed, label_smoothing=0.0) if any(mixed) else None
         self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
         self.log, self.best_score, self.best, self.last = [], None, None, None
         self.spent, self.speed = 0.0, []
-        self.answers = torch.full((len(rows),), torch.nan, device=self.device)
-        self.pieces = config.train.accumulate
-        self.path, self.saved = Path(config.run) / f"fold{fold}" / "state.pt", time.monotonic()
-        self.belongs = resume.belongs(config, fold, rows)
+        self.answers = torch.full((len(targets),), torch.nan, device=self.device)
+        self.micro_batches = config.train.accumulate
+        self.folder, self.about, self.belongs = folder, about or {}, belongs
+        self.saved, self.steps_ended = time.monotonic(), time.perf_counter()
 
     @property
     def module(self):
@@ -114,6 +130,11 @@ class Learner:
                 what = f"it is of fold {before[name]}" if name == "fold" else "it was trained on other photos or labels"
                 raise ValueError(what)
 
+    @property
+    def state_path(self):
+        """Path of what a stopped fold goes on from."""
+        return self.folder / "state.pt"
+
     def save(self):
         """Write everything to state.pt, atomically. All processes call it, the first one writes."""
         import torch
@@ -123,16 +144,16 @@ class Learner:
         if is_main_process():
             content = {name: part.state_dict() for name, part in self.parts().items()}
             content |= {name: getattr(self, name) for name in self.KEPT}
-            with atomic_write(self.path) as partial, open(partial, "wb") as file:
+            with atomic_write(self.state_path) as partial, open(partial, "wb") as file:
                 torch.save(content | {"random": states, "belongs": self.belongs}, file)
         self.saved = time.monotonic()
 
-    def load(self):
+    def resume(self):
         """Go back to what was saved, if anything was. Raises InputError if the file is damaged."""
-        if not self.path.is_file():
+        if not self.state_path.is_file():
             return
         try:
-            content = resume.load_tensors(self.path)
+            content = resume.load_tensors(self.state_path)
             self.refuse_other_state(content["belongs"])
             for name, part in self.parts().items():
                 part.load_state_dict(content[name])
@@ -143,15 +164,17 @@ class Learner:
                 resume.set_random_states(content["random"][self.accelerator.process_index])
         except Exception as error:  # a damaged file fails in many ways, all with one way out
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{self.path}: can't go on from it ({first}); remove it to train this fold anew") from None
-        self.pieces = max(self.pieces, self.config.accumulate)
+            raise InputError(
+                f"{self.state_path}: can't go on from it ({first}); remove it to train this fold from its beginning"
+            ) from None
+        self.micro_batches = max(self.micro_batches, self.config.accumulate)
         if not is_main_process():
             self.loss = 0.0  # it is a sum over the processes, and the first one carries it
-        print(f"{self.path.parent}: going on at epoch {self.epoch + 1}, step {self.step + 1}")
+        print(f"{self.folder}: going on at epoch {self.epoch + 1}, step {self.step + 1}")
 
-    def train_step(self, indices, photos, whole):
-        """One update. indices (b,) int64 into the labels, photos (b, h, w, 3) uint8: this process's share of a batch
-        of `whole` photos. Returns the share's summed loss, on the device.
+    def train_step(self, indices, photos, global_batch):
+        """One update. indices (b,) int64 into the labels, photos (b, h, w, 3) uint8: this process's slice of a batch
+        of `global_batch` photos. Returns the slice's summed loss, on the device.
 
         Nothing here waits for the GPU, but loss scaling (fp16), which looks at one number.
         """
@@ -161,23 +184,23 @@ class Learner:
 
         inputs = loader.normalize(photos.to(self.device, non_blocking=True), *self.scale)
         first = self.targets.of(indices, self.device)
-        second, share = self.mix(inputs, first)
+        second, kept_share = self.mix(inputs, first)
 
-        def compute(pieces):
-            total, said, pieces = 0.0, [], min(pieces, len(inputs))
-            for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(pieces), start=1):
-                waits = self.accelerator.no_sync(self.net) if k < pieces else contextlib.nullcontext()
-                with waits:  # processes exchange gradients once, at the last piece
-                    outputs = self.net(inputs[part] if pieces > 1 else inputs)
+        def compute(micro_batches):
+            total, parts_out, count = 0.0, [], min(micro_batches, len(inputs))
+            for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(count), start=1):
+                waits = self.accelerator.no_sync(self.net) if k < count else contextlib.nullcontext()
+                with waits:  # processes exchange gradients once, at the last micro-batch
+                    outputs = self.net(inputs[part] if count > 1 else inputs)
                     each = self.criterion(outputs, *(target[part] for target in first))
                     if second:
                         other = self.criterion(outputs, *(target[part] for target in second))
-                        each = share[part] * each + (1 - share[part]) * other
-                    value = each.sum() / whole
+                        each = kept_share[part] * each + (1 - kept_share[part]) * other
+                    value = each.sum() / global_batch
                     self.accelerator.backward(value * self.accelerator.num_processes)  # they are averaged
-                total = total + value.detach() * whole
-                said.append(outputs.detach())
-            return total, torch.cat(said)
+                total = total + value.detach() * global_batch
+                parts_out.append(outputs.detach())
+            return total, torch.cat(parts_out)
 
         total, outputs = self.fitting(compute, len(indices))
         if self.frozen:
@@ -198,9 +221,9 @@ class Learner:
             found = found[:, 0] if self.task.numeric else found[:, : self.task.size].argmax(1).float()
             self.answers[indices.to(self.device, non_blocking=True)] = found
         if self.criterion.name == "f1":
-            classes = first[0] if not second else share[:, None] * first[0] + (1 - share[:, None]) * second[0]
+            classes = first[0] if not second else kept_share[:, None] * first[0] + (1 - kept_share[:, None]) * second[0]
             sums = self.criterion.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
-            self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), whole)
+            self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), global_batch)
         return torch.as_tensor(total)
 
     @property
@@ -211,7 +234,7 @@ class Learner:
     def mix(self, inputs, targets):
         """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, in place, by timm.
 
-        Returns (targets of the photos that were mixed in, (b,) the share of the photos themselves), or (None, None).
+        Returns (targets of the photos that were mixed in, (b,) the share of each photo itself), or (None, None).
         For CutMix the share is the area that was really left, so that targets are mixed as the pixels are.
         """
         import torch
@@ -227,12 +250,12 @@ class Learner:
         order[:even] = order[:even].flip(0)
         return [target[order] for target in targets], share
 
-    def average_epoch(self, feed):
+    def average_epoch(self, loader):
         """Take an epoch's end into SWA's average, and put its batch norm right with the training photos.
 
         (EMA averages the statistics too, at every step: they are never far behind its weights.)
         """
-        from foldface.data import loader
+        from foldface.data.loader import normalize
         from foldface.nn import batchnorm
 
         if self.config.average != "swa" or self.epoch < self.config.swa_start:
@@ -240,7 +263,7 @@ class Learner:
         self.average.update_parameters(self.module)
         if self.freeze_bn:
             return
-        inputs = (loader.normalize(photos.to(self.device, non_blocking=True), *self.scale) for _, photos, _ in feed)
+        inputs = (normalize(photos.to(self.device, non_blocking=True), *self.scale) for _, photos, _ in loader)
         with self.accelerator.autocast():
             kept = batchnorm.lowest_layers(self.average.module, self.config.freeze_layers)
             batchnorm.refresh_batch_norm(self.average.module, inputs, kept)
@@ -249,8 +272,8 @@ class Learner:
                 value.copy_(self.accelerator.reduce(value, "mean"))
 
     def fitting(self, compute, photos):
-        """compute(pieces), with twice as many pieces each time that memory ran out: the step stays the same step, but
-        for batch norm that learns its statistics, which then sees pieces: that is said.
+        """compute(micro_batches), with twice as many each time that memory ran out: the step stays the same step, but
+        for batch norm that learns its statistics, which then sees micro-batches: that is said.
 
         Raises InputError where that can't help: a photo or two at a time is too much, or several processes would
         have to do it at once.
@@ -260,26 +283,26 @@ class Learner:
 
         while True:
             try:
-                return compute(self.pieces)
+                return compute(self.micro_batches)
             except (RuntimeError, MemoryError) as error:
                 if not should_reduce_batch_size(error):
                     raise
-                if self.accelerator.num_processes > 1 or 4 * self.pieces > photos:
+                if self.accelerator.num_processes > 1 or 4 * self.micro_batches > photos:
                     raise InputError(
-                        f"out of memory with {photos} photos in {self.pieces} pieces: start again with "
-                        f"--train.accumulate {2 * self.pieces}, or with a smaller --data.image_size"
+                        f"out of memory with {photos} photos in {self.micro_batches} micro-batches: start again with "
+                        f"--train.accumulate {2 * self.micro_batches}, or with a smaller --data.image_size"
                     ) from None
             self.optimizer.zero_grad()
-            self.pieces *= 2
+            self.micro_batches *= 2
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             norms = [part for part in self.module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
             learning = torch.is_grad_enabled() and any(part.training for part in norms)
             print(
-                f"out of memory: a batch is now computed in {self.pieces} pieces; "
+                f"out of memory: a batch is now computed in {self.micro_batches} micro-batches; "
                 + (
-                    "batch norm takes its statistics from each piece alone from now on, which changes the steps: "
+                    "batch norm takes its statistics from each micro-batch alone from now on, which changes the steps: "
                     "--model.freeze_bn true, or a smaller --data.image_size, would leave them as they are"
                     if learning
                     else "steps stay as they are"
@@ -307,28 +330,30 @@ class Learner:
         with cpu_conv.quick(self.module) if faster else contextlib.nullcontext():
             yield
 
-    def train_epoch(self, feed, title):
-        """The rest of the epoch. feed: a loader of foldface/data/loader.py. Returns {"seconds", "photos_per_second",
-        "waited"}, the last a share of the seconds. On Ctrl-C, and every few minutes, everything is saved.
+    def train_epoch(self, loader, title):
+        """Train on the rest of this epoch's batches, then take its weights into SWA's average. Returns an EpochStats.
+
+        loader: a loader.PhotoLoader; title: of the progress bar. On Ctrl-C, and every few minutes, everything is saved.
         """
         import torch
         from tqdm import tqdm
 
-        batches, waited, start = feed.batch_sampler, 0.0, time.perf_counter()
+        batches, waited, start = loader.batch_sampler, 0.0, time.perf_counter()
+        batches.go_to(self.epoch, self.step)
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
         with bar, self.training(), resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()
-            photos_left = () if self.over else self.saving(feed, total, stop)  # over: saved at a budget's last step
+            photos_left = () if self.over else self.saving(loader, total, stop)  # over: saved at a budget's last step
             for indices, photos, errors in photos_left:
                 waited += time.perf_counter() - asked
-                refuse_unreadable(errors, indices, feed.dataset.files)
-                whole = batches.size(self.step)
-                total += self.train_step(indices, photos, whole)
-                self.step, self.seen = self.step + 1, self.seen + whole
-                bar.update(whole)
+                refuse_unreadable(errors, indices, loader.dataset.files)
+                global_batch = batches.size(self.step)
+                total += self.train_step(indices, photos, global_batch)
+                self.step, self.seen = self.step + 1, self.seen + global_batch
+                bar.update(global_batch)
                 if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
                     best = {} if self.best_score is None else {self.task.score: f"{self.best_score:.3f}"}
                     bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", **best)
@@ -346,15 +371,58 @@ class Learner:
                 asked = time.perf_counter()
         self.loss = self.summed(total)
         seconds = self.spent + time.perf_counter() - start
-        self.spent, rate = 0.0, self.seen / seconds
-        return {"seconds": seconds, "photos_per_second": rate, "waited": waited / seconds, "memory_gb": peak_memory()}
+        speed = {"seconds": seconds, "photos_per_second": self.seen / seconds, "waited": waited / seconds}
+        speed["memory_gb"] = peak_memory()
+        self.spent, self.steps_ended = 0.0, time.perf_counter()
+        batches.go_to(self.epoch, 0)
+        self.average_epoch(loader)
+        return EpochStats(self.loss / self.seen, self.take_answers(), speed)
 
-    def saving(self, feed, total, stop):
-        """The batches of a feed. Where a worker was killed everything is saved before WorkerLost goes on."""
+    def end_epoch(self, stats, training, validation=None):
+        """Close an epoch: its row of log.csv, its weights where they are the best so far, the counters, state.pt.
+
+        stats: train_epoch's; training: {column: score} of the training photos; validation: a Validation, None where
+        should_validate is false. Returns the row. Raises InputError where the loss is no number.
+        """
+        row = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": stats.train_loss}
+        row |= training | (validation.scores if validation else {})
+        if not math.isfinite(stats.train_loss):
+            raise InputError(
+                f"{self.folder.name}: the loss of epoch {row['epoch']} is {stats.train_loss}: lower train.lr"
+            )
+        self.log.append(row)
+        self.next_epoch()
+        if validation:
+            self.keep_best(row, validation.answers)
+        write_csv(self.folder / "log.csv", pd.DataFrame(self.log, columns=log_columns(self.task)))
+        other_seconds = time.perf_counter() - self.steps_ended
+        self.speed.append(stats.speed | {"other_seconds": other_seconds})
+        if self.budget and validation:
+            self.budget.took_look(other_seconds)
+        self.save()
+        return row
+
+    def next_epoch(self):
+        """The counters of the next epoch, of which no step is done."""
+        self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
+
+    def keep_best(self, row, answers):
+        """Write the weights of an epoch of the best score so far, or, with train.keep last, of any."""
+        from foldface.nn.weights import save as save_weights
+
+        self.last = answers
+        value, best = row[self.task.score], self.best_score
+        if best is None or self.task.sign * value > self.task.sign * best or self.config.keep == "last":
+            self.best_score, self.best = value, answers
+            if is_main_process():
+                save_weights(self.folder / "best.safetensors", self.answering, self.about | row)
+
+    def saving(self, loader, total, stop):
+        """The batches of a loader. Where a worker was killed everything is saved before WorkerLost goes on."""
         from foldface.data.loader import WorkerLost
 
         try:
-            yield from feed
+            yield from loader
         except WorkerLost:
             if self.accelerator.num_processes == 1:  # several would have to save together
                 self.loss = self.summed(total)
@@ -369,9 +437,15 @@ class Learner:
         return self.budget.over if self.budget else self.epoch >= self.config.epochs
 
     @property
-    def ending(self):
-        """Is the epoch whose steps are done the last one?"""
-        return self.budget.over if self.budget else self.epoch + 1 >= self.config.epochs
+    def finished(self):
+        """Is there no epoch to begin, and none that was stopped on its way?"""
+        return not self.step and (self.over or stalled(self.log, self.config.patience, self.task))
+
+    @property
+    def should_validate(self):
+        """Do the validation photos come after this epoch's steps? Always after the last epoch's."""
+        last = self.budget.over if self.budget else self.epoch + 1 >= self.config.epochs
+        return last or (self.epoch + 1) % self.config.val_interval == 0
 
     def plan(self, epoch_steps):
         """Plan the rest of a budget: the first process does, for all. The first plan is said."""
@@ -381,11 +455,11 @@ class Learner:
         plan = [budget.plan() if is_main_process() else None]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(plan)
-        budget.left = plan[0]
+        budget.follow(plan[0])
         if first:
             left, each = budget.remaining, sum(budget.took) / len(budget.took)
             print(
-                f"{self.path.parent.name}: {1 / each:.1f} steps/s: {left / 60:.1f} minutes are about "
+                f"{self.folder.name}: {1 / each:.1f} steps/s: {left / 60:.1f} minutes are about "
                 f"{(budget.done + budget.left) / epoch_steps:.1f} epochs",
                 flush=True,
             )
@@ -412,38 +486,54 @@ class Learner:
         return found.gather(0, first)[0].cpu()
 
     def summed(self, total):
-        """A sum over this process's shares -> over all processes', a float."""
+        """A sum over this process's slices -> over all processes', a float."""
         return self.accelerator.reduce(total.clone(), "sum").item()
 
-    def predict(self, feed):
+    def predict(self, loader):
         """heads.Heads.answers of all photos of a loader, in its order: (n, width) float32, on every process's CPU."""
         import torch
         from accelerate.utils import gather_object
 
-        from foldface.data import loader
+        from foldface.data.loader import normalize
         from foldface.nn import batchnorm
 
         net = copy.deepcopy(self.answering).eval()
         batchnorm.fold_batch_norm(net)
-        shares = []
+        slices = []
         with torch.inference_mode():
-            for indices, photos, errors in feed:
-                refuse_unreadable(errors, indices, feed.dataset.files)
+            for indices, photos, errors in loader:
+                refuse_unreadable(errors, indices, loader.dataset.files)
 
-                def compute(pieces, photos=photos):
+                def compute(micro_batches, photos=photos):
                     inputs = (
-                        loader.normalize(part.to(self.device, non_blocking=True), *self.scale)
-                        for part in photos.tensor_split(min(pieces, len(photos)))
+                        normalize(part.to(self.device, non_blocking=True), *self.scale)
+                        for part in photos.tensor_split(min(micro_batches, len(photos)))
                     )
                     with self.accelerator.autocast():  # the network alone: what is made of its outputs is float32
                         outputs = [net(part).float() for part in inputs]
                     return self.heads.answers(torch.cat(outputs))
 
-                shares.append((indices, self.fitting(compute, len(indices)).float().cpu()))
+                slices.append((indices, self.fitting(compute, len(indices)).float().cpu()))
         if self.accelerator.num_processes > 1:
-            shares = gather_object(shares)
-        order = torch.cat([indices for indices, _ in shares]).argsort()
-        return torch.cat([found for _, found in shares])[order]
+            slices = gather_object(slices)
+        order = torch.cat([indices for indices, _ in slices]).argsort()
+        return torch.cat([found for _, found in slices])[order]
+
+
+LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
+
+
+def log_columns(task):
+    """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
+    return [*LOG_COLUMNS, *task.score_names, *(f"train_{name}" for name in task.score_names[:2])]
+
+
+def stalled(log, patience, task):
+    """Has the score not improved for `patience` epochs? log: rows of log.csv."""
+    if not patience or len(log) <= patience:
+        return False
+    values = [task.sign * row[task.score] for row in log]
+    return max(values[-patience:]) <= max(values[:-patience])
 
 
 def peak_memory():

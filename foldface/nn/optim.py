@@ -129,6 +129,14 @@ class Budget:
         for group, curve in zip(self.optimizer.param_groups, self.curves, strict=True):
             group.update({name: values[place] for name, values in curve.items()})
 
+    def took_look(self, seconds):
+        """A look at the validation photos took so long."""
+        self.look = seconds
+
+    def follow(self, steps):
+        """So many steps are left: a plan that this process made, or the first one for all."""
+        self.left = steps
+
     def begin(self):
         """A stretch of steps begins: what was before is not counted as a step's."""
         self.asked = time.perf_counter()

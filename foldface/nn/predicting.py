@@ -66,6 +66,11 @@ class Progress:
         self.done = done
         print(f"going on at photo {done + 1}")
 
+    def add(self, photos):
+        """So many more photos are done; keep them every few minutes."""
+        self.done += photos
+        self.save()
+
     def save(self, now=False):
         """Write the file every few minutes, or now."""
         if self.path is None or (not now and time.monotonic() - self.saved < self.seconds):
@@ -125,7 +130,7 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
     batches = loader.SeededBatchSampler(len(rows), config.inference.batch_size)
     progress = Progress(kept, key, nets, len(rows), heads.width, config.save_minutes)
     found, reasons = progress.found, progress.reasons
-    batches.start = math.ceil(progress.done / config.inference.batch_size)
+    batches.go_to(0, math.ceil(progress.done / config.inference.batch_size))
     feed = loader.make(photos, batches, config.data.workers)
     with (
         torch.inference_mode(),
@@ -143,8 +148,7 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
                     refuse_no_numbers(mean, heads, f"fold {fold}")
                     found[fold][indices.numpy()] = mean
                 reasons[indices.numpy()] = errors
-                progress.done += len(indices)
-                progress.save()
+                progress.add(len(indices))
                 bar.update(len(indices))
                 if stop.asked:
                     stop.end()

@@ -1,6 +1,7 @@
-"""Where weights come from: the hub, a file, an installed package, or an initialisation."""
+"""Where weights come from, the hub, a file, an installed package or an initialisation; and where they go."""
 
 import importlib.machinery
+import json
 import site
 import sysconfig
 import urllib.request
@@ -10,9 +11,10 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import nn
 
-from foldface.files import InputError
+from foldface.files import InputError, atomic_write
 from foldface.nn import resume
 
 
@@ -168,3 +170,10 @@ def load_backbone(model, tensors):
             f"{tuple(own[name].shape)} in the model"
         )
     model.load_state_dict({name: value for name, value in paired.items() if name not in wrong}, strict=False)
+
+
+def save(path, model, about):
+    """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(path) as partial:
+        partial.write_bytes(serialize(tensors, metadata={"about": json.dumps(about)}))

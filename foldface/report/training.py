@@ -302,14 +302,6 @@ def write(config, rows, output=None):
     html.write_report(Path(output or run) / "report.html", str(run), intro, sections)
 
 
-LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
-
-
-def log_columns(task):
-    """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
-    return [*LOG_COLUMNS, *task.score_names, *(f"train_{name}" for name in task.score_names[:2])]
-
-
 def draw_history(run, task):
     """Draw loss and scores of all folds by epoch, training beside validation, to runs/NAME/history.png."""
     logs = {name: [log] for name, log in logs_of(run).items()}
