@@ -1,4 +1,4 @@
-"""What the tests share: a tiny competition of plain photos in milliseconds, and one of drawn people for the chain."""
+"""Fixtures that tests share; the functions that they share are in helpers.py."""
 
 import os
 import signal
@@ -6,69 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
+from helpers import ROOT, Competition, mounted
 
-from foldface import cli, task
-from foldface.data.photos import cv2
+import model
+from foldface import task
 from foldface.nn import learner
 
-ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as cli.run_main does for the scripts
 
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of processes
 
-MASK = task.Task(**task.MASK_TASK)
-STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
-
-
-def write_photo(path, seed, size=(40, 30)):
-    """A small photo of noise, another for each seed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
-    cv2.imencode(path.suffix, image)[1].tofile(path)
-
 
 @pytest.fixture(scope="session", autouse=True)
 def no_args_json(tmp_path_factory):
     """All tests run in a folder that has no args.json, as do the processes that they start: its user may edit ours."""
     os.chdir(tmp_path_factory.mktemp("no_args_json"))
-
-
-class Competition:
-    """A folder in the competition's layout that a test can bend."""
-
-    def __init__(self, root, people=12, photos=STEMS, answer_for=5):
-        self.root, self.train, self.eval = root, root / "train", root / "eval"
-        self.people = [
-            (f"{n:06d}", ("male", "female")[n % 2], (20, 40, 60)[n // 2 % 3], f"{n:06d}_person") for n in range(people)
-        ]
-        for n, (*_, path) in enumerate(self.people):
-            for k, stem in enumerate(photos):
-                write_photo(self.train / "images" / path / f"{stem}.jpg", n * 100 + k)
-        self.images = [f"answer{n}.jpg" for n in range(answer_for)]
-        for n, name in enumerate(self.images):
-            write_photo(self.eval / "images" / name, 10_000 + n)
-        self.write_table()
-        (self.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in self.images))
-
-    def write_table(self, header="id,gender,race,age,path", newline="\n", encoding="utf-8", rows=None):
-        """Write train.csv; rows: lists of cells, by default those of self.people."""
-        rows = rows or [[i, gender, "Drawn", age, path] for i, gender, age, path in self.people]
-        text = newline.join([header] + [",".join(map(str, row)) for row in rows]) + newline
-        (self.train / "train.csv").write_bytes(text.encode(encoding))
-
-    def config(self, *overrides):
-        """Settings that point here, with whole photos and the smallest model; overrides: words of a command line."""
-        words = [
-            *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
-            *("--submission", self.root / "submission.csv", "--model.backbone", "test_resnet", "--device", "cpu"),
-            *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
-            *("--train.folds", 2, "--data.workers", 0),
-        ]
-        return cli.read("", argv=[*map(str, words), *map(str, overrides)])
 
 
 @pytest.fixture
@@ -79,13 +35,6 @@ def competition(tmp_path):
 @pytest.fixture
 def make_competition(tmp_path):
     return lambda **keywords: Competition(tmp_path, **keywords)
-
-
-def mounted(*words):
-    """Mount a file system, or skip the test where that isn't allowed."""
-    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True) if os.name == "posix" else None
-    if done is None or done.returncode:
-        pytest.skip(f"this test mounts a file system, which is not allowed here: {done and done.stderr.strip()}")
 
 
 @pytest.fixture
@@ -119,16 +68,6 @@ def small_disk():
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_up(folder):
-    """Leave no byte free on a small disk."""
-    with open(Path(folder) / "filler", "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-
-
 @pytest.fixture(scope="session")
 def accelerator():
     from accelerate import Accelerator
@@ -153,3 +92,30 @@ def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
 
     monkeypatch.setattr(learner, "make_accelerator", lambda config: accelerator)
+
+
+@pytest.fixture
+def trained(competition):
+    """A competition with two folds of random weights, and its settings."""
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        about = {
+            "backbone": "test_resnet",
+            "heads": "multi",
+            "age": "classes",
+            "age_boundary": 58,
+            "image_size": 32,
+            "augment": "light",
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "crops": {},
+            "fold": fold,
+            "task": task.MASK_TASK,
+            "fit": "stretch",
+            "prior": [1 / 18] * 17 + [1 / 18],
+        }
+        about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
+        net = model.build("test_resnet", 8, False, 32)
+        torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
+        model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
+    return competition, competition.config()

@@ -1,12 +1,65 @@
-"""What tests build by hand."""
+"""Functions that tests share: small photos, a small competition, drawn answers, small disks."""
 
+import os
+import subprocess
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 import loss
 import train
+from foldface import cli, task
+from foldface.data.photos import cv2
 from foldface.nn import optim, resume
 from foldface.nn.heads import Heads
 from foldface.nn.learner import Learner
+
+ROOT = Path(__file__).resolve().parent.parent  # of the project
+
+MASK = task.Task(**task.MASK_TASK)
+STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
+
+
+def write_photo(path, seed, size=(40, 30)):
+    """A small photo of noise, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    cv2.imencode(path.suffix, image)[1].tofile(path)
+
+
+class Competition:
+    """A folder in the competition's layout that a test can bend."""
+
+    def __init__(self, root, people=12, photos=STEMS, answer_for=5):
+        self.root, self.train, self.eval = root, root / "train", root / "eval"
+        self.people = [
+            (f"{n:06d}", ("male", "female")[n % 2], (20, 40, 60)[n // 2 % 3], f"{n:06d}_person") for n in range(people)
+        ]
+        for n, (*_, path) in enumerate(self.people):
+            for k, stem in enumerate(photos):
+                write_photo(self.train / "images" / path / f"{stem}.jpg", n * 100 + k)
+        self.images = [f"answer{n}.jpg" for n in range(answer_for)]
+        for n, name in enumerate(self.images):
+            write_photo(self.eval / "images" / name, 10_000 + n)
+        self.write_table()
+        (self.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in self.images))
+
+    def write_table(self, header="id,gender,race,age,path", newline="\n", encoding="utf-8", rows=None):
+        """Write train.csv; rows: lists of cells, by default those of self.people."""
+        rows = rows or [[i, gender, "Drawn", age, path] for i, gender, age, path in self.people]
+        text = newline.join([header] + [",".join(map(str, row)) for row in rows]) + newline
+        (self.train / "train.csv").write_bytes(text.encode(encoding))
+
+    def config(self, *overrides):
+        """Settings that point here, with whole photos and the smallest model; overrides: words of a command line."""
+        words = [
+            *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
+            *("--submission", self.root / "submission.csv", "--model.backbone", "test_resnet", "--device", "cpu"),
+            *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
+            *("--train.folds", 2, "--data.workers", 0),
+        ]
+        return cli.read("", argv=[*map(str, words), *map(str, overrides)])
 
 
 def make_learner(config, rows, steps, accelerator, seconds=None):
@@ -22,3 +75,46 @@ def make_learner(config, rows, steps, accelerator, seconds=None):
     return Learner(
         net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup, folder, None, belongs
     )
+
+
+def main_of(script, config, monkeypatch, **flags):
+    """Run a script's main() with these settings."""
+    defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
+    for name, value in (defaults | flags).items():
+        setattr(config, name, value)
+    place = script if hasattr(script, "read_for_run") else script.runs
+    monkeypatch.setattr(place, "read_for_run", lambda *_: config)
+    script.main()
+
+
+def people(n=120, seed=0):
+    """Targets (7 n,), ids and folds of drawn people: all photos of a person are of one gender and age class."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(n), 7)
+    mask = np.tile([0, 0, 0, 0, 0, 1, 2], n)
+    target = MASK.encode(mask, rng.integers(2, size=n)[person], rng.choice(3, n, p=[0.45, 0.45, 0.1])[person])
+    return target, person.astype(str), person % 5
+
+
+def guesses(target, strength, seed):
+    """Probabilities (n, 18) that know the target as much as `strength` says."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(target), 18)) + strength * np.eye(18)[target]
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def mounted(*words):
+    """Mount a file system, or skip the test where that isn't allowed."""
+    done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True) if os.name == "posix" else None
+    if done is None or done.returncode:
+        pytest.skip(f"this test mounts a file system, which is not allowed here: {done and done.stderr.strip()}")
+
+
+def fill_up(folder):
+    """Leave no byte free on a small disk."""
+    with open(Path(folder) / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass

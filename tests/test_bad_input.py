@@ -9,8 +9,7 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, write_photo
-from test_predict import main_of
+from helpers import ROOT, main_of, write_photo
 
 import dataset
 import ensemble

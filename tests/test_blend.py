@@ -5,28 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK
-from test_predict import main_of
+from helpers import MASK, guesses, main_of, people
 
 import ensemble
 from foldface import blend, predictions, task
 from foldface.files import InputError
-
-
-def people(n=120, seed=0):
-    """Targets (7 n,), ids and folds of drawn people: all photos of a person are of one gender and age class."""
-    rng = np.random.default_rng(seed)
-    person = np.repeat(np.arange(n), 7)
-    mask = np.tile([0, 0, 0, 0, 0, 1, 2], n)
-    target = MASK.encode(mask, rng.integers(2, size=n)[person], rng.choice(3, n, p=[0.45, 0.45, 0.1])[person])
-    return target, person.astype(str), person % 5
-
-
-def guesses(target, strength, seed):
-    """Probabilities (n, 18) that know the target as much as `strength` says."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(len(target), 18)) + strength * np.eye(18)[target]
-    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
 def test_the_score_that_is_climbed_is_the_one_that_is_printed():

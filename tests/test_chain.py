@@ -6,7 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import MASK, ROOT
+from helpers import MASK, ROOT
 
 pytestmark = pytest.mark.chain
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_photo
+from helpers import write_photo
 
 import dataset
 from foldface.data import layouts

@@ -11,7 +11,7 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import ROOT, fill_up
+from helpers import ROOT, fill_up
 
 from foldface import files, runtime
 from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable

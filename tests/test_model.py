@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import MASK, ROOT
+from helpers import MASK, ROOT
 
 import model
 from foldface import cli, task

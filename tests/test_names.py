@@ -5,7 +5,7 @@ import unicodedata
 
 import pandas as pd
 import pytest
-from conftest import write_photo
+from helpers import write_photo
 
 import dataset
 from foldface import cli, names, runs, task

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, write_photo
+from helpers import ROOT, write_photo
 from safetensors.torch import load_file
 
 import train

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK, ROOT, write_photo
+from helpers import MASK, ROOT, main_of, write_photo
 from PIL import Image
 from safetensors import safe_open
-from test_predict import main_of
 
 import dataset
 import ensemble

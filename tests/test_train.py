@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK, ROOT
-from helpers import make_learner
+from helpers import MASK, ROOT, make_learner
 from safetensors.torch import load_file
 
 import dataset

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import MASK, ROOT
-from helpers import make_learner
+from helpers import MASK, ROOT, make_learner
 from safetensors.torch import load_file
 
 import dataset

@@ -7,7 +7,7 @@ import imagehash
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from PIL import Image
 
 from foldface.data import duplicates

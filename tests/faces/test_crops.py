@@ -11,7 +11,7 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Competition
+from helpers import Competition
 
 import dataset
 import face_crop

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK
+from helpers import MASK
 from sklearn.metrics import f1_score
 
 from foldface import predictions, task

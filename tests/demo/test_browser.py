@@ -6,9 +6,7 @@ Needs Chromium or Chrome, and playwright, which drives it: skipped where either 
 import shutil
 
 import pytest
-from conftest import MASK, write_photo
-from test_app import served  # noqa: F401  (a fixture)
-from test_predict import main_of
+from helpers import MASK, main_of, write_photo
 
 import ensemble
 import inference
@@ -75,7 +73,7 @@ def test_a_page_that_is_broken_is_noticed(browser, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):  # noqa: F811
+def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):
     url, desk, *_ = served
     context = browser.new_context(viewport={"width": width, "height": 900}, permissions=["camera"])
     page, said, outside = context.new_page(), [], []

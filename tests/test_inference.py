@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK, write_photo
+from helpers import MASK, main_of, write_photo
 from safetensors.torch import load_file
 
 import dataset
@@ -16,50 +16,12 @@ import ensemble
 import inference
 import model
 import pseudo_label
-from foldface import task
 from foldface.data import folds
 from foldface.files import InputError
 from foldface.nn import predicting
 from foldface.nn.heads import Heads
 from foldface.predictions import PSEUDO_COLUMNS, read_fold, with_answers
 from tools import average_weights
-
-
-def main_of(script, config, monkeypatch, **flags):
-    """Run a script's main() with these settings."""
-    defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
-    for name, value in (defaults | flags).items():
-        setattr(config, name, value)
-    place = script if hasattr(script, "read_for_run") else script.runs
-    monkeypatch.setattr(place, "read_for_run", lambda *_: config)
-    script.main()
-
-
-@pytest.fixture
-def trained(competition):
-    """A competition with two folds of random weights, and its settings."""
-    for fold in (0, 1):
-        torch.manual_seed(fold)
-        about = {
-            "backbone": "test_resnet",
-            "heads": "multi",
-            "age": "classes",
-            "age_boundary": 58,
-            "image_size": 32,
-            "augment": "light",
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-            "crops": {},
-            "fold": fold,
-            "task": task.MASK_TASK,
-            "fit": "stretch",
-            "prior": [1 / 18] * 17 + [1 / 18],
-        }
-        about["prior"][0], about["prior"][1] = 1.5 / 18, 0.5 / 18
-        net = model.build("test_resnet", 8, False, 32)
-        torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
-        model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
-    return competition, competition.config()
 
 
 def predictions(competition, fold):
@@ -435,7 +397,7 @@ def test_voting_never_imports_torch():
     import subprocess
     import sys
 
-    from conftest import ROOT
+    from helpers import ROOT
 
     code = "import sys, ensemble, pseudo_label; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

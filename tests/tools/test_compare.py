@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK
-from test_blend import guesses, people
+from helpers import MASK, guesses, people
 
 from foldface import predictions, task
 from foldface.files import InputError

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK, ROOT
+from helpers import MASK, ROOT
 
 import dataset
 import pseudo_label

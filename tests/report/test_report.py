@@ -5,9 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK
-from test_blend import guesses, people
-from test_predict import main_of
+from helpers import MASK, guesses, main_of, people
 
 import dataset
 import ensemble

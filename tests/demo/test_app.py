@@ -12,55 +12,14 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import MASK, ROOT, Competition, write_photo
+from helpers import MASK, ROOT, write_photo
 
 from demo import app, cards, serving, uploads
-from foldface import runs
 from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.faces import detect
 from foldface.files import InputError
 
 pytest.importorskip("gradio")
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A run with random weights for the mask task, served: (address, desk, settings, answerer)."""
-    import model
-    import train
-
-    root = tmp_path_factory.mktemp("app")
-    competition = Competition(root)
-    config = competition.config("--app.port", 0, "--app.upload_mb", 1)
-    folder = root / "run" / "fold0"
-    folder.mkdir(parents=True)
-    runs.save(config)
-    from foldface.nn import heads
-
-    told = heads.Heads(config.predicted, config.model.heads, config.model.age)
-    net = model.build("test_resnet", told.size, False, 32)
-    import dataset
-
-    rows, _ = dataset.training_rows(config)
-    model.save(folder / "best.safetensors", net, train.describe(config, told, net, "no", 0, rows))
-    from demo import gan_networks
-
-    maker = gan_networks.make_generator("projected", 32, MASK.size, 4, 40)
-    photos = torch.randint(256, (40, 32, 32, 3), dtype=torch.uint8)
-    maker.codes.learn(photos, torch.arange(40) % MASK.size)
-    about = {"gan": "projected", "image_size": 32, "width": 4, "classes": list(MASK.classes), "photos": 40, "epoch": 1}
-    (root / "run" / "gan").mkdir()
-    model.save(root / "run" / "gan" / "best.safetensors", maker, about)
-    config.folds, config.share, config.examples = [], False, []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
-        desk = uploads.UploadDir(int(config.app.upload_mb * 1e6))
-        page = app.start(config, desk)
-        yield page.local_url, desk, config, serving.Predictor(config), page
-        page.close(verbose=False)
-        desk.close()
-    assert not desk.folder.exists()
 
 
 def left(desk):

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import write_photo
+from helpers import write_photo
 
 import dataset
 from foldface import cli, runs

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MASK, fill_up
+from helpers import MASK, fill_up
 
 import ensemble
 import inference

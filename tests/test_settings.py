@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from foldface import cli, runs
 from foldface import settings as settings_module

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MASK
-from test_predict import main_of, trained  # noqa: F401 (a fixture)
+from helpers import MASK, main_of
 
 import model
 import train
@@ -80,7 +79,7 @@ def test_the_faces_box_in_a_crop_follows_from_the_margin():
     assert np.isnan(explain.inside(np.zeros((10, 10)), (0, 0, 1, 1)))
 
 
-def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):  # noqa: F811
+def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
     competition, config = trained
     for fold, said in ((0, [0, 3, 5]), (1, [1, 4, 6])):  # each always answers the same: outputs of mask, gender and age
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"

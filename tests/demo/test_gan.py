@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, write_photo
+from helpers import ROOT, write_photo
 
 import dataset
 from demo import gan, gan_networks
