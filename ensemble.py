@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from foldface import blend, predictions
+from foldface import blend, metrics, predictions
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_csv, read_json, refuse_unwritable, write_csv
@@ -158,20 +158,21 @@ class OofPredictions:
         task, better = self.task, []
         told = [one for answer, _, baseline in lines for one in (answer, baseline) if one is not None]
         kept = {id(one): one for one in told}
-        draws = dict(zip(kept, task.draws(self.target, list(kept.values()), self.people), strict=True))
+        values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people)
+        draws = dict(zip(kept, values, strict=True))
         for answer, title, baseline in lines:
             low, high = np.quantile(draws[id(answer)], [0.025, 0.975])
-            value = task.value(self.target, answer)
-            line, gain = f"{title}: out-of-fold {task.title} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
+            value = metrics.value(task, self.target, answer)
+            line, gain = f"{title}: out-of-fold {metrics.title(task)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
             if baseline is not None:
-                gain = value - task.value(self.target, baseline)
+                gain = value - metrics.value(task, self.target, baseline)
                 low, high = np.quantile(draws[id(answer)] - draws[id(baseline)], [0.025, 0.975])
                 line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
                     "; luck could explain it" if low <= 0 <= high else ""
                 )
             print(line)
             self.said.append(line)
-            better.append(task.sign * gain > 0)
+            better.append(metrics.sign(task) * gain > 0)
         return better
 
 
@@ -428,7 +429,7 @@ def log_known_answers(task, rows, answer, group):
         told = np.array(groups_by_name(group, ids), dtype=object)
         ids = np.where(told == "", ids, told)
     frame = rows[known].assign(ans=answer[known], id=ids[known])
-    first, *others = predictions.said(task, predictions.measured(task, frame))
+    first, *others = predictions.describe(task, predictions.measured(task, frame))
     print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")
 
 

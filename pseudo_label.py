@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from foldface import predictions, runs
+from foldface import metrics, predictions, runs
 from foldface.cli import run_main
 from foldface.files import InputError, read_csv, write_csv
 
@@ -53,8 +53,8 @@ def tell_right(task, rows, path):
         line = int(np.argmin(np.isfinite(true)))
         raise InputError(f"{path}: the answer of {known['ImageID'].iloc[line]} is none of this task")
     if task.numeric:
-        scores = task.scores(true, answer)
-        print(f"{len(known)} by {path}: " + ", ".join(f"{task.title_of(k)} {v:.3f}" for k, v in scores.items()))
+        scores = metrics.scores(task, true, answer)
+        print(f"{len(known)} by {path}: " + ", ".join(f"{metrics.title(task, k)} {v:.3f}" for k, v in scores.items()))
         return
     right = answer == true
     print(f"right by {path}: {right.mean():.1%} of {len(known)}")

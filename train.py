@@ -19,7 +19,7 @@ import pandas as pd
 
 import dataset
 from dataset import prepare
-from foldface import cli, predictions, runs, tracking
+from foldface import cli, metrics, predictions, runs, tracking
 from foldface.cli import run_main
 from foldface.data.folds import folds_of, split
 from foldface.data.leaks import start_run
@@ -216,8 +216,8 @@ def training_scores(task, rows, answers):
     if not seen.any():
         return {}
     target, answers = rows["target"].to_numpy()[seen], answers[seen]
-    scores = task.scores(target, answers if task.numeric else answers.astype(int))
-    return {f"train_{name}": scores[name] for name in task.score_names[:2]}
+    scores = metrics.scores(task, target, answers if task.numeric else answers.astype(int))
+    return {f"train_{name}": scores[name] for name in metrics.score_names(task)[:2]}
 
 
 def validation_metrics(task, found, target):
@@ -228,7 +228,7 @@ def validation_metrics(task, found, target):
     else:
         answer = found[:, : task.size].argmax(1)
         loss = -np.log(np.maximum(found[np.arange(len(target)), target], 1e-7)).mean()
-    return {"val_loss": float(loss), **task.scores(target, answer)}
+    return {"val_loss": float(loss), **metrics.scores(task, target, answer)}
 
 
 def title_of(config, fold, learner):
@@ -241,10 +241,11 @@ def log_epoch(task, title, row, speed):
     wait = (
         f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
     )
-    names = [task.score, *(name for name in task.score_names if name not in (task.score, "accuracy"))]
-    said = "  ".join(f"{task.title_of(name).replace('macro ', '')} {row[name]:.3f}" for name in names if name in row)
+    names = [task.score, *(name for name in metrics.score_names(task) if name not in (task.score, "accuracy"))]
+    titles = {name: metrics.title(task, name).replace("macro ", "") for name in names if name in row}
+    scores = "  ".join(f"{title} {row[name]:.3f}" for name, title in titles.items())
     print(
-        f"{title}  loss {row['train_loss']:.3f}  {said}  {speed['photos_per_second']:.0f} photos/s{wait}",
+        f"{title}  loss {row['train_loss']:.3f}  {scores}  {speed['photos_per_second']:.0f} photos/s{wait}",
         flush=True,
     )
 

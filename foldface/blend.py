@@ -3,12 +3,14 @@
 A choice (weights of several runs, the answer's age boundary, a bias) is fitted to some people and scored on others,
 fold by fold: what a choice gains on the rows that it was fitted to says nothing.
 
-Shapes: m members (runs), n photos, k classes: (m, n, k), or (m, n) where the answer is a number. Needs numpy alone.
+Shapes: m members (runs), n photos, k classes: (m, n, k), or (m, n) where the answer is a number. Needs no torch.
 """
 
 import itertools
 
 import numpy as np
+
+from foldface import metrics
 
 ROUNDS = 40  # of hill climbing: weights are multiples of 1/40 at the finest
 TINY = 1e-9
@@ -43,7 +45,7 @@ def climb(task, stack, target):
     best, kept = -np.inf, counts
     for done in range(1, ROUNDS + 1):
         share = done if task.numeric else 1  # classes don't change by a factor, numbers do
-        found = [task.sign * task.value(target, answer_of((total + member) / share)) for member in stack]
+        found = [metrics.gain(task, target, answer_of((total + member) / share)) for member in stack]
         pick = int(np.argmax(found))
         counts, total = counts + (np.arange(len(stack)) == pick), total + stack[pick]
         if found[pick] > best:
@@ -72,7 +74,7 @@ def at_boundary(task, probabilities, numbers, boundary):
 def choose_boundary(task, scores_at, target, usual):
     """The boundary of best score; of equals the one nearest to `usual`. scores_at: {boundary: (n, k)}."""
     return max(
-        scores_at, key=lambda bound: (task.sign * task.value(target, scores_at[bound].argmax(1)), -abs(bound - usual))
+        scores_at, key=lambda bound: (metrics.gain(task, target, scores_at[bound].argmax(1)), -abs(bound - usual))
     )
 
 
@@ -97,7 +99,7 @@ def choose_bias(task, scores, target):
         before = dict(bias)
         for key in bias:
             tried = ((logs + spread_bias(task, bias | {key: step})).argmax(1) for step in STEPS)
-            found = [task.sign * task.value(target, answer) for answer in tried]
+            found = [metrics.gain(task, target, answer) for answer in tried]
             bias[key] = max(zip(found, -abs(STEPS), STEPS.tolist(), strict=True))[2]
         if bias == before:
             break

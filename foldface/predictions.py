@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foldface import metrics
 from foldface.files import InputError, read_csv, write_csv, write_json
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
@@ -113,37 +114,37 @@ def gather(task, run, wanted, more=()):
         name, columns = f"oof_{task.number.name}.csv", task.number.columns
         frames = [read_csv(folder / name, ["ImageID", *columns], numbers=columns) for folder in folders.values()]
         write_csv(Path(run) / name, pd.concat(frames, ignore_index=True))
-    metrics = measured(task, best)
-    metrics[f"{task.score}_last_epoch"] = task.scores(last["target"], last["ans"])[task.score]
-    metrics |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
-    write_json(Path(run) / "metrics.json", metrics)
+    found = measured(task, best)
+    found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], last["ans"])[task.score]
+    found |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
+    write_json(Path(run) / "metrics.json", found)
+    first, *others = describe(task, found)
     print(
-        f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {said(task, metrics)[0]}; "
-        f"{metrics[f'{task.score}_last_epoch']:.3f} with the last epochs, which nobody chose), "
-        f"{', '.join(said(task, metrics)[1:])}"
+        f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {first}; "
+        f"{found[f'{task.score}_last_epoch']:.3f} with the last epochs, which nobody chose), {', '.join(others)}"
     )
-    if "test" in metrics:
-        first, *others = said(task, metrics["test"])
-        print(f"test set, {metrics['test']['photos']} photos that nothing was chosen by: {first}), {', '.join(others)}")
+    if "test" in found:
+        first, *others = describe(task, found["test"])
+        print(f"test set, {found['test']['photos']} photos that nothing was chosen by: {first}), {', '.join(others)}")
 
 
 def measured(task, frame):
-    """The scores of a table of id, target and ans: task.scores, and the task's own (f1 too) with its 95 % interval."""
-    found = task.scores(frame["target"], frame["ans"])
+    """metrics.scores of a table of id, target and ans, the task's own score (f1 too) with its 95 % interval."""
+    others = metrics.scores(task, frame["target"], frame["ans"])
     first = [task.score] if task.numeric or task.score == "f1" else [task.score, "f1"]
-    metrics = {}
+    found = {}
     for name in first:
-        low, high = task.interval(frame["target"], frame["ans"], frame["id"], score=name)
-        metrics |= {name: found.pop(name), f"{name}_low": low, f"{name}_high": high}
-    return metrics | found
+        low, high = metrics.interval(task, frame["target"], frame["ans"], frame["id"], name=name)
+        found |= {name: others.pop(name), f"{name}_low": low, f"{name}_high": high}
+    return found | others
 
 
-def said(task, metrics):
+def describe(task, found):
     """Scores in words: ["macro F1 0.763 (95 % 0.671-0.837", "accuracy 0.8", ...]; the bracket is left open."""
-    low, high = metrics[f"{task.score}_low"], metrics[f"{task.score}_high"]
-    first = f"{task.title} {metrics[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
-    names = [name for name in task.score_names if name != task.score]
-    return [first] + [f"{task.title_of(name)} {metrics[name]:.3f}" for name in names]
+    low, high = found[f"{task.score}_low"], found[f"{task.score}_high"]
+    first = f"{metrics.title(task)} {found[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
+    names = [name for name in metrics.score_names(task) if name != task.score]
+    return [first] + [f"{metrics.title(task, name)} {found[name]:.3f}" for name in names]
 
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]

@@ -14,6 +14,7 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
+from foldface import metrics
 from foldface import task as task_module
 from foldface.task import MASK_TASK
 
@@ -413,7 +414,9 @@ class Config:
     @property
     def predicted(self):
         """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
-        return task_module.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
+        task = task_module.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
+        metrics.score_of(task)
+        return task
 
 
 GROUPS = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}

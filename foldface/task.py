@@ -1,4 +1,4 @@
-"""What is predicted: a task's heads, the answer that they make together, and its score.
+"""What is predicted: a task's heads, and the answer that they make together.
 
 The mask task is one description, MASK_TASK; another is written in the settings (task.heads), such as
 
@@ -160,7 +160,7 @@ class Task:
         heads, number                all heads; the one that learns from numbers, or None
         answered, shape              heads that make the answer; how many classes each has, () if it is a number
         classes, probabilities       names of the answer's classes; their columns p0, p1, ... in our CSVs
-        score, sign                  what tells better from worse; -1 where less is better
+        score, within                name of the score (foldface/metrics.py); how near a number should come to the truth
     """
 
     def __init__(self, heads, answer=(), answer_as="index", score="f1", within=5.0, age_boundary=None):
@@ -181,10 +181,7 @@ class Task:
                 f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
                 'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
             )
-        if (score in ("mae", "within")) != self.numeric:
-            what = "a number: choose mae or within" if self.numeric else "a class: choose f1 or accuracy"
-            raise InputError(f"task.score {score}: the answer is {what}")
-        self.score, self.sign, self.within = score, -1 if score == "mae" else 1, within
+        self.score, self.within = score, within
         self.answer_as = answer_as
         head = self.number
         aged = head is not None and head.kind == "cut" and head.column == "age"
@@ -366,106 +363,6 @@ class Task:
             if wrong is None
             else f"class {self.classes[wrong]} is written as its index, {wrong}: --task.answer_as name writes the names"
         )
-
-    # ----------------------------------------------------------------------------------------------- scores
-
-    def scores(self, target, answer):
-        """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer;
-        mean absolute error ("mae") and the share within task.within ("within") of numbers.
-
-        target, answer: (n,). As in scikit-learn, a class in neither the truth nor the answers doesn't count.
-        """
-        from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
-
-        if self.numeric:
-            near = np.abs(np.asarray(target) - np.asarray(answer)) <= self.within
-            return {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
-        result = {
-            "f1": f1_score(target, answer, average="macro", zero_division=0),
-            "accuracy": accuracy_score(target, answer),
-        }
-        if len(self.answered) > 1:
-            truth, told = self.decode(target), self.decode(answer)
-            for name in truth:
-                result[f"{name}_f1"] = f1_score(truth[name], told[name], average="macro", zero_division=0)
-        return {name: float(value) for name, value in result.items()}
-
-    def title_of(self, score):
-        """A score as it is printed: f1 -> macro F1, mask_f1 -> mask, within -> within 5 years."""
-        if score == "within":
-            return f"within {plain(self.within)} {self.answered[0].unit}".strip()
-        return {"f1": "macro F1", "mae": "MAE"}.get(score, score.removesuffix("_f1"))
-
-    @property
-    def title(self):
-        """The task's score as it is printed."""
-        return self.title_of(self.score)
-
-    @property
-    def score_names(self):
-        """The names of `scores`."""
-        if self.numeric:
-            return ["mae", "within"]
-        return ["f1", "accuracy"] + [f"{head.name}_f1" for head in self.answered] * (len(self.answered) > 1)
-
-    def value(self, target, answer):
-        """The task's score alone, in a fraction of the time that `scores` takes."""
-        target, answer = np.asarray(target), np.asarray(answer)
-        if self.score != "f1":
-            return float(self.each(target, answer).mean())
-        true, told = np.bincount(target, minlength=self.size), np.bincount(answer, minlength=self.size)
-        both = np.bincount(target[target == answer], minlength=self.size)
-        seen = true + told > 0
-        return float((2 * both[seen] / (true + told)[seen]).mean())
-
-    def each(self, target, answer, score=None):
-        """What each photo adds to a score that is a mean over photos: (n,) float."""
-        if (score or self.score) == "accuracy":
-            return (target == answer).astype(float)
-        apart = np.abs(target - answer)
-        return apart if (score or self.score) == "mae" else (apart <= self.within).astype(float)
-
-    def draws(self, target, answers, people, samples=1000, seed=0, score=None):
-        """The score of several answers when people are drawn anew with replacement (bootstrap; Efron 1979).
-
-        Photos of one person err together, so people are drawn, not photos; all answers are scored on the same draws,
-        so that their differences may be taken. target (n,); answers: list of (n,); people: (n,) ids; score: another
-        than the task's own. Returns (len(answers), samples).
-        """
-        _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-        n, target, score = person.max() + 1, np.asarray(target), score or self.score
-        rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
-        sums = [self.sums(target, np.asarray(answer), person, n, score) for answer in answers]
-        largest = n * max([below.max() for _, below in sums], default=0)
-        kind = np.float32 if score == "f1" and largest < 2**24 else float  # counts that float32 holds, twice as fast
-        sums = [(above.astype(kind), below.astype(kind)) for above, below in sums]
-        block = max(1, min(samples, 2_000_000 // n))  # draws at a time: one matrix product, within some 16 MB
-        for start in range(0, samples, block):
-            count = min(block, samples - start)
-            drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(kind)
-            for row, (above, below) in enumerate(sums):
-                parts, wholes = (times @ above).astype(float), (times @ below).astype(float)
-                ratio = np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0)
-                values[row, start : start + count] = ratio.sum(1) / (wholes > 0).sum(1)
-        return values
-
-    def sums(self, target, answer, person, n, score):
-        """Per person what a draw needs, since scores follow from sums of it: numerators and denominators, (n, k)."""
-        if score != "f1":
-            photos = np.bincount(person, minlength=n)
-            return np.bincount(person, self.each(target, answer, score), n)[:, None], photos[:, None]
-        right, size = target == answer, self.size
-        true, told, hits = (
-            np.bincount(who * size + what, minlength=n * size).reshape(n, size).astype(float)
-            for who, what in ((person, target), (person, answer), (person[right], target[right]))
-        )
-        return 2 * hits, true + told
-
-    def interval(self, target, answer, people, samples=1000, level=0.95, seed=0, score=None):
-        """Interval (low, high) of the score over `draws`. target, answer: (n,); people: (n,) ids."""
-        draws = self.draws(target, [answer], people, samples, seed, score)[0]
-        return tuple(float(v) for v in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
 
     def spread(self, columns):
         """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.

@@ -8,14 +8,14 @@ import pytest
 from helpers import MASK, guesses, main_of, people
 
 import ensemble
-from foldface import blend, predictions, task
+from foldface import blend, metrics, predictions, task
 from foldface.files import InputError
 
 
 def test_the_score_that_is_climbed_is_the_one_that_is_printed():
     target, _, _ = people()
     answer = guesses(target, 1.0, 1).argmax(1)
-    assert MASK.value(target, answer) == pytest.approx(MASK.scores(target, answer)["f1"])
+    assert metrics.value(MASK, target, answer) == pytest.approx(metrics.scores(MASK, target, answer)["f1"])
 
 
 def test_hill_climbing_finds_who_is_good_and_never_does_worse_than_the_best():
@@ -23,8 +23,8 @@ def test_hill_climbing_finds_who_is_good_and_never_does_worse_than_the_best():
     stack = np.stack([guesses(target, strength, k) for k, strength in enumerate((0.2, 2.5, 2.5))])
     weights = blend.climb(MASK, stack, target)
     assert weights.sum() == pytest.approx(1) and weights[0] < weights[1:].min()
-    best = max(MASK.value(target, member.argmax(1)) for member in stack)
-    assert MASK.value(target, np.tensordot(weights, stack, 1).argmax(1)) >= best
+    best = max(metrics.value(MASK, target, member.argmax(1)) for member in stack)
+    assert metrics.value(MASK, target, np.tensordot(weights, stack, 1).argmax(1)) >= best
 
 
 def test_what_is_averaged_are_probabilities_votes_or_ranks():
@@ -88,7 +88,7 @@ def test_a_bias_mends_answers_that_never_say_old():
     bias = blend.choose_bias(MASK, p, target)
     assert bias["age", 2] > 0.5
     better = (np.log(p) + blend.spread_bias(MASK, bias)).argmax(1)
-    assert MASK.value(target, better) > MASK.value(target, p.argmax(1))
+    assert metrics.value(MASK, target, better) > metrics.value(MASK, target, p.argmax(1))
 
 
 def test_all_photos_of_a_person_are_in_one_part_even_with_a_single_fold():
@@ -105,14 +105,14 @@ def test_weights_scored_on_the_rows_they_were_fitted_to_are_caught():
     """Twenty members of pure noise: fitted and scored on the same rows they seem to gain; nested they gain nothing."""
     target, person, fold = people(60)
     stack = np.stack([guesses(target, 0.0, k) for k in range(20)])
-    plain = MASK.value(target, stack.mean(0).argmax(1))
+    plain = metrics.value(MASK, target, stack.mean(0).argmax(1))
 
     def fit(rows):
         weights = blend.climb(MASK, stack[:, rows], target[rows])
         return lambda others: np.tensordot(weights, stack[:, others], 1).argmax(1)
 
-    cheating = MASK.value(target, fit(np.ones(len(target), bool))(np.ones(len(target), bool)))
-    honest = MASK.value(target, blend.nested(fit, target, blend.parts_of(person, fold)))
+    cheating = metrics.value(MASK, target, fit(np.ones(len(target), bool))(np.ones(len(target), bool)))
+    honest = metrics.value(MASK, target, blend.nested(fit, target, blend.parts_of(person, fold)))
     assert cheating > plain + 0.03
     assert honest < plain + 0.015
 
@@ -209,7 +209,7 @@ def by_others(target, fold, fit):
     answer = np.empty_like(target)
     for k in np.unique(fold):
         answer[fold == k] = fit(fold != k)(fold == k)
-    return MASK.value(target, answer)
+    return metrics.value(MASK, target, answer)
 
 
 def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(competition, monkeypatch, capsys):
@@ -238,7 +238,7 @@ def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(c
     assert printed(out, "searched weights, on people not searched on") == pytest.approx(honest[0], abs=6e-5)
     assert printed(out, "decided bias, on people not decided on") == pytest.approx(honest[1], abs=6e-5)
     of_all = blend.climb(MASK, stack, target)
-    cheats = MASK.value(target, searched(everyone)(everyone)), MASK.value(target, decided(everyone)(everyone))
+    cheats = [metrics.value(MASK, target, fit(everyone)(everyone)) for fit in (searched, decided)]
     half = by_others(target, fold, lambda rows: decided(rows, of_all))  # the weights were fitted to all
     assert abs(cheats[0] - honest[0]) > 1e-3 and abs(cheats[1] - honest[1]) > 1e-3 and abs(half - honest[1]) > 1e-3
 

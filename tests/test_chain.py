@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from helpers import MASK, ROOT
 
+from foldface import metrics
+
 pytestmark = pytest.mark.chain
 
 
@@ -56,7 +58,7 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
     oof = pd.read_csv(folder / "runs/b/oof.csv")
     assert len(oof) == 12 * 7 and not oof["ImageID"].duplicated().any()  # pseudo rows are nowhere in it
     answers = pd.read_csv(folder / "data/answers.csv")
-    MASK.scores(answers.set_index("ImageID")["ans"][submission["ImageID"]], submission["ans"])
+    metrics.scores(MASK, answers.set_index("ImageID")["ans"][submission["ImageID"]], submission["ans"])
     run("ensemble.py", "--hard")
     assert "dealt: " in run("train_kfold.py", "--train.only_folds", "[]")
     assert "fold 0 is finished" in run("train.py")

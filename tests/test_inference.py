@@ -16,6 +16,7 @@ import ensemble
 import inference
 import model
 import pseudo_label
+from foldface import metrics
 from foldface.data import folds
 from foldface.files import InputError
 from foldface.nn import predicting
@@ -386,7 +387,7 @@ def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_know
     rows = pd.DataFrame({"ImageID": [f"object{k // 10}_{k}.jpg" for k in range(200)], "target": target})
     for group, ids in ((r"^(\w+?)_", np.arange(20).repeat(10).astype(str)), ("", rows["ImageID"])):
         ensemble.log_known_answers(MASK, rows, answer, group)
-        low, high = MASK.interval(target, answer, ids)
+        low, high = metrics.interval(MASK, target, answer, ids)
         width = high - low
         assert f"(95 % {low:.3f}-{high:.3f})" in capsys.readouterr().out and (width > 0.2) == bool(group)
 

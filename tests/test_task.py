@@ -9,7 +9,7 @@ import pytest
 from helpers import MASK
 from sklearn.metrics import f1_score
 
-from foldface import predictions, task
+from foldface import metrics, predictions, task
 from foldface.files import InputError, write_csv
 
 
@@ -60,7 +60,7 @@ def test_answers_are_written_as_the_competition_wants_them():
 def test_scores_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=500), rng.integers(18, size=500)
-    result = MASK.scores(target, answer)
+    result = metrics.scores(MASK, target, answer)
     assert result["f1"] == pytest.approx(f1_score(target, answer, average="macro"))
     assert result["age_f1"] == pytest.approx(f1_score(target % 3, answer % 3, average="macro"))
 
@@ -69,23 +69,25 @@ def test_numbers_are_scored_by_their_error_and_by_how_many_are_near():
     target, answer = np.array([20.0, 30, 40, 50]), np.array([25.0, 24, 40, 50.5])
     for score, value, each in (("mae", 2.875, [5, 6, 0, 0.5]), ("within", 0.75, [1, 0, 1, 1])):
         age = task.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score=score)
-        assert age.scores(target, answer) == {"mae": 2.875, "within": 0.75}
-        assert age.value(target, answer) == value and age.each(target, answer).tolist() == each
-        assert (age.sign, age.score_names) == ({"mae": -1, "within": 1}[score], ["mae", "within"])
-        low, high = age.interval(target, answer, ["a", "b", "c", "d"])
-        assert low < value < high and age.interval(target, answer, list("aaaa")) == (value, value)
-    assert [age.title_of(name) for name in ("mae", "within")] == ["MAE", "within 5 years"]
-    assert [MASK.title_of(name) for name in MASK.score_names] == ["macro F1", "accuracy", "mask", "gender", "age"]
+        assert metrics.scores(age, target, answer) == {"mae": 2.875, "within": 0.75}
+        assert metrics.value(age, target, answer) == value
+        assert metrics.SCORES[score].each(age, target, answer).tolist() == each
+        assert (metrics.sign(age), metrics.score_names(age)) == ({"mae": -1, "within": 1}[score], ["mae", "within"])
+        low, high = metrics.interval(age, target, answer, ["a", "b", "c", "d"])
+        assert low < value < high and metrics.interval(age, target, answer, list("aaaa")) == (value, value)
+    assert [metrics.title(age, name) for name in ("mae", "within")] == ["MAE", "within 5 years"]
+    titles = [metrics.title(MASK, name) for name in metrics.score_names(MASK)]
+    assert titles == ["macro F1", "accuracy", "mask", "gender", "age"]
 
 
 def test_the_interval_is_of_the_level_that_is_asked_for():
     rng = np.random.default_rng(0)
     target, answer = rng.integers(18, size=300), rng.integers(18, size=300)
-    draws = MASK.draws(target, [answer], np.arange(300))[0]
+    draws = metrics.bootstrap_scores(MASK, target, [answer], np.arange(300))[0]
     assert draws.shape == (1000,)
     for level in (0.95, 0.5):
         expected = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
-        assert MASK.interval(target, answer, np.arange(300), level=level) == pytest.approx(expected)
+        assert metrics.interval(MASK, target, answer, np.arange(300), level=level) == pytest.approx(expected)
 
 
 def test_answers_are_shown_by_how_they_are_spread():
@@ -107,24 +109,24 @@ def test_the_interval_holds_the_score_and_is_wide_when_people_are_few():
     people = np.repeat(np.arange(300), 7)
     target = np.repeat(rng.integers(18, size=300), 7)
     answer = np.where(np.repeat(rng.random(300) < 0.6, 7), target, rng.integers(18, size=2100))
-    low, high = MASK.interval(target, answer, people)
-    assert low < MASK.scores(target, answer)["f1"] < high
-    alone = MASK.interval(target, answer, np.arange(2100))  # as if photos of a person didn't err together
+    low, high = metrics.interval(MASK, target, answer, people)
+    assert low < metrics.scores(MASK, target, answer)["f1"] < high
+    alone = metrics.interval(MASK, target, answer, np.arange(2100))  # as if photos of a person didn't err together
     assert high - low > 1.5 * (alone[1] - alone[0])
 
 
-def test_draws_are_scores_of_tables_drawn_person_by_person(monkeypatch):
+def test_bootstrap_scores_are_scores_of_tables_drawn_person_by_person(monkeypatch):
     rng = np.random.default_rng(2)
     people, target = np.repeat(np.arange(10, 50), 3), rng.integers(18, size=120)
     told = [rng.integers(18, size=120), np.where(rng.random(120) < 0.7, target, 0)]
-    found, again = MASK.draws(target, told, people, samples=5), np.random.default_rng(0)
+    found, again = metrics.bootstrap_scores(MASK, target, told, people, samples=5), np.random.default_rng(0)
     for draw, who in enumerate(again.integers(40, size=(5, 40))):
         photos = (who[:, None] * 3 + np.arange(3)).ravel()
         scores = [f1_score(target[photos], one[photos], average="macro") for one in told]
         assert found[:, draw] == pytest.approx(scores)
-    exact = MASK.draws(target, told, people)
-    monkeypatch.setattr(task.np, "float32", float)  # short floats save time, not digits
-    assert np.array_equal(MASK.draws(target, told, people), exact)
+    exact = metrics.bootstrap_scores(MASK, target, told, people)
+    monkeypatch.setattr(metrics.np, "float32", float)  # short floats save time, not digits
+    assert np.array_equal(metrics.bootstrap_scores(MASK, target, told, people), exact)
 
 
 @pytest.mark.parametrize(
@@ -223,21 +225,21 @@ def test_scores_are_said_the_tasks_own_first_with_its_interval():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"id": np.arange(90) // 3, "target": rng.integers(18, size=90)})
     frame["ans"] = np.where(rng.random(90) < 0.5, frame["target"], 3)
-    metrics = predictions.measured(MASK, frame)
-    assert list(metrics) == ["f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1"]
-    assert (metrics["f1_low"], metrics["f1_high"]) == MASK.interval(frame["target"], frame["ans"], frame["id"])
-    metrics = dict(zip(metrics, (0.5, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4), strict=True))
-    first, *others = predictions.said(MASK, metrics)
+    saved = predictions.measured(MASK, frame)
+    assert list(saved) == ["f1", "f1_low", "f1_high", "accuracy", "mask_f1", "gender_f1", "age_f1"]
+    assert (saved["f1_low"], saved["f1_high"]) == metrics.interval(MASK, frame["target"], frame["ans"], frame["id"])
+    saved = dict(zip(saved, (0.5, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4), strict=True))
+    first, *others = predictions.describe(MASK, saved)
     assert first == "macro F1 0.500 (95 % 0.250-0.750"
     assert others == ["accuracy 0.100", "mask 0.200", "gender 0.300", "age 0.400"]
     by_accuracy = task.Task(**task.MASK_TASK, score="accuracy")
-    metrics = predictions.measured(by_accuracy, frame)
-    assert list(metrics)[:6] == ["accuracy", "accuracy_low", "accuracy_high", "f1", "f1_low", "f1_high"]
-    assert metrics["f1_low"] < metrics["f1"] < metrics["f1_high"]
+    saved = predictions.measured(by_accuracy, frame)
+    assert list(saved)[:6] == ["accuracy", "accuracy_low", "accuracy_high", "f1", "f1_low", "f1_high"]
+    assert saved["f1_low"] < saved["f1"] < saved["f1_high"]
     age = task.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score="mae")
-    metrics = predictions.measured(age, frame)
-    assert list(metrics) == ["mae", "mae_low", "mae_high", "within"]
-    assert predictions.said(age, metrics | {"within": 0.5})[1:] == ["within 5 years 0.500"]
+    saved = predictions.measured(age, frame)
+    assert list(saved) == ["mae", "mae_low", "mae_high", "within"]
+    assert predictions.describe(age, saved | {"within": 0.5})[1:] == ["within 5 years 0.500"]
 
 
 def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path, capsys):
@@ -264,15 +266,15 @@ def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path,
     best, last = (pd.concat([frames[fold, file] for fold in (0, 2)]) for file in ("oof.csv", "oof_last.csv"))
     assert joined["ImageID"].tolist() == best["ImageID"].tolist() and joined["ans"].tolist() == best["ans"].tolist()
     assert len(pd.read_csv(tmp_path / "oof_age.csv")) == 60
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert {key: metrics[key] for key in ("folds", "photos", "people")} == {"folds": [0, 2], "photos": 60, "people": 20}
-    assert metrics["f1"] == pytest.approx(MASK.scores(best["target"], best["ans"])["f1"])
-    assert metrics["f1_last_epoch"] == pytest.approx(MASK.scores(last["target"], last["ans"])["f1"])
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert {key: saved[key] for key in ("folds", "photos", "people")} == {"folds": [0, 2], "photos": 60, "people": 20}
+    assert saved["f1"] == pytest.approx(metrics.scores(MASK, best["target"], best["ans"])["f1"])
+    assert saved["f1_last_epoch"] == pytest.approx(metrics.scores(MASK, last["target"], last["ans"])["f1"])
     first, test = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path}: 2 of 3 folds, out-of-fold macro F1 {metrics['f1']:.3f} (95 % ")
-    assert f"{metrics['f1_last_epoch']:.3f}" in first
-    assert first.endswith(f"accuracy {metrics['accuracy']:.3f}, mask {metrics['mask_f1']:.3f}, gender "
-                          f"{metrics['gender_f1']:.3f}, age {metrics['age_f1']:.3f}")  # fmt: skip
+    assert first.startswith(f"{tmp_path}: 2 of 3 folds, out-of-fold macro F1 {saved['f1']:.3f} (95 % ")
+    assert f"{saved['f1_last_epoch']:.3f}" in first
+    assert first.endswith(f"accuracy {saved['accuracy']:.3f}, mask {saved['mask_f1']:.3f}, gender "
+                          f"{saved['gender_f1']:.3f}, age {saved['age_f1']:.3f}")  # fmt: skip
     assert "test set, 7 photos" in test and "macro F1 0.500 (95 % 0.400-0.600), accuracy 0.100, mask" in test
 
 

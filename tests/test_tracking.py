@@ -77,7 +77,7 @@ def scalars(run, fold):
 def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition):
     pytest.importorskip("wandb")
     train.train_folds(competition.config("--log", "wandb"), [0, 1])
-    run, metrics = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
+    run, saved = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
     for fold in (0, 1):
         found, log = wandb_run(run, fold), pd.read_csv(run / f"fold{fold}" / "log.csv")
@@ -95,14 +95,14 @@ def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition)
         assert {name: found.summary[f"oof/{name}"] for name in scores} == pytest.approx(scores)
         assert any("confusion._type" in point and "mistakes._type" in point for point in found.points)
     together = {name: found.summary[f"all_folds/{name}"] for name in ("f1", "f1_low", "f1_high")}
-    assert together == pytest.approx({name: metrics[name] for name in together})
+    assert together == pytest.approx({name: saved[name] for name in together})
     assert found.summary["all_folds/folds"] == 2
 
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_each_fold_is_a_tensorboard_run_with_all_its_epochs_settings_and_score(competition):
     train.train_folds(competition.config("--log", "tensorboard"), [0, 1])
-    run, metrics = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
+    run, saved = competition.root / "run", json.loads((competition.root / "run" / "metrics.json").read_text())
     for fold in (0, 1):
         found, log = scalars(run, fold), pd.read_csv(run / f"fold{fold}" / "log.csv")
         for name in log.drop(columns="epoch"):
@@ -114,7 +114,7 @@ def test_each_fold_is_a_tensorboard_run_with_all_its_epochs_settings_and_score(c
         content = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         assert b"train.lr" in content and b"model.backbone" in content and b"test_resnet" in content
     assert [found[f"all_folds/{name}"] for name in ("f1", "f1_low", "f1_high")] == [
-        [(2, pytest.approx(metrics[name]))] for name in ("f1", "f1_low", "f1_high")
+        [(2, pytest.approx(saved[name]))] for name in ("f1", "f1_low", "f1_high")
     ]
 
 

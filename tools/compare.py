@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from foldface import cli, predictions
+from foldface import cli, metrics, predictions
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, read_csv, read_json, refuse_unwritable, run_command
 from foldface.report.charts import write_curves, write_png
@@ -162,7 +162,7 @@ def differences(recipes):
     if len(seeds) > 1:
         return Scores(list(same), np.array(points), np.array(points), (0, 1))
     frame, found = whole[seeds[0]], [runs[seeds[0]].frame["ans"].to_numpy() for runs in same.values()]
-    values = task.draws(frame["target"].to_numpy(), found, frame["id"])
+    values = metrics.bootstrap_scores(task, frame["target"].to_numpy(), found, frame["id"])
     return Scores(list(same), values, np.array(points), (0.025, 0.975))
 
 
@@ -184,11 +184,11 @@ def table(recipes, scores, lost=None):
     first, base = next(iter(runs.values()))[0], scores.names[0]
     task, measure, several = first.task, first.measure, scores.ends == (0, 1)
     value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
-    ordered = sorted(runs, key=lambda name: -task.sign * value[name])
-    others = [name for name in task.score_names if name not in (task.score, "accuracy")]
+    ordered = sorted(runs, key=lambda name: -metrics.sign(task) * value[name])
+    others = [name for name in metrics.score_names(task) if name not in (task.score, "accuracy")]
     tested = any("test" in run.metrics for found in runs.values() for run in found)
-    short = task.title_of(measure)
-    titles = [task.title, *(task.title_of(name) for name in others), "learn"]
+    short = metrics.title(task, measure)
+    titles = [metrics.title(task), *(metrics.title(task, name) for name in others), "learn"]
     titles += [f"training {short}", f"validation {short}"]
     titles += [f"test {short}"] * tested + ["to the first", "minutes", "photos/s", "GB"]
     lines = [f"| recipe | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
@@ -197,21 +197,21 @@ def table(recipes, scores, lost=None):
         if name in scores.names and name != base:
             gain = said(*scores.apart(name, base))
         photos = "" if name in scores.names else f" (on {found[0].metrics['photos']} photos)"
-        metrics = [run.metrics for run in found]
-        cells = [spread([m[task.score] for m in metrics])]
+        saved = [run.metrics for run in found]
+        cells = [spread([m[task.score] for m in saved])]
         if not several:
-            cells[0] += f" ({metrics[0][f'{task.score}_low']:.3f}-{metrics[0][f'{task.score}_high']:.3f})"
-        cells += [spread([m[other] for m in metrics]) for other in others]
+            cells[0] += f" ({saved[0][f'{task.score}_low']:.3f}-{saved[0][f'{task.score}_high']:.3f})"
+        cells += [spread([m[other] for m in saved]) for other in others]
         cells += [f"{sum(run.learns for run in found)} of {len(found)}"]
         cells += [spread([run.last.get(column, np.nan) for run in found]) for column in (f"train_{measure}", measure)]
-        cells += [spread([m.get("test", {}).get(measure, np.nan) for m in metrics])] * tested
+        cells += [spread([m.get("test", {}).get(measure, np.nan) for m in saved])] * tested
         cells += [gain, spread([run.minutes for run in found], 1)]
         cells += [f"{np.mean([run.rate for run in found]):.0f}", f"{max(run.memory for run in found):.1f}"]
         lines.append(f"| {name}{photos} | {' | '.join(cells)} |")
     interval = "their range over the seeds" if several else "95 % intervals from drawing the same people for both"
     lines += [
         "",
-        f"Differences of {task.title} to {base}, with {interval}; ~ = it contains 0: chance could explain it.",
+        f"Differences of {metrics.title(task)} to {base}, with {interval}; ~ = it contains 0: chance could explain it.",
         f"Training and validation {short}: of the last epoch, mean of the folds. Learn: runs whose error is at least",
         "1 % below that of the best constant answer (of numbers the median, of classes the most frequent one).",
         *(f"Not compared: {folder_name(*key)}: {reason}" for key, reason in (lost or {}).items()),
@@ -246,7 +246,7 @@ def picture(recipes, scores, path):
     first, base = next(iter(runs.values()))[0], scores.names[0]
     task, several = first.task, scores.ends == (0, 1)
     value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
-    ordered = sorted(runs, key=lambda name: task.sign * value[name])
+    ordered = sorted(runs, key=lambda name: metrics.sign(task) * value[name])
 
     def draw(axes):
         left, right = axes
@@ -258,11 +258,12 @@ def picture(recipes, scores, path):
             left.plot([low, high], [k, k], color="0.6", lw=2)
             left.plot(value[name], k, "o", color="black")
             apart, low, high = scores.apart(name, base)
-            colour = "0.6" if low <= 0 <= high else "tab:green" if task.sign * low > 0 else "tab:red"
+            colour = "0.6" if low <= 0 <= high else "tab:green" if metrics.sign(task) * low > 0 else "tab:red"
             right.plot([low, high], [k, k], color=colour, lw=2)
             right.plot(apart, k, "o", color=colour)
         what = "range over seeds" if several else "95 %"
-        left.set(yticks=np.arange(len(ordered)), yticklabels=ordered, xlabel=f"out-of-fold {task.title}, {what}")
+        left.set(yticks=np.arange(len(ordered)), yticklabels=ordered)
+        left.set(xlabel=f"out-of-fold {metrics.title(task)}, {what}")
         right.set(xlabel=f"difference to {base}, {what}; grey: contains 0")
         right.axvline(0, color="0.8", zorder=0)
         for ax in axes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from foldface import metrics
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import devices, optim, resume
 from foldface.runtime import is_main_process
@@ -412,7 +413,8 @@ class Learner:
 
         self.last = answers
         value, best = row[self.task.score], self.best_score
-        if best is None or self.task.sign * value > self.task.sign * best or self.config.keep == "last":
+        sign = metrics.sign(self.task)
+        if best is None or sign * value > sign * best or self.config.keep == "last":
             self.best_score, self.best = value, answers
             if is_main_process():
                 save_weights(self.folder / "best.safetensors", self.answering, self.about | row)
@@ -525,14 +527,14 @@ LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the
 
 def log_columns(task):
     """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
-    return [*LOG_COLUMNS, *task.score_names, *(f"train_{name}" for name in task.score_names[:2])]
+    return [*LOG_COLUMNS, *metrics.score_names(task), *(f"train_{name}" for name in metrics.score_names(task)[:2])]
 
 
 def stalled(log, patience, task):
     """Has the score not improved for `patience` epochs? log: rows of log.csv."""
     if not patience or len(log) <= patience:
         return False
-    values = [task.sign * row[task.score] for row in log]
+    values = [metrics.sign(task) * row[task.score] for row in log]
     return max(values[-patience:]) <= max(values[:-patience])
 
 

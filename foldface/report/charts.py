@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from foldface import metrics
 from foldface.files import atomic_write
 from foldface.task import Task
 
@@ -68,7 +69,7 @@ def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Tas
     """
     from matplotlib.ticker import MaxNLocator
 
-    scores = task.score_names[:2]
+    scores = metrics.score_names(task)[:2]
     columns = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in scores)]
     for k, (name, several) in enumerate(logs.items()):
         by_epoch = [log.set_index("epoch") for log in several]
@@ -82,7 +83,7 @@ def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Tas
                     mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
                     label = {"label": name} if style == "-" else {}
                     ax.plot(mean.index, mean, style, color=f"C{k % 10}", marker="o", markersize=3, **label)
-    for ax, title in zip(axes, ("loss", *map(task.title_of, scores)), strict=True):
+    for ax, title in zip(axes, ("loss", *(metrics.title(task, name) for name in scores)), strict=True):
         ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(color="0.93")

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foldface import predictions
+from foldface import metrics, predictions
 from foldface.faces import manifest
 from foldface.files import InputError, read_json
 from foldface.report import charts, html
 
 MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
-BINS = 15  # of the reliability diagram
 MOST_CLASSES, SHARES = 40, 20  # that a confusion matrix is still drawn for; that it says shares of
 
 
@@ -59,20 +58,20 @@ def training(task, run):
 # ---------------------------------------------------------------------------------------------------- the answers
 
 
-def scores(task, metrics):
+def scores(task, saved):
     """What metrics.json says."""
     rows = []
-    for name in task.score_names:
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    for name in metrics.score_names(task):
+        low, high = saved.get(f"{name}_low"), saved.get(f"{name}_high")
         spread = f"{low:.3f} to {high:.3f}" if low is not None else ""
-        rows.append([task.title_of(name), metrics[name], spread])
+        rows.append([metrics.title(task, name), saved[name], spread])
     last = f"{task.score}_last_epoch"
-    if last in metrics:
-        rows.append([f"{task.title} of the last epochs, which nobody chose", metrics[last], ""])
-    for name, value in metrics.get("test", {}).items():
+    if last in saved:
+        rows.append([f"{metrics.title(task)} of the last epochs, which nobody chose", saved[last], ""])
+    for name, value in saved.get("test", {}).items():
         if name == task.score:
-            low, high = metrics["test"][f"{name}_low"], metrics["test"][f"{name}_high"]
-            rows.append([f"{task.title} of the test set", value, f"{low:.3f} to {high:.3f}"])
+            low, high = saved["test"][f"{name}_low"], saved["test"][f"{name}_high"]
+            rows.append([f"{metrics.title(task)} of the test set", value, f"{low:.3f} to {high:.3f}"])
     return [html.table(["out of fold", "", "95 %"], rows)]
 
 
@@ -116,18 +115,12 @@ def confusions(task, oof):
     return [html.text("Colours are shares of a row, numbers are photos."), html.side_by_side(*drawn)]
 
 
-def by_class(task, oof, samples=1000):
-    """F1, precision and recall of each class, F1 with its 95 % interval from drawing people anew."""
-    target, told = oof["target"].to_numpy(), oof["ans"].to_numpy()
-    _, person = np.unique(oof["id"].to_numpy(str), return_inverse=True)
-    n = person.max() + 1
-    above, below = task.sums(target, told, person, n, "f1")
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), samples).astype(float)
-    value = above.sum(0) / np.maximum(below.sum(0), 1)
-    draws = (times @ above) / np.maximum(times @ below, 1)  # 0 where nobody drawn has the class or is given it
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    true, answered = np.bincount(target, minlength=task.size), np.bincount(told, minlength=task.size)
-    right = above.sum(0) / 2
+def by_class(task, oof):
+    """F1, precision and recall of each class, F1 with its 95 % interval over people."""
+    target, answer, people = oof["target"].to_numpy(), oof["ans"].to_numpy(), oof["id"].to_numpy(str)
+    value, low, high = metrics.f1_by_class(task, target, answer, people)
+    true, answered = np.bincount(target, minlength=task.size), np.bincount(answer, minlength=task.size)
+    right = np.bincount(target[target == answer], minlength=task.size)
     seen = np.flatnonzero(true + answered)
 
     def draw(ax):
@@ -143,7 +136,7 @@ def by_class(task, oof, samples=1000):
         [
             task.classes[k],
             int(true[k]),
-            len(set(person[target == k])),
+            len(set(people[target == k])),
             f"{value[k]:.3f} ({low[k]:.3f} to {high[k]:.3f})",
             f"{right[k] / max(answered[k], 1):.3f}",
             f"{right[k] / max(true[k], 1):.3f}",
@@ -154,26 +147,17 @@ def by_class(task, oof, samples=1000):
     return [html.side_by_side(charts.svg(draw, 5, 0.8 + 0.24 * len(seen)), table)]
 
 
-def expected_calibration_error(confidence, right, bins=BINS):
-    """ECE (Naeini et al. 2015) and its bins: (error, [(mean confidence, share right, photos)]). Both (n,)."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    rows = [
-        (confidence[place == k].mean(), right[place == k].mean(), int((place == k).sum())) for k in np.unique(place)
-    ]
-    return sum(abs(told - true) * count for told, true, count in rows) / len(confidence), rows
-
-
 def calibration(task, oof):
     """Whether an answer of 80 % is right in 80 of 100."""
     if task.numeric:
         confidence = oof["confidence"].to_numpy(float)
-        right = task.each(oof["target"].to_numpy(), oof["ans"].to_numpy(), "within")
+        right = metrics.SCORES["within"].each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
         if np.isnan(confidence).all():
             return []
     else:
         confidence = oof[task.probabilities].to_numpy(float).max(1)
         right = (oof["target"] == oof["ans"]).to_numpy(float)
-    error, rows = expected_calibration_error(confidence, right)
+    error, rows = metrics.expected_calibration_error(confidence, right)
 
     def draw(ax):
         told, true, count = map(np.array, zip(*rows, strict=True))
@@ -184,7 +168,7 @@ def calibration(task, oof):
 
     more = "more" if confidence.mean() > right.mean() else "less"
     words = (
-        f"Expected calibration error {error:.3f} ({BINS} bins). On average {confidence.mean():.3f} sure and "
+        f"Expected calibration error {error:.3f} ({metrics.BINS} bins). On average {confidence.mean():.3f} sure and "
         f"{right.mean():.3f} right: {more} sure than it should be."
     )
     return [html.text(words), html.side_by_side(charts.svg(draw, 4, 3.6))]
@@ -282,10 +266,10 @@ def write(config, rows, output=None):
     """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained
     on, as dataset.training_rows gives them."""
     run, task = Path(config.run), config.predicted
-    metrics = read_json(run / "metrics.json", "train first")
+    saved = read_json(run / "metrics.json", "train first")
     oof = predictions.read_oof(task, run / "oof.csv")
     rows = rows[rows["source"] == "train"]
-    sections = [("Scores", scores(task, metrics)), ("Training", training(task, run))]
+    sections = [("Scores", scores(task, saved)), ("Training", training(task, run))]
     if not task.numeric:
         sections += [("Confusions", confusions(task, oof)), ("By class", by_class(task, oof))]
     sections += [
@@ -296,7 +280,7 @@ def write(config, rows, output=None):
     ]  # fmt: skip
     intro = (
         f"{len(oof)} photos of {oof['id'].nunique()} people or groups, each answered by the model that was not trained "
-        f"on it; folds {', '.join(map(str, metrics['folds']))}; {config.model.backbone}, {config.data.image_size} "
+        f"on it; folds {', '.join(map(str, saved['folds']))}; {config.model.backbone}, {config.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )
     html.write_report(Path(output or run) / "report.html", str(run), intro, sections)

@@ -11,9 +11,9 @@ import dataset
 import ensemble
 import inference
 import train
-from foldface import predictions
+from foldface import metrics, predictions
 from foldface.files import InputError, read_csv, write_csv
-from foldface.report import charts, html, training
+from foldface.report import charts, html
 from tools import domain_shift, eda, label_errors
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -88,19 +88,19 @@ def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
 def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition):
     train.train_folds(competition.config(), [0, 1])
     page = stands_alone(competition.root / "run" / "report.html")
-    metrics = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
+    saved = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
     for heading in ("Scores", "Training", "Confusions", "By class", "How sure it is", "Errors by age", "mistakes"):
         assert heading in page
-    assert f"{metrics['f1']:.3f}" in page and "fold1" in page and page.count("<figure>") > 5
+    assert f"{saved['f1']:.3f}" in page and "fold1" in page and page.count("<figure>") > 5
 
 
 def test_the_calibration_error_is_that_of_its_definition():
     confidence, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([1.0, 0.0, 1.0, 1.0])
-    error, _ = training.expected_calibration_error(confidence, right, bins=10)
+    error, _ = metrics.expected_calibration_error(confidence, right, bins=10)
     assert error == pytest.approx(0.5 * abs(0.95 - 0.5) + 0.5 * abs(0.55 - 1.0))
     rng = np.random.default_rng(0)
     sure = rng.random(20000)
-    assert training.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
+    assert metrics.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
 
 
 def test_an_ensemble_puts_itself_into_the_report(competition, monkeypatch):

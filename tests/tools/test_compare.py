@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers import MASK, guesses, people
 
-from foldface import predictions, task
+from foldface import metrics, predictions, task
 from foldface.files import InputError
 from foldface.settings import Config, as_dict
 from tools import compare
@@ -32,10 +32,10 @@ def write_result(home, name, strength, seed=0, photos=None, test=None):
     table.to_csv(folder / "oof.csv", index=False)
     frame.drop_duplicates("id")[["id", "fold"]].to_csv(folder / "folds.csv", index=False)
     (folder / "args.json").write_text(json.dumps(as_dict(Config())))
-    low, high = MASK.interval(table["target"], table["ans"], table["id"])
-    metrics = MASK.scores(table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
-    metrics |= {"test": {"accuracy": test}} if test else {}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"folds": [0, 1, 2, 3, 4], "photos": len(table)}))
+    low, high = metrics.interval(MASK, table["target"], table["ans"], table["id"])
+    saved = metrics.scores(MASK, table["target"], table["ans"]) | {"f1_low": low, "f1_high": high}
+    saved |= {"test": {"accuracy": test}} if test else {}
+    (folder / "metrics.json").write_text(json.dumps(saved | {"folds": [0, 1, 2, 3, 4], "photos": len(table)}))
     return compare.Result(home, name)
 
 
