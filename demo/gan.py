@@ -1,7 +1,7 @@
 """Pictures that aren't there: one conditional GAN for all labels of a task, from the photos that it trains on.
 
     python -m demo.gan --run runs/trash                             into runs/trash/gan; started again, it goes on
-    python -m demo.gan --config recipes/gan_vanilla.json --run runs/trash --gan.minutes 30
+    python -m demo.gan --config recipes/try/gan_vanilla.json --run runs/trash --gan.minutes 30
     python -m demo.gan --run runs/trash --judge 100                 what the run's own classifier makes of its pictures
 
 Every epoch a grid of pictures, a column a label, from the same noise; every few epochs how far they lie from the photos

@@ -2,7 +2,7 @@
 
     python train.py --help                                        the settings, explained
     python train.py --config recipes/people_small.json            a recipe, laid over args.json
-    python train.py --config recipes/sgd.json --config mine.json --train.epochs 3 --run runs/try
+    python train.py --config recipes/try/sgd.json --config mine.json --train.epochs 3 --run runs/try
 
 args.json is what all scripts share: the one in the folder that the command is started in.
 """

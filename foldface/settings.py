@@ -126,10 +126,10 @@ class DataConfig:
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
     augment: Literal["none", "light", "diary", "strong", "shapes", "trash"] = "light"
-    """how training photos are varied; diary is the list of recipes/diary.json, which cuts 400 x 256 pixels out of whole
-    photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have no
-    upright, such as trash; trash is the list of recipes/trash_report.json: turns, rain or mud, light, blur or noise,
-    shadows, both flips"""
+    """how training photos are varied; diary is the list of recipes/tasks/diary.json, which cuts 400 x 256 pixels out of
+    whole photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have
+    no upright, such as trash; trash is the list of recipes/tasks/trash_report.json: turns, rain or mud, light, blur or
+    noise, shadows, both flips"""
     flip: Optional[ClosedUnitInterval] = None
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     erasing: ClosedUnitInterval = 0.0

@@ -165,7 +165,7 @@ def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp
 @pytest.mark.parametrize("base", ["metal", "decades_report"])
 def test_the_five_backbones_are_one_recipe_each_and_start_without_a_hub(base):
     for name in ("efficientnet_b0", "resnet50", "densenet201", "swin", "alexnet"):
-        words = [f"recipes/{base}.json", f"recipes/backbone_{name}.json"]
+        words = [f"recipes/tasks/{base}.json", f"recipes/try/backbone_{name}.json"]
         words = [word for path in words for word in ("--config", str(ROOT / path))]
         config = cli.read("", argv=[*words, "--model.pretrained", "false"])
         chosen = config.model

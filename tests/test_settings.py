@@ -29,7 +29,7 @@ def complaint(*words):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.json")), ids=lambda path: path.stem)
 def test_every_recipe_can_be_read(recipe):
     assert cli.read("", argv=["--config", str(recipe)]).run.startswith("runs/")
 

@@ -149,7 +149,7 @@ def test_the_trash_recipes_take_train_valid_and_test_folders_as_they_are(things,
             for n in range(count):
                 paint(whole / split / name / f"{n}.png", colour, 100 * k + 10 * count + n, (70, 80))
     for recipe in ("trash", "trash_report"):
-        words = ["--config", ROOT / "recipes" / f"{recipe}.json", "--data.train", whole, "--run", things / recipe]
+        words = ["--config", ROOT / "recipes/tasks" / f"{recipe}.json", "--data.train", whole, "--run", things / recipe]
         rows = dataset.prepare(cli.read("", argv=[*map(str, words), "--train.only_folds", "[0]"]))
         training, validation = folds.split(rows, 0)
         assert (len(training), len(validation), (rows["source"] == "test").sum()) == (15, 6, 3)
@@ -173,12 +173,12 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
 
 
 def test_the_trash_recipe_of_the_report_leaves_out_small_photos_and_caps_the_classes():
-    config = cli.read("", argv=["--config", str(ROOT / "recipes" / "trash_report.json")])
+    config = cli.read("", argv=["--config", str(ROOT / "recipes/tasks/trash_report.json")])
     data, rates = config.data, config.train
     assert (data.min_side, data.max_per_class, data.fit, data.augment) == (65, 1000, "pad", "trash")
     assert (rates.scheduler, rates.step_epochs, rates.gamma) == ("step", 11, 0.1)
-    words = ["--config", str(ROOT / "recipes" / "trash_report.json"), "--config"]
-    steps = [cli.read("", argv=[*words, str(ROOT / "recipes" / f"step_{n}.json")]).train for n in (7, 9)]
+    words = ["--config", str(ROOT / "recipes/tasks/trash_report.json"), "--config"]
+    steps = [cli.read("", argv=[*words, str(ROOT / "recipes/try" / f"step_{n}.json")]).train for n in (7, 9)]
     assert [(one.scheduler, one.step_epochs, one.gamma) for one in steps] == [("step", 7, 0.1), ("step", 9, 0.1)]
 
 
@@ -423,7 +423,7 @@ def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
         found.append({"image": f"{n}.png", "label": "ab"[n % 2], "bbox": [10, 20, 50, 30]})
     path = tmp_path / "train" / "train.json"
     path.write_text(json.dumps(found))
-    words = ["--config", ROOT / "recipes" / "metal_boxes.json", "--data.train", path, "--data.eval", path]
+    words = ["--config", ROOT / "recipes/tasks/metal_boxes.json", "--data.train", path, "--data.eval", path]
     config = cli.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
     rows = dataset.prepare(config)
     square = loader.PhotoDataset(rows, "none", 40, False, fit=config.data.fit)[0, 0][1].mean(2)

@@ -1,8 +1,8 @@
 """Recipes side by side: same folds, same seeds, and which differences chance could explain.
 
-    python -m tools.compare recipes/{people_small,focal,mixup}.json --config recipes/people_small.json
-    python -m tools.compare recipes/*.json --config recipes/people_small.json --folds 0 --seeds 0 1 2 --run runs/compare
-    python -m tools.compare recipes/backbone_resnet{34,152}.json{,+recipes/frozen.json} --config recipes/sgd.json
+    python -m tools.compare recipes/people_small.json recipes/try/{focal,mixup}.json --config recipes/people_small.json
+    python -m tools.compare recipes/try/*.json --config recipes/quick.json --folds 0 --seeds 0 1 --run runs/compare
+    T=recipes/try; python -m tools.compare $T/backbone_resnet{34,152}.json{,+$T/frozen.json} --config $T/sgd.json
 
 Each recipe (a+b: b laid over a) is laid over --config and the command line's settings and trained by train_kfold.py as
 RUN/<its name>, with --seeds as RUN/<its name>-seed<k>. What is finished is not done again; a stopped start goes on.
@@ -315,7 +315,9 @@ def main():
     recipes, words = recipes_and_words(sys.argv[1:])
     config = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
     if not recipes:
-        raise InputError("name the recipes to compare: python -m tools.compare recipes/a.json recipes/b.json")
+        raise InputError(
+            "name the recipes to compare: python -m tools.compare recipes/people_small.json recipes/try/focal.json"
+        )
     if config.seeds and "seed" in config.typed:
         raise InputError("--seed and --seeds: give one of the two")
     words, seeds = without(words, FLAGS), list(dict.fromkeys(config.seeds)) or [None]

@@ -1,7 +1,7 @@
 """A look at the data before anything is trained: runs/NAME/eda.html, one page that stands alone.
 
     python -m tools.eda --data.train DIR --data.eval DIR --data.crops DIR
-    python -m tools.eda --config recipes/trash.json --data.train FOLDER --run runs/trash
+    python -m tools.eda --config recipes/tasks/trash.json --data.train FOLDER --run runs/trash
 
 How many photos and people a class has, ages, sizes, brightness and sharpness, what can't be read, what is doubled, who
 found the faces, what each fold holds, and how the photos to answer for differ from those to train on. The page holds

@@ -1,7 +1,7 @@
 """The CNNs for age of a report on UTKFace, as backbones for timm: agecnn (its first network, and its second, which
 is the first with other initial weights) and agecnn_deep (its third).
 
-    python train.py --config recipes/utkface_agecnn.json --data.train DIR
+    python train.py --config recipes/tasks/utkface_agecnn.json --data.train DIR
 
 A ConvBlock is a 3 x 3 convolution, batch norm, LeakyReLU(0.2) and 2 x 2 max pooling. agecnn: ConvBlocks
 16-32-64-128-256, flatten, linear layers 1024-256-1 with ReLU between them. agecnn_deep: ConvBlocks 16-64-128-256-512,

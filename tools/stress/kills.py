@@ -187,7 +187,7 @@ def tools(words, home, count, rng, victim="main"):
     return ends, files
 
 
-RECIPE = ROOT / "recipes" / "focal.json"
+RECIPE = ROOT / "recipes/try/focal.json"
 
 
 def compared(script, words, count, seconds, rng, whole, killed, before=(), victim="main"):
