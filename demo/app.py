@@ -167,12 +167,13 @@ def examples(config, answerer):
             raise InputError(f"--examples: {error}") from None
     if not answerer.wants_faces and answerer.task.number is None:
         return []
-    from tools.portrait import invent, photos
+    from tools.camera import take_photos
+    from tools.portrait import invent
 
     found = []
     for number in range(3):
         person = invent(np.random.default_rng([7, number]), number % 2, (22, 45, 60)[number])
-        for stem, _, photo, _ in photos(person, (config.seed, 9, number)):
+        for stem, _, photo, _ in take_photos(person, (config.seed, 9, number)):
             if stem in ("mask1", "incorrect_mask", "normal")[number]:
                 found.append((photo[..., ::-1], stem))
     return found

@@ -111,7 +111,7 @@ class Codes(nn.Module):
         one, other = (self.codes[pair[:, k]] - middle for k in (0, 1))
         return middle + angle.cos() * one + angle.sin() * other
 
-    def look(self, codes):
+    def decode(self, codes):
         """Codes (n, CODE) -> the small pictures (n, 3, side, side) that they stand for, about -1..1."""
         return (self.mean + codes @ self.basis).unflatten(1, (3, self.side, self.side))
 
@@ -142,13 +142,15 @@ class Generator(nn.Module):
         """Take the codes of photos (n, s, s, 3) uint8 of classes (n,), and what tells these apart (`chosen`)."""
         self.codes.learn(photos, kind)
         seen = np.concatenate([eyes().many(way) for way in (photos.numpy(), photos.flip(2).numpy())])
-        for own, found in zip((self.probe.weight, self.probe.bias), features.probe(seen, kind.repeat(2)), strict=True):
+        for own, found in zip(
+            (self.probe.weight, self.probe.bias), features.linear_probe(seen, kind.repeat(2)), strict=True
+        ):
             own.copy_(torch.from_numpy(found))
 
     def forward(self, noise, kind, codes=None):
         """codes: those to draw, (n, CODE), instead of blends that the noise chooses."""
         codes = self.codes.blend(noise, kind) if codes is None else codes
-        look = self.codes.look(codes)
+        look = self.codes.decode(codes)
         x = self.first(codes).unflatten(1, (-1, 4, 4))
         for norm, step in zip(self.norms, self.steps, strict=True):
             x = step(F.relu(norm(x, kind)))
@@ -203,14 +205,14 @@ class Discriminator(nn.Module):
             x = F.interpolate(x, (self.side, self.side), mode="bilinear")
         return self.eyes.forward_intermediates(x, indices=self.SCALES, intermediates_only=True)
 
-    def settle(self, photos):
+    def calibrate(self, photos):
         """Bring what is seen to mean 0 and spread 1 over photos (n, 3, s, s): else one scale drowns the others."""
         with torch.no_grad():
             for k, (mix, seen) in enumerate(zip(self.mixers, self.see(photos), strict=True)):
                 self.means[k] = mix(seen).mean((0, 2, 3))
                 self.spreads[k] = mix(seen).std((0, 2, 3))
 
-    def look(self, x):
+    def features(self, x):
         """Pictures -> what is judged of them, a tensor a scale, the finest first. Nothing that learns is in it."""
         mixed = [mix(seen) for mix, seen in zip(self.mixers, self.see(x), strict=True)]
         means, spreads = self.means[..., None, None], self.spreads[..., None, None]
@@ -259,7 +261,7 @@ class FlatDiscriminator(nn.Module):
             nn.Linear(16 * width, 8 * width), nn.LeakyReLU(0.2), nn.Linear(8 * width, 1),
         )  # fmt: skip
 
-    def look(self, x):
+    def features(self, x):
         return [x]
 
     def forward(self, seen, kind):

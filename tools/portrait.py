@@ -1,19 +1,13 @@
-"""Draws people who don't exist, by curves and light alone: what tools.sample_data fills its data set with.
+"""Draw portraits of invented people: traits from a random generator, painted by curves and light.
 
-Nothing here is taken from a photo. A person is invented from a random generator, painted once, and shot seven times.
+Nothing here is taken from a photo.
 """
 
 from types import SimpleNamespace
 
 import numpy as np
 
-STEMS = ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal")
-WIDTH, HEIGHT = 384, 512  # of a photo, pixels
-SHAPE = 560, 416  # of the canvas (rows, columns): larger, so that a shifted shot still has surroundings
-UNIT = 38.0  # pixels in half the distance between the eyes: the unit of every length below
-MIDDLE = 208.0, 250.0  # pixel midway between the eyes: the origin; x to the right, y down
-X = (np.arange(SHAPE[1], dtype=np.float32)[None] - MIDDLE[0]) / UNIT  # (1, columns): broadcasts, so it costs little
-Y = (np.arange(SHAPE[0], dtype=np.float32)[:, None] - MIDDLE[1]) / UNIT  # (rows, 1)
+from tools.canvas import MIDDLE, SHAPE, UNIT, X, Y, bell, both, clouds, darken, disc, ink, paint, shaded, smooth
 
 # colours are BGR in 0..1, the order in which OpenCV writes them
 SKINS = np.float32(
@@ -40,119 +34,20 @@ IRISES = np.float32(
     [[0.08, 0.13, 0.22], [0.12, 0.22, 0.36], [0.22, 0.36, 0.38], [0.55, 0.45, 0.34], [0.42, 0.42, 0.40]]
 )
 LIPS = np.float32([[0.32, 0.30, 0.70], [0.25, 0.18, 0.66], [0.42, 0.36, 0.78]])
-MASKS = np.float32(
-    [
-        [0.95, 0.95, 0.94],
-        [0.95, 0.95, 0.94],
-        [0.95, 0.94, 0.92],
-        [0.92, 0.80, 0.58],
-        [0.92, 0.82, 0.66],
-        [0.90, 0.78, 0.6],
-        [0.80, 0.88, 0.62],
-        [0.20, 0.19, 0.18],
-        [0.62, 0.36, 0.18],
-        [0.92, 0.78, 0.90],
-    ]
-)
 GREY = np.float32([0.68, 0.69, 0.70])
 
 
-# ---- tools: curves are (n, 2) units, an opacity is (rows, columns) float32 in 0..1 ----------------------------------
+# ---- a person: p holds the traits that invent() gave them --------------------------------------------------------
 
 
-def smooth(*points, count=40):
-    """An open curve along points, its corners rounded: (count, 2)."""
-    points = np.asarray(points, dtype=float)
-    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    at, width = np.linspace(0, along[-1], count), count // 10
-    curve = np.stack([np.interp(at, along, points[:, axis]) for axis in (0, 1)], 1)
-    curve = np.concatenate([2 * curve[:1] - curve[width:0:-1], curve, 2 * curve[-1:] - curve[-2 : -width - 2 : -1]])
-    evenly = np.full(2 * width + 1, 1 / (2 * width + 1))
-    return np.stack([np.convolve(curve[:, axis], evenly, "valid") for axis in (0, 1)], 1)
+def invent(rng: np.random.Generator, gender: int, age: int) -> SimpleNamespace:
+    """The traits of a random person: lengths in units, shares in 0..1.
 
-
-def both(*points):
-    """A rounded curve on the right half of the face, and its mirror image."""
-    curve = smooth(*points, count=24)
-    return [curve, curve * (-1, 1)]
-
-
-def disc(x, y, wide, high):
-    """An ellipse about (x, y) with these half axes: (40, 2)."""
-    turn = np.linspace(0, 2 * np.pi, 40)
-    return np.stack([x + wide * np.cos(turn), y + high * np.sin(turn)], 1)
-
-
-def ink(*curves, soft=0.0, width=0):
-    """Curves as opacity: filled, or lines `width` pixels wide. soft: blur of the edge, pixels."""
-    import cv2
-
-    # fixed point: with shift=4 OpenCV takes sixteenths of a pixel
-    curves = [np.round((np.asarray(curve) * UNIT + MIDDLE) * 16).astype(np.int32) for curve in curves]
-    mask = np.zeros(SHAPE, np.uint8)
-    if width:
-        cv2.polylines(mask, curves, False, 255, width, cv2.LINE_AA, 4)
-    else:
-        cv2.fillPoly(mask, curves, 255, cv2.LINE_AA, 4)
-    if soft:  # around the curves alone, which saves most of the time
-        (x, y, wide, high), more = cv2.boundingRect(mask), int(3 * soft) + 1
-        around = slice(max(y - more, 0), y + high + more), slice(max(x - more, 0), x + wide + more)
-        mask[around] = cv2.GaussianBlur(mask[around], (0, 0), soft)
-    return mask * np.float32(1 / 255)
-
-
-def bell(x, y, wide, high):
-    """A Gaussian hill of height 1 at (x, y) units, and its mirror image unless x is 0: (rows, columns) float32."""
-    across = np.exp(-(((X - x) / wide) ** 2)) + (np.exp(-(((X + x) / wide) ** 2)) if x else 0)
-    return across * np.exp(-(((Y - y) / high) ** 2))
-
-
-def clouds(rng, cells):
-    """Soft noise about 0 with a spread of about 1, `cells` patches high and wide: (rows, columns) float32."""
-    import cv2
-
-    return cv2.resize(rng.standard_normal((cells, cells), np.float32), SHAPE[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def window(opacity):
-    """The rows and columns outside of which an opacity is nearly 0: painting there would be waste."""
-    seen = opacity > 0.004
-    places = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    return tuple(slice(at[0], at[-1] + 1) if len(at) else slice(1) for at in places)
-
-
-def shaded(colour, light):
-    """A colour under uneven light, (rows, columns): (rows, columns, 3). cv2.merge is thrice as fast as broadcasting."""
-    import cv2
-
-    return cv2.merge([light * np.float32(part) for part in colour])
-
-
-def paint(canvas, opacity, colour, slope=None):
-    """Lay a colour over the canvas, and, if given, a relief: its slope in x and y."""
-    at = window(opacity)
-    colour = np.broadcast_to(np.asarray(colour, np.float32), (*SHAPE, 3))[at]
-    canvas.colour[at] += (colour - canvas.colour[at]) * shaded((1, 1, 1), opacity[at])
-    for old, new in zip(canvas.slope, slope or (), strict=False):
-        old[at] += (np.broadcast_to(np.asarray(new, np.float32), SHAPE)[at] - old[at]) * opacity[at]
-
-
-def darken(canvas, opacity, tint=(1, 1, 1)):
-    """Take away light; tint: how much of it from blue, green and red, 0..1."""
-    at = window(opacity)
-    canvas.colour[at] *= 1 - shaded(tint, opacity[at])
-
-
-# ---- a person: p holds the traits that invent() gave them -----------------------------------------------------------
-
-
-def invent(rng, gender, age):
-    """The traits of a person: lengths in units, shares in 0..1. gender: 0 male, 1 female; age: years, 60 is 60 or more.
-
-    `lean` is a trait that gender pulls at, `worn` one that grows with the age a person looks.
+    gender: 0 male, 1 female; age: years, 60 is 60 or more. `lean` draws a trait that depends on gender, `worn` one that
+    grows with the age that the person looks.
     """
     looks = age + rng.normal() * 2.0 + (rng.uniform(2, 14) if age >= 60 else 0)
-    luck = rng.uniform
+    uniform = rng.uniform
 
     def lean(weight, scale, middle, low, high):
         return float(np.clip(middle + scale * (weight * (1 if gender else -1) + rng.normal()), low, high))
@@ -160,62 +55,67 @@ def invent(rng, gender, age):
     def worn(start, full):
         return float(np.clip((looks + rng.normal() * 3 - start) / (full - start), 0, 1.15))
 
-    tone, length, wall, cloth = luck(0, len(SKINS) - 1.01), lean(2.4, 1, 0, -9, 9), luck(0.45, 0.85), luck(0.1, 0.7)
+    tone, length, wall, cloth = (
+        uniform(0, len(SKINS) - 1.01),
+        lean(2.4, 1, 0, -9, 9),
+        uniform(0.45, 0.85),
+        uniform(0.1, 0.7),
+    )
     skin = SKINS[int(tone)] * (1 - tone % 1) + SKINS[int(tone) + 1] * (tone % 1) + rng.normal(size=3) * 0.008
     rough = worn(28, 60)
     return SimpleNamespace(
         skin=np.float32(skin + (skin.mean() - skin) * 0.22 * rough),
         rough=rough,
-        hair=HAIRS[rng.choice(6, p=[0.28, 0.24, 0.20, 0.13, 0.07, 0.08])] * luck(0.8, 1.25),
+        hair=HAIRS[rng.choice(6, p=[0.28, 0.24, 0.20, 0.13, 0.07, 0.08])] * uniform(0.8, 1.25),
         iris=IRISES[rng.choice(5, p=[0.4, 0.25, 0.15, 0.12, 0.08])],
-        wide=luck(0.97, 1.08),
+        wide=uniform(0.97, 1.08),
         jaw=lean(-1.3, 0.07, 0.04, -0.16, 0.26),
         neck=lean(-1, 0.11, 1.5, 1.25, 1.8),
-        ears=luck(0.85, 1.1),
+        ears=uniform(0.85, 1.1),
         brow=lean(-2, 0.028, 0.135, 0.05, 0.24),
-        brow_y=luck(-0.76, -0.64),
+        brow_y=uniform(-0.76, -0.64),
         arch=lean(0.6, 0.05, 0.1, 0, 0.22),
         ridge=lean(-1.2, 0.08, 0.15, 0, 0.34),
         open=lean(0.4, 0.10, 1.05, 0.8, 1.3),
-        tilt=luck(-0.04, 0.10),
+        tilt=uniform(-0.04, 0.10),
         lash=lean(2, 0.22, 0.45, 0, 1),
         shadow=lean(1.8, 0.2, 0.05, 0, 0.6),
         nose=lean(-0.5, 0.08, 1, 0.82, 1.2),
-        nose_y=luck(-0.10, 0.10),
-        mouth=luck(0.74, 0.92),
+        nose_y=uniform(-0.10, 0.10),
+        mouth=uniform(0.74, 0.92),
         full=lean(0.6, 0.14, 1, 0.7, 1.45),
         lips=lean(2, 0.22, 0.45, 0.08, 1),
         lip_colour=LIPS[rng.integers(3)],
         stubble=max(0, rng.normal() * 0.3 + 0.5) * (1 - gender),
         length="long" if length > 2.1 else "bob" if length > 0 else "short",
-        reach=luck(0, 1),
-        volume=luck(0.2, 0.55),
-        fringe=luck(0, 1) < 0.3,
-        sweep=luck(-0.28, 0.28),
-        parting=luck(0.38, 0.62),
+        reach=uniform(0, 1),
+        volume=uniform(0.2, 0.55),
+        fringe=uniform(0, 1) < 0.3,
+        sweep=uniform(-0.28, 0.28),
+        parting=uniform(0.38, 0.62),
         curl=max(0, rng.normal() * 0.06),
-        upward=luck(0, 1) < 0.45,
-        recede=worn(24, 62) * (luck(0.1, 0.35) if gender else luck(0.35, 1.1)),
+        upward=uniform(0, 1) < 0.45,
+        recede=worn(24, 62) * (uniform(0.1, 0.35) if gender else uniform(0.35, 1.1)),
         grey=worn(36, 59),
         lined=worn(26, 60),
         folds=worn(24, 60),
         bags=worn(26, 60),
         sag=worn(32, 66),
         thin=worn(34, 64),
-        glasses=luck(0, 1) < 0.22,
+        glasses=uniform(0, 1) < 0.22,
         rim=rng.random(3) * 0.35,
-        lens=luck(0.46, 0.62),
+        lens=uniform(0.46, 0.62),
         backdrop=rng.integers(3),
         wall=np.float32(wall + rng.normal(size=3) * 0.04),
         collar=rng.integers(4),
         cloth=np.float32(np.clip(cloth + rng.normal(size=3) * 0.10, 0.03, 0.92)),
-        stripes=luck(0, 1) < 0.2,
+        stripes=uniform(0, 1) < 0.2,
         chin=lean(-0.6, 0.06, 3.62, 3.5, 3.8),
         seed=int(rng.integers(2**31)),
     )
 
 
-def head_edge(p):
+def head_edge(p: SimpleNamespace) -> np.ndarray:
     """The right half of the head's outline, crown to chin: (10, 2) units."""
     low = p.jaw + p.sag * 0.1
     return np.array(
@@ -235,7 +135,7 @@ def head_edge(p):
 
 
 def relief(p, rng):
-    """The face's height towards the viewer in units, and how deep its fine folds are, 0..1.6: (rows, columns) each."""
+    """The face's height towards the viewer in units, and the depth of its fine folds, 0..1.6: two (rows, columns)."""
     tip = 1.30 + p.nose_y
     height = 2.1 * np.sqrt(np.clip(1 - np.abs(X / (2.3 * p.wide)) ** 2.3 - np.abs((Y - 0.1) / 3.75) ** 2.6, 0, 1))
     for *place, up in (
@@ -272,7 +172,7 @@ def relief(p, rng):
 
 
 def draw_skin(canvas, p, rng):
-    """Neck, ears and the face with its folds; no eyes, brows or mouth yet."""
+    """Draw the neck, the ears and the face with its folds, without eyes, brows and mouth."""
     import cv2
 
     edge = head_edge(p)
@@ -304,7 +204,7 @@ def draw_skin(canvas, p, rng):
 
 
 def draw_eyes(canvas, p, rng):
-    """Eyes with lids and lashes, brows, glasses."""
+    """Draw the eyes with lids and lashes, the brows and the glasses."""
     gaze, top, low = rng.uniform(-0.04, 0.04), 0.21 * p.open - 0.05 * p.sag, 0.13 * p.open
     hairs = p.hair * 0.75 * (1 - 0.6 * p.grey) + GREY * 0.6 * p.grey
     y, a, b = p.brow_y, p.arch, p.brow
@@ -336,7 +236,7 @@ def draw_eyes(canvas, p, rng):
 
 
 def draw_mouth(canvas, p):
-    """Lips and the line between them, its corners a little up."""
+    """Draw the lips and the line between them, its corners a little up."""
     m, f = p.mouth, 0.8 + 0.2 * p.full - 0.25 * p.thin
     line = smooth((-m, 2.24), (-m * 0.5, 2.29), (0, 2.32), (m * 0.5, 2.29), (m, 2.24))
     upper = smooth(
@@ -382,7 +282,7 @@ def hair_edges(p):
 
 
 def draw_hair(canvas, p, rng):
-    """Hair in front: a soft shape with some hundred strands on it, the grey ones among them."""
+    """Draw the hair in front: a soft shape with some hundred strands on it, some of them grey."""
     import cv2
 
     outer, inner = hair_edges(p)
@@ -411,14 +311,14 @@ def draw_hair(canvas, p, rng):
     layer = np.zeros((*SHAPE, 4), np.uint8)
     for strand, tint in zip(strands, tints.tolist(), strict=True):
         cv2.polylines(layer, [strand], False, (*tint, 255), 2, cv2.LINE_AA, 4)
-    # the strands were drawn on black, so their colour already carries their opacity
+    # the strands were drawn on black, so their colour is already multiplied by their opacity
     cover *= np.float32(0.75 / 255)
     canvas.colour *= 1 - shaded((1, 1, 1), cover * layer[..., 3])
     canvas.colour += layer[..., :3] * shaded((1, 1, 1), cover)
 
 
 def draw_surroundings(canvas, p, rng):
-    """Backdrop: a wall in uneven light, with soft patches or panels on some."""
+    """Draw the backdrop: a wall in uneven light, some with soft patches or panels."""
     canvas.colour[:] = shaded(p.wall, 1 + 0.025 * (X * rng.normal() + Y * rng.normal() + clouds(rng, 4)))
     if p.backdrop == 1:
         for tint in rng.normal(size=(3, 3)):
@@ -431,7 +331,7 @@ def draw_surroundings(canvas, p, rng):
 
 
 def draw_clothes(canvas, p, rng):
-    """Shoulders with a collar: round, V, shirt or turtleneck."""
+    """Draw the shoulders with a collar: round, V, shirt or turtleneck."""
     half = np.array([(0, (4.6, 5.9, 5.1, 4.0)[p.collar]), (p.neck + 0.4, 4.2), (4.0, 4.95), (5.6, 5.9), (9, 9.5)])
     edge = smooth(*half[:0:-1] * (-1, 1), *half, count=80)
     colour = shaded(p.cloth, 1 + 0.10 * clouds(rng, 7) + 0.02 * clouds(rng, 200))
@@ -444,8 +344,8 @@ def draw_clothes(canvas, p, rng):
         paint(canvas, ink(flap, flap * (-1, 1), soft=0.8), np.clip(p.cloth * 1.2 + 0.06, 0, 1))
 
 
-def portrait(p):
-    """A person on a canvas: colour (rows, columns, 3) float32 BGR, slope [x, y] of (rows, columns) float32."""
+def portrait(p: SimpleNamespace) -> SimpleNamespace:
+    """A person on a canvas (tools.canvas), without a mask."""
     rng = np.random.default_rng(p.seed)
     canvas = SimpleNamespace(colour=np.zeros((*SHAPE, 3), np.float32), slope=list(np.zeros((2, *SHAPE), np.float32)))
     draw_surroundings(canvas, p, rng)
@@ -459,106 +359,3 @@ def portrait(p):
     draw_mouth(canvas, p)
     draw_hair(canvas, p, rng)
     return canvas
-
-
-# ---- a photo -------------------------------------------------------------------------------------------------------
-
-
-def put_on_mask(canvas, p, rng, how):
-    """The canvas with a mask on: over nose, mouth and chin ("wear"), below the "nose", or below the mouth ("chin")."""
-    new = SimpleNamespace(colour=canvas.colour.copy(), slope=[slope.copy() for slope in canvas.slope])
-    top, side, bottom = {
-        "wear": ((0.52, 0.80), (0.75, 1.05), (0.08, 0.30)),
-        "nose": ((1.85, 2.02), (1.6, 1.9), (0.08, 0.30)),
-        "chin": ((2.75, 3.0), (2.1, 2.5), (0.35, 0.6)),
-    }[how]
-    top, side, bottom = rng.uniform(*top), rng.uniform(*side), p.chin + rng.uniform(*bottom)
-    wide, low, below = 2.02 * p.wide, 1.72 + p.jaw, max(2.45, side + 0.7)
-    half = np.array(
-        [
-            (0, top),
-            (0.5, top + 0.12),
-            (wide, side),
-            (wide * 0.97, side + 0.55),
-            (low, below),
-            (0.95, bottom - 0.16),
-            (0, bottom),
-        ]
-    )
-    edge = smooth(*half, *half[-2::-1] * (-1, 1), count=100)
-    tint = colour = MASKS[rng.integers(len(MASKS))] * np.float32(rng.uniform(0.92, 1.03))
-    if p.length == "short":  # longer hair covers the loops
-        loops = both((wide - 0.02, side + 0.06), (2.26 * p.wide, 0.25)) + both((low, below - 0.1), (2.3 * p.wide, 0.85))
-        paint(new, ink(*loops, soft=0.6, width=2) * 0.85, np.clip(tint * 0.9 + 0.08, 0, 1))
-    darken(new, ink(edge, soft=5) * 0.3)
-    creases, style = clouds(rng, 24) * 0.05, rng.integers(4)
-    slope = [X * -0.42 + creases, (Y - 2) * -0.30 + creases]
-    if how == "wear":  # the nose shows through
-        slope[0] -= bell(0, 1.1, 0.34, 0.6) * X * 4
-    if style < 2:  # pleats of a surgical mask
-        for share in (0.3, 0.5, 0.7):
-            slope[1] += np.exp(-(((Y - top - (bottom - top) * share) / 0.05) ** 2)) * 0.7
-    elif style == 2:  # the seam of a cup
-        slope[0] -= np.exp(-((X / 0.05) ** 2)) * np.sign(X) * 0.5
-    elif rng.random() < 0.6:  # printed cloth: dots, or stripes, level or slanting
-        waves = (np.sin(X * 7) * np.sin(Y * 7) - 0.15, np.sin(Y * 8 + 0 * X), np.sin((X + Y) * 8))[rng.integers(3)]
-        colour = np.where(waves[..., None] > 0.2, MASKS[rng.integers(len(MASKS))], tint)
-    paint(new, ink(edge, soft=0.8), colour, slope)
-    darken(new, ink(edge, soft=0.7, width=2) * 0.22)
-    return new
-
-
-def light_up(canvas, rng):
-    """The canvas lit by a lamp up front and the room's light: (rows, columns, 3) uint8 BGR."""
-    import cv2
-
-    side, above = rng.uniform(-0.45, 0.45), rng.uniform(-0.6, -0.25)
-    room, warmth = rng.uniform(0.40, 0.56), rng.normal(0.015, 0.02)
-    across, down = canvas.slope
-    facing = np.maximum((1 - across * side - down * above) / np.sqrt(1 + across * across + down * down), 0)
-    gloss = np.square(facing) * (1 / (1 + side * side + above * above))
-    gloss = np.square(np.square(np.square(gloss))) * rng.uniform(5, 16)
-    shade = (room + (1.05 - room) * facing) * 255
-    lit = cv2.multiply(canvas.colour, shaded((1 - warmth, 1, 1 + warmth), shade), dtype=cv2.CV_8U)
-    lit = cv2.add(lit, cv2.cvtColor(gloss.astype(np.uint8), cv2.COLOR_GRAY2BGR))
-    levels = (np.arange(256) / 255) ** rng.uniform(0.85, 1.15) * 255 * rng.uniform(0.88, 1.06)
-    return cv2.LUT(lit, np.clip(levels, 0, 255).astype(np.uint8))
-
-
-def shoot(canvas, rng):
-    """A photo of a portrait: another turn of the head, mouth, scale, shift, tilt, focus; mirrored now and then.
-
-    Returns the photo, (512, 384, 3) uint8 BGR, and its eyes and mouth, (3, 2) float64 pixels, left eye first.
-    """
-    import cv2
-
-    turn, nod = rng.uniform(-0.22, 0.22), rng.uniform(-0.14, 0.14)
-    smile, squint = rng.uniform(-0.05, 0.30), rng.uniform(-0.1, 0.35)
-    image, face = light_up(canvas, rng), (slice(148, 430), slice(104, 312))  # rows and columns: no other pixel moves
-    x, y = X[:, face[1]], Y[face[0]]
-    near = np.exp(-((x / 1.5) ** 4)) * np.exp(-(((y - 0.9) / 2.2) ** 4))
-    corners = np.exp(-((x / 1.1) ** 4)) * (np.abs(x) ** 1.5 * 1.3 - 0.35) * np.exp(-(((y - 2.3) / 0.5) ** 2))
-    x, y = x + near * turn, y + near * nod + corners * smile + bell(1, 0, 0.55, 0.30)[face] * y * squint
-    x, y = (x * UNIT + MIDDLE[0]).astype(np.float32), (y * UNIT + MIDDLE[1]).astype(np.float32)
-    image[face] = cv2.remap(image, x, y, cv2.INTER_LINEAR)
-    matrix = cv2.getRotationMatrix2D(MIDDLE, rng.uniform(-7, 7), rng.uniform(0.94, 1.22))
-    matrix[:, 2] += [WIDTH / 2 - MIDDLE[0] + rng.uniform(-24, 24), 232 - MIDDLE[1] + rng.uniform(-26, 26)]
-    photo = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    if rng.random() < 0.5:
-        photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.5, 1.2))
-    spots = ((np.array([(-1, 0), (1, 0), (0, 2.3)]) - (turn, nod)) * UNIT + MIDDLE) @ matrix[:, :2].T + matrix[:, 2]
-    if rng.random() < 0.3:
-        photo, spots = cv2.flip(photo, 1), spots[[1, 0, 2]] * (-1, 1) + (WIDTH - 1, 0)
-    grain = rng.integers(-9, 10, (HEIGHT // 2, WIDTH // 2), np.int8) * np.float32(rng.uniform(0.2, 0.8))
-    grain = cv2.resize(grain, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
-    return cv2.add(photo, shaded((1, 1, 1), grain), dtype=cv2.CV_8U), spots
-
-
-def photos(p, seed):
-    """The seven photos of a person: (stem, mask class, photo, eyes and mouth) of each. seed: ints, the person's."""
-    canvas = portrait(p)
-    for number, stem in enumerate(STEMS):
-        rng = np.random.default_rng([*seed, number])
-        mask = {"normal": 2, "incorrect_mask": 1}.get(stem, 0)  # an index into labels.MASK_TASK's
-        how = ("wear", ("nose", "chin")[rng.integers(2)])[mask % 2]
-        yield stem, mask, *shoot(canvas if mask == 2 else put_on_mask(canvas, p, rng, how), rng)

