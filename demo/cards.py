@@ -1,4 +1,4 @@
-"""The HTML that the demo answers with: one card a photo, and the CSV to save."""
+"""The HTML of the demo's answers, one card a photo, and the CSV to save."""
 
 import base64
 import html
@@ -21,20 +21,20 @@ a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; b
 # -------------------------------------------------------------------------------------------------- as HTML
 
 
-def data_url(kind, content):
-    """Bytes inside an address: nothing has to be stored to be shown or saved."""
+def data_url(kind: str, content: bytes) -> str:
+    """Bytes as a data: URL, so that nothing is stored to be shown or saved."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def encoded(image, ending):
-    """(h, w, 3) uint8 RGB as the bytes of a file, ".jpg" or ".png"."""
+def encode_image(image, ending: str) -> bytes:
+    """(h, w, 3) uint8 RGB as the bytes of a ".jpg" or ".png" file."""
     from foldface.data.photos import cv2
 
     return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
 
 
-def bars(heads):
-    """Labelled bars of each head's classes, the likeliest first; of many the first eight."""
+def bars(heads: dict[str, dict[str, float]]) -> str:
+    """Labelled bars of the eight most probable classes of each head. heads: {name: {class: probability}}."""
     parts = []
     for name, shares in heads.items():
         rows = sorted(shares.items(), key=lambda item: -item[1])[:8]
@@ -47,32 +47,32 @@ def bars(heads):
     return "".join(parts)
 
 
-def card(name, found, advice):
-    """One photo's answer. found: of serving.Predictor.answer, or {"said"} alone; advice: {label: HTML}."""
+def card(name: str, found: dict, advice: dict[str, str]) -> str:
+    """The answer for one photo. found: from serving.Predictor.answer, or only {"said"}; advice: {label: HTML}."""
     shown = ""
     if "shown" in found:
         shown = "".join(
-            f'<img alt="{alt}" src="{data_url("image/jpeg", encoded(found[key], ".jpg"))}" />'
-            for key, alt in (("shown", "the photo"), ("heat", "what it looks at"))
+            f'<img alt="{alt}" src="{data_url("image/jpeg", encode_image(found[key], ".jpg"))}" />'
+            for key, alt in (("shown", "the photo"), ("heat", "Grad-CAM"))
             if found.get(key) is not None
         )
         shown = f'<div class="photos">{shown}</div>'
     title = f"<h4>{html.escape(name)}</h4>" if name else ""
-    said = f"<p><strong>{html.escape(found['said'])}</strong></p>"
-    told = bars(found.get("heads", {})) + advice.get(found.get("label"), "")
-    return f'<div class="card">{shown}<div>{title}{said}{told}</div></div>'
+    sentence = f"<p><strong>{html.escape(found['said'])}</strong></p>"
+    details = bars(found.get("heads", {})) + advice.get(found.get("label"), "")
+    return f'<div class="card">{shown}<div>{title}{sentence}{details}</div></div>'
 
 
-def save_link(name, kind, content, words):
-    """A link that puts a file on the visitor's computer."""
+def save_link(name: str, kind: str, content: bytes, words: str) -> str:
+    """A link that saves a file on the visitor's computer."""
     href = data_url(kind, content)
     return f'<a class="save" download="{html.escape(name, quote=True)}" href="{href}">{html.escape(words)}</a>'
 
 
-def as_csv(task, rows):
-    """The answers as a CSV's bytes: file, answer, probability, what was said, and each head's class.
+def as_csv(task, rows: list[tuple[str, dict]]) -> bytes:
+    """The answers as a CSV file: file, answer, probability, the class of each head, and the sentence.
 
-    rows: [(file name, found)].
+    rows: [(file name, answer of serving.Predictor)].
     """
     import pandas as pd
 
@@ -90,17 +90,18 @@ def as_csv(task, rows):
     return out.getvalue().encode("utf-8-sig")
 
 
-def safe_cell(name):
-    """A name of a file or class that no spreadsheet takes for a formula."""
+def safe_cell(name: str) -> str:
+    """The name of a file or class, with a ' before it where a spreadsheet would read it as a formula."""
     formula = name.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or name.startswith(("\t", "\r", "\n"))
     return "'" + name if formula else name
 
 
-def read_advice(path, task):
-    """{label: HTML} of a JSON of label -> Markdown (HTML in it is shown as text).
+def read_advice(path: str, task) -> dict[str, str]:
+    """Read a JSON file of {label: Markdown} as {label: HTML}; HTML in it is shown as text.
 
-    A file may serve several runs: labels that this one doesn't have are left out, and classes without advice are
-    listed. InputError where it has advice for none of them."""
+    A file may serve several runs: labels that this run doesn't have are ignored, and its classes without advice are
+    printed. Raises InputError where no label is a class of this run.
+    """
     if not path:
         return {}
     from markdown_it import MarkdownIt
@@ -115,6 +116,6 @@ def read_advice(path, task):
     if without:
         print(f"{path}: has no advice for {', '.join(without)}")
     page = MarkdownIt("commonmark", {"html": False})
-    # a picture's address would be asked by every visitor's browser: its words stand there instead
+    # every visitor's browser would fetch a picture's URL: show its text instead
     page.add_render_rule("image", lambda _, tokens, place, *__: html.escape(tokens[place].content))
     return {label: page.render(content[label]) for label in known}

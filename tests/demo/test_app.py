@@ -54,7 +54,7 @@ def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
     for name in [*kinds, "script.svg", "..%2f..%2fpasswd.jpg"]:
         answer = client.predict([handle_file(str(tmp_path / name))], api_name="/answer")[0]
         assert answer["label"] == "" or answer["label"] is None, name
-        assert answer["said"].startswith("This file can't be answered for: "), name
+        assert answer["said"].startswith("This file can't be classified: "), name
         assert not left(desk), name
 
 
@@ -67,7 +67,7 @@ def test_a_request_reads_and_deletes_nothing_but_what_was_sent(served, tmp_path)
         sent = {"data": [[{"path": str(tmp_path / "mine.jpg")} | told]]}
         event = httpx.post(url + "gradio_api/call/answer", json=sent).json()["event_id"]
         answer = httpx.get(f"{url}gradio_api/call/answer/{event}", timeout=30).text
-        assert "sure" not in answer and ("it was not sent" in answer or "error" in answer)
+        assert "sure" not in answer and ("was not uploaded" in answer or "error" in answer)
     assert (tmp_path / "mine.jpg").is_file()
 
 
@@ -107,13 +107,13 @@ def test_uploads_can_not_fill_the_desk(served, monkeypatch):
         yield b"--x\r\n"
 
     assert httpx.post(door, content=pieces()).status_code == 411
-    many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(uploads.FILES + 2)]
+    many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(uploads.MAX_FILES + 2)]
     assert httpx.post(door, files=many).status_code == 413
-    monkeypatch.setattr(uploads.UploadDir, "size", lambda _: 4 * uploads.FILES * limit)
+    monkeypatch.setattr(uploads.UploadDir, "size", lambda _: 4 * uploads.MAX_FILES * limit)
     answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
-    assert answer.status_code == 507 and "come back" in answer.json()["detail"]
+    assert answer.status_code == 507 and "try again" in answer.json()["detail"]
     monkeypatch.undo()
-    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.FREE))
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.MIN_FREE_BYTES))
     assert httpx.post(door, files={"files": ("a.jpg", b"small")}).status_code == 507
     assert not left(desk) and not desk.reserved
 
@@ -161,10 +161,10 @@ def test_a_small_dev_shm_is_not_filled(tmp_path, monkeypatch, capsys):
     small.mkdir(), large.mkdir()
     free = {small: 64_000_000, large: 10**10}
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
-    assert uploads.roomy_place([small, large], 640_000_000) == large
+    assert uploads.choose_place([small, large], 640_000_000) == large
     assert f"uploads lie in {large} until they are answered: {small} has 64 MB free" in capsys.readouterr().out
-    assert uploads.roomy_place([small, large], 1_000_000) == small and not capsys.readouterr().out
-    assert uploads.roomy_place([closed, small], 640_000_000) == small
+    assert uploads.choose_place([small, large], 1_000_000) == small and not capsys.readouterr().out
+    assert uploads.choose_place([closed, small], 640_000_000) == small
 
 
 def test_a_full_disk_in_mid_upload_is_a_sentence(served, monkeypatch, capfd):
@@ -178,7 +178,7 @@ def test_a_full_disk_in_mid_upload_is_a_sentence(served, monkeypatch, capfd):
 
     monkeypatch.setattr(route_utils.GradioUploadFile, "write", full)
     answer = httpx.post(served[0] + "gradio_api/upload", files={"files": ("a.jpg", b"x" * 1000)})
-    assert answer.status_code == 507 and "come back in a few minutes" in answer.json()["detail"]
+    assert answer.status_code == 507 and "try again in a few minutes" in answer.json()["detail"]
     assert "Traceback" not in capfd.readouterr().err and not served[1].reserved and not left(served[1])
 
 
@@ -363,7 +363,7 @@ def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
     config, answerer = served[2], served[3]
     write_photo(tmp_path / "mine" / "cat.jpg", 1)
     (tmp_path / "mine" / "notes.txt").write_text("x")
-    plain = SimpleNamespace(wants_faces=False, task=SimpleNamespace(number=None))
+    plain = SimpleNamespace(needs_faces=False, task=SimpleNamespace(number=None))
     words = vars(config)
     assert app.examples(SimpleNamespace(**words), plain) == []
     assert len(app.examples(SimpleNamespace(**words), answerer)) == 3  # drawn people
@@ -379,7 +379,7 @@ def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
     from gradio_client import Client, handle_file
 
     write_photo(tmp_path / "a.jpg", 1, (120, 90))
-    frame = cards.data_url("image/jpeg", cards.encoded(np.zeros((480, 640, 3), np.uint8), ".jpg"))
+    frame = cards.data_url("image/jpeg", cards.encode_image(np.zeros((480, 640, 3), np.uint8), ".jpg"))
     url, pages, answers = served[0], [], []
     demo = app.Demo(served[2], served[3], served[1])
 
@@ -387,13 +387,13 @@ def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
         for _ in range(5):
             pages.append(demo.live(frame))
 
-    cameras = [threading.Thread(target=film) for _ in range(app.FILMING)]
+    cameras = [threading.Thread(target=film) for _ in range(app.MAX_CAMERAS)]
     for one in cameras:
         one.start()
     answers = Client(url, verbose=False).predict([handle_file(str(tmp_path / "a.jpg"))], api_name="/answer")
     for one in cameras:
         one.join()
-    assert len(pages) == 5 * app.FILMING and all("sure" in page for page in pages) and answers[0]["label"]
+    assert len(pages) == 5 * app.MAX_CAMERAS and all("sure" in page for page in pages) and answers[0]["label"]
 
 
 def test_what_is_printed_is_what_is_bound(served, capsys):
@@ -473,22 +473,22 @@ def test_answers_are_saved_by_the_visitor_from_within_the_page(demo):
     name, content = re.search(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', page).groups()
     rows = list(csv.DictReader(io.StringIO(base64.b64decode(content).decode("utf-8-sig"))))
     assert name == "answers.csv" and [row["file"] for row in rows] == ["a.jpg", "'=cmd.jpg"]
-    assert rows[0]["answer"] in MASK.classes and rows[1]["answer"] == "" and "can't be answered" in rows[1]["said"]
+    assert rows[0]["answer"] in MASK.classes and rows[1]["answer"] == "" and "can't be classified" in rows[1]["said"]
     assert rows[0]["gender"] in ("male", "female")
 
 
 def test_more_files_than_are_taken_are_said_and_deleted(demo, monkeypatch):
     demo, desk = demo
-    monkeypatch.setattr(uploads, "FILES", 2)
+    monkeypatch.setattr(uploads, "MAX_FILES", 2)
     page, _ = demo.upload([sent(desk, "a.jpg", seed) for seed in range(4)], False)
-    assert "4 files: the first 2 are answered for" in page and page.count('class="card"') == 2 and not left(desk)
+    assert "4 files: only the first 2 are classified" in page and page.count('class="card"') == 2 and not left(desk)
 
 
 def test_the_camera_is_answered_still_and_live(demo):
     demo, desk = demo
     page, field = demo.still(sent(desk, "still.webp"), False)
     assert "sure" in page and field is None and not left(desk)
-    frame = cards.data_url("image/jpeg", cards.encoded(np.zeros((48, 64, 3), np.uint8), ".jpg"))
+    frame = cards.data_url("image/jpeg", cards.encode_image(np.zeros((48, 64, 3), np.uint8), ".jpg"))
     assert "sure" in demo.live(frame) and demo.live(None) == ""
     grey = cv2.imencode(".png", np.zeros((48, 64), np.uint8))[1].tobytes()
     assert "sure" in demo.live(cards.data_url("image/png", grey))
@@ -609,9 +609,9 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
     rows = pd.DataFrame({"file": [str(file)]})
     told, _ = predicting.predict(answerer.nets, answerer.abouts, answerer.heads, rows, config)
     (tmp_path / "sent.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
-    desk = SimpleNamespace(holds=lambda _: True, forget=lambda _: None)
-    visited = SimpleNamespace(desk=desk, limit=10**6, answerer=answerer)
-    found = app.Demo.look(visited, str(tmp_path / "sent.jpg"))
+    desk = SimpleNamespace(holds=lambda _: True, delete=lambda _: None)
+    visited = SimpleNamespace(upload_dir=desk, limit=10**6, predictor=answerer)
+    found = app.Demo.answer_file(visited, str(tmp_path / "sent.jpg"))
     for name, shares in MASK.by_head(told[0][:, : MASK.size]).items():
         assert list(found["heads"][name].values()) == pytest.approx(shares[0].tolist(), abs=1e-6)
 
@@ -619,11 +619,11 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
 def test_the_sweep_spares_what_the_demo_brought(tmp_path):
     desk = uploads.UploadDir()
     (desk.folder / "example.jpg").write_bytes(b"x")
-    desk.keep_what_is_there()
+    desk.keep_existing()
     (desk.folder / "visitor").mkdir()
     (desk.folder / "visitor" / "a.jpg").write_bytes(b"x")
     (tmp_path / "mine.jpg").write_bytes(b"x")
-    desk.forget(tmp_path / "mine.jpg")  # not on the desk
+    desk.delete(tmp_path / "mine.jpg")  # not on the desk
     desk.sweep(age=0)
     assert (tmp_path / "mine.jpg").exists() and [path.name for path in desk.folder.rglob("*")] == ["example.jpg"]
     desk.close()
@@ -640,7 +640,7 @@ def test_the_desk_is_measured_while_others_come_and_go():
             place = desk.folder / f"visitor{number}"
             place.mkdir()
             (place / "a.jpg").write_bytes(b"1234")
-            desk.forget(place / "a.jpg")
+            desk.delete(place / "a.jpg")
 
     visitors = [threading.Thread(target=visit, args=(number,)) for number in range(4)]
     try:

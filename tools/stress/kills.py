@@ -1,15 +1,14 @@
-"""Kill a script or one of its workers at random moments, start it again each time, and compare what is there with
-what an undisturbed run leaves, byte for byte.
+"""Kill a script or one of its workers at random moments and restart it; compare its files with an undisturbed run's.
 
     python -m tools.stress.kills crop --count 20    on the sample data
     python -m tools.stress.kills crop --count 20 --data.train DIR --data.eval DIR    on yours
     python -m tools.stress.kills train --count 20 --train.folds 3    mid-epoch too
     python -m tools.stress.kills answer --count 20    inference, pseudo labels, ensemble
-    python -m tools.stress.kills tools --count 21    eda, clean, explain, report, soup, compare, sample data
+    python -m tools.stress.kills tools --count 21    all tools that write files
     python -m tools.stress.kills train --victim worker    one of its workers; term, int: a signal that stops it
 
-Everything else goes to the scripts. Exit 1 and the names of the files if anything differs, or if a script that was
-stopped, or lost a worker, said more than a line or left a process running.
+All other arguments go to the scripts. Exit 1 with the names of the files if any byte differs, or if a script that was
+stopped or lost a worker printed a traceback or left a process running.
 """
 
 import argparse
@@ -28,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(script, words):
-    return subprocess.Popen(
-        [sys.executable, ROOT / script, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """Start a script (train.py) or a module (tools.eda)."""
+    what = [script] if script.endswith(".py") else ["-m", script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *what, *words], cwd=ROOT, **pipes)
 
 
 def workers_of(process):
@@ -52,7 +52,7 @@ def command_of(pid):
 
 
 def strike(process, victim, rng):
-    """Kill or stop a process as `victim` says: (did it happen, processes that it had)."""
+    """Kill or stop a process, or kill one of its workers: (whether one was hit, its worker processes)."""
     workers = workers_of(process)
     if victim == "worker":
         if not workers:
@@ -64,14 +64,14 @@ def strike(process, victim, rng):
     return True, workers
 
 
-def complaint(process, said, victim, workers):
-    """What is wrong with how a struck process ended, "" if nothing is."""
+def find_fault(process, errors, victim, workers):
+    """What is wrong with how a killed or stopped process ended, "" if nothing is. errors: its stderr."""
     expected = {"main": (-9,), "term": (143, -15), "int": (130, -2), "worker": (2, 0)}[victim]
     if process.returncode not in (*expected, 0):
-        return f"exit {process.returncode}: {said[-2000:]}"
-    begun = process.returncode != -signal.SIGINT  # before the script itself ran, Python says what it likes
-    if "Traceback" in said and begun:
-        return f"a traceback: {said[-2000:]}"
+        return f"exit {process.returncode}: {errors[-2000:]}"
+    begun = process.returncode != -signal.SIGINT  # before the script itself runs, Python prints its own traceback
+    if "Traceback" in errors and begun:
+        return f"a traceback: {errors[-2000:]}"
     until = time.monotonic() + 15
     while any(command_of(pid) for pid in workers):
         if time.monotonic() > until:
@@ -81,35 +81,35 @@ def complaint(process, said, victim, workers):
 
 
 def run(script, words):
-    """Run to the end; raise if it fails. Returns its seconds and what it printed."""
+    """Run a script to its end: (seconds, stdout). Raises SystemExit if it fails."""
     begun = time.monotonic()
     process = start(script, words)
-    said, errors = process.communicate()
+    output, errors = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{script} {' '.join(map(str, words))} failed:\n{said}{errors}")
-    return time.monotonic() - begun, said
+        raise SystemExit(f"{script} {' '.join(map(str, words))} failed:\n{output}{errors}")
+    return time.monotonic() - begun, output
 
 
 def run_killed(script, words, count, seconds, rng, ended, victim="main"):
-    """Strike the run `count` times at random moments; call `ended` whenever it came to its end, the last time too.
+    """Strike a script `count` times at random moments; call `ended` each time that it finishes, also the last time.
 
-    seconds: how long an undisturbed run takes, start-up included; a strike comes at any moment of them. `ended` clears
-    the ground, so that the strikes that are left fall on work and not on a run that finds all done.
+    seconds: duration of an undisturbed run, start-up included; a strike comes at a random moment of it. `ended` removes
+    the results, so that the next strikes hit work and not a run that finds all of it done.
     """
     landed = 0
     while landed < count:
         process = start(script, words)
         try:
-            said, errors = process.communicate(timeout=rng.uniform(0, seconds))
+            output, errors = process.communicate(timeout=rng.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             struck, workers = strike(process, victim, rng)
-            said, errors = process.communicate()
-            wrong = complaint(process, errors, victim, workers)
+            output, errors = process.communicate()
+            wrong = find_fault(process, errors, victim, workers)
             if struck and wrong:
                 raise SystemExit(f"{script}, {victim} struck: {wrong}") from None
             landed += struck
         if process.returncode not in (0, 2, -9, -15, -2, 130, 143):
-            raise SystemExit(f"{script} failed after {landed} strikes:\n{said}{errors}")
+            raise SystemExit(f"{script} failed after {landed} strikes:\n{output}{errors}")
         if process.returncode == 0:
             ended()
     run(script, words)
@@ -161,19 +161,22 @@ def answer(words, home, count, rng, victim="main"):
 
 
 def tools(words, home, count, rng, victim="main"):
-    """What looks at a trained run, and what stands beside it; a share of the kills each."""
+    """The tools that read a trained run or stand alone; each gets a share of the kills."""
     trained, whole, place = home / "trained", home / "whole", home / "place"
     run("train_kfold.py", [*words, "--run", trained, "--train.epochs", "1", "--train.folds", "2"])
     run("inference.py", [*words, "--run", trained])
-    ends, files = 0, []
+    ends, files, sample = 0, [], ["--sample.people", "4", "--sample.eval_people", "2"]
     for script, more in (
-        ("eda.py", [*words, "--run", place / "run"]),
-        ("clean.py", [*words, "--run", place / "run"]),
-        ("explain.py", [*words, "--run", place / "run"]),
-        ("report.py", [*words, "--run", place / "run"]),
-        ("soup.py", [*words, "--run", place / "run"]),
-        ("compare.py", [RECIPE, *words, "--run", place / "runs", "--train.epochs", "1", "--train.folds", "2"]),
-        ("sample_data.py", ["--sample.people", "4", "--sample.eval_people", "2", "--sample.folder", place / "sample"]),
+        ("tools.eda", [*words, "--run", place / "run"]),
+        ("tools.label_errors", [*words, "--run", place / "run"]),
+        ("tools.explain", [*words, "--run", place / "run"]),
+        ("tools.report", [*words, "--run", place / "run"]),
+        ("tools.average_weights", [*words, "--run", place / "run"]),
+        ("tools.compare", [RECIPE, *words, "--run", place / "runs", "--train.epochs", "1", "--train.folds", "2"]),
+        (
+            "tools.sample_data",
+            ["--sample.people", "4", "--sample.eval_people", "2", "--sample.folder", place / "sample"],
+        ),
     ):
         shutil.copytree(trained, place / "run")
         seconds, _ = run(script, more)
@@ -191,9 +194,9 @@ RECIPE = ROOT / "recipes/try/focal.json"
 
 
 def compared(script, words, count, seconds, rng, whole, killed, before=(), victim="main"):
-    """Kill a script that fills the folder `killed`; at each end compare it with `whole`, and begin anew.
+    """Kill a script that fills the folder `killed`; at each end compare it with `whole`, and start over.
 
-    before: what was in the folder to begin with, and stays. Returns (number of ends, files that differed).
+    before: files that were in the folder before, and stay. Returns (number of ends, files that differed).
     """
     ends, files = [], []
 

@@ -1,10 +1,9 @@
-"""Many visitors at once: 200 uploads and 200 hostile bodies from 8 clients, and 40 uploads that are no photos. No test:
-it prints figures. All of it on this computer's own address.
+"""Load the demo: 200 uploads and 200 hostile request bodies from 8 clients, then 40 uploads that are no photos.
 
     python -m tools.stress.load --run runs/trash PHOTO...
 
-Starts demo.app, waits for its first answer, and says how long requests took, what became of the server's memory,
-whether each bad upload was answered with a sentence, and what was left on its desk.
+Starts demo.app on this computer, waits for its first answer, and prints how long requests take, the server's memory,
+whether each bad upload is answered with a sentence, and how many files are left in the upload folder.
 """
 
 import argparse
@@ -33,13 +32,13 @@ def peak(process):
     return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
 
 
-def desk(folder):
-    """Files on the server's desk that visitors brought: all but the demo's own examples."""
+def uploaded(folder):
+    """All files in the server's upload folder."""
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
 def bad_uploads(folder, photo):
-    """40 files that are no photos, or no decent ones."""
+    """Write 40 files that are no photos, or damaged or oversized ones."""
     import bad_photos
 
     from foldface.data.photos import cv2
@@ -61,20 +60,20 @@ def bad_uploads(folder, photo):
     return sorted(folder.iterdir())
 
 
-DOORS = ("call/answer", "queue/join", "stream/abc", "cancel", "reset", "run/answer", "upload", "vibe-edit")
+ENDPOINTS = ("call/answer", "queue/join", "stream/abc", "cancel", "reset", "run/answer", "upload", "vibe-edit")
 
 
 def hostile_body(k):
-    """The k-th hostile request: (door, headers, body): far too large by what it says or by what it is, or nonsense."""
-    door, kind = DOORS[k % len(DOORS)], k // len(DOORS) % 4
+    """The k-th hostile request, (endpoint, headers, body): too large, with or without a length, or nonsense."""
+    endpoint, kind = ENDPOINTS[k % len(ENDPOINTS)], k // len(ENDPOINTS) % 4
     text = b"text-of-a-visitor "
 
     def pieces():
         for _ in range(1000):
-            yield text * 10_000  # 180 MB that say no length
+            yield text * 10_000  # 180 MB without a Content-Length
 
     bodies = (text * 11_000_000, pieces(), b'{"data": [' + b"[" * 50_000, b'{"data": ["' + text * 5_000 + b'"]}')
-    return door, {"Content-Type": "application/json"}, bodies[kind]
+    return endpoint, {"Content-Type": "application/json"}, bodies[kind]
 
 
 def main():
@@ -103,7 +102,7 @@ def main():
     client = Client(url, verbose=False)
     client.predict([handle_file(words.photos[0])], api_name="/answer")
     print(f"start to first answer: {time.perf_counter() - began:.1f} s")
-    own, taken, lost = desk(folder), [], []
+    own, taken, lost = uploaded(folder), [], []
 
     def visit(number):
         one = Client(url, verbose=False)
@@ -133,16 +132,16 @@ def main():
             f"round {number}: {len(taken)} requests from {words.clients} clients, {time.perf_counter() - began:.0f} s, "
             f"{len(lost)} lost; p50 {p50:.2f} s, p95 {p95:.2f} s; memory {start:.0f} -> {memory(server):.0f} MB"
         )
-    print(f"left on the desk: {len(desk(folder) - own)}")
+    print(f"left in the upload folder: {len(uploaded(folder) - own)}")
     import httpx
 
     statuses = []
 
     def attack(number):
         for k in range(number, words.requests, words.clients):
-            door, headers, body = hostile_body(k)
+            endpoint, headers, body = hostile_body(k)
             try:
-                answer = httpx.post(f"{url}gradio_api/{door}", headers=headers, content=body, timeout=60)
+                answer = httpx.post(f"{url}gradio_api/{endpoint}", headers=headers, content=body, timeout=60)
                 statuses.append(answer.status_code)
             except httpx.TransportError:  # refused before the body was sent to its end
                 statuses.append("closed")
@@ -169,11 +168,13 @@ def main():
             try:
                 answer = client.predict([handle_file(str(path))], api_name="/answer")[0]
                 sentences.append(answer["said"])
-            except Exception as error:  # refused at the door: the client raises what the server said
+            except Exception as error:  # refused: the client raises the server's sentence
                 sentences.append(f"{error}".splitlines()[0])
             print(f"  {path.name[:40]!r}: {sentences[-1][:100]}")
-    left = desk(folder) - own
-    print(f"{len(sentences)} bad uploads: {sum(map(bool, sentences))} sentences; left on the desk: {len(left)}")
+    left = uploaded(folder) - own
+    print(
+        f"{len(sentences)} bad uploads: {sum(map(bool, sentences))} sentences; left in the upload folder: {len(left)}"
+    )
     server.terminate()
     rest = server.stdout.read()
     print(f"the server's log after its start: {rest!r}" if rest.strip() else "the server's log after its start: empty")
