@@ -76,19 +76,19 @@ def trace(rows, config, steps, accelerator):
     for name, layer in learner.module.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda _, __, out, name=name: note(f"the output of layer {name}", out))
-    with learner.training():
-        for epoch in itertools.count(1):
-            batches.go_to(epoch)
-            for indices, batch, _ in feed:
-                step += 1
-                note("the batch: which photos it holds", indices)
-                note("the augmentation: the photos' pixels", batch)
-                note("the loss", learner.train_step(indices, batch, len(indices)))
-                for name, weight in learner.module.named_parameters():
-                    note(f"the optimizer's update of {name}", weight)
-                if step == steps:
-                    accelerator.free_memory()
-                    return seen
+    learner.set_train_mode()
+    for epoch in itertools.count(1):
+        batches.go_to(epoch)
+        for indices, batch, _ in feed:
+            step += 1
+            note("the batch: which photos it holds", indices)
+            note("the augmentation: the photos' pixels", batch)
+            note("the loss", learner.train_step(indices, batch, len(indices)))
+            for name, weight in learner.module.named_parameters():
+                note(f"the optimizer's update of {name}", weight)
+            if step == steps:
+                accelerator.free_memory()
+                return seen
 
 
 FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}

@@ -311,10 +311,9 @@ class Learner:
                 flush=True,
             )
 
-    @contextlib.contextmanager
-    def training(self):
-        """While the block runs, all that learns in this epoch is in training mode, and the rest is not."""
-        from foldface.nn import batchnorm, cpu_conv
+    def set_train_mode(self):
+        """Put all that learns in this epoch into training mode, and the frozen rest into eval mode."""
+        from foldface.nn import batchnorm
 
         self.net.train()
         if self.freeze_bn:
@@ -327,9 +326,6 @@ class Learner:
             self.module.get_classifier().requires_grad_(True)
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
-        faster = not self.config.compile and cpu_conv.helps(self.device, self.accelerator.mixed_precision)
-        with cpu_conv.quick(self.module) if faster else contextlib.nullcontext():
-            yield
 
     def train_epoch(self, loader, title):
         """Train on the rest of this epoch's batches, then take its weights into SWA's average. Returns an EpochStats.
@@ -343,7 +339,8 @@ class Learner:
         batches.go_to(self.epoch, self.step)
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
-        with bar, self.training(), resume.stopping_between_steps() as stop:
+        self.set_train_mode()
+        with bar, resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()

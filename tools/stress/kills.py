@@ -165,7 +165,7 @@ def tools(words, home, count, rng, victim="main"):
     trained, whole, place = home / "trained", home / "whole", home / "place"
     run("train_kfold.py", [*words, "--run", trained, "--train.epochs", "1", "--train.folds", "2"])
     run("inference.py", [*words, "--run", trained])
-    ends, files, sample = 0, [], ["--sample.people", "4", "--sample.eval_people", "2"]
+    ends, files = 0, []
     for script, more in (
         ("tools.eda", [*words, "--run", place / "run"]),
         ("tools.label_errors", [*words, "--run", place / "run"]),
