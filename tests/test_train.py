@@ -573,9 +573,10 @@ def test_no_step_waits_for_the_device(competition, words):
 
 def test_memory_that_was_freed_is_not_asked_for_again():
     code = """if True:
-        import resource, sys, numpy as np, files
+        import resource, sys, numpy as np
+        from foldface import runtime
         if sys.argv[1] == "keep":
-            files.keep_memory()
+            runtime.keep_memory()
         for k in range(3):  # 200 MB, each page touched
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             block = np.ones(25_000_000)
