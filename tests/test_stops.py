@@ -274,6 +274,25 @@ def test_overwrite_beside_a_running_training_removes_nothing(competition):
     assert [path.name for path in run.iterdir() if path.name.endswith(".lock")] == []
 
 
+@pytest.mark.chain
+def test_two_trainings_of_one_run_side_by_side_end_with_the_scores_of_both_folds(competition):
+    run, words = competition.root / "run", ["--data.train", competition.train, "--data.crops", "", "--device", "cpu"]
+    words += ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--data.image_size", 32]
+    words += ["--train.epochs", 2, "--train.folds", 2, "--data.workers", 0, "--run", run, "--data.eval", ""]
+
+    def start(fold):
+        command = [sys.executable, ROOT / "train_kfold.py", *words, "--train.only_folds", f"[{fold}]"]
+        return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    both = [start(0), start(1)]
+    for process in both:
+        status, _, err = ended(process, 300)
+        assert status == 0, err
+    assert set(pd.read_csv(run / "oof.csv")["fold"]) == {0, 1}
+    assert json.loads((run / "metrics.json").read_text())["folds"] == [0, 1]
+    assert (run / "report.html").is_file() and (run / "history.png").is_file()
+
+
 def test_a_lock_ends_with_its_process_and_leaves_nothing(tmp_path):
     code = "import os, sys\nfrom foldface import files\nwith files.folder_lock(sys.argv[1]): os.kill(os.getpid(), 9)"
     assert ended(python(code, tmp_path))[0] == -9
