@@ -1,6 +1,7 @@
 """The real scripts on drawn people, one after the other, as the README has them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -32,8 +33,9 @@ def run(folder):
     (folder / "args.json").write_text(json.dumps(config))
 
     def call(script, *words):
-        command = [sys.executable, ROOT / script, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        start = [ROOT / script] if script.endswith(".py") else ["-m", script]
+        command, paths = [sys.executable, *start, *map(str, words)], os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=paths)
         assert done.returncode == 0, f"{script}: {done.stderr}"
         assert "it/s" not in done.stderr and "photo/s" not in done.stderr  # no bars in a pipe
         return done.stdout
@@ -42,7 +44,7 @@ def run(folder):
 
 
 def test_the_chain_ends_in_a_whole_submission(run, folder):
-    run("sample_data.py")
+    run("tools.sample_data")
     run("face_crop.py")
     run("train_kfold.py", "--config", "args.json")
     run("inference.py")
@@ -65,7 +67,7 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
 
 
 def test_the_second_places_recipe_goes_through_its_second_round_to_one_folds_answers(run, folder):
-    run("sample_data.py", "--config", "args.json")
+    run("tools.sample_data", "--config", "args.json")
     small = json.loads((folder / "args.json").read_text())
     small |= {"run": "runs/report", "model": {"backbone": "test_resnet", "pretrained": False}, "crop": {"size": 64}}
     small |= {"data": small["data"] | {"crops": "data/crops-report"}, "pseudo": {"threshold": 0.0}}
@@ -95,9 +97,9 @@ def test_bf16_trains_on_a_cpu(run):
 def test_drawing_twice_gives_the_same_bytes(run, folder):
     words = ["--sample.people", 4, "--sample.eval_people", 1, "--sample.folder"]
     for name in ("one", "two"):
-        run("sample_data.py", *words, name)
+        run("tools.sample_data", *words, name)
     files = sorted(path.relative_to(folder / "one") for path in (folder / "one").rglob("*") if path.is_file())
     assert len(files) > 35
     assert all((folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes() for path in files)
-    run("sample_data.py", *words, "three", "--seed", 1)
+    run("tools.sample_data", *words, "three", "--seed", 1)
     assert (folder / "one/answers.csv").read_bytes() != (folder / "three/answers.csv").read_bytes()

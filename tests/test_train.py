@@ -24,6 +24,7 @@ from foldface import metrics, predictions
 from foldface.data import folds
 from foldface.files import InputError
 from foldface.nn import learner, optim, predicting
+from foldface.settings import TrainConfig, as_dict
 from tools.stress import kills
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -283,9 +284,7 @@ SWA = {"average": "swa", "swa_lr": 0.02}
 @pytest.mark.parametrize("scheduler", ["constant", "exponential", "cosine", "onecycle", "step"])
 def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
     """After any warm-up, before any averaging, whatever the rate of a group: at each of 5 epochs' 10 steps."""
-    config = train.args.Train(
-        lr=0.1, epochs=5, scheduler=scheduler, gamma=0.5, step_epochs=2, warmup_epochs=warm, **ends
-    )
+    config = TrainConfig(lr=0.1, epochs=5, scheduler=scheduler, gamma=0.5, step_epochs=2, warmup_epochs=warm, **ends)
     last = 10 * min(5, ends.get("swa_start", 5))
     if warm and 10 * warm >= last:
         pytest.skip("refused")
@@ -474,7 +473,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
     words = ["--train.epochs", "3", "--train.folds", "2"]
     config = competition.config(*words)
     config = competition.root / "config.json"
-    config.write_text(json.dumps(train.args.as_dict(config)))
+    config.write_text(json.dumps(as_dict(config)))
     code = (
         "import resource, sys, train, learner\n"
         "honest = learner.Learner.save\n"
@@ -502,7 +501,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     train.train_folds(competition.config(*words), [0, 1])
     config = competition.config(*words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]", "--device", "auto")
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(train.args.as_dict(config)))
+    config.write_text(json.dumps(as_dict(config)))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     ended = subprocess.run(
         [*launch, ROOT / "train_kfold.py", "--config", config], capture_output=True, text=True, timeout=180
@@ -525,7 +524,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
 def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tmp_path, what):
     """Twenty kills and more: python -m tools.stress.kills train --count 20."""
     config = competition.config("--data.augment", "light", "--model.dropout", 0.2)
-    (tmp_path / "config.json").write_text(json.dumps(train.args.as_dict(config)))
+    (tmp_path / "config.json").write_text(json.dumps(as_dict(config)))
     ends, files = kills.WHAT[what](["--config", tmp_path / "config.json"], tmp_path / "kills", 3, random.Random(3))
     assert ends >= 1 and files == []
 

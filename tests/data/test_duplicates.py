@@ -93,7 +93,8 @@ def test_nothing_to_look_at_is_no_error():
 def test_sifting_never_imports_torch(tmp_path):
     file = save(tmp_path / "one.png", scene(0))
     code = (
-        f"import sys, sift; seen = sift.look(['{file}'] * 2); sift.components(sift.near(seen)[0], 2); "
+        f"import sys; from foldface.data import duplicates; seen = duplicates.fingerprint(['{file}'] * 2); "
+        "duplicates.components(duplicates.near_duplicates(seen)[0], 2); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
