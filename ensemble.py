@@ -27,6 +27,7 @@ from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_csv, read_json, refuse_unwritable, write_csv
 from foldface.report import html
 from foldface.runs import read_for_run
+from foldface.settings import task_of
 from foldface.task import Task
 
 
@@ -73,7 +74,7 @@ def refuse_other_tasks(task, runs):
         content = read_json(path, "train it again") if path.is_file() else {}
         if "task" not in content:
             continue
-        other = Task(**content["task"])
+        other = Task(**task_of(content))
         if not task.same(other):
             raise InputError(
                 f"{run}: answers {other.said()}, {runs[0]} answers {task.said()}: they can't vote together"

@@ -17,21 +17,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from foldface import cli
 from foldface.files import InputError
 from foldface.nn import agecnn, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
-from foldface.settings import Config, CropConfig, DataConfig, ModelConfig
+from foldface.settings import Config, CropConfig, DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import N_BINS, Task
 
 
 def origin(config: Config) -> str:
     """What training starts from, in words."""
     name, pretrained = config.model.backbone, config.model.pretrained
-    if config.model.start:
-        return f"{name} starts from the weights of the run {config.model.start}"
+    if config.model.init_from_run:
+        return f"{name} starts from the weights of the run {config.model.init_from_run}"
     if pretrained is False:
         return f"{name} starts from random weights (model.pretrained false)"
     where = "the weights that timm or torchvision publish" if pretrained is True else f"the weights of {pretrained}"
@@ -118,12 +117,12 @@ def refuse_untrue(about, heads):
     """Raise ValueError where what a file says of itself can't be true: files may come from strangers."""
     kinds = {kind.__name__: kind for kind in (DataConfig, CropConfig, ModelConfig)}
     choices = {
-        name: typing.get_args(typing.get_type_hints(kinds[kind])[name])
-        for kind, name in (
-            ("DataConfig", "fit"),
-            ("DataConfig", "augment"),
-            ("ModelConfig", "heads"),
-            ("ModelConfig", "age"),
+        name: typing.get_args(typing.get_type_hints(kinds[kind])[setting])
+        for name, kind, setting in (
+            ("fit", "DataConfig", "resize_mode"),
+            ("augment", "DataConfig", "augment"),
+            ("heads", "ModelConfig", "heads"),
+            ("age", "ModelConfig", "age"),
         )
     }
     for name, known in choices.items():
@@ -156,7 +155,8 @@ def load(path):
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-            about |= {"augment": cli.of_earlier({"data": about})["data.augment"]}
+            about |= {"augment": of_earlier({"data": {"augment": about["augment"]}})["data.augment"]}
+            about |= {"task": task_of(about)}
             task = Task(**about["task"], age_boundary=boundary_of(about))
             heads = Heads(task, about["heads"], about["age"])
             refuse_untrue(about, heads)

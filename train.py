@@ -122,11 +122,11 @@ def make_loaders(config, train_rows, valid_rows, fold, accelerator):
     )
     memory = data.memory_gb / accelerator.num_processes
     photos = loader.PhotoDataset(
-        train_rows, data.augment, data.image_size, True, data.erasing, data.fit, memory, data.flip
+        train_rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, memory, data.flip
     )
     train_loader = loader.make(photos, batches, data.workers)
     memory -= photos.kept.nbytes / 1e9
-    photos = loader.PhotoDataset(valid_rows, data.augment, data.image_size, False, 0.0, data.fit, memory)
+    photos = loader.PhotoDataset(valid_rows, data.augment, data.image_size, False, 0.0, data.resize_mode, memory)
     batches = loader.SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
     return train_loader, loader.make(photos, batches, data.workers)
 
@@ -147,13 +147,13 @@ def evaluate(learner, loader, rows):
 
 
 def start_of(config, fold):
-    """The weights of another run that this fold starts from (model.start), or None. Raises InputError without them."""
-    if not config.model.start:
+    """The weights that this fold starts from (model.init_from_run), or None. Raises InputError where there are none."""
+    if not config.model.init_from_run:
         return None
     home = start_run(config)
     path = home / f"fold{fold}" / "best.safetensors"
     if not path.is_file():
-        raise InputError(f"model.start {config.model.start}: there is no {path}: train that run first")
+        raise InputError(f"model.init_from_run {config.model.init_from_run}: there is no {path}: train that run first")
     return path
 
 
@@ -197,7 +197,7 @@ def describe(config, heads, net, precision, fold, rows):
         "task": dataclasses.asdict(config.task),
         "classes": list(task.classes),
         "image_size": config.data.image_size,
-        "fit": config.data.fit,
+        "fit": config.data.resize_mode,
         "augment": config.data.augment,
         "mean": list(mean),
         "std": list(std),

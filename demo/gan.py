@@ -35,7 +35,7 @@ def read_photos(rows, config) -> np.ndarray:
     from foldface.data import loader
 
     data, size = config.data, config.gan.image_size
-    photos = loader.PhotoDataset(rows, "none", size, False, fit=data.fit)
+    photos = loader.PhotoDataset(rows, "none", size, False, fit=data.resize_mode)
     found = np.empty((len(rows), size, size, 3), np.uint8)
     with tqdm(total=len(rows), desc="reading", unit="photo", disable=None) as bar:
         for indices, batch, errors in loader.make(photos, loader.SeededBatchSampler(len(rows), 64), data.workers):
@@ -73,7 +73,8 @@ def train(config, overwrite=False):
     device = devices.choose(config)
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
-    learned = hashlib.sha1("\n".join([config.data.fit, *rows["ImageID"], *map(str, target)]).encode()).hexdigest()
+    photos = "\n".join([config.data.resize_mode, *rows["ImageID"], *map(str, target)])
+    learned = hashlib.sha1(photos.encode()).hexdigest()
     fixed = about | {"batch_size": gan.batch_size, "lr": gan.lr, "betas": list(betas_of(gan)), "seed": config.seed}
     fixed["photos and labels"] = learned
     with folder_lock(home):

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from foldface.files import InputError, read_json, visible
 from foldface.rules import check
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
-from foldface.settings import GROUPS, SWITCHES, Config, as_dict, at_home, flatten, put
+from foldface.settings import GROUPS, RENAMED_KEYS, RENAMED_VALUES, SWITCHES, Config, as_dict, at_home, flatten, put
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
@@ -53,8 +53,6 @@ FREE = (
     "crop.retry",
 )
 DEFAULT_CONFIG = "args.json"
-# {setting: {a value of earlier runs: the value that takes its place}}
-RENAMED = {"data.augment": {"report": "diary"}, "inference.backend": {"int8": "onnx"}}
 
 
 def make_parser(doc, flags):
@@ -101,7 +99,7 @@ def read(doc, flags=None, argv=None):
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         line = tidy(str(error))
-        for key, names in RENAMED.items():
+        for key, names in RENAMED_VALUES.items():
             for old, new in names.items():
                 line += f"; write {new} instead of {old}" if key in line and f": {old}" in line else ""
         raise InputError(line) from None
@@ -143,12 +141,6 @@ def refuse_hosts(path, content):
                              f"alone: --{key} {value}")  # fmt: skip
 
 
-def of_earlier(content: dict) -> dict:
-    """flatten() of a run's args.json, with the names that values have now."""
-    flat = flatten(content)
-    return flat | {key: new[flat[key]] for key, new in RENAMED.items() if flat.get(key) in list(new)}
-
-
 class HelpFormatter(ArgumentParser().formatter_class):
     """Leaves the script's docstring as it is written: its commands are lines of their own."""
 
@@ -182,6 +174,8 @@ def with_true(argv):
 def check_names(names, known, where):
     """Raise InputError for the first name that is no setting, and say which one may have been meant."""
     for name in names:
+        if name in RENAMED_KEYS:
+            raise InputError(f"{where}{name}: is called {RENAMED_KEYS[name]} now")
         if name not in known and name not in ("help", "print_config"):
             leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
             near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)

@@ -124,15 +124,15 @@ class MeanAbsoluteError(MeanOfPhotos):
 
 
 class Within(MeanOfPhotos):
-    """The share of numbers that are at most task.within off."""
+    """The share of numbers that are at most task.tolerance off."""
 
     numbers = True
 
     def each(self, task: Task, target: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        return (np.abs(target - answer) <= task.within).astype(float)
+        return (np.abs(target - answer) <= task.tolerance).astype(float)
 
     def title(self, task: Task) -> str:
-        return f"within {plain(task.within)} {task.answered[0].unit}".strip()
+        return f"within {plain(task.tolerance)} {task.answered[0].unit}".strip()
 
 
 SCORES = {"f1": MacroF1(), "accuracy": Accuracy(), "mae": MeanAbsoluteError(), "within": Within()}
@@ -175,11 +175,11 @@ def score_names(task: Task) -> list[str]:
 
 def scores(task: Task, target, answer) -> dict[str, float]:
     """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer; mean
-    absolute error ("mae") and the share within task.within ("within") of numbers. target, answer: (n,)."""
+    absolute error ("mae") and the share within task.tolerance ("within") of numbers. target, answer: (n,)."""
     from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
     if task.numeric:
-        near = np.abs(np.asarray(target) - np.asarray(answer)) <= task.within
+        near = np.abs(np.asarray(target) - np.asarray(answer)) <= task.tolerance
         return {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
     result = {
         "f1": f1_score(target, answer, average="macro", zero_division=0),

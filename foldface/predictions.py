@@ -12,7 +12,7 @@ from foldface import metrics
 from foldface.files import InputError, read_csv, write_csv, write_json
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
-CONFIDENCE = "confidence"  # the probability that a number is within task.within of the truth
+CONFIDENCE = "confidence"  # the probability that a number is within task.tolerance of the truth
 
 
 def numbers(task):

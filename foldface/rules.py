@@ -22,9 +22,9 @@ def check(config):
             "set it to 224 or choose light or strong"
         )
     check_task(config)
-    if not train.minutes and train.average == "swa" and train.swa_start >= train.epochs:
+    if not train.minutes and train.weight_averaging == "swa" and train.swa_start >= train.epochs:
         raise InputError(f"train.swa_start {train.swa_start}: of {train.epochs} epochs none is left to average")
-    if train.average == "swa" and train.warmup_epochs > 0 and train.swa_start <= train.warmup_epochs:
+    if train.weight_averaging == "swa" and train.warmup_epochs > 0 and train.swa_start <= train.warmup_epochs:
         raise InputError(
             f"train.warmup_epochs {train.warmup_epochs}: swa averages from epoch {train.swa_start} on, before the "
             "learning rate has risen: give less, or a larger train.swa_start"
@@ -38,8 +38,8 @@ def check(config):
         raise InputError("train.nesterov looks ahead by the momentum, and train.momentum is 0: give it one")
     if train.minutes:
         counted = [f"train.{name}" for name in ("warmup_epochs", "freeze_epochs", "patience") if getattr(train, name)]
-        if train.average == "swa":
-            counted.append("train.average swa")
+        if train.weight_averaging == "swa":
+            counted.append("train.weight_averaging swa")
         if train.scheduler not in ("onecycle", "cosine"):
             counted.append(f"train.scheduler {train.scheduler}")
         if counted:

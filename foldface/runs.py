@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
-from foldface.cli import FREE, make_parser, of_earlier, read, tidy
+from foldface.cli import FREE, make_parser, read, tidy
 from foldface.files import InputError, read_json, refuse_unwritable, write_json
 from foldface.rules import check
-from foldface.settings import Config, HeadConfig, as_dict, flatten, put
+from foldface.settings import Config, HeadConfig, as_dict, flatten, of_earlier, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -27,7 +27,7 @@ OF_A_RUN = (
     "task.answer",
     "task.answer_as",
     "task.score",
-    "task.within",
+    "task.tolerance",
     "data.layout",
     "data.train",
     "data.eval",
@@ -35,7 +35,7 @@ OF_A_RUN = (
     "data.pseudo",
     "data.crops",
     "data.group",
-    "data.test_share",
+    "data.test_size",
     "data.duplicates",
     "data.min_side",
     "data.max_per_class",
@@ -44,10 +44,10 @@ OF_A_RUN = (
     "data.age_boundary",
     "data.image_size",
     "data.box_pixels",
-    "data.fit",
+    "data.resize_mode",
     "data.augment",
     "data.flip",
-    "data.erasing",
+    "data.random_erasing",
     "data.age_gap",
     "data.pseudo_soft",
     "data.splitter",
@@ -94,7 +94,7 @@ OF_A_COMMAND = (
     "crop.workers",
     "crop.retry",
     "sample.",
-    "model.start",
+    "model.init_from_run",
     "train.epochs",
     "train.minutes",
     "train.batch_size",
@@ -115,11 +115,11 @@ OF_A_COMMAND = (
     "train.sampler",
     "train.mixup",
     "train.cutmix",
-    "train.average",
+    "train.weight_averaging",
     "train.swa_start",
     "train.swa_lr",
     "train.ema_decay",
-    "train.keep",
+    "train.checkpoint",
     "train.val_interval",
     "train.patience",
     "train.only_folds",

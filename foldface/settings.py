@@ -58,9 +58,9 @@ class TaskConfig:
     """how submission.csv writes a class: its index, or the names of its heads' classes"""
     score: Literal["f1", "accuracy", "mae", "within"] = "f1"
     """what tells better from worse: macro F1 or accuracy of classes; of numbers the mean absolute error, or the share
-    that comes as near to the truth as task.within"""
-    within: PositiveFloat = 5.0
-    """how near a number should come to the truth"""
+    that comes as near to the truth as task.tolerance"""
+    tolerance: PositiveFloat = 5.0
+    """largest error of a number that score within counts as right"""
 
 
 @dataclass
@@ -94,8 +94,8 @@ class DataConfig:
     """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
     on the photo's path whose match (or first group in it that isn't empty) they share, in data.extra and data.eval too;
     empty = the person, or each photo by itself"""
-    test_share: Smoothing = 0.0
-    """share of the groups put aside: neither trained on nor chosen by, scored once at the end (metrics.json, test)"""
+    test_size: Smoothing = 0.0
+    """share of the groups in the test set: not trained on, not used to choose, scored once (metrics.json, test)"""
     duplicates: Literal["keep", "together", "drop"] = "keep"
     """photos that look nearly the same: keep = nobody looks; together = they share a fold; drop = only the first of
     them is trained on, none if their labels differ. Either way duplicates.csv lists them, those in data.eval too"""
@@ -123,7 +123,7 @@ class DataConfig:
     """age from which on a person counts as the oldest class in training; scores use the task's own bound, 60"""
     image_size: ImageSize = 64
     """side in pixels of the square that the model sees"""
-    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    resize_mode: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
     augment: Literal["none", "light", "diary", "strong", "shapes", "trash"] = "light"
     """how training photos are varied; diary is the list of recipes/tasks/diary.json, which cuts 400 x 256 pixels out of
@@ -132,7 +132,7 @@ class DataConfig:
     noise, shadows, both flips"""
     flip: Optional[ClosedUnitInterval] = None
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
-    erasing: ClosedUnitInterval = 0.0
+    random_erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
     age_gap: NonNegativeInt = 0
     """years on each side of the bounds between age classes whose photos are not trained on (they are validated on)"""
@@ -201,8 +201,9 @@ class ModelConfig:
     age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
     """what a head of numbers (age) learns with heads = multi: its classes; or a distribution over its range, one
     threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
-    start: str = ""
-    """run whose fold k's weights fold k starts from, its folder or the name of a run beside this one: a first stage"""
+    init_from_run: str = ""
+    """run to start from, such as a first stage: fold k loads that run's fold k. A folder, or the name of a run beside
+    this one"""
     dropout: Smoothing = 0.0
     """dropout before the classifier"""
     drop_path: Smoothing = 0.0
@@ -284,7 +285,7 @@ class TrainConfig:
     """alpha of mixup; 0 = none"""
     cutmix: NonNegativeFloat = 0.0
     """alpha of CutMix; 0 = none; with mixup too, each batch takes one of the two"""
-    average: Literal["none", "swa", "ema"] = "none"
+    weight_averaging: Literal["none", "swa", "ema"] = "none"
     """answer by averaged weights: swa, one average of each epoch's end from swa_start on; ema, of every step"""
     swa_start: NonNegativeInt = 3
     """epochs before swa begins to average"""
@@ -292,12 +293,12 @@ class TrainConfig:
     """learning rate once swa averages"""
     ema_decay: PositiveUnit = 0.999
     """share of the average that ema keeps at each step, once it is long enough"""
-    keep: Literal["best", "last"] = "best"
-    """which epoch's weights answer: the one of best score over the whole validation set, or the last, which nobody
-    chose: with few people to validate on and a rate that ends near 0 the best is often an early stroke of luck"""
+    checkpoint: Literal["best", "last"] = "best"
+    """which epoch's weights answer: the best score over the whole validation set, or the last epoch (not selected):
+    with few people to validate on and a rate that ends near 0 the best is often an early epoch by chance"""
     val_interval: PositiveInt = 1
-    """epochs from one look at the validation photos to the next; after the last epoch there always is one. With keep =
-    last nothing is chosen by them, and the time is better spent on training"""
+    """epochs from one look at the validation photos to the next; after the last epoch there always is one. With
+    checkpoint = last nothing is chosen by them, and the time is better spent on training"""
     patience: NonNegativeInt = 0
     """stop when the score has not improved for so many epochs; 0 = never"""
     folds: Folds = 5
@@ -441,7 +442,7 @@ FILES = (
     "data.corrections",
     "sample.folder",
     "model.pretrained",
-    "model.start",
+    "model.init_from_run",
     "app.advice",
 )
 
@@ -464,6 +465,32 @@ def flatten(content, prefix=""):
     for key, value in content.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return flat
+
+
+# The name that a setting, or a value of one, has now. On the command line and in a --config file an old name is refused
+# with the new one; in the args.json and the weights of an earlier run it is read as the new one.
+RENAMED_KEYS = {
+    "task.within": "task.tolerance",
+    "data.test_share": "data.test_size",
+    "data.fit": "data.resize_mode",
+    "data.erasing": "data.random_erasing",
+    "model.start": "model.init_from_run",
+    "train.average": "train.weight_averaging",
+    "train.keep": "train.checkpoint",
+}
+RENAMED_VALUES = {"data.augment": {"report": "diary"}, "inference.backend": {"int8": "onnx"}}
+
+
+def of_earlier(content: dict) -> dict:
+    """flatten() of what an earlier run says of its settings, with the names that keys and values have now."""
+    flat = {RENAMED_KEYS.get(key, key): value for key, value in flatten(content).items()}
+    return flat | {key: new[flat[key]] for key, new in RENAMED_VALUES.items() if flat.get(key) in list(new)}
+
+
+def task_of(content: dict) -> dict:
+    """What an earlier run, or its weights, say of the task: the arguments of task.Task."""
+    flat = of_earlier({"task": content["task"]})
+    return {key.removeprefix("task."): value for key, value in flat.items()}
 
 
 def put(config, key, value):

@@ -160,10 +160,10 @@ class Task:
         heads, number                all heads; the one that learns from numbers, or None
         answered, shape              heads that make the answer; how many classes each has, () if it is a number
         classes, probabilities       names of the answer's classes; their columns p0, p1, ... in our CSVs
-        score, within                name of the score (foldface/metrics.py); how near a number should come to the truth
+        score, tolerance             name of the score (foldface/metrics.py); largest error that counts as near
     """
 
-    def __init__(self, heads, answer=(), answer_as="index", score="f1", within=5.0, age_boundary=None):
+    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0, age_boundary=None):
         """heads: dicts of Head's fields; the rest as in args.Task. age_boundary: where the last class of a head cut
         from ages begins in training, if that is one of its steps. InputError where they don't go together."""
         self.heads = [Head(**head) for head in heads]
@@ -181,7 +181,7 @@ class Task:
                 f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
                 'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
             )
-        self.score, self.within = score, within
+        self.score, self.tolerance = score, tolerance
         self.answer_as = answer_as
         head = self.number
         aged = head is not None and head.kind == "cut" and head.column == "age"

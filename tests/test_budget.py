@@ -132,7 +132,7 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
         return found
 
     monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
-    words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.keep", "last"]
+    words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.checkpoint", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
     monkeypatch.setattr(learner.Learner, "train_step", last_step)
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +144,7 @@ def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, mon
 
 
 def test_what_counts_in_epochs_is_refused_with_minutes(competition):
-    for words in (["--train.scheduler", "step"], ["--train.warmup_epochs", "1"], ["--train.average", "swa"]):
+    for words in (["--train.scheduler", "step"], ["--train.warmup_epochs", "1"], ["--train.weight_averaging", "swa"]):
         with pytest.raises(InputError, match="counts in epochs"):
             competition.config("--train.minutes", "3", "--train.scheduler", "cosine", *words)
 

@@ -162,7 +162,7 @@ def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained
     from foldface.data import loader
 
     competition, _ = trained
-    words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_share", 0.2]
+    words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_size", 0.2]
     config = competition.config(*words)
     with pytest.raises(InputError, match=r"has no folds\.csv"):
         main_of(average_weights, config, monkeypatch)

@@ -14,7 +14,7 @@ from helpers import ROOT
 from foldface import cli, runs
 from foldface import settings as settings_module
 from foldface.files import InputError
-from foldface.settings import FILES, GROUPS, Config, as_dict, flatten
+from foldface.settings import FILES, GROUPS, RENAMED_KEYS, Config, as_dict, flatten, task_of
 
 SCRIPTS = sorted(
     path.name
@@ -238,7 +238,7 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "data.extra": [{"layout": "aaf", "path": "more"}],
     "data.duplicates": "drop",
     "data.only": ["mask=normal"],
-    "data.fit": "pad",
+    "data.resize_mode": "pad",
     "data.augment": "strong",
     "data.splitter": "sklearn",
     "crop.missing": "drop",
@@ -363,6 +363,35 @@ def test_a_switch_may_stand_alone():
     assert cli.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
 
 
+OLD = json.loads((Path(__file__).parent / "earlier_run.json").read_text())  # of the version before names were changed
+
+
+def test_a_run_of_before_is_read_goes_on_and_is_compared_under_the_names_of_today(tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps(OLD | {"run": str(tmp_path)}))
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "log.csv").touch()
+    words = ["--task.tolerance", "4", "--data.test_size", "0.1", "--data.resize_mode", "pad", "--data.augment", "trash"]
+    words += ["--data.random_erasing", "0.2", "--model.init_from_run", "first", "--train.checkpoint", "last"]
+    words += ["--train.weight_averaging", "ema", "--run", str(tmp_path)]
+    runs.refuse_other_settings(cli.read("", argv=words))  # each of them as the run has it
+    for k in range(0, len(words) - 2, 2):
+        with pytest.raises(InputError, match=f"{words[k][2:]} was .*, is "):
+            runs.refuse_other_settings(cli.read("", argv=words[:k] + words[k + 2 :]))
+    found = runs.read_for_run("", argv=["--run", str(tmp_path)])
+    assert (found.task.tolerance, found.data.test_size, found.data.resize_mode) == (4, 0.1, "pad")
+    assert found.data.random_erasing == 0.2 and task_of(OLD)["tolerance"] == 4
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_setting_under_its_old_name_is_refused_with_the_new_one(folder, old, new):
+    group, name = old.split(".")
+    assert complaint(f"--{old}", "1") == f"--{old}: is called {new} now"
+    assert complaint("--config", folder("old.json", **{group: {name: 1}})).endswith(
+        f"old.json: {old}: is called {new} now"
+    )
+    assert new in ALL or new.startswith("task.heads"), f"{new} is no setting"
+
+
 def test_a_runs_own_settings_are_checked_too(tmp_path):
     run = tmp_path / "run"
     runs.save(cli.read("", argv=["--run", str(run), "--data.min_side", "3"]))
@@ -379,7 +408,7 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
         (["--loss.weights", "[1,2]"], r"give one a head \(mask, gender, age\)"),
         (["--model.heads", "joint", "--model.age", "ordinal"], "needs an age head of its own"),
         (["--data.only", "[mask=none]"], "is no class or number of a head"),
-        (["--train.average", "swa", "--train.epochs", "3"], "none is left to average"),
+        (["--train.weight_averaging", "swa", "--train.epochs", "3"], "none is left to average"),
         (["--train.warmup_epochs", "5", "--train.epochs", "5"], "none is left to train"),
     ],
 )

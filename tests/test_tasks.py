@@ -154,7 +154,7 @@ def test_the_trash_recipes_take_train_valid_and_test_folders_as_they_are(things,
         training, validation = folds.split(rows, 0)
         assert (len(training), len(validation), (rows["source"] == "test").sum()) == (15, 6, 3)
         said = capsys.readouterr().out
-        assert "data.test_share 0.1 is not applied" in said and "brings its own test set" in said
+        assert "data.test_size 0.1 is not applied" in said and "brings its own test set" in said
         table = said[said.index("photos of each class") :].splitlines()
         assert table[0].split()[-5:] == ["train,", "fold", "0", "valid", "test"]
         assert [line.split() for line in table[1:4]] == [[name, "5", "2", "1"] for name in sorted(COLOURS)]
@@ -165,7 +165,7 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
     for k, (name, colour) in enumerate(COLOURS.items()):
         for n in range(10):
             paint(whole / ("train" if n < 8 else "valid") / name / f"{n}.png", colour, 100 * k + n)
-    rows = dataset.prepare(of(things, "--data.train", whole, "--data.test_share", 0.25))
+    rows = dataset.prepare(of(things, "--data.train", whole, "--data.test_size", 0.25))
     assert (rows["source"] == "test").sum() == 6 and set(rows["split"][rows["source"] == "test"]) == {"train"}
     training, validation = folds.split(rows, 0)
     assert (len(training), len(validation)) == (18, 6) and set(validation["split"]) == {"valid"}
@@ -175,7 +175,7 @@ def test_a_split_without_a_test_folder_gives_the_share_that_was_asked_for_from_t
 def test_the_trash_recipe_of_the_report_leaves_out_small_photos_and_caps_the_classes():
     config = cli.read("", argv=["--config", str(ROOT / "recipes/tasks/trash_report.json")])
     data, rates = config.data, config.train
-    assert (data.min_side, data.max_per_class, data.fit, data.augment) == (65, 1000, "pad", "trash")
+    assert (data.min_side, data.max_per_class, data.resize_mode, data.augment) == (65, 1000, "pad", "trash")
     assert (rates.scheduler, rates.step_epochs, rates.gamma) == ("step", 11, 0.1)
     words = ["--config", str(ROOT / "recipes/tasks/trash_report.json"), "--config"]
     steps = [cli.read("", argv=[*words, str(ROOT / "recipes/try" / f"step_{n}.json")]).train for n in (7, 9)]
@@ -207,10 +207,10 @@ def test_rare_classes_are_dealt_to_all_folds_alike(splitter, count):
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4])
 def test_as_many_are_put_aside_as_were_asked_for(things, share):
-    rows = dataset.prepare(of(things, "--data.test_share", share))
+    rows = dataset.prepare(of(things, "--data.test_size", share))
     assert abs((rows["source"] == "test").sum() - 24 * share) <= 1
     with pytest.raises(InputError, match="that is not one"):
-        dataset.prepare(of(things, "--data.test_share", 0.01, "--run", things / "other"))
+        dataset.prepare(of(things, "--data.test_size", 0.01, "--run", things / "other"))
 
 
 def test_all_folds_that_were_trained_are_put_together_and_others_refused(things):
@@ -265,11 +265,11 @@ def test_runs_with_other_classes_never_vote_together(things, monkeypatch):
 
 
 def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
-    config = of(things, "--data.fit", "pad")
+    config = of(things, "--data.resize_mode", "pad")
     train.train_folds(config, [0])
     seen, honest = [], augment.shape
     monkeypatch.setattr(augment, "shape", lambda *words: seen.append(words[2]) or honest(*words))
-    main_of(inference, of(things, "--data.fit", "crop"), monkeypatch)
+    main_of(inference, of(things, "--data.resize_mode", "crop"), monkeypatch)
     assert seen == ["pad"]
 
 
@@ -277,7 +277,7 @@ def test_eight_to_one_to_one_is_a_test_share_and_nine_folds(things):
     for k in range(3):
         for n in range(10, 40):
             paint(things / "train" / list(COLOURS)[k] / f"{n}.png", list(COLOURS.values())[k], 1000 * k + n)
-    rows = dataset.prepare(of(things, "--data.test_share", 0.1, "--train.folds", 9))
+    rows = dataset.prepare(of(things, "--data.test_size", 0.1, "--train.folds", 9))
     training, validation = folds.split(rows, 0)
     aside = rows[rows["source"] == "test"]
     assert [len(training), len(validation), len(aside)] == pytest.approx([91, 11, 11], abs=2)
@@ -426,7 +426,7 @@ def test_the_recipe_of_boxes_cuts_them_out_and_fills_up_with_black(tmp_path):
     words = ["--config", ROOT / "recipes/tasks/metal_boxes.json", "--data.train", path, "--data.eval", path]
     config = cli.read("", argv=[*map(str, words), "--run", str(tmp_path / "run")])
     rows = dataset.prepare(config)
-    square = loader.PhotoDataset(rows, "none", 40, False, fit=config.data.fit)[0, 0][1].mean(2)
+    square = loader.PhotoDataset(rows, "none", 40, False, fit=config.data.resize_mode)[0, 0][1].mean(2)
     assert (square[16:24] > 190).all() and (square[:14] < 5).all() and (square[26:] < 5).all()
 
 
@@ -576,7 +576,7 @@ def test_names_that_are_not_utkfaces_are_reported(aged):
 
 
 def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_within():
-    task = Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", within=5)
+    task = Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", tolerance=5)
     reader = Heads(task, "multi", "distribution")
     shares = torch.full((1, 101), 1e-9)
     shares[0, 20:30], shares[0, 80] = 0.06, 0.4

@@ -146,7 +146,7 @@ def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch,
         return found._replace(scores=found.scores | {"f1": (0.1, 0.9, 0.2)[mine.epoch]})
 
     monkeypatch.setattr(train, "evaluate", evaluate)
-    train.train_folds(competition.config("--train.epochs", 3, "--train.keep", keep), [0])
+    train.train_folds(competition.config("--train.epochs", 3, "--train.checkpoint", keep), [0])
     assert model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]["epoch"] == epoch
     saved = json.loads((competition.root / "run" / "metrics.json").read_text())
     assert keep == "best" or saved["f1"] == saved["f1_last_epoch"]
@@ -157,7 +157,7 @@ def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition
     monkeypatch.setattr(
         learner.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed)
     )
-    words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.keep", "last"]
+    words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.checkpoint", "last"]
     train.train_folds(competition.config(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert looks == [2, 4, 5] and log["epoch"].tolist() == [1, 2, 3, 4, 5] and log["train_loss"].notna().all()
@@ -276,7 +276,7 @@ def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, t
     assert all(set(validation["source"]) == {"train"} for _, validation in seen.values())
 
 
-SWA = {"average": "swa", "swa_lr": 0.02}
+SWA = {"weight_averaging": "swa", "swa_lr": 0.02}
 
 
 @pytest.mark.parametrize("ends", [{}, *({**SWA, "swa_start": first} for first in (0, 1, 3, 9))])
@@ -324,7 +324,7 @@ def test_the_learning_rate_takes_its_course(scheduler, warm, ends):
 
 
 def test_a_warm_up_that_ends_in_the_average_is_refused(competition):
-    words = ["--train.epochs", 6, "--train.average", "swa", "--train.warmup_epochs", 3]
+    words = ["--train.epochs", 6, "--train.weight_averaging", "swa", "--train.warmup_epochs", 3]
     with pytest.raises(InputError, match=r"train.warmup_epochs 3: swa averages from epoch 2 on"):
         competition.config(*words, "--train.swa_start", 2)
     competition.config(*words, "--train.swa_start", 4)
@@ -532,7 +532,7 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tm
 @pytest.mark.parametrize(
     "words",
     [
-        *([], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.average", "ema"]),
+        *([], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.weight_averaging", "ema"]),
         *(["--model.age", "distribution"], ["--task.answer", '["mask","gender"]']),  # age is learned beside the answer
     ],
 )

@@ -218,7 +218,7 @@ def train(config, folder):
     rows = rows_of(chosen, True, steps * batch)
     rows = rows.assign(label=rows["target"])
     data = chosen.data
-    shown = data.erasing, data.fit, data.memory_gb, data.flip
+    shown = data.random_erasing, data.resize_mode, data.memory_gb, data.flip
     photos = loader_module.PhotoDataset(rows, data.augment, data.image_size, True, *shown)
     batches = loader_module.SeededBatchSampler(len(rows), batch, shuffle=True)
     feed = loader_module.make(photos, batches, data.workers)
@@ -282,7 +282,12 @@ def folds_asked(config, folder, backend):
     count = 512 if config.quick else 2100
     rows = rows_of(chosen, True, count)
     read = heads.Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
-    about = {"backbone": chosen.model.backbone, "image_size": data.image_size, "augment": data.augment, "fit": data.fit}
+    about = {
+        "backbone": chosen.model.backbone,
+        "image_size": data.image_size,
+        "augment": data.augment,
+        "fit": data.resize_mode,
+    }
     nets, paths = {}, {}
     for fold in range(FOLDS):
         torch.manual_seed(fold)

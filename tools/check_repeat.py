@@ -23,7 +23,7 @@ def check(config, steps):
     from foldface.nn.learner import make_accelerator
 
     with tempfile.TemporaryDirectory() as folder:
-        if config.model.start:  # its name is that of a run beside this one
+        if config.model.init_from_run:  # its name is that of a run beside this one
             config = replace(config, model=replace(config.model, start=str(start_run(config).absolute())))
         config = replace(config, run=folder)
         rows, _ = split(prepare(config), 0)
@@ -52,7 +52,9 @@ def trace(rows, config, steps, accelerator):
 
     batches = loader.SeededBatchSampler(len(rows), config.train.batch_size, shuffle=True, seed=fold_seed(config, 0))
     data = config.data
-    photos = loader.PhotoDataset(rows, data.augment, data.image_size, True, data.erasing, data.fit, flip=data.flip)
+    photos = loader.PhotoDataset(
+        rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, flip=data.flip
+    )
     feed = loader.make(photos, batches, config.data.workers)
     epochs = max(config.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
     config = replace(config, train=replace(config.train, epochs=epochs))

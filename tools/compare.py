@@ -23,6 +23,7 @@ from foldface import cli, metrics, predictions
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, read_csv, read_json, refuse_unwritable, run_command
 from foldface.report.charts import write_curves, write_png
+from foldface.settings import task_of
 from foldface.task import Task
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
@@ -40,20 +41,20 @@ def folder_name(name, seed):
 
 def train(recipes, seeds, home, words):
     """Train all recipes with all seeds, in their order, so that one may start from an earlier one's weights
-    (model.start: of the same seed). Returns {(recipe, seed): why it was not trained}."""
+    (model.init_from_run: of the same seed). Returns {(recipe, seed): why it was not trained}."""
     lost, jobs = {}, [(name, seed) for name in recipes for seed in seeds]
     for number, (name, seed) in enumerate(jobs, start=1):
         print(f"--- {number} of {len(jobs)}: {folder_name(name, seed)}", flush=True)
         own = [*words, *(word for path in recipes[name] for word in ("--config", str(path)))]
         own += ["--run", str(home / folder_name(name, seed)), *(() if seed is None else ("--seed", str(seed)))]
         try:
-            start = cli.read(__doc__, argv=own).model.start
+            start = cli.read(__doc__, argv=own).model.init_from_run
         except InputError as error:
             lost[name, seed] = str(error)
             print(f"error: {name}: {error}", file=sys.stderr)
             continue
         if start in recipes:
-            own += ["--model.start", folder_name(start, seed)]
+            own += ["--model.init_from_run", folder_name(start, seed)]
         code = run_command([sys.executable, str(Path(__file__).parent.with_name("train_kfold.py")), *own])
         if code in STOPPED:
             raise KeyboardInterrupt
@@ -71,8 +72,8 @@ class Result:
     def __init__(self, home, name):
         self.name, folder = name, home / name
         self.metrics = read_json(folder / "metrics.json", "train it first")
-        task = read_json(folder / "args.json", "train it first")
-        self.task = Task(**task["task"], age_boundary=task["data"]["age_boundary"])
+        before = read_json(folder / "args.json", "train it first")
+        self.task = Task(**task_of(before), age_boundary=before["data"]["age_boundary"])
         self.frame = predictions.read_oof(self.task, folder / "oof.csv").sort_values("ImageID", ignore_index=True)
         self.folds = read_csv(folder / "folds.csv", ["id", "fold"]).sort_values("id", ignore_index=True)
         folders = [folder / f"fold{k}" for k in self.metrics["folds"]]

@@ -23,7 +23,7 @@ import pandas as pd
 
 from foldface.files import InputError, read_csv, read_json, refuse_special, warn_once, write_csv
 from foldface.names import folded
-from foldface.settings import Config
+from foldface.settings import Config, of_earlier
 
 FOLD_COLUMNS = ["id", "fold"]
 RECORD = "data.json"  # of a run: what its data was like (`identity`), its folds, who was trained on beside them
@@ -238,7 +238,7 @@ def one_side(rows, config, problems):
 
 
 def dealt(rows, config):
-    """The fold of each row (n,), its group dealt at random and evenly, after data.test_share of the groups went aside.
+    """The fold of each row (n,), its group dealt at random and evenly, after data.test_size of the groups went aside.
 
     Raises InputError where there are fewer groups than folds.
     """
@@ -254,31 +254,31 @@ def dealt(rows, config):
 
 
 def put_aside(people: pd.DataFrame, config: Config) -> np.ndarray:
-    """Which groups data.test_share puts aside as the test set, evenly by stratum: (n,) bool.
+    """Which groups data.test_size puts aside as the test set, evenly by stratum: (n,) bool.
 
     people: what `strata` gives. Raises InputError where the share is less than one group.
     """
-    share = config.data.test_share
+    share = config.data.test_size
     if not share:
         return np.zeros(len(people), bool)
     place = spread_out(people["stratum"], np.random.default_rng([config.seed, 1]))
     aside = np.floor((place + 1) * share) > np.floor(place * share)
     if not aside.any():
-        raise InputError(f"data.test_share {share}: of {len(people)} people or groups that is not one")
+        raise InputError(f"data.test_size {share}: of {len(people)} people or groups that is not one")
     return aside
 
 
 def given_split(rows, config):
     """The fold of each row (n,) of data that comes as train, valid and test: valid is fold 0, there is no other.
 
-    Without valid, train is dealt into train.folds; without test, data.test_share is taken from train. A group that
+    Without valid, train is dealt into train.folds; without test, data.test_size is taken from train. A group that
     lies in several goes where it is scored (`one_side`).
     """
-    share, where = config.data.test_share, config.data.train
+    share, where = config.data.test_size, config.data.train
     first = rows["split"].map({"test": 0, "valid": 1, "train": 2}).groupby(rows["group"]).transform("min")
     fold = first.map({0: TEST_FOLD, 1: 0, 2: TRAIN_ONLY_FOLD})
     if share and (fold == TEST_FOLD).any():
-        print(f"data.test_share {share} is not applied: {where} brings its own test set, which is taken as it is")
+        print(f"data.test_size {share} is not applied: {where} brings its own test set, which is taken as it is")
     elif share and (fold == TRAIN_ONLY_FOLD).any():
         people = strata(rows[fold == TRAIN_ONLY_FOLD], rows["group"][fold == TRAIN_ONLY_FOLD])
         aside = people["group"][put_aside(people, config)]
@@ -310,7 +310,7 @@ def split(rows, fold):
 
 
 def start_folder(start, run):
-    """`start_run` of a run's folder and its model.start."""
+    """`start_run` of a run's folder and its model.init_from_run."""
     start = Path(start)
     return start if len(start.parts) > 1 else Path(run).parent / start
 
@@ -318,7 +318,7 @@ def start_folder(start, run):
 def weights_before(start, pretrained, run, fold):
     """The folder of the weights that a fold of a run starts from, RUN/fold{k}; None if they are no run's.
 
-    start, pretrained: model.start and model.pretrained of the run.
+    start, pretrained: model.init_from_run and model.pretrained of the run.
     """
     if start:
         return start_folder(start, run) / f"fold{fold}"
@@ -343,13 +343,14 @@ def seen_by(weights):
             read_json(home / name, "train that run again") if (home / name).is_file() else {}
             for name in (RECORD, "args.json")
         )
+        before = of_earlier(before)
+        before = of_earlier(before)
         if "extra" in record:
             ids |= set(record["extra"]["ids"])
             photos |= set(record["extra"]["photos"])
-        elif before.get("data", {}).get("extra") or before.get("data", {}).get("pseudo"):
+        elif before.get("data.extra") or before.get("data.pseudo"):
             warn_once(f"{home} does not say which people its data.extra and data.pseudo held: they are not compared")
-        chosen = before.get("model", {})
-        weights = weights_before(chosen.get("start"), chosen.get("pretrained"), home, own)
+        weights = weights_before(before.get("model.init_from_run"), before.get("model.pretrained"), home, own)
     if met and weights is not None and weights not in met:
         warn_once(f"{weights}, which {home} started from, is not there: the people it was trained on are not compared")
     return ids, photos

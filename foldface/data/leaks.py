@@ -85,16 +85,16 @@ def refuse_other_models(task, path):
 
 
 def start_run(config):
-    """The folder of the run that model.start names: a path, or a run beside this one."""
-    return start_folder(config.model.start, config.run)
+    """The folder of the run that model.init_from_run names: a path, or a run beside this one."""
+    return start_folder(config.model.init_from_run, config.run)
 
 
 def refuse_seen_weights(rows, config):
     """Raise InputError where a fold would start from weights that were trained on people or photos that it validates
     on, or on those of the test set (`seen_by`)."""
-    start, pretrained = config.model.start, config.model.pretrained
+    start, pretrained = config.model.init_from_run, config.model.pretrained
     if start and not (start_run(config) / "folds.csv").is_file():
-        raise InputError(f"model.start {start}: {start_run(config)} is no run of ours, it has no folds.csv")
+        raise InputError(f"model.init_from_run {start}: {start_run(config)} is no run of ours, it has no folds.csv")
     wanted = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
     for k in wanted:
         weights = weights_before(start, pretrained, config.run, k)
@@ -109,7 +109,8 @@ def refuse_seen_weights(rows, config):
         if people:
             raise InputError(
                 f"leak: fold {k} would start from {weights}, which was trained on person {people[0]} and "
-                f"{len(people) - 1} more whom fold {k} validates on: each fold may start from its own (--model.start)"
+                f"{len(people) - 1} more whom fold {k} validates on: each fold may start from its own "
+                "(--model.init_from_run)"
             )
 
 

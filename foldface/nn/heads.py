@@ -113,7 +113,7 @@ class Heads:
 
     def answers(self, outputs):
         """(n, size) outputs -> (n, width): the probabilities of the classes and, where a number stands behind them, its
-        head's columns; of a number the number itself and the probability that the truth is within task.within of it.
+        head's columns; of a number the number itself and the probability that the truth is within task.tolerance of it.
 
         All of it may be averaged over views and models.
         """
@@ -145,5 +145,5 @@ class Heads:
             step = self.range / (N_BINS - 1)
             inside = ((0.5 - before) / share.clamp(min=TINY)).clamp(0, 1) - 0.5
             value = (self.number.low + step * (at + inside))[:, 0].clamp(self.number.low, self.number.high)
-        near = (self.points(raw.device) - value[:, None]).abs() <= self.task.within
+        near = (self.points(raw.device) - value[:, None]).abs() <= self.task.tolerance
         return torch.stack([value, (shares * near).sum(1)], 1)

@@ -214,7 +214,7 @@ class Learner:
         if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
             self.scheduler.step()
             self.steps += 1
-            if self.config.average == "ema":
+            if self.config.weight_averaging == "ema":
                 self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
         if self.mixup is None:  # a mixed photo has no right answer
@@ -259,7 +259,7 @@ class Learner:
         from foldface.data.loader import normalize
         from foldface.nn import batchnorm
 
-        if self.config.average != "swa" or self.epoch < self.config.swa_start:
+        if self.config.weight_averaging != "swa" or self.epoch < self.config.swa_start:
             return
         self.average.update_parameters(self.module)
         if self.freeze_bn:
@@ -405,13 +405,13 @@ class Learner:
         self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
 
     def keep_best(self, row, answers):
-        """Write the weights of an epoch of the best score so far, or, with train.keep last, of any."""
+        """Write the weights of an epoch of the best score so far, or, with train.checkpoint last, of any."""
         from foldface.nn.weights import save as save_weights
 
         self.last = answers
         value, best = row[self.task.score], self.best_score
         sign = metrics.sign(self.task)
-        if best is None or sign * value > sign * best or self.config.keep == "last":
+        if best is None or sign * value > sign * best or self.config.checkpoint == "last":
             self.best_score, self.best = value, answers
             if is_main_process():
                 save_weights(self.folder / "best.safetensors", self.answering, self.about | row)

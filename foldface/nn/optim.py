@@ -61,7 +61,7 @@ def make_scheduler(optimizer, config, steps):
     from torch.optim import lr_scheduler
 
     warm, total = config.warmup_epochs * steps, config.epochs * steps
-    end = min(config.swa_start * steps, total) if config.average == "swa" else total
+    end = min(config.swa_start * steps, total) if config.weight_averaging == "swa" else total
     rates = [group["lr"] for group in optimizer.param_groups]
     parts = []  # (its first step, scheduler)
     if end < total:  # made first: OneCycleLR overwrites the rates that a LambdaLR made after it would multiply
@@ -186,11 +186,11 @@ def curves_of(optimizer, config, points):
 
 def make_average(net, config):
     """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average."""
-    if config.average == "swa":
+    if config.weight_averaging == "swa":
         from torch.optim.swa_utils import AveragedModel
 
         return AveragedModel(net)
-    if config.average == "ema":
+    if config.weight_averaging == "ema":
         from timm.utils import ModelEmaV3
 
         return ModelEmaV3(net, config.ema_decay, use_warmup=True)

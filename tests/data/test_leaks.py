@@ -172,7 +172,7 @@ def a_pseudo_label_that_a_copy_in_another_fold_ties_to_the_person(world):
 
 def set_aside(world, *words):
     """A person of the test set, and the words that put him there."""
-    words = ["--data.test_share", 0.2, *words]
+    words = ["--data.test_size", 0.2, *words]
     rows = dataset.prepare(world.config(*words, run="aside"))
     return rows[rows["source"] == "test"]["ImageID"].iloc[0], words
 
@@ -237,7 +237,7 @@ def test_a_person_is_never_on_both_sides(world, case, expected):
 
 def started(world, table, start, *words):
     """Prepare a run of a table, which starts from another run."""
-    words = ["--data.train", table, "--model.start", start, "--train.only_folds", "[0, 1]", *words]
+    words = ["--data.train", table, "--model.init_from_run", start, "--train.only_folds", "[0, 1]", *words]
     config = world.config(*words, run=f"after_{start}")
     dataset.prepare(config)
     runs.save(config)

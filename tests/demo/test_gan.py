@@ -264,7 +264,7 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
 
 
 def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
-    config, learned = words(tmp_path, "--data.test_share", 0.25), []
+    config, learned = words(tmp_path, "--data.test_size", 0.25), []
 
     def read(rows, _):
         learned.extend(rows["ImageID"])

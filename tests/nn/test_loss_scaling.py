@@ -54,7 +54,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_a_first_step_that_overflows_leaves_no_trace(competition, scaling, optimizer):
-    words = ["--train.optimizer", optimizer, "--train.average", "ema", "--train.scheduler", "cosine"]
+    words = ["--train.optimizer", optimizer, "--train.weight_averaging", "ema", "--train.scheduler", "cosine"]
     mine = learner_of(competition, scaling, *words)
     before = weights(mine)
     step(mine, overflow=True)

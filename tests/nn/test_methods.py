@@ -331,12 +331,30 @@ def fit(competition, *words):
     [
         ["--model.age", "distribution"],
         ["--model.age", "ordinal", "--train.mixup", 0.2],
-        ["--model.age", "regression", "--train.average", "ema"],
+        ["--model.age", "regression", "--train.weight_averaging", "ema"],
         ["--model.heads", "joint", "--train.cutmix", 1.0, "--train.mixup", 0.5, "--loss.name", "f1"],
-        ["--train.average", "swa", "--train.swa_start", 1, "--train.scheduler", "cosine", "--model.freeze_bn", "false"],
+        [
+            "--train.weight_averaging",
+            "swa",
+            "--train.swa_start",
+            1,
+            "--train.scheduler",
+            "cosine",
+            "--model.freeze_bn",
+            "false",
+        ],
         ["--train.freeze_epochs", 1, "--train.backbone_lr", 1e-4, "--train.sampler", "balanced"],
-        ["--train.freeze_layers", 2, "--train.average", "ema", "--model.freeze_bn", "false"],
-        ["--train.layer_decay", 0.7, "--loss.name", "focal", "--loss.balance", "effective", "--data.erasing", 0.5],
+        ["--train.freeze_layers", 2, "--train.weight_averaging", "ema", "--model.freeze_bn", "false"],
+        [
+            "--train.layer_decay",
+            0.7,
+            "--loss.name",
+            "focal",
+            "--loss.balance",
+            "effective",
+            "--data.random_erasing",
+            0.5,
+        ],
     ],
 )
 def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition, tmp_path, monkeypatch, words):
@@ -467,7 +485,16 @@ def test_frozen_layers_are_in_no_group():
 
 
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, accelerator):
-    words = ["--train.average", "swa", "--train.swa_start", 0, "--data.augment", "none", "--model.freeze_bn", "false"]
+    words = [
+        "--train.weight_averaging",
+        "swa",
+        "--train.swa_start",
+        0,
+        "--data.augment",
+        "none",
+        "--model.freeze_bn",
+        "false",
+    ]
     mine, training, _ = learner_of(competition, accelerator, *words)
     photos = loader.PhotoDataset(training, "none", 32, False)
     feed = loader.make(photos, loader.SeededBatchSampler(len(training), 16), 0)
@@ -487,7 +514,9 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(competition, a
 
 
 def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition, accelerator):
-    mine, training, _ = learner_of(competition, accelerator, "--train.average", "ema", "--train.ema_decay", 0.3)
+    mine, training, _ = learner_of(
+        competition, accelerator, "--train.weight_averaging", "ema", "--train.ema_decay", 0.3
+    )
     name = "layer4.0.conv1.weight"
     expected = None
     for k in range(1, 5):
@@ -512,7 +541,7 @@ def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition
 def test_the_weights_of_a_moving_average_are_those_that_are_saved(competition, tmp_path):
     """The average changes nothing of the training, only what answers."""
     runs = [fit(competition), tmp_path / "ema"]
-    train.train_folds(competition.config("--train.average", "ema", "--run", runs[1]), [0])
+    train.train_folds(competition.config("--train.weight_averaging", "ema", "--run", runs[1]), [0])
     plain, average = (load_file(run / "fold0" / "best.safetensors") for run in runs)
     losses = [read_csv(run / "fold0" / "log.csv", ["train_loss"])["train_loss"].tolist() for run in runs]
     assert losses[0] == losses[1]
@@ -560,7 +589,7 @@ def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
     first = competition.root / "run"
     oof = read_csv(first / "oof.csv", ["target"])
     assert len(oof) == 12 and (oof["target"].astype(int) >= 12).all()  # bare faces alone
-    second = ["--model.start", "run", "--run", competition.root / "second", "--train.freeze_epochs", 9]
+    second = ["--model.init_from_run", "run", "--run", competition.root / "second", "--train.freeze_epochs", 9]
     train.train_folds(competition.config(*second), [0, 1])
     for k in (0, 1):
         before, after = (
@@ -575,7 +604,7 @@ def test_gender_and_age_of_bare_faces_are_six_joint_classes_and_a_first_stage_of
     first = competition.root / "run"
     oof = read_csv(first / "oof.csv", ["p5", "target"])
     assert len(oof) == 6 and "p6" not in oof and set(oof["target"]) <= set("012345")
-    second = ["--model.heads", "joint", "--model.start", "run", "--run", competition.root / "second"]
+    second = ["--model.heads", "joint", "--model.init_from_run", "run", "--run", competition.root / "second"]
     train.train_folds(competition.config(*second), [0])
     oof = read_csv(competition.root / "second" / "oof.csv", ["p17", "target"])
     assert len(oof) == 42 and oof["target"].nunique() > 6
@@ -592,9 +621,11 @@ def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(com
         dataset.prepare(competition.config("--model.pretrained", checkpoint, *other))
     dataset.prepare(competition.config("--model.pretrained", checkpoint, *other, "--train.only_folds", "[0]"))
     with pytest.raises(InputError, match=r"leak: fold 0 would start from"):
-        dataset.prepare(competition.config("--model.start", "run", "--seed", 3, "--run", competition.root / "c"))
+        dataset.prepare(
+            competition.config("--model.init_from_run", "run", "--seed", 3, "--run", competition.root / "c")
+        )
     with pytest.raises(InputError, match="is no run of ours"):
-        dataset.prepare(competition.config("--model.start", "nothing", "--run", competition.root / "d"))
+        dataset.prepare(competition.config("--model.init_from_run", "nothing", "--run", competition.root / "d"))
 
 
 # ----------------------------------------------------------------------------------------------------- backbones

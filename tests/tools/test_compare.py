@@ -135,7 +135,7 @@ def test_recipes_come_first_and_must_exist(tmp_path):
 
 @pytest.mark.chain
 def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refused_loses_no_other(competition):
-    contents = {"plain": {}, "second": {"model": {"start": "plain"}}, "wrong": {"train": {"freeze_layers": 99}}}
+    contents = {"plain": {}, "second": {"model": {"init_from_run": "plain"}}, "wrong": {"train": {"freeze_layers": 99}}}
     for name, content in contents.items():
         (competition.root / f"{name}.json").write_text(json.dumps(content))
     command = [sys.executable, "-m", "tools.compare", *(competition.root / f"{name}.json" for name in contents)]
@@ -151,5 +151,5 @@ def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refus
     home = competition.root / "runs"
     assert {"compare.md", "compare.png", "curves.png"} <= {path.name for path in home.iterdir()}
     config = json.loads((home / "second-seed3" / "args.json").read_text())
-    assert (config["seed"], config["model"]["start"]) == (3, "plain-seed3")
+    assert (config["seed"], config["model"]["init_from_run"]) == (3, "plain-seed3")
     assert config["train"]["only_folds"] == [0]
