@@ -324,8 +324,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = read_for_run(__doc__, FLAGS, argv)
     chosen = [name for name in VOTES if getattr(config, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")

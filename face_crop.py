@@ -56,8 +56,8 @@ def crop_all(config):
         return crop_plan(todo, folder, crop)
 
 
-def main():
-    config = cli.read(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, argv=argv)
     start = time.perf_counter()
     manifest = crop_all(config)
     seconds, folder = time.perf_counter() - start, config.data.crops

@@ -35,8 +35,8 @@ def carry(run, output):
             shutil.copyfile(path, partial)
 
 
-def main():
-    config = runs.read_for_run(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, argv=argv)
     from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
     from model import checkpoints, load_folds
 

@@ -82,8 +82,8 @@ def warn_beyond_reach(config, task):
 FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID, ans): say how many are right"}}
 
 
-def main():
-    config = runs.read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, FLAGS, argv)
     task = config.predicted
     for key in ("threshold", "max_per_class"):
         value = getattr(config.pseudo, key)

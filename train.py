@@ -419,8 +419,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = cli.read(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, FLAGS, argv)
     train_folds(config, [0], config.overwrite)
     print(f"next: python inference.py --run {config.run}")
 

@@ -16,8 +16,8 @@ from foldface.cli import run_main
 from foldface.files import refuse_unwritable
 
 
-def main():
-    config = cli.read(__doc__, train.FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, train.FLAGS, argv)
     folds = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
     if not list(folds):
         refuse_unwritable(config.run, "name another --run")

@@ -302,8 +302,8 @@ def start(config, upload_dir):
     return page
 
 
-def main():
-    config = runs.read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, FLAGS, argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads are deleted then, too
     warnings.simplefilter("ignore")  # warnings of libraries may quote what a visitor sent
     logging.disable(logging.CRITICAL)

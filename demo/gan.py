@@ -199,8 +199,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = runs.read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, FLAGS, argv)
     if config.judge:
         classify_pictures(config, config.judge)
         return

@@ -45,8 +45,8 @@ def trained_on(config, folds):
     return rows[rows["place"].isin(places)].reset_index(drop=True)
 
 
-def main():
-    config = runs.read_for_run(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, argv=argv)
     import model
     from foldface.data import loader
     from foldface.nn import batchnorm

@@ -454,8 +454,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = cli.read(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, FLAGS, argv)
     if config.profile:
         with tempfile.TemporaryDirectory() as place:
             print(profiles(config, Path(place)))

@@ -96,8 +96,8 @@ def trace(rows, config, steps, accelerator):
 FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}
 
 
-def main():
-    config = cli.read(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, FLAGS, argv)
     check(config, config.steps)
 
 

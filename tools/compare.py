@@ -312,8 +312,8 @@ def without(words, flags):
     return kept
 
 
-def main():
-    recipes, words = recipes_and_words(sys.argv[1:])
+def main(argv: list[str] | None = None) -> None:
+    recipes, words = recipes_and_words(sys.argv[1:] if argv is None else argv)
     config = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
     if not recipes:
         raise InputError(

@@ -263,8 +263,8 @@ def first_photos(rows):
     return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
 
 
-def main():
-    config = cli.read(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    config = cli.read(__doc__, argv=argv)
     page = runs.output_folder(config) / "eda.html"
     from foldface.data import duplicates
 

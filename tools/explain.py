@@ -221,8 +221,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = runs.read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, FLAGS, argv)
     home = runs.output_folder(config)
     explainer = Explainer(config, config.layers, config.head, config.of)
     if config.check:

@@ -218,8 +218,8 @@ FLAGS = {
 }
 
 
-def main():
-    config = runs.read_for_run(__doc__, FLAGS)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, FLAGS, argv)
     task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
     if task.numeric:
         raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")

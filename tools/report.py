@@ -12,8 +12,8 @@ from foldface.files import read_csv
 from foldface.report.training import write
 
 
-def main():
-    config = runs.read_for_run(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    config = runs.read_for_run(__doc__, argv=argv)
     output = runs.output_folder(config)
     read_csv(Path(config.run) / "oof.csv", predictions.OOF_COLUMNS, "train first")
     rows, _ = dataset.training_rows(config.without_pseudo())

@@ -143,10 +143,10 @@ def drawn(folder):
     return read_json(path, "move the folder away") if path.is_file() else {}
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     from foldface import cli
 
-    config = cli.read(__doc__)
+    config = cli.read(__doc__, argv=argv)
     folder, people, eval_people = Path(config.sample.folder), config.sample.people, config.sample.eval_people
     if about(people, eval_people, config.seed).items() <= drawn(folder).items():
         print(f"{folder}: is drawn already")

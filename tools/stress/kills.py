@@ -215,13 +215,13 @@ def compared(script, words, count, seconds, rng, whole, killed, before=(), victi
 WHAT = {"crop": crop, "train": train, "answer": answer, "tools": tools}
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--victim", choices=("main", "term", "int", "worker"), default="main")
     parser.add_argument("--seed", type=int, default=0)
-    options, words = parser.parse_known_args()
+    options, words = parser.parse_known_args(argv)
     home = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
         ends, files = WHAT[options.what](words, home, options.count, random.Random(options.seed), options.victim)

@@ -76,14 +76,14 @@ def hostile_body(k):
     return endpoint, {"Content-Type": "application/json"}, bodies[kind]
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("photos", nargs="+")
-    words = parser.parse_args()
+    words = parser.parse_args(argv)
     from gradio_client import Client, handle_file
 
     began = time.perf_counter()

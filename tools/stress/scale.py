@@ -85,11 +85,11 @@ def timed(title, *words):
     print(f"{title}: {seconds} s, {memory} GB", flush=True)
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, default in (("--people", 1_000_000), ("--rows", 100_000), ("--runs", 20)):
         parser.add_argument(flag, type=int, default=default)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     timed(
         f"{options.people:,} people into folds",
         "-c",
