@@ -1,12 +1,13 @@
-# make          environment, drawn sample data, the whole chain, submission.csv
-# make test     environment, all tests
-# make clean    forget the sample data and its runs; the environment stays
+# make            environment, drawn sample data, the whole chain, submission.csv
+# make test       environment, all tests
+# make test-fast  environment, the tests that take no seconds
+# make clean      forget the sample data and its runs; the environment stays
 
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: all test clean
+.PHONY: all test test-fast clean
 
 all: $(READY)
 	$(PY) -m tools.sample_data
@@ -21,6 +22,10 @@ all: $(READY)
 test: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m pytest
+
+test-fast: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m pytest -m 'not slow and not chain'
 
 $(READY): requirements.txt
 	@used=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \
