@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from foldface.nn import devices
+from foldface import devices
 from foldface.nn.heads import ORDINAL_LOGIT_BIAS
 
 

@@ -34,10 +34,9 @@ from demo.uploads import (
     own_hosts,
     separate_upload_folders,
 )
-from foldface import runs
+from foldface import devices, runs
 from foldface.cli import run_main
 from foldface.files import InputError
-from foldface.nn import devices
 
 MAX_QUEUE = 64  # waiting requests; further ones are refused
 MAX_CAMERAS = 8  # live at the same time

@@ -19,10 +19,9 @@ import pandas as pd
 import dataset
 from demo.gan_metrics import GanMetrics, cycle_labels, draw_grid, find_collapse
 from demo.gan_trainer import Clock, GanTrainer, balanced_batches, betas_of
-from foldface import runs
+from foldface import devices, runs
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable, write_csv
-from foldface.nn import devices
 
 COLUMNS = ["epoch", "seconds", "d_loss", "g_loss", "frechet", "kernel", "variety", "notice"]
 ENDING_SECONDS = 3.0  # for the last grid of pictures, tables and weights

@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from foldface import predictions, runs
+from foldface import devices, predictions, runs
 from foldface.cli import run_main
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
 from foldface.files import InputError, atomic_write, read_csv, read_json
-from foldface.nn import devices
 from foldface.nn.gradcam import default_layer, maps, overlay, spatial_layers
 from foldface.report import html
 

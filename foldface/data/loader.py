@@ -11,9 +11,9 @@ import threading
 import cv2
 import numpy as np
 
+from foldface import devices
 from foldface.data.photos import PhotoError, cut_box, read_photo
 from foldface.files import InputError
-from foldface.nn import devices
 from foldface.runtime import cores
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from foldface import metrics
+from foldface import devices, metrics
 from foldface.files import InputError, atomic_write, write_csv
-from foldface.nn import devices, optim, resume
+from foldface.nn import optim, resume
 from foldface.runtime import is_main_process
 
 if TYPE_CHECKING:

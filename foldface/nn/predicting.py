@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from foldface import devices
 from foldface.files import InputError, atomic_write, read_json
-from foldface.nn import devices, resume
+from foldface.nn import resume
 
 
 def refuse_other_crops(trained, crops):

@@ -7,8 +7,9 @@ import torch
 import model
 import train
 from demo import gan, serving
+from foldface import devices
 from foldface.files import InputError
-from foldface.nn import devices, learner, predicting
+from foldface.nn import learner, predicting
 from foldface.nn.heads import Heads
 from tools import explain
 

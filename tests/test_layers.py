@@ -1,0 +1,145 @@
+"""The house: which file may import which, held over the syntax trees. A rule that breaks says the file and the line."""
+
+import ast
+import functools
+
+from helpers import ROOT
+
+SCRIPTS = (*("dataset", "model", "loss", "face_crop", "train", "train_kfold", "inference", "pseudo_label", "ensemble"),)
+# from the ground up: a file imports what stands before it, or beside it in the same folder, never what stands after it
+ORDER = (
+    *("foldface.runtime", "foldface.files", "foldface.registry", "foldface.names", "foldface.task", "foldface.metrics"),
+    *("foldface.predictions", "foldface.blend", "foldface.settings", "foldface.rules", "foldface.cli", "foldface.runs"),
+    *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),
+    *SCRIPTS,
+    *("tools", "demo"),
+)
+WITHOUT_TORCH = (
+    *("foldface.data", "foldface.settings", "foldface.cli", "foldface.task", "foldface.metrics"),
+    *("foldface.predictions", "foldface.blend"),
+)
+MAY_IMPORT_TORCH = "foldface.data.loader"
+LOCAL_IMPORTS = 286  # of packages that are optional or heavy, inside functions: this number only goes down
+LONGEST = 400  # lines of a file
+# what was longer before this rule and is still to be cut, each with the lines it had: it may only become shorter
+LONGER = {
+    "dataset.py": 573,
+    "ensemble.py": 438,
+    "foldface/data/folds.py": 414,
+    "foldface/data/layouts.py": 428,
+    "foldface/nn/learner.py": 555,
+    "foldface/task.py": 421,
+    "tools/benchmark.py": 492,
+    "train.py": 429,
+}
+
+
+def sources():
+    """{module: path} of all files but tests."""
+    folders = (ROOT / name for name in ("foldface", "tools", "demo"))
+    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths}
+    return {name: path for path, name in names.items()}
+
+
+@functools.cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def imports(path, nodes=None):
+    """(module, line) of what a file imports, its functions included; of ours the module, of others the package."""
+    ours = sources()
+    for node in ast.walk(tree(path)) if nodes is None else nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (alias.name if alias.name in ours else alias.name.split(".")[0]), node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (
+                    next((name for name in (whole, node.module) if name in ours), node.module.split(".")[0]),
+                    node.lineno,
+                )
+
+
+def layer(module):
+    """The place in ORDER of a module, or of the folder that it lies in."""
+    return next(place for place, name in enumerate(ORDER) if module == name or module.startswith(name + "."))
+
+
+def arrows():
+    """(importing module, imported module, where) for all imports among our own files."""
+    ours = sources()
+    for module, path in ours.items():
+        for other, line in imports(path):
+            if other in ours and other != module:
+                yield module, other, f"{path.relative_to(ROOT)}:{line} imports {other}"
+
+
+def test_the_scripts_at_the_top_are_the_chain():
+    assert sorted(path.stem for path in ROOT.glob("*.py")) == sorted(SCRIPTS)
+
+
+def test_every_file_has_its_place():
+    known = {
+        module: [name for name in ORDER if module == name or module.startswith(name + ".")] for module in sources()
+    }
+    assert [module for module, places in known.items() if not places and module != "foldface"] == []
+
+
+def test_the_package_imports_no_script_no_tool_and_no_demo():
+    above = (*SCRIPTS, "tools", "demo")
+    assert [
+        where for one, other, where in arrows() if one.startswith("foldface") and other.split(".")[0] in above
+    ] == []
+
+
+def test_no_file_imports_one_that_stands_above_it():
+    assert [where for one, other, where in arrows() if other != "foldface" and layer(other) > layer(one)] == []
+
+
+def test_there_is_no_cycle():
+    below = {module: set() for module in sources()}
+    for one, other, _ in arrows():
+        below[one].add(other)
+    while leaves := [module for module, others in below.items() if not others & below.keys()]:
+        for module in leaves:
+            del below[module]
+    assert below == {}  # what is left imports itself in a circle, or imports such a file
+
+
+def test_tables_settings_and_scores_need_no_torch():
+    ours = sources()
+
+    def torch_of(module, seen):
+        """How torch is reached from a module's own imports at its top; "" if it isn't."""
+        for other, line in imports(ours[module], tree(ours[module]).body):
+            if other == "torch":
+                return f"{module}:{line}"
+            if other in ours and other not in seen:
+                seen.add(other)
+                if way := torch_of(other, seen):
+                    return f"{module}:{line} -> {way}"
+        return ""
+
+    free = [name for name in ours if any(name == one or name.startswith(one + ".") for one in WITHOUT_TORCH)]
+    free.remove(MAY_IMPORT_TORCH)
+    assert [f"{name}:{line}" for name in free for other, line in imports(ours[name]) if other == "torch"] == []
+    assert [way for name in free if (way := torch_of(name, {name}))] == []
+
+
+def test_few_imports_stand_inside_functions():
+    inside = set()
+    for path in sources().values():
+        for function in ast.walk(tree(path)):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                found = [node for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))]
+                inside |= {f"{path.relative_to(ROOT)}:{node.lineno}" for node in found}
+    assert len(inside) <= LOCAL_IMPORTS, sorted(inside)
+
+
+def test_no_file_is_longer_than_a_reader_can_hold():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources().values()}
+    del lines["foldface/settings.py"]  # all settings, each with its explanation
+    assert {name: count for name, count in lines.items() if count > LONGER.get(name, LONGEST)} == {}
