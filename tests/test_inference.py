@@ -154,7 +154,7 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, mon
     main_of(inference, competition.config("--run", home, "--data.workers", 0), monkeypatch)
     assert len(pd.read_csv(home / "fold0.csv")) == 5
     (competition.root / "run" / "fold1" / "best.safetensors").unlink()
-    with pytest.raises(InputError, match="has one fold; a soup needs two"):
+    with pytest.raises(InputError, match="has one fold; an average needs two"):
         main_of(average_weights, config, monkeypatch)
 
 

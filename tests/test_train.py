@@ -23,7 +23,7 @@ import train
 from foldface import metrics, predictions
 from foldface.data import folds
 from foldface.files import InputError
-from foldface.nn import learner, optim, predicting
+from foldface.nn import cpu_conv, learner, optim, predicting
 from foldface.settings import TrainConfig, as_dict
 from tools.stress import kills
 
@@ -568,6 +568,21 @@ def test_no_step_waits_for_the_device(competition, words):
     with Counter() as counter:
         mine.train_step(torch.arange(8), photos, 8)
     assert counter.met == ()
+
+
+@pytest.mark.parametrize("words, faster", [((), True), (("--train.compile", "true"), False)])
+def test_convolutions_are_computed_the_faster_way_only_while_they_train(competition, monkeypatch, words, faster):
+    monkeypatch.setattr(cpu_conv, "helps", lambda device, precision: precision == "no")
+    config = competition.config(*words)
+    dataset.infer_classes(config)
+    mine = make_learner(config, dataset.prepare(config), 10, learner.make_accelerator(config))
+
+    def replaced():
+        return any("forward" in vars(layer) for layer in mine.module.modules())
+
+    with mine.faster_convolutions():
+        assert replaced() == faster
+    assert not replaced()
 
 
 def test_memory_that_was_freed_is_not_asked_for_again():

@@ -1,12 +1,11 @@
-"""One model out of all folds of a run: the mean of their weights (model soup; Wortsman et al. 2022).
+"""Average the weights of a run's folds into one model (model soup; Wortsman et al. 2022).
 
     python -m tools.average_weights --run runs/a                     -> runs/a-soup, a run with one fold
     python inference.py --run runs/a-soup && python ensemble.py --soft --runs runs/a runs/a-soup
 
-It answers at the price of one model. Every person was trained on by most of the folds, so nothing out of fold can be
-said of it: there is no oof.csv, and searched weights leave it out. Folds that began from different weights (recipes
-that start from random ones) don't mix. Batch norm's statistics are computed anew from the photos that the folds were
-trained on.
+It predicts at the cost of one model. Most folds were trained on each person, so it has no out-of-fold predictions:
+there is no oof.csv, and ensemble.py's weight search leaves it out. Folds that started from different (random) weights
+can't be averaged. Batch norm's statistics are computed again from the photos that the folds were trained on.
 """
 
 import shutil
@@ -23,8 +22,8 @@ from foldface.files import InputError, folder_lock, read_csv, read_json, write_c
 from foldface.settings import as_dict
 
 
-def mixed(nets):
-    """The first of the models, with the mean of all their floating-point weights."""
+def average(nets: list):
+    """The first model with the mean of all models' floating-point weights, in place."""
     import torch
 
     tables = [net.state_dict() for net in nets]
@@ -35,10 +34,12 @@ def mixed(nets):
 
 
 def trained_on(config, folds):
-    """The rows that any of these folds of a run was trained on: not what data.only and its like left out, nor the test
-    set. Raises InputError where the run does not know its folds any more."""
+    """The rows that any of these folds was trained on, without the test set and what data.only and the like left out.
+
+    Raises InputError where the run has no folds.csv.
+    """
     if not (Path(config.run) / "folds.csv").is_file():
-        raise InputError(f"{config.run}: has no folds.csv: what its folds were trained on can't be said")
+        raise InputError(f"{config.run}: has no folds.csv, so the rows that its folds were trained on are unknown")
     rows = prepare(config)
     rows["place"] = range(len(rows))
     places = {place for fold in folds for place in split(rows, fold)[0]["place"]}
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
 
     nets, abouts, _ = model.load_folds(model.checkpoints(config.run))
     if len(nets) < 2:
-        raise InputError(f"{config.run}: has one fold; a soup needs two")
-    net, about = mixed(list(nets.values())), next(iter(abouts.values()))
+        raise InputError(f"{config.run}: has one fold; an average needs two")
+    net, about = average(list(nets.values())), next(iter(abouts.values()))
     if not config.model.freeze_bn:
         rows = trained_on(config, nets)
         photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     content = read_json(own, "train again") if own.is_file() else as_dict(config)
     with folder_lock(home):
         try:
-            if people.is_file():  # all were trained on: no fold may start from a soup of its own people
+            if people.is_file():  # trained on all people: no fold may start from it (model.init_from_run)
                 write_csv(home / "folds.csv", read_csv(people, ["id", "fold"]).assign(fold=-1))
             if people.with_name(RECORD).is_file():
                 record = read_json(people.with_name(RECORD), "train again")
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             if not begun:
                 shutil.rmtree(home)
             raise
-    print(f"{len(nets)} folds mixed: {home}; next: python inference.py --run {home}")
+    print(f"{len(nets)} folds averaged: {home}; next: python inference.py --run {home}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Does training give the same twice? Takes steps twice from the same seed and names the first thing that differs.
+"""Check that training is deterministic: take the same steps twice and print the first tensor that differs.
 
     python -m tools.check_repeat --steps 20 --config recipes/people_small.json --data.train DIR --data.crops DIR
 
-Nothing is written. Exit 1 if anything differs.
+Writes nothing. Exit 1 if anything differs.
 """
 
 import hashlib
@@ -16,28 +16,28 @@ from foldface.cli import run_main
 
 
 def check(config, steps):
-    """Print whether `steps` steps of fold 0 are the same to the last bit; exit 1, and say what differs, if not."""
+    """Take `steps` steps of fold 0 twice and compare them bit by bit; print the first difference and exit 1."""
     from dataset import prepare
     from foldface.data.folds import split
     from foldface.data.leaks import start_run
     from foldface.nn.learner import make_accelerator
 
     with tempfile.TemporaryDirectory() as folder:
-        if config.model.init_from_run:  # its name is that of a run beside this one
-            config = replace(config, model=replace(config.model, start=str(start_run(config).absolute())))
+        if config.model.init_from_run:  # a name means a run beside this one
+            config = replace(config, model=replace(config.model, init_from_run=str(start_run(config).absolute())))
         config = replace(config, run=folder)
         rows, _ = split(prepare(config), 0)
         accelerator = make_accelerator(config)
         first, second = (trace(rows, config, steps, accelerator) for _ in range(2))
     for (step, what, digest), (_, _, other) in zip(first, second, strict=True):
         if digest != other:
-            print(f"not the same: at step {step} the first thing that differs is {what}")
+            print(f"not the same: the first difference is {what} at step {step}")
             sys.exit(1)
-    print(f"{min(steps, first[-1][0])} steps, twice: the same to the last bit ({len(first)} things compared)")
+    print(f"{min(steps, first[-1][0])} steps, twice: the same to the last bit ({len(first)} tensors compared)")
 
 
 def trace(rows, config, steps, accelerator):
-    """[(step, what, digest)] of all that happens in the first steps, in the order in which it happens."""
+    """[(step, name, digest)] of all tensors of the first steps, in the order in which they are computed."""
     import loss
     from foldface.data import loader
     from foldface.nn import optim
@@ -56,7 +56,7 @@ def trace(rows, config, steps, accelerator):
         rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, flip=data.flip
     )
     feed = loader.make(photos, batches, config.data.workers)
-    epochs = max(config.train.epochs, -(-steps // len(batches)))  # the learning rate's course must last
+    epochs = max(config.train.epochs, -(-steps // len(batches)))  # the schedule must be long enough
     config = replace(config, train=replace(config.train, epochs=epochs))
     heads = Heads(config.predicted, config.model.heads, config.model.age)
     net = make_net(config, heads.size, 0, accelerator)
@@ -69,7 +69,7 @@ def trace(rows, config, steps, accelerator):
     learner = Learner(net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup)
 
     def note_gradient(name, weight):
-        scaler = accelerator.scaler  # fp16: what they are scaled by is no part of them
+        scaler = accelerator.scaler  # fp16: without the loss scale
         note(f"the gradient of {name}", weight.grad if scaler is None else weight.grad / scaler.get_scale())
 
     for name, weight in learner.module.named_parameters():

@@ -1,11 +1,11 @@
-"""A look at the data before anything is trained: runs/NAME/eda.html, one page that stands alone.
+"""Explore the data before training: writes runs/NAME/eda.html, one page that needs no network.
 
     python -m tools.eda --data.train DIR --data.eval DIR --data.crops DIR
     python -m tools.eda --config recipes/tasks/trash.json --data.train FOLDER --run runs/trash
 
-How many photos and people a class has, ages, sizes, brightness and sharpness, what can't be read, what is doubled, who
-found the faces, what each fold holds, and how the photos to answer for differ from those to train on. The page holds
-thumbnails of your photos: keep it where the photos may be.
+It shows photos and people by class, ages, sizes, brightness and sharpness, unreadable photos, duplicates, who found the
+faces, the content of each fold, and how the photos to predict differ from those to train on. The page holds thumbnails
+of your photos: keep it where the photos may be.
 """
 
 import copy
@@ -24,9 +24,9 @@ from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
 
-SAMPLE = 1500  # photos of each side that are compared, whole people of those to train on
-FEWEST = 5  # people, and photos to answer for, that can be told apart
-PAIRS, TELLING, TILES = 24, 16, 12  # in the galleries
+SAMPLE = 1500  # photos of each side that are compared; whole people of those to train on
+MIN_COUNT = 5  # people to train on, and photos to predict, for a comparison
+PAIRS, TYPICAL, TILES = 24, 16, 12  # in the galleries
 MEASURES = ["width", "height", "brightness", "contrast", "sharpness"]
 
 
@@ -51,7 +51,7 @@ def measure(seen):
 
 
 def classes(task, rows):
-    """Photos and people of each class, and numbers as a histogram with the bounds between classes."""
+    """Section: photos and people by class, and a histogram of numbers with the bounds between classes."""
     pieces = []
     own = rows[rows["source"] == "train"]
     if not task.numeric:
@@ -95,8 +95,8 @@ def classes(task, rows):
     return pieces
 
 
-def bad(problems, seen, photos):
-    """What can't be used, and why."""
+def unusable(problems, seen, photos):
+    """Section: rows and photos that can't be used, with the reasons."""
     rows = [[p["file"], p["row"] or "", p["reason"]] for p in problems.rows]
     broken = np.flatnonzero((seen["reason"] != "").to_numpy())
     rows += [[photos[k], "", seen["reason"][k]] for k in broken]
@@ -107,7 +107,7 @@ def bad(problems, seen, photos):
 
 
 def shapes(seen, source):
-    """Sizes, brightness, contrast and sharpness, of photos to train on and to answer for."""
+    """Section: sizes, brightness, contrast and sharpness of photos to train on and to predict."""
     good = seen[seen["reason"] == ""].assign(source=source[(seen["reason"] == "").to_numpy()])
     sides = {name: good[good["source"] == name] for name in ("train", "eval") if (good["source"] == name).any()}
 
@@ -132,12 +132,12 @@ def shapes(seen, source):
     return [
         html.text(f"{len(sizes)} sizes: {common}" + (", ..." if len(sizes) > 5 else "")),
         html.side_by_side(*(histogram(column) for column in MEASURES if good[column].nunique() > 1)),
-        html.table(["median (least to most)", *sides], rows),
+        html.table(["median (min to max)", *sides], rows),
     ]
 
 
-def doubles(task, rows, photos, source, seen):
-    """Byte-identical and nearly identical photos: within and across people and classes, and between train and eval."""
+def duplicate_pairs(task, rows, photos, source, seen):
+    """Section: identical and nearly identical photos, within and across people, classes, and train and eval."""
     from foldface.data import duplicates
 
     pairs, _ = duplicates.near_duplicates(seen)
@@ -150,24 +150,24 @@ def doubles(task, rows, photos, source, seen):
     shown = []
     for one, other in pairs:
         known = person[one] and person[other]
-        apart = {
+        differs = {
             "of different people or groups": known and person[one] != person[other],
             "with different labels": known and label[one] != label[other],
             "between train and eval": source[one] != source[other],
         }
         kinds["byte for byte" if twin[one] == twin[other] else "nearly"] += 1
-        for name, is_so in apart.items():
-            across[name] += bool(is_so)
-        if len(shown) < 2 * PAIRS and any(apart.values()):
-            why = ", ".join(name for name, is_so in apart.items() if is_so)
-            shown += [(photos[one], [why, photos[one]]), (photos[other], ["the same as before", photos[other]])]
+        for name, found in differs.items():
+            across[name] += bool(found)
+        if len(shown) < 2 * PAIRS and any(differs.values()):
+            why = ", ".join(name for name, found in differs.items() if found)
+            shown += [(photos[one], [why, photos[one]]), (photos[other], ["the other of the pair", photos[other]])]
     table = html.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
-    words = "Photos that look nearly the same, two by two. data.duplicates keeps them together in folds, or drops them."
+    words = "Pairs of photos that look nearly the same. data.duplicates keeps them in one fold, or drops them."
     return [html.text(words), table, html.gallery(shown) if shown else ""]
 
 
 def crops(config):
-    """Who found the faces, and the sheet of doubtful ones."""
+    """Section: photos by detector, and the sheet of doubtful faces."""
     folder = Path(config.data.crops) if config.data.crops else None
     if folder is None or not (folder / "manifest.csv").is_file():
         return []
@@ -180,32 +180,32 @@ def crops(config):
         from foldface.data.photos import read_photo
 
         pieces += [
-            html.text("The doubtful ones (review.png):"),
+            html.text("Doubtful faces (review.png):"),
             html.thumbnail(read_photo(folder / "review.png"), 1600),
         ]
     return pieces
 
 
-def dealt(config, rows, task):
-    """What each fold holds: those of the run, or, where it has none or other data's, those that would be dealt."""
+def fold_contents(config, rows, task):
+    """Section: the content of each fold; of the run's folds.csv if it is of this data, else of new folds."""
     rows, known = rows.assign(twin=folds.twins(rows)), Path(config.run) / "folds.csv"
-    config, words = copy.deepcopy(config), f"As {config.run} would deal them."
+    config, words = copy.deepcopy(config), f"As {config.run} would assign them."
     with tempfile.TemporaryDirectory() as home:
         config.run = home
         try:
             if known.is_file():
                 (Path(home) / "folds.csv").write_bytes(known.read_bytes())
-                words = f"As they stand in {known}."
+                words = f"As in {known}."
             rows = folds.assign_folds(rows, config)
         except InputError as error:
             (Path(home) / "folds.csv").unlink(missing_ok=True)
             if not known.is_file():
-                return [html.text(f"They can't be dealt: {error}")]
-            words = f"As a new run would deal them: {known} is of other data."
+                return [html.text(f"They can't be assigned: {error}")]
+            words = f"As a new run would assign them: {known} is of other data."
             try:
                 rows = folds.assign_folds(rows, config)
             except InputError as error:
-                return [html.text(f"They can't be dealt: {error}")]
+                return [html.text(f"They can't be assigned: {error}")]
     there = folds.folds_of(rows)
     tables = [folds.fold_table(task, rows, there)]
     if there and not task.numeric:
@@ -214,7 +214,7 @@ def dealt(config, rows, task):
 
 
 def difference(config, rows, others):
-    """How the photos to answer for differ from those to train on: see tools.domain_shift."""
+    """Section: how the photos to predict differ from those to train on, by tools.domain_shift."""
     from tools import domain_shift
 
     rng = np.random.default_rng(config.seed)
@@ -223,42 +223,44 @@ def difference(config, rows, others):
     own = rows[rows["id"].isin(people[: max(2, int((size[people].cumsum() <= SAMPLE).sum()))])].reset_index(drop=True)
     asked = others.iloc[np.sort(rng.permutation(len(others))[:SAMPLE])].reset_index(drop=True)
     own, asked = own.assign(file=own["photo"]), asked.assign(file=asked["photo"])
-    first, second = domain_shift.features(own, config), domain_shift.features(asked, config)
+    first, second = domain_shift.extract_features(own, config), domain_shift.extract_features(asked, config)
     kept, held = np.isfinite(first).all(1), np.isfinite(second).all(1)
     own, asked, first, second = own[kept], asked[held], first[kept], second[held]
-    if own["id"].nunique() < FEWEST or len(asked) < FEWEST:
-        few = f"{own['id'].nunique()} people or groups to train on and {len(asked)} photos to answer for"
-        return [html.text(f"{few} are too few to tell whether they differ: {FEWEST} of each are needed.")]
-    auc, told = domain_shift.tell_apart(first, second, own["id"].to_numpy(str))
-    bar = domain_shift.yardstick(first, own["id"].to_numpy(str))
+    if own["id"].nunique() < MIN_COUNT or len(asked) < MIN_COUNT:
+        few = f"{own['id'].nunique()} people or groups to train on and {len(asked)} photos to predict"
+        return [html.text(f"{few} are too few for a comparison: {MIN_COUNT} of each are needed.")]
+    auc, scores = domain_shift.separate(first, second, own["id"].to_numpy(str))
+    baseline = domain_shift.baseline_auc(first, own["id"].to_numpy(str))
     words = (
-        f"AUC {auc:.3f} over {len(own)} photos to train on and {len(asked)} to answer for. Two halves of the people to "
-        f"train on, which differ by luck alone, come to {bar:.3f}."
+        f"AUC {auc:.3f} over {len(own)} photos to train on and {len(asked)} to predict. Random halves of the people to "
+        f"train on come to {baseline:.3f}."
     )
     verdict = (
-        "They differ: look at what gives them away." if auc > max(0.7, bar + 0.1) else "No difference to speak of."
+        "They differ: look at the typical photos."
+        if auc > max(0.7, baseline + 0.1)
+        else "There is no clear difference."
     )
-    mine, theirs = told[: len(own)], told[len(own) :]
-    telling = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", asked["ImageID"].iloc[k]])
-               for k in np.argsort(-theirs)[:TELLING]]  # fmt: skip
-    typical = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", own["ImageID"].iloc[k]])
-               for k in np.argsort(mine)[:TELLING]]  # fmt: skip
+    mine, theirs = scores[: len(own)], scores[len(own) :]
+    typical_eval = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", asked["ImageID"].iloc[k]])
+               for k in np.argsort(-theirs)[:TYPICAL]]  # fmt: skip
+    typical_train = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", own["ImageID"].iloc[k]])
+               for k in np.argsort(mine)[:TYPICAL]]  # fmt: skip
     note = (
-        "A classifier of what a pretrained backbone sees was told to tell the two apart; each photo is judged by one "
-        "that has not met it, nor its person. Above 0.7 scores on folds may not be what the answers will score."
+        "A classifier of a pretrained backbone's features separates the two; it is not trained on the photo that it "
+        "classifies, nor on its person. Above 0.7, scores on folds may not hold for the predictions."
     )
     return [
         html.text(f"{words} {verdict}"),
         html.text(note, note=True),
-        "<h3>Most like the photos to answer for, among them</h3>",
-        html.gallery(telling),
-        "<h3>Most like the photos to train on, among them</h3>",
-        html.gallery(typical),
+        "<h3>Photos to predict that are most typical of them</h3>",
+        html.gallery(typical_eval),
+        "<h3>Photos to train on that are most typical of them</h3>",
+        html.gallery(typical_train),
     ]
 
 
 def first_photos(rows):
-    """Some photos of each class, drawn at random."""
+    """Some random photos of each class."""
     some = rows[rows["source"] == "train"].sample(frac=1, random_state=0).groupby("target", sort=True).head(2)
     return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
 
@@ -268,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     page = runs.output_folder(config) / "eda.html"
     from foldface.data import duplicates
 
-    config.data.strict = False  # what is bad is shown, and stops nothing
+    config.data.strict = False  # bad rows are shown, and stop nothing
     rows, problems = dataset.training_rows(config.without_pseudo())
     task = config.predicted
     others = dataset.eval_rows(config) if dataset.answerable(config) else None
@@ -279,21 +281,21 @@ def main(argv: list[str] | None = None) -> None:
         photos, source = photos + new, np.concatenate([source, ["eval"] * len(new)])
     seen = measure(duplicates.fingerprint(photos))
     some = first_photos(rows)
-    said = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
-    some = [(photo, [word, name]) for photo, word, name in zip(some["photo"], said, some["ImageID"], strict=True)]
+    labels = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
+    some = [(photo, [label, name]) for photo, label, name in zip(some["photo"], labels, some["ImageID"], strict=True)]
     sections = [
         ("Classes", classes(task, rows)),
         ("Some photos", [html.gallery(some)]),
-        ("What can't be used", bad(problems, seen, photos)),
+        ("What can't be used", unusable(problems, seen, photos)),
         ("Sizes, light, sharpness", shapes(seen, source)),
-        ("Doubles", doubles(task, rows, photos, source, seen)),
+        ("Duplicates", duplicate_pairs(task, rows, photos, source, seen)),
         ("Crops", crops(config)),
-        ("Folds", dealt(config, rows, task)),
+        ("Folds", fold_contents(config, rows, task)),
     ]  # fmt: skip
     if others is not None:
         sections.append(("Train and eval", difference(config, rows[rows["source"] == "train"], others)))
     intro = (
-        f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to answer for."
+        f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to predict."
     )
     html.write(page, f"{config.data.train}: the data", intro, sections)
     print(page)

@@ -1,13 +1,13 @@
-"""Which labels are likely wrong, by out-of-fold predictions alone: corrections.csv to approve, never applied by itself.
+"""Find labels that are likely wrong, by out-of-fold predictions: writes corrections.csv for you to approve.
 
-    python -m tools.label_errors --run runs/first                     those that confident learning flags
+    python -m tools.label_errors --run runs/first                     all that confident learning flags
     python -m tools.label_errors --run runs/first --people 30         the 30 people whose labels are least likely right
     python train_kfold.py --data.corrections runs/first/corrections.csv --run runs/second ...
 
-Look at runs/NAME/clean.html, delete the rows of corrections.csv that you don't believe, then train on it. Each head by
-itself: where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two that
-say each other's label are a swap. A label is the one that was trained on: with data.age_boundary 58 the model learned
-that 58 is the oldest class. A model must have seen none of the people it judges: oof.csv's have not.
+Look at runs/NAME/clean.html, delete the wrong rows of corrections.csv, then train with it. Each head is checked alone.
+Where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two photos that
+are predicted as each other's label are a swap. A label is the one that was trained on: with data.age_boundary 58, age
+58 is in the oldest class. Each person is predicted by a model that was not trained on them, as oof.csv has it.
 """
 
 from pathlib import Path
@@ -24,14 +24,16 @@ from foldface.report import html
 from foldface.task import plain
 
 COLUMNS = ["photo", "id", "column", "value", "given", "probability", "by_chance", "evidence"]
-SHARED = 0.95  # of the groups with several photos that must agree for a head to be one of the person's
-FALSE = 0.5  # of the flagged labels that may be right after all
-TINY = 1e-6
+MIN_SHARED = 0.95  # share of people whose photos must agree for a label to belong to the person
+MAX_FALSE_SHARE = 0.5  # of the flagged labels that may be right
+MIN_PROBABILITY = 1e-6
 
 
-def calibrated(label, logits):
-    """Probabilities (n, k) of logits, softened until they fit how often labels (n,) are what they say: temperature
-    scaling (Guo et al. 2017). Without it a head that is often and surely wrong (age) would crowd out the others."""
+def calibrate(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, k) of logits by temperature scaling (Guo et al. 2017) to labels (n,).
+
+    Without it, a head that is often and confidently wrong (age) would fill the list.
+    """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
@@ -42,33 +44,35 @@ def calibrated(label, logits):
     return np.exp(log_softmax(logits / np.exp(found.x), 1))
 
 
-def judged(unit, label, probabilities):
-    """Judge the labels of units (people or photos): DataFrame indexed by unit of given, told (class indices),
-    probability (that a label is what it says, by the model), by_chance (how many labels would look as unlikely if all
-    were right) and flagged (by confident learning, Northcutt et al. 2021, and more of them than chance explains).
+def score_labels(unit: np.ndarray, label: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Score the labels of units (people or photos): one row a unit, indexed by it.
 
+    Columns: given, predicted (class indices); probability of the given label; by_chance (how many labels would look as
+    unlikely if all were right); flagged (by confident learning, Northcutt et al. 2021, and less than half by chance).
     unit, label: (n,); probabilities: (n, k). The photos of a unit vote by their mean log probability.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    logs = pd.DataFrame(np.log(np.maximum(probabilities, TINY))).groupby(unit, sort=True).mean()
+    logs = pd.DataFrame(np.log(np.maximum(probabilities, MIN_PROBABILITY))).groupby(unit, sort=True).mean()
     given = pd.Series(label).groupby(unit, sort=True).agg(lambda values: values.mode()[0]).to_numpy()
-    names, dense = np.unique(given, return_inverse=True)  # cleanlab wants every class to be there
-    fair = calibrated(dense, logs.to_numpy()[:, names])
-    frame = pd.DataFrame({"given": given, "told": names[fair.argmax(1)]}, index=logs.index)
+    names, dense = np.unique(given, return_inverse=True)  # cleanlab needs every class to occur
+    fair = calibrate(dense, logs.to_numpy()[:, names])
+    frame = pd.DataFrame({"given": given, "predicted": names[fair.argmax(1)]}, index=logs.index)
     frame["probability"] = get_label_quality_scores(dense, fair, method="self_confidence")
-    frame["by_chance"] = expected(fair, frame["probability"].to_numpy())
+    frame["by_chance"] = expected_by_chance(fair, frame["probability"].to_numpy())
     if len(names) < 2:
         return frame.assign(flagged=False)
     issue = find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1)
-    return frame.assign(flagged=issue & (frame["by_chance"] <= FALSE * frame["probability"].rank(method="max")))
+    return frame.assign(
+        flagged=issue & (frame["by_chance"] <= MAX_FALSE_SHARE * frame["probability"].rank(method="max"))
+    )
 
 
-def expected(fair, probability):
-    """How many units would have a label as unlikely as `probability` (m,), were labels drawn by `fair` (n, k): (m,).
+def expected_by_chance(fair: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """How many units would have a label as unlikely as `probability` (m,), were labels drawn from `fair` (n, k): (m,).
 
-    It makes heads comparable: of a head that nobody knows well (age), many right labels look unlikely.
+    It makes heads comparable: many right labels of a difficult head (age) look unlikely.
     """
     values = np.sort(fair, axis=None)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -76,10 +80,10 @@ def expected(fair, probability):
 
 
 def trained_on(oof, rows):
-    """The rows that the photos of oof.csv were trained on, in its order: DataFrame with label and a column a head.
+    """The training rows of oof.csv's photos, in its order: DataFrame with label and a column for each head.
 
-    oof.csv's own target is by the bounds that answers are scored by. Raises InputError for a photo that is no longer
-    among the rows to train on.
+    (oof.csv's own target has the bounds of the score, not those of training.) Raises InputError for a photo that is no
+    longer among the rows to train on.
     """
     rows = rows.set_index("ImageID")
     gone = ~oof["ImageID"].isin(rows.index)
@@ -91,35 +95,35 @@ def trained_on(oof, rows):
     return rows.loc[oof["ImageID"]].reset_index()
 
 
-def find(task, oof, label):
-    """All doubts about labels: DataFrame of COLUMNS, head, told, flagged; what chance explains least comes first.
+def find_issues(task, oof: pd.DataFrame, label) -> pd.DataFrame:
+    """All labels that differ from their prediction: DataFrame of COLUMNS, head, predicted, flagged.
 
-    label: (n,) the answers that were trained on. A row is a person's label, or a photo's; of a cut head the value is
-    left empty (see `with_numbers`).
+    label: (n,) class indices that were trained on. A row is the label of a person or of a photo; the least likely by
+    chance come first. Of a head that is cut from numbers, `value` is left empty (see `with_numbers`).
     """
     person, parts = oof["id"].to_numpy(str), []
-    truth, told = task.decode(np.asarray(label)), task.by_head(oof[task.probabilities].to_numpy(float))
+    truth, by_head = task.decode(np.asarray(label)), task.by_head(oof[task.probabilities].to_numpy(float))
     for head in task.answered:
-        label, probabilities = truth[head.name], told[head.name]
+        label, probabilities = truth[head.name], by_head[head.name]
         several = pd.Series(label).groupby(person).agg(["size", "nunique"]).query("size > 1")
-        shared = len(several) > 0 and (several["nunique"] == 1).mean() >= SHARED
+        shared = len(several) > 0 and (several["nunique"] == 1).mean() >= MIN_SHARED
         unit = person if shared else oof["ImageID"].to_numpy(str)
-        frame = judged(unit, label, probabilities)
-        frame = frame[frame["told"] != frame["given"]]
-        say = pd.Series(probabilities.argmax(1)).groupby(unit)
-        photos, agree = say.size(), [int((say.get_group(u) == t).sum()) for u, t in frame["told"].items()]
+        frame = score_labels(unit, label, probabilities)
+        frame = frame[frame["predicted"] != frame["given"]]
+        votes = pd.Series(probabilities.argmax(1)).groupby(unit)
+        photos, agree = votes.size(), [int((votes.get_group(u) == t).sum()) for u, t in frame["predicted"].items()]
         names = np.array(head.classes, dtype=object)
         of = dict(zip(oof["ImageID"], person, strict=True))
         evidence = [
-            f"{count} of {photos[u]} photos say {names[t]}" if shared else f"the photo says {names[t]}"
-            for count, (u, t) in zip(agree, frame["told"].items(), strict=True)
+            f"{count} of {photos[u]} photos look like {names[t]}" if shared else f"the photo looks like {names[t]}"
+            for count, (u, t) in zip(agree, frame["predicted"].items(), strict=True)
         ]
         parts.append(
             frame.assign(
                 photo="" if shared else frame.index,
                 id=frame.index if shared else [of[name] for name in frame.index],
                 column=head.column,
-                value="" if head.kind == "cut" else names[frame["told"]],
+                value="" if head.kind == "cut" else names[frame["predicted"]],
                 given=names[frame["given"]],
                 evidence=evidence,
                 head=head.name,
@@ -130,8 +134,10 @@ def find(task, oof, label):
 
 
 def swaps(found, photos):
-    """Two photos of a person that each say the other's label were swapped: said, and both as unlikely as both are
-    together. photos: how many there are."""
+    """Mark pairs of a person's photos that are predicted as each other's label; each gets their joint probability.
+
+    photos: number of all photos.
+    """
     found = found.copy()
     single = found[(found["photo"] != "") & (found["value"] != "")]
     for _, mine in single.groupby(["id", "head"]):
@@ -147,8 +153,10 @@ def swaps(found, photos):
 
 
 def with_numbers(task, found, run, oof, rows):
-    """Give doubts of a cut head the number that its table has and the one that the model expects, where it learned
-    numbers; else the latter stays empty. rows: as trained_on gives them."""
+    """Fill in `given` and `value` of a head that is cut from numbers: the table's number and the model's.
+
+    `value` stays empty where the model predicts no numbers. rows: from trained_on.
+    """
     head = task.number
     if head is None or head not in task.answered:
         return found
@@ -167,15 +175,14 @@ def with_numbers(task, found, run, oof, rows):
         for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)
     ]
     found.loc[mine, "value"] = [head.said(value) for value in expected]
-    # what is expected may lie in another class than the one that the photos say: then nobody knows
-    told = head.class_of(pd.to_numeric(found["value"][mine]), head.trained)
-    found.loc[found.index[mine][told != found["told"][mine]], "value"] = ""
+    # the predicted number may lie in another class than the predicted one: then the value is unknown
+    numbers_class = head.class_of(pd.to_numeric(found["value"][mine]), head.trained)
+    found.loc[found.index[mine][numbers_class != found["predicted"][mine]], "value"] = ""
     return found
 
 
-def choose(found, people):
-    """The doubts of the `people` people (or, 0, of all that are flagged) whose labels are least likely right; not what
-    else of them is doubted less."""
+def choose(found: pd.DataFrame, people: int) -> pd.DataFrame:
+    """Rows of the `people` people with the least likely labels, without their likelier ones; 0 = all flagged rows."""
     if not people:
         return found[found["flagged"].astype(bool)]
     first = found.drop_duplicates("id")[:people]
@@ -183,29 +190,29 @@ def choose(found, people):
 
 
 def write_page(config, task, oof, rows, chosen, path):
-    """The people who are doubted, with all their photos. rows: as trained_on gives them."""
+    """Write the page: each person with a doubtful label, with all their photos. rows: from trained_on."""
     rows = manifest.with_files(rows[rows["id"].isin(chosen["id"])], config.data.crops)
-    told = oof.set_index("ImageID")["ans"]
+    answers = oof.set_index("ImageID")["ans"]
     sections = []
     for person in chosen["id"].drop_duplicates():
         mine, photos = chosen[chosen["id"] == person], []
         for row in rows[rows["id"] == person].to_dict("records"):
-            answer, label = task.classes[told[row["ImageID"]]], task.classes[row["label"]]
+            answer, label = task.classes[answers[row["ImageID"]]], task.classes[row["label"]]
             photos.append((row["file"], [f"label: {label}", f"model: {answer}", row["ImageID"]]))
-        doubts = [
+        issues = [
             [d["column"], d["given"], d["value"] or "?", d["probability"], d["evidence"]]
             for d in mine.to_dict("records")
         ]
-        table = html.table(["column", "label", "should be", "probability of the label", "evidence"], doubts)
+        table = html.table(["column", "label", "should be", "probability of the label", "evidence"], issues)
         sections.append((str(person), [table, html.gallery(photos)]))
     intro = (
         f"{len(sections)} people or groups, least likely first. corrections.csv holds the rows: delete those "
-        "that you don't believe, then name it in data.corrections. Nothing is changed by itself."
+        "that are wrong, then name the file in data.corrections. Nothing is changed before that."
     )
     if task.number and task.number.trained != task.number.bounds:
         last = plain(task.number.trained[-1])
         intro += f" Labels are those that were trained on: the last class of {task.number.name} begins at {last}."
-    html.write(path, f"{config.run}: labels to look at", intro, sections)
+    html.write(path, f"{config.run}: labels to check", intro, sections)
 
 
 FLAGS = {
@@ -213,7 +220,7 @@ FLAGS = {
         "type": int,
         "default": 0,
         "metavar": "N",
-        "help": "the N people whose labels are least likely right (default: all that confident learning flags)",
+        "help": "the N people with the least likely labels (default: all that confident learning flags)",
     }
 }
 
@@ -222,19 +229,21 @@ def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv)
     task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
     if task.numeric:
-        raise InputError("clean.py judges classes; the answers that are farthest off stand in the run's report.html")
+        raise InputError(
+            "tools.label_errors checks classes; the run's report.html shows the largest errors of a number"
+        )
     oof = predictions.read_oof(task, run / "oof.csv")
     rows, _ = dataset.training_rows(config.without_pseudo())
     rows = trained_on(oof, rows[rows["source"] == "train"].drop_duplicates("ImageID"))
-    found = with_numbers(task, find(task, oof, rows["label"]), run, oof, rows)
+    found = with_numbers(task, find_issues(task, oof, rows["label"]), run, oof, rows)
     chosen = choose(found, config.people)
     ready = chosen[chosen["value"] != ""]
     write_csv(output / "corrections.csv", ready[COLUMNS])
     write_page(config, task, oof, rows, chosen, output / "clean.html")
     print(
-        f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may be labelled wrong: {output}/clean.html; "
+        f"{chosen['id'].nunique()} of {oof['id'].nunique()} people may have a wrong label: {output}/clean.html; "
         f"{len(ready)} corrections to approve: {output}/corrections.csv"
-        + (f"; {len(chosen) - len(ready)} without a number to put in their place" if len(ready) < len(chosen) else "")
+        + (f"; {len(chosen) - len(ready)} without a number to replace it" if len(ready) < len(chosen) else "")
     )
 
 

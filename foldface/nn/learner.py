@@ -327,6 +327,14 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
 
+    def faster_convolutions(self):
+        """A context in which convolutions are trained by cpu_conv, where that is faster; a compiler has its own way."""
+        from foldface.nn import cpu_conv
+
+        if self.config.compile or not cpu_conv.helps(self.device, self.accelerator.mixed_precision):
+            return contextlib.nullcontext()
+        return cpu_conv.faster_convolutions(self.module)
+
     def train_epoch(self, loader, title):
         """Train on the rest of this epoch's batches, then take its weights into SWA's average. Returns an EpochStats.
 
@@ -340,7 +348,7 @@ class Learner:
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
         self.set_train_mode()
-        with bar, resume.stopping_between_steps() as stop:
+        with bar, self.faster_convolutions(), resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()

@@ -136,7 +136,7 @@ def with_wrong_labels(n=150, wrong=8, strength=5.0, seed=0):
 
 def test_wrong_genders_and_swapped_masks_are_found_by_person():
     oof, drawn, wrong = with_wrong_labels()
-    found = label_errors.find(MASK, oof, oof["target"])
+    found = label_errors.find_issues(MASK, oof, oof["target"])
     first = set(label_errors.choose(found, len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.8 * len(drawn)
     flips = found[found["id"].isin(drawn[:wrong]) & (found["head"] == "gender")]
@@ -166,7 +166,7 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatc
 
 def test_where_all_labels_are_right_hardly_anything_is_flagged():
     oof, _, _ = with_wrong_labels(wrong=0, strength=6.0)
-    assert label_errors.choose(label_errors.find(MASK, oof, oof["target"]), 0)["id"].nunique() <= 8
+    assert label_errors.choose(label_errors.find_issues(MASK, oof, oof["target"]), 0)["id"].nunique() <= 8
 
 
 def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
@@ -177,18 +177,18 @@ def test_a_head_that_is_often_wrong_does_not_crowd_out_the_others():
     ages = rng.dirichlet([0.1] * 3, 150).repeat(7, 0)
     p = p.sum(3, keepdims=True) * ages[:, None, None]
     oof[MASK.probabilities] = p.reshape(-1, 18)
-    first = set(label_errors.choose(label_errors.find(MASK, oof, oof["target"]), len(drawn))["id"])
+    first = set(label_errors.choose(label_errors.find_issues(MASK, oof, oof["target"]), len(drawn))["id"])
     assert len(first & set(drawn)) >= 0.7 * len(drawn)
 
 
 def test_what_chance_explains_is_counted_as_its_definition_says():
     fair = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    assert label_errors.expected(fair, np.array([0.05, 0.1, 0.2, 1.0])) == pytest.approx([0, 0.1, 0.3, 3.0])
+    assert label_errors.expected_by_chance(fair, np.array([0.05, 0.1, 0.2, 1.0])) == pytest.approx([0, 0.1, 0.3, 3.0])
     rng = np.random.default_rng(0)
     fair = rng.dirichlet([1, 1, 1], 20000)
     label = (rng.random((20000, 1)) > fair.cumsum(1)).sum(1)  # drawn by these very probabilities: all are right
     own = np.sort(fair[np.arange(20000), label])
-    assert label_errors.expected(fair, own[[199, 1999]]) == pytest.approx([200, 2000], rel=0.15)
+    assert label_errors.expected_by_chance(fair, own[[199, 1999]]) == pytest.approx([200, 2000], rel=0.15)
 
 
 def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
@@ -239,16 +239,16 @@ def test_two_halves_of_one_kind_can_not_be_told_apart_and_two_kinds_can():
     rng = np.random.default_rng(0)
     persons = np.repeat(np.arange(120), 7).astype(str)
     of = rng.normal(size=(240, 60)).repeat(7, 0) + 0.3 * rng.normal(size=(1680, 60))
-    auc, told = domain_shift.tell_apart(of[:840], of[840:], persons)
+    auc, told = domain_shift.separate(of[:840], of[840:], persons)
     assert 0.4 < auc < 0.6 and len(told) == 1680
     moved = of[840:] + 6 * np.eye(60)[0]
-    assert domain_shift.tell_apart(of[:840], moved, persons)[0] > 0.85
+    assert domain_shift.separate(of[:840], moved, persons)[0] > 0.85
 
 
 def test_the_yardstick_halves_people_not_photos(monkeypatch):
     people, halves = np.arange(40).repeat(7), []
-    monkeypatch.setattr(domain_shift, "tell_apart", lambda *sides: halves.append(sides) or (0.5, None))
-    assert domain_shift.yardstick(people[:, None].astype(float), people) == 0.5
+    monkeypatch.setattr(domain_shift, "separate", lambda *sides: halves.append(sides) or (0.5, None))
+    assert domain_shift.baseline_auc(people[:, None].astype(float), people) == 0.5
     assert len(halves) == 3
     for known, asked, ids in halves:  # a feature that is the person's number
         assert not set(known[:, 0]) & set(asked[:, 0]) and len(known) == len(asked) == 140

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from foldface.files import InputError
-from tools import benchmark
+from tools import benchmark, benchmark_stages
 
 
 @pytest.fixture
 def small(competition, monkeypatch):
     """main() on a small competition."""
     config = competition.config("--inference.batch_size", 64)
-    monkeypatch.setattr(benchmark, "QUICK_SECONDS", 0.2)
-    monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
+    monkeypatch.setattr(benchmark_stages, "QUICK_SECONDS", 0.2)
+    monkeypatch.setattr(benchmark_stages, "QUICK_PHOTOS", 200)
 
     def run(*stages, **flags):
         config.rounds, config.quick, config.stages, config.profile = 1, True, list(stages), False
@@ -46,10 +46,10 @@ def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says
 
 @pytest.mark.parametrize("kept, peer", [(True, "torchvision"), (False, "torchvision"), (False, "timm")])
 def test_both_sides_of_a_loader_row_do_the_same_work(competition, monkeypatch, kept, peer):
-    monkeypatch.setattr(benchmark, "QUICK_PHOTOS", 200)
+    monkeypatch.setattr(benchmark_stages, "QUICK_PHOTOS", 200)
     config = competition.config()
     config.quick = True
-    sides = benchmark.loader_sides(config, kept, peer)
+    sides = benchmark_stages.loader_sides(config, kept, peer)
     found = [torch.cat(list(side)) for side in sides]
     assert len(found[0]) == 200 and len(found[1]) == (192 if peer == "timm" else 200)  # timm leaves half batches out
     assert [photos.shape[1:] for photos in found] == [(3, 32, 32)] * 2
@@ -75,8 +75,8 @@ def test_a_round_lasts_its_seconds_and_counts_every_photo():
                 seen.append(8)
                 yield torch.zeros(8)
 
-    with benchmark.Seconds() as taken:
-        rate = benchmark.steady(Feed(), 0.3)
+    with benchmark_stages.Seconds() as taken:
+        rate = benchmark_stages.steady_rate(Feed(), 0.3)
     assert taken.passed >= 0.3 and len(seen) % 5 == 0
     assert rate == pytest.approx(sum(seen) / taken.passed, rel=0.05)
 
@@ -85,7 +85,7 @@ def test_the_start_of_workers_is_no_part_of_a_rate():
     def act(rows):
         time.sleep(0.5 + 0.002 * len(rows))
 
-    assert benchmark.marginal(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
+    assert benchmark_stages.marginal_rate(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
 
 
 def test_folds_and_help_are_timed(monkeypatch):
@@ -95,5 +95,5 @@ def test_folds_and_help_are_timed(monkeypatch):
 
 
 def test_ratios_are_within_rounds():
-    text = benchmark.table({"crop": [(100.0, 10.0), (50.0, 5.5), (90.0, 10.0)]})
+    text = benchmark.markdown_table({"crop": [(100.0, 10.0), (50.0, 5.5), (90.0, 10.0)]})
     assert text.splitlines()[-1].endswith("| 90.0 (50.0-100.0) | 10.0 (5.5-10.0) | 9.09 (9.00-10.00) |")
