@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from demo.gan_metrics import GanMetrics, cycle_labels, draw_grid, find_collapse
-from demo.gan_trainer import Clock, GanTrainer, balanced_batches, betas_of
 from foldface import devices, runs
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable, write_csv
@@ -52,6 +50,8 @@ def train(config, overwrite=False):
     from tqdm import tqdm
 
     import model
+    from demo.gan_metrics import GanMetrics, draw_grid, find_collapse
+    from demo.gan_trainer import Clock, GanTrainer, balanced_batches, betas_of
     from foldface.nn.resume import stopping_between_steps
 
     gan, home = config.gan, Path(config.run) / "gan"
@@ -170,6 +170,7 @@ def classify_pictures(config, count: int) -> None:
     """Print the share of `count` pictures of each label that the run's own folds classify as that label."""
     import model
     from demo import gan_networks
+    from demo.gan_metrics import cycle_labels
     from foldface.nn import predicting
 
     net, about = gan_networks.load(Path(config.run) / "gan" / "best.safetensors")

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
+from demo import gan_networks
 from foldface.files import atomic_write
+from foldface.nn.features import Distance, Features, mean_pairwise_distance
 from foldface.report import charts
 
 N_MEASURED = 2000  # pictures that distances are measured with
@@ -14,19 +18,13 @@ MIN_VARIETY = 0.5  # share of the photos' variety below which the pictures of a 
 MAX_DISTANCE_RATIO = 1.5  # to the best distance
 
 
-def cycle_labels(count: int, classes: int):
-    """`count` class indices with as many of each class as possible: (count,) int64 tensor."""
-    import torch
-
+def cycle_labels(count: int, classes: int) -> torch.Tensor:
+    """`count` class indices with as many of each class as possible: (count,) int64."""
     return torch.arange(count) % classes
 
 
 def draw_grid(net, classes: list[str], path: Path) -> None:
     """Write a PNG of GRID_ROWS pictures a label, a column a label, made from the same noise at each call."""
-    from PIL import Image
-
-    from demo import gan_networks
-
     kind = cycle_labels(GRID_ROWS * len(classes), len(classes))
     made = gan_networks.pictures(net, kind, seed=0)
     made = made.reshape(GRID_ROWS, len(classes), *made.shape[1:])
@@ -48,8 +46,6 @@ class GanMetrics:
 
     def __init__(self, photos: np.ndarray, target: np.ndarray, classes: int):
         """photos: (n, s, s, 3) uint8; target: (n,) class indices below `classes`."""
-        from foldface.nn.features import Distance, Features
-
         self.extract, self.classes = Features(), classes
         rng = np.random.default_rng(0)
         self.kind = cycle_labels(N_MEASURED, classes)
@@ -61,14 +57,10 @@ class GanMetrics:
 
     def variety(self, features: np.ndarray, kind: np.ndarray) -> float:
         """The mean distance between two pictures of one label. features: (n, d); kind: (n,) class indices."""
-        from foldface.nn.features import mean_pairwise_distance
-
         return float(np.mean([mean_pairwise_distance(features[kind == k][:100]) for k in range(self.classes)]))
 
     def measure(self, net, seed: int = 1) -> dict[str, float]:
         """{frechet, kernel, variety} of a generator's pictures; variety 1 = as different from each other as photos."""
-        from demo import gan_networks
-
         found = self.extract.many(gan_networks.pictures(net, self.kind, seed))
         return {
             "frechet": self.distance.frechet(found),

@@ -4,8 +4,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timm.utils
+import torch
 
+from demo import gan_networks
 from foldface.files import InputError
+from foldface.nn.resume import load_tensors, random_states, set_random_states
 from foldface.runtime import PROCESS_START
 from foldface.settings import Config, GanConfig
 
@@ -65,13 +69,8 @@ class GanTrainer:
     KEPT = ("epoch", "step", "steps", "spent", "losses", "log")
     PARTS = (("generator", "maker"), ("discriminator", "judge"), ("average", "average"))  # attribute, name in state.pt
 
-    def __init__(self, config: Config, photos: int, classes: int, device):
-        """photos: number of photos to learn from; classes: number of labels; device: torch.device."""
-        import timm.utils
-        import torch
-
-        from demo import gan_networks
-
+    def __init__(self, config: Config, photos: int, classes: int, device: torch.device):
+        """photos: number of photos to learn from; classes: number of labels."""
         gan = config.gan
         torch.manual_seed(config.seed)
         self.kind, self.device = gan.kind, device
@@ -100,8 +99,6 @@ class GanTrainer:
 
     def prepare(self, photos, target) -> None:
         """Learn from the photos what the first step needs. photos: (n, s, s, 3) uint8; target: (n,) int64; tensors."""
-        import torch
-
         if self.vanilla:
             return
         self.generator.learn(photos, target)
@@ -122,10 +119,6 @@ class GanTrainer:
         Half of the pictures reconstruct the photos themselves from their codes, so that the right result is known. The
         others are blends, which only the discriminator judges.
         """
-        import torch
-
-        from demo import gan_networks
-
         noise, half, shown = torch.randn(len(real), gan_networks.LATENT, device=self.device), 0, real
         if self.vanilla:
             made = varied = self.generator(noise, kind)
@@ -161,16 +154,12 @@ class GanTrainer:
 
     def state(self) -> dict:
         """All that `set_state` needs to go on."""
-        from foldface.nn.resume import random_states
-
         parts = {saved: getattr(self, name).state_dict() for name, saved in self.PARTS}
         parts["optimizers"] = [one.state_dict() for one in self.optimizers]
         return parts | {name: getattr(self, name) for name in self.KEPT} | {"random": random_states()}
 
     def resume(self, path: Path, fixed: dict) -> None:
         """Go on from a state file. Raises InputError where it is damaged or of a training with other `fixed` values."""
-        from foldface.nn.resume import load_tensors
-
         try:
             content = load_tensors(path)
             # betas were no setting in earlier versions
@@ -184,8 +173,6 @@ class GanTrainer:
         self.set_state(state)
 
     def set_state(self, state: dict) -> None:
-        from foldface.nn.resume import set_random_states
-
         for name, saved in self.PARTS:
             getattr(self, name).load_state_dict(state[saved])
         for optimizer, content in zip(self.optimizers, state["optimizers"], strict=True):

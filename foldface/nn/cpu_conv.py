@@ -32,6 +32,13 @@ def helps(device: torch.device, precision: str) -> bool:
     return tested and device.type == "cpu" and precision == "no" and torch.backends.mkldnn.is_available()
 
 
+def where_it_helps(learner) -> contextlib.AbstractContextManager:
+    """`faster_convolutions` of a Learner's model where it helps. (A compiler finds its own way.)"""
+    if learner.config.compile or not helps(learner.device, learner.accelerator.mixed_precision):
+        return contextlib.nullcontext()
+    return faster_convolutions(learner.module)
+
+
 @contextlib.contextmanager
 def faster_convolutions(model: torch.nn.Module) -> Iterator[int]:
     """While the block runs, compute these convolutions of a model the faster way; yields their number.

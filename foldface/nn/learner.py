@@ -252,10 +252,8 @@ class Learner:
         return [target[order] for target in targets], share
 
     def average_epoch(self, loader):
-        """Take an epoch's end into SWA's average, and put its batch norm right with the training photos.
-
-        (EMA averages the statistics too, at every step: they are never far behind its weights.)
-        """
+        """Take an epoch's end into SWA's average and refresh its batch norm with the training photos. (EMA averages the
+        statistics at every step, so that they are never far behind its weights.)"""
         from foldface.data.loader import normalize
         from foldface.nn import batchnorm
 
@@ -327,14 +325,6 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
 
-    def faster_convolutions(self):
-        """A context in which convolutions are trained by cpu_conv, where that is faster; a compiler has its own way."""
-        from foldface.nn import cpu_conv
-
-        if self.config.compile or not cpu_conv.helps(self.device, self.accelerator.mixed_precision):
-            return contextlib.nullcontext()
-        return cpu_conv.faster_convolutions(self.module)
-
     def train_epoch(self, loader, title):
         """Train on the rest of this epoch's batches, then take its weights into SWA's average. Returns an EpochStats.
 
@@ -343,12 +333,14 @@ class Learner:
         import torch
         from tqdm import tqdm
 
+        from foldface.nn import cpu_conv
+
         batches, waited, start = loader.batch_sampler, 0.0, time.perf_counter()
         batches.go_to(self.epoch, self.step)
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
         self.set_train_mode()
-        with bar, self.faster_convolutions(), resume.stopping_between_steps() as stop:
+        with bar, cpu_conv.where_it_helps(self), resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT, write_photo
 
 import dataset
-from demo import gan, gan_networks
+from demo import gan, gan_metrics, gan_networks, gan_trainer
 from foldface import cli, runtime
 from foldface.files import InputError
 from foldface.nn import features
@@ -164,18 +164,18 @@ def row(**told):
 
 def test_a_collapse_is_noticed_and_a_good_training_is_not():
     good = [row(epoch=k, frechet=100.0 - k) for k in range(1, 6)]
-    assert gan.find_collapse(good) == ""
-    assert "has won" in gan.find_collapse([*good, row(epoch=6, d_loss=0.02, g_loss=19.0)])
-    assert gan.find_collapse([row(epoch=6, d_loss=0.02, g_loss=19.0)]) == ""  # nothing to compare with yet
-    assert "alike" in gan.find_collapse([*good, row(epoch=6, variety=0.2)])
-    assert "2.0 times as far as at epoch 5" in gan.find_collapse([*good, row(epoch=6, frechet=190.0)])
+    assert gan_metrics.find_collapse(good) == ""
+    assert "has won" in gan_metrics.find_collapse([*good, row(epoch=6, d_loss=0.02, g_loss=19.0)])
+    assert gan_metrics.find_collapse([row(epoch=6, d_loss=0.02, g_loss=19.0)]) == ""  # nothing to compare with yet
+    assert "alike" in gan_metrics.find_collapse([*good, row(epoch=6, variety=0.2)])
+    assert "2.0 times as far as at epoch 5" in gan_metrics.find_collapse([*good, row(epoch=6, frechet=190.0)])
 
 
 def test_every_label_is_as_likely_as_another():
     target = np.array([0] * 900 + [1] * 90 + [2] * 10)
-    drawn = target[gan.balanced_batches(target, 50, 0).ravel()]
+    drawn = target[gan_trainer.balanced_batches(target, 50, 0).ravel()]
     assert np.bincount(drawn).min() > 0.25 * len(drawn)
-    assert (gan.balanced_batches(target, 50, [0, 1]) == gan.balanced_batches(target, 50, [0, 1])).all()
+    assert (gan_trainer.balanced_batches(target, 50, [0, 1]) == gan_trainer.balanced_batches(target, 50, [0, 1])).all()
 
 
 class FakeRuler:
@@ -215,12 +215,12 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
             now.seconds += each
             return {"frechet": 50.0, "kernel": 0.5, "variety": 1.0}
 
-    def slow(self, *words, step=gan.GanTrainer.train_step):
+    def slow(self, *words, step=gan_trainer.GanTrainer.train_step):
         now.seconds += 10
         return step(self, *words)
 
-    monkeypatch.setattr(gan, "GanMetrics", SlowRuler)
-    monkeypatch.setattr(gan.GanTrainer, "train_step", slow)
+    monkeypatch.setattr(gan_metrics, "GanMetrics", SlowRuler)
+    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", slow)
     log = gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
     taken = now.seconds - runtime.PROCESS_START
     assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
@@ -232,10 +232,10 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
 
 
 def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
-    assert gan.betas_of(words(tmp_path).gan) == (0.0, 0.99)
-    assert gan.betas_of(words(tmp_path, "--gan.kind", "vanilla").gan) == (0.5, 0.999)
-    assert gan.betas_of(words(tmp_path, "--gan.betas", "[0.9,0.999]").gan) == (0.9, 0.999)
-    pair = gan.GanTrainer(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
+    assert gan_trainer.betas_of(words(tmp_path).gan) == (0.0, 0.99)
+    assert gan_trainer.betas_of(words(tmp_path, "--gan.kind", "vanilla").gan) == (0.5, 0.999)
+    assert gan_trainer.betas_of(words(tmp_path, "--gan.betas", "[0.9,0.999]").gan) == (0.9, 0.999)
+    pair = gan_trainer.GanTrainer(words(tmp_path, "--gan.betas", "[0.9,0.95]"), 8, 2, torch.device("cpu"))
     assert all(one.param_groups[0]["betas"] == (0.9, 0.95) for one in pair.optimizers)
     torch.save({"pair": pair.state(), "fixed": {"lr": 0.1}}, tmp_path / "state.pt")
     pair.resume(tmp_path / "state.pt", {"lr": 0.1, "betas": [0.0, 0.99]})
@@ -252,7 +252,7 @@ def test_the_vanilla_recipe_is_the_reports():
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
     FakeRuler.told = [90.0, 30.0, 60.0]
     log = gan.train(words(tmp_path, "--gan.epochs", 3))
     home = tmp_path / "run" / "gan"
@@ -280,11 +280,11 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
     FakeRuler.told = None
     gan.train(words(tmp_path, "--gan.epochs", 3))
     whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
-    step, taken = gan.GanTrainer.train_step, []
+    step, taken = gan_trainer.GanTrainer.train_step, []
 
     def stopped(self, *words):
         taken.append(1)
@@ -296,10 +296,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
         return step(self, *words)
 
     config = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
-    monkeypatch.setattr(gan.GanTrainer, "train_step", stopped)
+    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         gan.train(config)
-    monkeypatch.setattr(gan.GanTrainer, "train_step", step)
+    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", step)
     assert not (tmp_path / "other/gan/last.safetensors").exists()
     log = gan.train(config)
     ours, theirs = (
@@ -316,7 +316,7 @@ def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monke
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gan.GanTrainer, "prepare", stopped)
+    monkeypatch.setattr(gan_trainer.GanTrainer, "prepare", stopped)
     old = tmp_path / "run" / "gan" / "state.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of the former training")
@@ -333,7 +333,7 @@ def test_who_measures_draws_nothing():
 
 @pytest.mark.usefixtures("one_accelerator")
 def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
     monkeypatch.setattr(gan_networks.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
     config = words(tmp_path, "--gan.epochs", 1)
     gan.train(config)
