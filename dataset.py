@@ -43,7 +43,6 @@ from foldface.data.folds import (
 )
 from foldface.data.layouts import (
     BOX,
-    LAYOUTS,
     PHOTO_COLUMNS,
     Fence,
     Problems,
@@ -53,6 +52,7 @@ from foldface.data.layouts import (
     located,
     photo_root,
     photos_below,
+    read_layout,
 )
 from foldface.data.leaks import (
     digest_of,
@@ -83,7 +83,7 @@ def infer_classes(config, overwrite=False):
     if task.settled:
         return task
     problems = Problems()
-    rows = LAYOUTS[config.data.layout](config.data.train, task, problems, config.data)
+    rows = read_layout(config.data.layout, config.data.train, task, problems, config.data)
     if not len(rows):
         problems.stop_if_strict(True)
     for head in config.task.heads:
@@ -116,12 +116,12 @@ def training_rows(config):
     Raises InputError for a bad row if data.strict, and where too few rows are left.
     """
     data, problems, task = config.data, Problems(), infer_classes(config)
-    rows = LAYOUTS[data.layout](data.train, task, problems, data)
+    rows = read_layout(data.layout, data.train, task, problems, data)
     by_column = "grouped" in rows and bool(rows["grouped"].any())
     rows = grouped(rows, data, problems, by_column)
     parts = [rows.assign(source="train")]
     for number, extra in enumerate(data.extra, start=1):
-        found = grouped(LAYOUTS[extra.layout](extra.path, task, problems, data), data, problems, by_column)
+        found = grouped(read_layout(extra.layout, extra.path, task, problems, data), data, problems, by_column)
         parts.append(of_extra(found.drop(columns="split", errors="ignore"), extra, number, rows))
     problems.stop_if_strict(data.strict)
     rows = one_spelling(pd.concat(parts, ignore_index=True).drop(columns="shared"), data.train)
@@ -328,7 +328,7 @@ def eval_rows(config):
         rows = pd.DataFrame(found, columns=["ImageID", "photo", *BOX])
         task = config.predicted
         if task.settled and config.data.layout == "boxes":
-            truth = LAYOUTS["boxes"](path, task, Problems(), config.data)
+            truth = read_layout("boxes", path, task, Problems(), config.data)
             known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
             if known:
                 rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
@@ -339,7 +339,7 @@ def eval_rows(config):
         rows = pd.DataFrame(found, columns=["ImageID", "photo"])
         task = config.predicted
         if task.settled and config.data.layout in ("folder", "aaf", "utkface"):
-            truth = LAYOUTS[config.data.layout](path, task, Problems(), config.data)
+            truth = read_layout(config.data.layout, path, task, Problems(), config.data)
             known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
             rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
             unknown = sorted({name.split("/")[0] for name in rows["ImageID"] if name not in known and "/" in name})

@@ -1,10 +1,14 @@
 """What training minimises: a loss a photo, of distributions over classes and of numbers."""
 
+import functools
+
 import timm
 import torch
 
 from foldface import devices
 from foldface.nn.heads import ORDINAL_LOGIT_BIAS
+from foldface.registry import lookup, register
+from foldface.settings import LossConfig
 
 
 def class_weights(size, balance, label):
@@ -71,6 +75,24 @@ class Targets:
         return [part[index].to(device, non_blocking=True) for part in parts]
 
 
+# A loss by its name (loss.name): (log probabilities (n, k), target distributions (n, k), config.loss) -> (n,) float32.
+# Task.smoothed gives neighbour its targets; Loss adds SoftF1 to f1.
+
+
+@register("loss", "f1")
+@register("loss", "neighbour")
+@register("loss", "cross_entropy")
+def cross_entropy(log_probabilities: torch.Tensor, target: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """Cross entropy of distributions."""
+    return -(target * log_probabilities).sum(1)
+
+
+@register("loss", "focal")
+def focal(log_probabilities: torch.Tensor, target: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """Focal loss (Lin et al. 2017): what is answered well already counts less, by loss.gamma."""
+    return -(target * log_probabilities * (1 - log_probabilities.exp()) ** config.gamma).sum(1)
+
+
 class Loss(torch.nn.Module):
     """The loss of a model's outputs, photo by photo, so that a batch may be summed up in pieces.
 
@@ -85,7 +107,7 @@ class Loss(torch.nn.Module):
         self.f1_sums = f1_sums
         self.weights = config.weights or [1.0] * len(self.task.heads)
         self.sigma = config.age_sigma or (0.03 * heads.range if heads.number else None)
-        self.gamma = config.gamma if config.name == "focal" else 0.0
+        self.compare = functools.partial(lookup("loss", config.name), config=config)
         if config.name == "f1":
             self.f1 = SoftF1(self.task.size, label, config.span)
 
@@ -126,13 +148,6 @@ class Loss(torch.nn.Module):
         bounds = devices.constant(tuple(head.trained), number.device)
         target = torch.bucketize(number.nan_to_num(head.low), bounds, right=True)
         return self.compare(part, one_hot(target, part.shape[1])) * ~number.isnan()
-
-    def compare(self, log_probabilities, target):
-        """Cross entropy (n,) of distributions (n, k); focal (Lin et al. 2017) counts what is sure less."""
-        each = target * log_probabilities
-        if self.gamma:
-            each = each * (1 - log_probabilities.exp()) ** self.gamma
-        return -each.sum(1)
 
     def of_number(self, outputs, number):
         """The loss (n,) of numbers (n,), by what the head learns; in units of its range's hundredth where it counts

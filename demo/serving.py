@@ -49,8 +49,7 @@ class Predictor:
         number of faces), or (None, None, 0)."""
         from foldface.faces import crops, detect
 
-        known = [name for name in self.crops["detectors"] if name in detect.DETECTORS]
-        _, face, count = detect.find_faces([photo], known)[0]
+        _, face, count = detect.find_faces([photo], self.crops["detectors"])[0]
         if face is None:
             return None, None, 0
         crop = crops.crop_square(photo, face, self.crops["size"], self.crops["margin"], self.crops["align"])

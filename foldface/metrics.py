@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foldface.files import InputError
+from foldface.registry import BUILT_IN, lookup, names, register
 from foldface.task import Task, one_of, plain
 
 BINS = 15  # of the expected calibration error
@@ -81,6 +82,7 @@ class MeanOfPhotos(Ratio):
         return np.bincount(person, self.each(task, target, answer), n)[:, None], photos
 
 
+@register("score", "f1")
 class MacroF1(Ratio):
     """The mean over classes of F1. As in scikit-learn, a class in neither the truth nor the answers doesn't count."""
 
@@ -104,6 +106,7 @@ class MacroF1(Ratio):
         return 2 * hits, true + answered
 
 
+@register("score", "accuracy")
 class Accuracy(MeanOfPhotos):
     """The share of photos that are answered right."""
 
@@ -111,6 +114,7 @@ class Accuracy(MeanOfPhotos):
         return (target == answer).astype(float)
 
 
+@register("score", "mae")
 class MeanAbsoluteError(MeanOfPhotos):
     """How far numbers are off, on average."""
 
@@ -123,6 +127,7 @@ class MeanAbsoluteError(MeanOfPhotos):
         return "MAE"
 
 
+@register("score", "within")
 class Within(MeanOfPhotos):
     """The share of numbers that are at most task.tolerance off."""
 
@@ -135,14 +140,16 @@ class Within(MeanOfPhotos):
         return f"within {plain(task.tolerance)} {task.answered[0].unit}".strip()
 
 
-SCORES = {"f1": MacroF1(), "accuracy": Accuracy(), "mae": MeanAbsoluteError(), "within": Within()}
+def score_named(name: str) -> Score:
+    """The score of this name. Raises InputError where there is none."""
+    return lookup("score", name)()
 
 
 def score_of(task: Task) -> Score:
     """The score that tells better from worse in a task. Raises InputError where it doesn't go with the answer."""
-    score = SCORES[task.score]
+    score = score_named(task.score)
     if score.numbers != task.numeric:
-        fitting = one_of([name for name, other in SCORES.items() if other.numbers == task.numeric])
+        fitting = one_of([name for name in names("score") if score_named(name).numbers == task.numeric])
         kind = "a number" if task.numeric else "a class"
         raise InputError(f"task.score {task.score}: the answer is {kind}: choose {fitting}")
     return score
@@ -161,27 +168,30 @@ def gain(task: Task, target, answer) -> float:
 def title(task: Task, name: str = "") -> str:
     """A score as it is printed, the task's own unless named: f1 -> macro F1, mask_f1 -> mask."""
     name = name or task.score
-    if name in SCORES:
-        return SCORES[name].title(task) or name.replace("_", " ")
+    if name in names("score"):
+        return score_named(name).title(task) or name.replace("_", " ")
     return name.removesuffix("_f1")
 
 
 def score_names(task: Task) -> list[str]:
-    """The names of `scores`."""
+    """The names of `scores`: first the task's own, where it is of the user's."""
+    found = [] if task.score in BUILT_IN["score"] else [task.score]
     if task.numeric:
-        return ["mae", "within"]
-    return ["f1", "accuracy"] + [f"{head.name}_f1" for head in task.answered] * (len(task.answered) > 1)
+        return [*found, "mae", "within"]
+    return [*found, "f1", "accuracy"] + [f"{head.name}_f1" for head in task.answered] * (len(task.answered) > 1)
 
 
 def scores(task: Task, target, answer) -> dict[str, float]:
     """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer; mean
-    absolute error ("mae") and the share within task.tolerance ("within") of numbers. target, answer: (n,)."""
+    absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own score, if it is of the
+    user's. target, answer: (n,)."""
     from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
+    own = {} if task.score in BUILT_IN["score"] else {task.score: value(task, target, answer)}
     if task.numeric:
         near = np.abs(np.asarray(target) - np.asarray(answer)) <= task.tolerance
-        return {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
-    result = {
+        return own | {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
+    result = own | {
         "f1": f1_score(target, answer, average="macro", zero_division=0),
         "accuracy": accuracy_score(target, answer),
     }
@@ -189,12 +199,12 @@ def scores(task: Task, target, answer) -> dict[str, float]:
         truth, answered = task.decode(target), task.decode(answer)
         for name in truth:
             result[f"{name}_f1"] = f1_score(truth[name], answered[name], average="macro", zero_division=0)
-    return {name: float(value) for name, value in result.items()}
+    return {name: float(found) for name, found in result.items()}
 
 
 def value(task: Task, target, answer) -> float:
     """The task's score alone, in a fraction of the time that `scores` takes. target, answer: (n,)."""
-    return score_of(task).value(task, np.asarray(target), np.asarray(answer))
+    return float(score_of(task).value(task, np.asarray(target), np.asarray(answer)))
 
 
 def bootstrap_scores(
@@ -206,7 +216,7 @@ def bootstrap_scores(
     (n,); people: (n,) ids; name: of another score than the task's own. Returns (len(answers), samples) float.
     """
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-    n, target, score = person.max() + 1, np.asarray(target), SCORES[name] if name else score_of(task)
+    n, target, score = person.max() + 1, np.asarray(target), score_named(name) if name else score_of(task)
     rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
     resampled = [score.resampled(task, target, np.asarray(answer), person, n) for answer in answers]
     block = max(1, min(samples, 2_000_000 // n))  # samples at a time: one matrix product, within some 16 MB
@@ -240,7 +250,7 @@ def f1_by_class(task: Task, target: np.ndarray, answer: np.ndarray, people, samp
     """F1 of each of the task's k classes. target, answer: (n,) int; people: (n,) ids."""
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     n = person.max() + 1
-    above, below = SCORES["f1"].sums(task, target, answer, person, n)
+    above, below = MacroF1().sums(task, target, answer, person, n)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), samples).astype(float)
     found = (times @ above) / np.maximum(times @ below, 1)  # 0 in a sample where the class neither is nor is answered
     low, high = np.quantile(found, [0.025, 0.975], axis=0)

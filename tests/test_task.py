@@ -71,7 +71,7 @@ def test_numbers_are_scored_by_their_error_and_by_how_many_are_near():
         age = task.Task([{"name": "age", "range": [0, 100], "unit": "years"}], score=score)
         assert metrics.scores(age, target, answer) == {"mae": 2.875, "within": 0.75}
         assert metrics.value(age, target, answer) == value
-        assert metrics.SCORES[score].each(age, target, answer).tolist() == each
+        assert metrics.score_named(score).each(age, target, answer).tolist() == each
         assert (metrics.sign(age), metrics.score_names(age)) == ({"mae": -1, "within": 1}[score], ["mae", "within"])
         low, high = metrics.interval(age, target, answer, ["a", "b", "c", "d"])
         assert low < value < high and metrics.interval(age, target, answer, list("aaaa")) == (value, value)

@@ -12,6 +12,8 @@ from foldface.data.photos import cv2  # first: it sets what OpenCV and albumenta
 
 import albumentations as A  # isort: skip
 
+from foldface.registry import lookup, register
+
 
 class RandomAffine(A.ImageOnlyTransform):
     """Turn a photo by up to `rotate` degrees, scale its width and its height by up to 1 +- `scale` and shift it by up
@@ -70,66 +72,91 @@ def with_flip(steps, p):
     return [A.HorizontalFlip(p=p), *kept]
 
 
+# An augmentation by its name (data.augment): () -> albumentations' transforms, for photos (s, s, 3) uint8.
+
+
+@register("augment", "none")
+def none() -> list[A.BasicTransform]:
+    return []
+
+
+@register("augment", "light")
+def light() -> list[A.BasicTransform]:
+    return [
+        A.HorizontalFlip(),
+        RandomAffine(8, 0.08, 0.04, p=0.8),
+        A.RandomBrightnessContrast(0.2, 0.2),
+    ]
+
+
+@register("augment", "diary")
+def diary() -> list[A.BasicTransform]:
+    """The diary's list, in its order and with albumentations' defaults."""
+    return [
+        A.RandomBrightnessContrast(),
+        A.HorizontalFlip(),
+        A.InvertImg(),
+        A.CoarseDropout(num_holes_range=(4, 4), hole_height_range=(50, 50), hole_width_range=(50, 50)),
+    ]
+
+
+@register("augment", "strong")
+def strong() -> list[A.BasicTransform]:
+    return [
+        A.HorizontalFlip(),
+        RandomAffine(15, 0.15, 0.08, p=0.9),
+        A.RandomBrightnessContrast(0.3, 0.3, p=0.7),
+        A.HueSaturationValue(10, 25, 15),
+        A.ToGray(p=0.1),
+        A.OneOf(
+            [A.GaussianBlur((3, 5)), A.ImageCompression(quality_range=(40, 80)), A.GaussNoise((0.02, 0.08))], p=0.4
+        ),
+        A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
+    ]
+
+
+@register("augment", "trash")
+def trash() -> list[A.BasicTransform]:
+    """The trash team's list, in its order and with albumentations' defaults."""
+    with warnings.catch_warnings():  # ShiftScaleRotate says at each start that Affine does the same
+        warnings.filterwarnings("ignore", message="ShiftScaleRotate is a special case")
+        moved = A.ShiftScaleRotate(p=1)
+    return [
+        A.OneOf([moved, A.RandomRotate90(p=1)]),
+        A.OneOf([A.Spatter(mode="rain", p=1), A.Spatter(mode="mud", p=1)]),
+        A.OneOf([A.RandomBrightnessContrast(p=1), A.RandomToneCurve(p=1)]),
+        A.OneOf([A.GaussianBlur(p=1), A.GaussNoise(p=1)]),
+        A.RandomShadow(),
+        A.HorizontalFlip(),
+        A.VerticalFlip(),
+    ]
+
+
+@register("augment", "shapes")
+def shapes() -> list[A.BasicTransform]:
+    """No colours, and of each kind one change at a time."""
+    return [
+        A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.75),
+        A.OneOf(
+            [
+                A.Affine(rotate=(-45, 45), scale=(0.8, 1.2), translate_percent=(-0.08, 0.08), p=1),
+                A.Perspective(p=1),
+                A.GridDistortion(p=1),
+                A.OpticalDistortion(p=1),
+            ],
+            p=0.6,
+        ),
+        A.OneOf([A.MotionBlur((3, 5), p=1), A.MedianBlur(3, p=1), A.GaussianBlur((3, 5), p=1)], p=0.2),
+    ]
+
+
 def variation(augment, erasing=0.0, flip=None):
     """What a preset does to a training photo after `shape`, each time another: (s, s, 3) uint8 -> the same.
 
     erasing: probability of random erasing (Zhong et al. 2020) at the end; flip: probability of the mirror image, None =
     the preset's own.
     """
-    if augment == "diary":
-        varied = [
-            A.RandomBrightnessContrast(),
-            A.HorizontalFlip(),
-            A.InvertImg(),
-            A.CoarseDropout(num_holes_range=(4, 4), hole_height_range=(50, 50), hole_width_range=(50, 50)),
-        ]
-    elif augment == "light":
-        varied = [
-            A.HorizontalFlip(),
-            RandomAffine(8, 0.08, 0.04, p=0.8),
-            A.RandomBrightnessContrast(0.2, 0.2),
-        ]
-    elif augment == "strong":
-        varied = [
-            A.HorizontalFlip(),
-            RandomAffine(15, 0.15, 0.08, p=0.9),
-            A.RandomBrightnessContrast(0.3, 0.3, p=0.7),
-            A.HueSaturationValue(10, 25, 15),
-            A.ToGray(p=0.1),
-            A.OneOf(
-                [A.GaussianBlur((3, 5)), A.ImageCompression(quality_range=(40, 80)), A.GaussNoise((0.02, 0.08))], p=0.4
-            ),
-            A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25)),
-        ]
-    elif augment == "trash":  # the trash team's list, in its order and with albumentations' defaults
-        with warnings.catch_warnings():  # ShiftScaleRotate says at each start that Affine does the same
-            warnings.filterwarnings("ignore", message="ShiftScaleRotate is a special case")
-            moved = A.ShiftScaleRotate(p=1)
-        varied = [
-            A.OneOf([moved, A.RandomRotate90(p=1)]),
-            A.OneOf([A.Spatter(mode="rain", p=1), A.Spatter(mode="mud", p=1)]),
-            A.OneOf([A.RandomBrightnessContrast(p=1), A.RandomToneCurve(p=1)]),
-            A.OneOf([A.GaussianBlur(p=1), A.GaussNoise(p=1)]),
-            A.RandomShadow(),
-            A.HorizontalFlip(),
-            A.VerticalFlip(),
-        ]
-    elif augment == "shapes":  # no colours, and of each kind one change at a time
-        varied = [
-            A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.RandomRotate90(p=1)], p=0.75),
-            A.OneOf(
-                [
-                    A.Affine(rotate=(-45, 45), scale=(0.8, 1.2), translate_percent=(-0.08, 0.08), p=1),
-                    A.Perspective(p=1),
-                    A.GridDistortion(p=1),
-                    A.OpticalDistortion(p=1),
-                ],
-                p=0.6,
-            ),
-            A.OneOf([A.MotionBlur((3, 5), p=1), A.MedianBlur(3, p=1), A.GaussianBlur((3, 5), p=1)], p=0.2),
-        ]
-    else:
-        varied = []
+    varied = lookup("augment", augment)()
     if flip is not None:
         varied = with_flip(varied, flip)
     if erasing:

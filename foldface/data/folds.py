@@ -16,6 +16,7 @@ Nothing here imports torch.
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ import pandas as pd
 
 from foldface.files import InputError, read_csv, read_json, refuse_special, warn_once, write_csv
 from foldface.names import folded
+from foldface.registry import lookup, register
 from foldface.settings import Config, of_earlier
 
 FOLD_COLUMNS = ["id", "fold"]
@@ -109,34 +111,21 @@ def strata(rows, group):
     return most[["group", "stratum"]].sort_values("group", ignore_index=True)
 
 
-def deal(people, folds, splitter, seed):
-    """Deal people into folds, every stratum spread evenly.
+# A splitter by its name (data.splitter): (people, folds, seed) -> the fold of each person or group, (n,) int64, every
+# stratum spread evenly. people: DataFrame of `group` (int, one row each) and `stratum`.
 
-    people: DataFrame of `group` (int, one row each) and `stratum`. Returns the fold of each row, (n,) int64.
-    """
-    rng = np.random.default_rng(seed)
-    if splitter == "pandas_streaming" and people["stratum"].value_counts().min() < folds:
-        return spread_out(people["stratum"], rng) % folds  # it would put all people of rare strata into the same folds
-    fold = np.full(len(people), folds - 1)
-    if splitter == "sklearn":
-        import warnings
 
-        from sklearn.model_selection import StratifiedKFold
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class with fewer people than folds; the table shows it
-            dealer = StratifiedKFold(folds, shuffle=True, random_state=seed)
-            try:
-                for k, (_, members) in enumerate(dealer.split(people, people["stratum"])):
-                    fold[members] = k
-            except ValueError as error:
-                raise InputError(f"data.splitter sklearn: {error}; use pandas_streaming or fewer train.folds") from None
-        return fold
+@register("splitter", "pandas_streaming")
+def deal_pandas_streaming(people: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """The second-place team's: train_test_apart_stratify, a fold at a time."""
     from pandas_streaming.df import train_test_apart_stratify
 
+    rng = np.random.default_rng(seed)
+    if people["stratum"].value_counts().min() < folds:
+        return spread_out(people["stratum"], rng) % folds  # it would put all people of rare strata into the same folds
     # train_test_apart_stratify takes the first groups of each stratum in sorted order, whatever its random_state:
     # numbering the groups at random is what makes a seed mean something
-    number = rng.permutation(len(people))
+    fold, number = np.full(len(people), folds - 1), rng.permutation(len(people))
     rest = people.assign(number=number, at=np.arange(len(people)))
     for k in range(folds - 1):
         rest, taken = train_test_apart_stratify(
@@ -144,6 +133,35 @@ def deal(people, folds, splitter, seed):
         )
         fold[taken["at"]] = k
     return evened(fold, people["stratum"].to_numpy(), number, folds)
+
+
+@register("splitter", "sklearn")
+def deal_sklearn(people: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """scikit-learn's StratifiedKFold. Raises InputError where no class has as many people as there are folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fold = np.full(len(people), folds - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer people than folds; the table shows it
+        dealer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        try:
+            for k, (_, members) in enumerate(dealer.split(people, people["stratum"])):
+                fold[members] = k
+        except ValueError as error:
+            raise InputError(f"data.splitter sklearn: {error}; use pandas_streaming or fewer train.folds") from None
+    return fold
+
+
+def deal(people: pd.DataFrame, folds: int, splitter: str, seed: int) -> np.ndarray:
+    """The fold of each of people or groups, (n,) int64, by the splitter of this name.
+
+    people: DataFrame of `group` (int, one row each) and `stratum`. Raises InputError where a splitter of the user's
+    gives something else.
+    """
+    fold = np.asarray(lookup("splitter", splitter)(people, folds, seed))
+    if fold.shape != (len(people),) or not np.isin(fold, range(folds)).all():
+        raise InputError(f"data.splitter {splitter}: should give each of {len(people)} groups a fold 0 to {folds - 1}")
+    return fold.astype(np.int64)
 
 
 def evened(fold, stratum, number, folds):

@@ -19,6 +19,7 @@ import regex
 
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.names import Finder
+from foldface.registry import lookup, register
 from foldface.task import one_of
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
@@ -56,9 +57,11 @@ class Problems:
             )
 
 
-# A reader of a layout: (path, task, problems, data settings) -> rows of ImageID, photo, id and a column a head.
+# A layout by its name (data.layout): (path, task, Problems, config.data) -> rows of ImageID, photo, id and a column a
+# head.
 
 
+@register("layout", "competition")
 def read_competition(folder, task, problems, data):
     """train.csv and images/<path>/<seven photos> of the mask competition -> rows."""
     fence = Fence(Path(folder) / "images", data.roots)
@@ -201,14 +204,17 @@ def read_named(folder, task, problems, data, layout):
     return as_rows(found, task)
 
 
+@register("layout", "aaf")
 def read_aaf(folder, task, problems, data):
     return read_named(folder, task, problems, data, "aaf")
 
 
+@register("layout", "utkface")
 def read_utkface(folder, task, problems, data):
     return read_named(folder, task, problems, data, "utkface")
 
 
+@register("layout", "folder")
 def read_folder(folder, task, problems, data):
     """A folder a class, alone or below train, valid and test; folders within a class's folder belong to it."""
     refuse_missing(task, ("class",), "folder")
@@ -244,6 +250,7 @@ def read_folder(folder, task, problems, data):
     return as_rows(found, task, ["split"])
 
 
+@register("layout", "boxes")
 def read_boxes(path, task, problems, data):
     """[{"image": path beside the file, "label", "bbox": [x1, y1, x2, y2]}] -> a row a box, named image#number."""
     found = []
@@ -308,6 +315,7 @@ def boxes_of(path, problems, data):
     finder.said(path)
 
 
+@register("layout", "table")
 def read_table(table, task, problems, data):
     """A CSV with photo (or file, image, path), the heads' columns and, if photos belong together, id; photos lie below
     the CSV's folder, or below images/ there."""
@@ -351,14 +359,9 @@ def photo_root(home, names):
     return home
 
 
-LAYOUTS = {
-    "competition": read_competition,
-    "aaf": read_aaf,
-    "utkface": read_utkface,
-    "folder": read_folder,
-    "boxes": read_boxes,
-    "table": read_table,
-}
+def read_layout(name, path, task, problems, data):
+    """The rows of a layout by its name: ImageID, photo, id and a column a head; what is wrong goes to problems."""
+    return lookup("layout", name)(path, task, problems, data)
 
 
 def grouped(rows, data, problems, by_column=False):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from foldface import registry
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
 from foldface.faces.review import forget_review, review
@@ -173,7 +174,7 @@ def begin(folder, crop):
 
 def longer(before, about):
     """Is the new chain of detectors the old one, or the old one with others after it, and all else the same?"""
-    old, new = ([name for name in one.get("detectors", []) if name in detect.DETECTORS] for one in (before, about))
+    old, new = (detect.of_detectors(one.get("detectors", [])) for one in (before, about))
     same = all(before.get(key) == about[key] for key in ("size", "margin", "align"))
     return same and new[: len(old)] == old and before.get("versions", {}).items() <= about["versions"].items()
 
@@ -235,7 +236,7 @@ def crop_plan(todo, folder, crop):
         write_csv(manifest, pd.DataFrame(kept, columns=[*MANIFEST_COLUMNS, *STAMP]))
 
     save()  # with the paths of today, and so that a kill leaves no row whose crop another photo's takes the place of
-    guessing = any(name not in detect.DETECTORS for name in crop.detectors)
+    guessing = any(name in detect.GUESSES for name in crop.detectors)
     if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
         forget_review(folder)
         chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
@@ -266,6 +267,12 @@ def crop_plan(todo, folder, crop):
     return result
 
 
+def begin_worker(plugins):
+    """What a process of the pool does first: it ends with its parent, and knows the user's detectors."""
+    end_with_parent()
+    registry.load(plugins)
+
+
 @contextlib.contextmanager
 def processes(count):
     """A pool of so many processes, which end when this one does, however it ends.
@@ -279,8 +286,8 @@ def processes(count):
         print(f"warning: {why}: photos are cropped by one process, which is slower", file=sys.stderr)
         yield None
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
+    context, files = multiprocessing.get_context("spawn"), (list(registry.PLUGINS.values()),)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=begin_worker, initargs=files) as pool:
         yield pool
 
 

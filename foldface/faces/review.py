@@ -18,9 +18,9 @@ UNSURE, TILE, COLUMNS, PAGE = 40, 160, 16, 320  # of review.png: least certain p
 
 def doubtful(manifest, detectors):
     """Manifest rows that a person should look at: those past the first two detectors, then the least certain."""
-    past = ~manifest["detector"].isin([name for name in detectors[:2] if name in detect.DETECTORS])
+    past = ~manifest["detector"].isin(detect.of_detectors(detectors[:2]))
     sure = manifest[~past]
-    least = sure["detector"].map(detect.LEAST_SCORE).astype(float)
+    least = sure["detector"].map(lambda name: detect.detector(name).least_score).astype(float)
     certainty = (sure["score"].astype(float) - least) / (1 - least)  # each detector has a scale of its own
     return pd.concat([manifest[past], sure.loc[certainty.sort_values(kind="stable").index[:UNSURE]]])
 

@@ -151,7 +151,7 @@ def calibration(task, oof):
     """Whether an answer of 80 % is right in 80 of 100."""
     if task.numeric:
         confidence = oof["confidence"].to_numpy(float)
-        right = metrics.SCORES["within"].each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
+        right = metrics.Within().each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
         if np.isnan(confidence).all():
             return []
     else:
