@@ -22,7 +22,8 @@ from foldface.nn import agecnn, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
-from foldface.settings import Config, CropConfig, DataConfig, ModelConfig, of_earlier, task_of
+from foldface.registry import refuse_unknown
+from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import N_BINS, Task
 
 
@@ -47,7 +48,8 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0,
     if not timm.is_model(backbone):
         near = timm.list_models(f"*{backbone}*")[:3] or timm.list_models(f"{backbone[:6]}*")[:3]
         raise InputError(
-            f"model.backbone {backbone}: timm has no such model" + (f"; it has {', '.join(near)}" if near else "")
+            f"model.backbone {backbone}: timm has no such model"
+            + (f"; it has {', '.join(near)}" if near else "; one of your own: name its file with --plugins FILE.py")
         )
     options = {"num_classes": outputs, "drop_rate": dropout}
     if drop_path:
@@ -114,13 +116,14 @@ def refuse_other_tensors(file, model):
 
 
 def refuse_untrue(about, heads):
-    """Raise ValueError where what a file says of itself can't be true: files may come from strangers."""
-    kinds = {kind.__name__: kind for kind in (DataConfig, CropConfig, ModelConfig)}
+    """Raise ValueError where what a file says of itself can't be true: files may come from strangers. InputError for
+    an augmentation or a detector that is neither ours nor of a file in plugins."""
+    refuse_unknown("augment", about["augment"], "data.augment")
+    kinds = {kind.__name__: kind for kind in (DataConfig, ModelConfig)}
     choices = {
         name: typing.get_args(typing.get_type_hints(kinds[kind])[setting])
         for name, kind, setting in (
             ("fit", "DataConfig", "resize_mode"),
-            ("augment", "DataConfig", "augment"),
             ("heads", "ModelConfig", "heads"),
             ("age", "ModelConfig", "age"),
         )
@@ -134,9 +137,9 @@ def refuse_untrue(about, heads):
         if type(side) is not int or not 16 <= side <= 2048:
             raise ValueError(f"{name} is {side!r}, not a number of pixels from 16 to 2048")
     if crops:
-        detectors = typing.get_args(typing.get_args(typing.get_type_hints(CropConfig)["detectors"])[0])
-        wrong = [name for name in crops["detectors"] if name not in detectors]
-        if wrong or not crops["detectors"] or type(crops["align"]) is not bool or not 0 <= crops["margin"] <= 10:
+        for name in crops["detectors"]:
+            refuse_unknown("detector", name, "crop.detectors")
+        if not crops["detectors"] or type(crops["align"]) is not bool or not 0 <= crops["margin"] <= 10:
             raise ValueError(f"crops are {crops!r}: no face is cut out like that")
     for name, least in (("mean", -math.inf), ("std", 0)):
         if len(about[name]) != 3 or not all(math.isfinite(value) and value > least for value in about[name]):
@@ -165,8 +168,8 @@ def load(path):
             refuse_other_tensors(file, empty)
         model = build(about["backbone"], heads.size, False, about["image_size"])
         model.load_state_dict(load_file(path))
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: is no checkpoint of ours ({what})") from None

@@ -21,6 +21,7 @@ from typing import Any  # jsonargparse shows these names in --help
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from foldface import registry
 from foldface.files import InputError, read_json, visible
 from foldface.rules import check
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
@@ -34,6 +35,7 @@ FREE = (
     "submission",
     "log",
     "save_minutes",
+    "plugins",
     "data.eval",
     "data.workers",
     "data.memory_gb",
@@ -92,6 +94,8 @@ def read(doc, flags=None, argv=None):
     given, shared = set(typed), [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()
     for number, path in enumerate(shared + configs):
         content = read_settings(path, known)
+        if "plugins" not in typed:
+            refuse_plugins_of_a_run(path, content)
         if number >= len(shared):  # what stands in args.json is a default of this folder's, not given
             given |= set(flatten(content))
     try:
@@ -114,6 +118,10 @@ def read(doc, flags=None, argv=None):
             raise InputError(f"{key}: holds a NUL, or what is no UTF-8: {text}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             put(config, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
+        if isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
+            raise InputError(f"{key} {value}: write {RENAMED_VALUES[key][value]} instead of {value}")
+    config.plugins = [config.plugins] if isinstance(config.plugins, str) else config.plugins
+    registry.load(at_home(config.plugins))
     return check(config)
 
 
@@ -139,6 +147,13 @@ def refuse_hosts(path, content):
         if key in ON_THE_COMMAND_LINE and value != default[key]:
             raise InputError(f"{path}: {key} is {json.dumps(value)}: hosts and ports are given on the command line "
                              f"alone: --{key} {value}")  # fmt: skip
+
+
+def refuse_plugins_of_a_run(path, content):
+    """Raise InputError where a run's own args.json names plugins: they are programs, and a run may be a stranger's."""
+    if content.get("plugins") and any((Path(path).parent / name).is_file() for name in ("folds.csv", "data.json")):
+        raise InputError(f"{path}: plugins is {json.dumps(content['plugins'])}: no program is run because a run names "
+                         "it: give --plugins on the command line, [] for none")  # fmt: skip
 
 
 class HelpFormatter(ArgumentParser().formatter_class):

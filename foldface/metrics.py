@@ -183,8 +183,8 @@ def score_names(task: Task) -> list[str]:
 
 def scores(task: Task, target, answer) -> dict[str, float]:
     """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer; mean
-    absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own score, if it is of the
-    user's. target, answer: (n,)."""
+    absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own score, if it is of
+    the user's. target, answer: (n,)."""
     from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
     own = {} if task.score in BUILT_IN["score"] else {task.score: value(task, target, answer)}

@@ -4,6 +4,7 @@ import operator
 import re
 
 from foldface.files import InputError
+from foldface.registry import refuse_unknown
 from foldface.settings import FILES, DataConfig, TrainConfig, at_home, put
 from foldface.task import plain
 
@@ -15,6 +16,7 @@ def check(config):
         put(config, key, at_home(operator.attrgetter(key)(config)))
     for extra in config.data.extra:
         extra.path = at_home(extra.path)
+    refuse_unknown_names(config)
     data, train = config.data, config.train
     if data.augment == "diary" and data.image_size != 224:
         raise InputError(
@@ -77,6 +79,19 @@ def check(config):
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
     return config
+
+
+def refuse_unknown_names(config):
+    """Raise InputError for a loss, score, ... that is neither ours nor of a file in plugins."""
+    refuse_unknown("score", config.task.score, "task.score")
+    refuse_unknown("layout", config.data.layout, "data.layout")
+    for extra in config.data.extra:
+        refuse_unknown("layout", extra.layout, "data.extra: layout")
+    refuse_unknown("augment", config.data.augment, "data.augment")
+    refuse_unknown("splitter", config.data.splitter, "data.splitter")
+    for name in config.crop.detectors:
+        refuse_unknown("detector", name, "crop.detectors")
+    refuse_unknown("loss", config.loss.name, "loss.name")
 
 
 def check_task(config):

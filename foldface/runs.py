@@ -83,6 +83,7 @@ OF_A_COMMAND = (
     "submission",
     "log",
     "save_minutes",
+    "plugins",
     "data.corrections",
     "data.roots",
     "data.memory_gb",
@@ -129,7 +130,8 @@ OF_A_COMMAND = (
     "app.",
 )
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "model.pretrained")  # said when taken
-MISSED = ("data.corrections", "data.roots")  # said when not taken: without them rows are other rows
+# said when not taken: without them rows are other rows, or a loss has no meaning
+MISSED = ("data.corrections", "data.roots", "plugins")
 
 
 def read_for_run(doc, flags=None, argv=None):

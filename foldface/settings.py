@@ -16,6 +16,7 @@ from jsonargparse.typing import (
 
 from foldface import metrics
 from foldface import task as task_module
+from foldface.registry import BUILT_IN
 from foldface.task import MASK_TASK
 
 AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
@@ -23,6 +24,13 @@ Folds = restricted_number_type("Folds", int, (">=", 2))
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
 Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
 Number = Union[int, float]
+# A name of ours, which --help shows, or of a user's plug-in: rules.check looks it up.
+Augment = Union[Literal[BUILT_IN["augment"]], str]
+Detector = Union[Literal[BUILT_IN["detector"]], str]
+Layout = Union[Literal[BUILT_IN["layout"]], str]
+LossName = Union[Literal[BUILT_IN["loss"]], str]
+ScoreName = Union[Literal[BUILT_IN["score"]], str]
+Splitter = Union[Literal[BUILT_IN["splitter"]], str]
 PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
 
 
@@ -56,7 +64,7 @@ class TaskConfig:
     """heads that make the answer together, [] = all; the others are learned beside it"""
     answer_as: Literal["index", "name"] = "index"
     """how submission.csv writes a class: its index, or the names of its heads' classes"""
-    score: Literal["f1", "accuracy", "mae", "within"] = "f1"
+    score: ScoreName = "f1"
     """what tells better from worse: macro F1 or accuracy of classes; of numbers the mean absolute error, or the share
     that comes as near to the truth as task.tolerance"""
     tolerance: PositiveFloat = 5.0
@@ -67,7 +75,7 @@ class TaskConfig:
 class ExtraConfig:
     """A further set of labelled photos."""
 
-    layout: Literal["aaf", "competition", "utkface", "folder", "boxes", "table"]
+    layout: Layout
     """how it is laid out: see data.layout"""
     path: str
     """its folder, or the file of layouts table and boxes"""
@@ -77,7 +85,7 @@ class ExtraConfig:
 class DataConfig:
     """Photos and tables."""
 
-    layout: Literal["competition", "aaf", "utkface", "folder", "boxes", "table"] = "competition"
+    layout: Layout = "competition"
     """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; utkface:
     age_gender_race_date.jpg; folder: a folder a class, maybe below train, valid and test; boxes: JSON of
     {"image", "label", "bbox": [x1, y1, x2, y2]}; table: a CSV with photo, the heads' columns and, if photos belong
@@ -125,7 +133,7 @@ class DataConfig:
     """side in pixels of the square that the model sees"""
     resize_mode: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
-    augment: Literal["none", "light", "diary", "strong", "shapes", "trash"] = "light"
+    augment: Augment = "light"
     """how training photos are varied; diary is the list of recipes/tasks/diary.json, which cuts 400 x 256 pixels out of
     whole photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have
     no upright, such as trash; trash is the list of recipes/tasks/trash_report.json: turns, rain or mud, light, blur or
@@ -138,7 +146,7 @@ class DataConfig:
     """years on each side of the bounds between age classes whose photos are not trained on (they are validated on)"""
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
-    splitter: Literal["pandas_streaming", "sklearn"] = "pandas_streaming"
+    splitter: Splitter = "pandas_streaming"
     """which library deals people into folds"""
     memory_gb: NonNegativeFloat = 2.0
     """memory for photos that were decoded and brought to data.image_size once, so that later epochs need not: 18,900 of
@@ -151,7 +159,7 @@ class DataConfig:
 class CropConfig:
     """Face crops."""
 
-    detectors: List[Literal["retinaface", "facenet", "yunet", "person", "centre"]] = field(
+    detectors: List[Detector] = field(
         default_factory=lambda: ["retinaface", "facenet", "person", "centre"]
     )
     """who looks for the face, in this order, until one finds it: retinaface, facenet and yunet do; person = the median
@@ -216,7 +224,7 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: Literal["cross_entropy", "neighbour", "focal", "f1"] = "cross_entropy"
+    name: LossName = "cross_entropy"
     """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only;
     focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last loss.span photos"""
     smoothing: Smoothing = 0.0
@@ -396,6 +404,9 @@ class Config:
     """where training also sends its scalars (nothing is sent anywhere unless asked)"""
     save_minutes: NonNegativeFloat = 5.0
     """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
+    plugins: Union[List[str], str] = field(default_factory=list)
+    """Python files that register losses, augmentations, detectors, scores, layouts, splitters or backbones of your own
+    (docs/extending.md); they are run, so they are never taken from the args.json of a run"""
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     crop: CropConfig = field(default_factory=CropConfig)
@@ -434,6 +445,7 @@ FILES = (
     "run",
     "output",
     "submission",
+    "plugins",
     "data.train",
     "data.eval",
     "data.roots",

@@ -6,11 +6,9 @@ Steps are albumentations' (2.0.8), each with its own source of chance, which a p
 import math
 import warnings
 
+import albumentations as A
+import cv2
 import numpy as np
-
-from foldface.data.photos import cv2  # first: it sets what OpenCV and albumentations read at their import
-
-import albumentations as A  # isort: skip
 
 from foldface.registry import lookup, register
 

@@ -16,11 +16,6 @@ import simplejpeg  # like OpenCV's decoder to the pixel, and it says what OpenCV
 from foldface.cli import LIMITS
 from foldface.files import refuse_special
 
-# OpenCV reads this at import: a photo with more pixels than 12,000 x 11,000 is refused before memory is taken
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(132_000_000))
-os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # what can't be read is said by us, with its name
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 SUFFIXES += (".ppm", ".pgm")
 # how files of photos begin (and HEIC, which OpenCV can't decode: it is said, not passed over)

@@ -15,6 +15,7 @@ from helpers import Competition
 
 import dataset
 import face_crop
+from foldface import registry
 from foldface.data.photos import cv2, read_photo
 from foldface.faces import crops, detect, review
 from foldface.faces import manifest as manifest_module
@@ -62,7 +63,7 @@ def test_yunet_sees_every_face_masked_or_bare_and_where_its_eyes_are(drawn):
     for photo, spots in drawn:
         name, face, count = look(photo[..., ::-1], "yunet")
         assert (name, count, face.shape, face.dtype) == ("yunet", 1, (9,), np.float64)
-        assert detect.LEAST_SCORE["yunet"] <= face[4] <= 1
+        assert detect.YuNet.least_score <= face[4] <= 1
         left, right, mouth = np.array(spots).reshape(3, 2)
         assert all((face[:2] < point).all() and (point < face[2:4]).all() for point in (left, right, mouth))
         apart = np.linalg.norm(left - right)
@@ -245,24 +246,25 @@ def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(m
     asked = []
 
     def detector(name, least):
-        def find(images):
+        def find(self, images):
             asked.append((name, images.shape[:3]))
             whole = (0, 0, images.shape[2], images.shape[1], 0.9)
             return [boxes(*[whole] * int(image.mean() > least)) for image in images]
 
         return find
 
-    for name, least in (("yunet", 200), ("facenet", 100)):
-        monkeypatch.setitem(detect.DETECTORS, name, detector(name, least))
-        monkeypatch.setitem(detect.MODELS, name, lambda: None)
+    monkeypatch.setattr(registry, "REGISTERED", {"detector": {}})  # as two files of a user's would
+    for name, sides, least in (("first", (192, 512, 128), 200), ("second", (256, 512), 100)):
+        made = type(name, (detect.Detector,), {"long_sides": sides, "find": detector(name, least)})
+        registry.register("detector", name)(made)
     photos = [np.full((*size, 3), level, np.uint8) for size, level in
               (((400, 400), 250), ((400, 400), 150), ((400, 400), 50), ((150, 150), 150))]  # fmt: skip
-    found = detect.find_faces(photos, ["person", "yunet", "facenet", "centre"])
-    assert [name for name, _, _ in found] == ["yunet", "facenet", "", "facenet"]
+    found = detect.find_faces(photos, ["person", "first", "second", "centre"])
+    assert [name for name, _, _ in found] == ["first", "second", "", "second"]
     assert found[0][1][:4].tolist() == [0, 0, 400, 400] and found[3][1][:4].tolist() == [0, 0, 150, 150]
     assert asked == [  # a small photo in its own size, and once
-        ("yunet", (3, 192, 192)), ("yunet", (1, 150, 150)), ("yunet", (2, 400, 400)), ("yunet", (3, 128, 128)),
-        ("facenet", (2, 256, 256)), ("facenet", (1, 150, 150)), ("facenet", (1, 400, 400)),
+        ("first", (3, 192, 192)), ("first", (1, 150, 150)), ("first", (2, 400, 400)), ("first", (3, 128, 128)),
+        ("second", (2, 256, 256)), ("second", (1, 150, 150)), ("second", (1, 400, 400)),
     ]  # fmt: skip
 
 
