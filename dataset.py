@@ -41,19 +41,7 @@ from foldface.data.folds import (
     split,
     twins,
 )
-from foldface.data.layouts import (
-    BOX,
-    PHOTO_COLUMNS,
-    Fence,
-    Problems,
-    boxes_of,
-    grouped,
-    groups_by_name,
-    located,
-    photo_root,
-    photos_below,
-    read_layout,
-)
+from foldface.data.layouts import BOX, PHOTO_COLUMNS, Problems, boxes_of, grouped, groups_by_name, read_layout
 from foldface.data.leaks import (
     digest_of,
     identity,
@@ -62,6 +50,7 @@ from foldface.data.leaks import (
     refuse_other_folds,
     refuse_seen_weights,
 )
+from foldface.data.paths import Fence, located, photo_root, photos_below
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
 from foldface.predictions import PSEUDO_COLUMNS

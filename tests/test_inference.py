@@ -17,7 +17,7 @@ import inference
 import model
 import pseudo_label
 from foldface import metrics
-from foldface.data import folds
+from foldface.data import leaks
 from foldface.files import InputError
 from foldface.nn import predicting
 from foldface.nn.heads import Heads
@@ -174,7 +174,7 @@ def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained
     main_of(average_weights, config, monkeypatch)
     trained_on = set(rows["ImageID"][rows["source"] == "train"])
     assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
-    assert folds.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
+    assert leaks.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
     assert "extra" in json.loads((competition.root / "run-soup" / "data.json").read_text())
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foldface.files import InputError, read_csv, read_json, refuse_special, warn_once, write_csv
+from foldface.files import InputError, read_csv, refuse_special, write_csv
 from foldface.names import folded
 from foldface.registry import lookup, register
-from foldface.settings import Config, of_earlier
+from foldface.settings import Config
 
 FOLD_COLUMNS = ["id", "fold"]
 RECORD = "data.json"  # of a run: what its data was like (`identity`), its folds, who was trained on beside them
@@ -325,53 +325,6 @@ def split(rows, fold):
     training = ((source == "train") & ~mine) | (source == "extra") | ((source == "pseudo") & mine)
     training &= ~rows["gap"]
     return rows[training].reset_index(drop=True), rows[(source == "train") & mine].reset_index(drop=True)
-
-
-def start_folder(start, run):
-    """`start_run` of a run's folder and its model.init_from_run."""
-    start = Path(start)
-    return start if len(start.parts) > 1 else Path(run).parent / start
-
-
-def weights_before(start, pretrained, run, fold):
-    """The folder of the weights that a fold of a run starts from, RUN/fold{k}; None if they are no run's.
-
-    start, pretrained: model.init_from_run and model.pretrained of the run.
-    """
-    if start:
-        return start_folder(start, run) / f"fold{fold}"
-    if isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
-        return Path(pretrained).parent
-    return None
-
-
-def seen_by(weights):
-    """The people, and the photos (sha1 of their bytes), that weights (a Path, RUN/fold{k}) were trained on, and the
-    weights that they started from: two sets of str.
-
-    A run's fold k has seen all people of its folds.csv but those of fold k, and what data.json says of its extra rows.
-    """
-    ids, photos, met = set(), set(), set()
-    while weights is not None and weights not in met and (weights.parent / "folds.csv").is_file():
-        met.add(weights)
-        home, own = weights.parent, weights.name.removeprefix("fold")
-        theirs = read_folds(home / "folds.csv")
-        ids |= set(theirs.index[~theirs.isin([TEST_FOLD, int(own)] if own.isdigit() else [TEST_FOLD])])
-        record, before = (
-            read_json(home / name, "train that run again") if (home / name).is_file() else {}
-            for name in (RECORD, "args.json")
-        )
-        before = of_earlier(before)
-        before = of_earlier(before)
-        if "extra" in record:
-            ids |= set(record["extra"]["ids"])
-            photos |= set(record["extra"]["photos"])
-        elif before.get("data.extra") or before.get("data.pseudo"):
-            warn_once(f"{home} does not say which people its data.extra and data.pseudo held: they are not compared")
-        weights = weights_before(before.get("model.init_from_run"), before.get("model.pretrained"), home, own)
-    if met and weights is not None and weights not in met:
-        warn_once(f"{weights}, which {home} started from, is not there: the people it was trained on are not compared")
-    return ids, photos
 
 
 def stratum_names(task, classes):

@@ -9,8 +9,9 @@ import pandas as pd
 
 from foldface import predictions, runs
 from foldface.data import layouts
-from foldface.data.folds import digests, read_folds, seen_by, split, start_folder, weights_before
-from foldface.files import InputError, read_csv, read_json
+from foldface.data.folds import RECORD, TEST_FOLD, digests, read_folds, split
+from foldface.files import InputError, read_csv, read_json, warn_once
+from foldface.settings import of_earlier
 
 IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
 
@@ -156,3 +157,49 @@ def refuse_other_data(config, record, now):
         raise InputError(f"{run}: was begun on crops made in another way than {crops}: {way_out}")
     if record.get("folds") != digest_of(run / "folds.csv"):
         raise InputError(f"{run}: folds.csv was changed after training began: put the former one back, or {way_out}")
+
+
+def start_folder(start, run):
+    """`start_run` of a run's folder and its model.init_from_run."""
+    start = Path(start)
+    return start if len(start.parts) > 1 else Path(run).parent / start
+
+
+def weights_before(start, pretrained, run, fold):
+    """The folder of the weights that a fold of a run starts from, RUN/fold{k}; None if they are no run's.
+
+    start, pretrained: model.init_from_run and model.pretrained of the run.
+    """
+    if start:
+        return start_folder(start, run) / f"fold{fold}"
+    if isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
+        return Path(pretrained).parent
+    return None
+
+
+def seen_by(weights):
+    """The people, and the photos (sha1 of their bytes), that weights (a Path, RUN/fold{k}) were trained on, and the
+    weights that they started from: two sets of str.
+
+    A run's fold k has seen all people of its folds.csv but those of fold k, and what data.json says of its extra rows.
+    """
+    ids, photos, met = set(), set(), set()
+    while weights is not None and weights not in met and (weights.parent / "folds.csv").is_file():
+        met.add(weights)
+        home, own = weights.parent, weights.name.removeprefix("fold")
+        theirs = read_folds(home / "folds.csv")
+        ids |= set(theirs.index[~theirs.isin([TEST_FOLD, int(own)] if own.isdigit() else [TEST_FOLD])])
+        record, before = (
+            read_json(home / name, "train that run again") if (home / name).is_file() else {}
+            for name in (RECORD, "args.json")
+        )
+        before = of_earlier(before)
+        if "extra" in record:
+            ids |= set(record["extra"]["ids"])
+            photos |= set(record["extra"]["photos"])
+        elif before.get("data.extra") or before.get("data.pseudo"):
+            warn_once(f"{home} does not say which people its data.extra and data.pseudo held: they are not compared")
+        weights = weights_before(before.get("model.init_from_run"), before.get("model.pretrained"), home, own)
+    if met and weights is not None and weights not in met:
+        warn_once(f"{weights}, which {home} started from, is not there: the people it was trained on are not compared")
+    return ids, photos
