@@ -120,8 +120,8 @@ def read(doc, flags=None, argv=None):
             put(config, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
         if isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
             raise InputError(f"{key} {value}: write {RENAMED_VALUES[key][value]} instead of {value}")
-    config.plugins = [config.plugins] if isinstance(config.plugins, str) else config.plugins
-    registry.load(at_home(config.plugins))
+    config.plugins = at_home([config.plugins] if isinstance(config.plugins, str) else config.plugins)
+    registry.load(config.plugins)
     return check(config)
 
 

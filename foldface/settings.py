@@ -445,7 +445,6 @@ FILES = (
     "run",
     "output",
     "submission",
-    "plugins",
     "data.train",
     "data.eval",
     "data.roots",

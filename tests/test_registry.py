@@ -81,13 +81,14 @@ def test_a_file_that_can_be_no_plugin_is_refused_in_one_line(tmp_path, own_regis
         cli.read("", argv=["--plugins", str(tmp_path / (name or "nothing.py"))])
 
 
-def test_a_plugin_is_imported_once_and_may_import_its_neighbours(tmp_path, own_registry):
+def test_a_plugin_is_imported_once_and_may_import_its_neighbours(tmp_path, own_registry, monkeypatch):
     (tmp_path / "mine_e.py").write_text(
         "from mine_helper import NAME\nfrom foldface.registry import register\nregister('loss', NAME)(lambda *_: 0)\n"
     )
     (tmp_path / "mine_helper.py").write_text("NAME = 'mine_too'\n")
-    for _ in range(2):
-        config = cli.read("", argv=["--plugins", f"[{tmp_path}/mine_e.py]", "--loss.name", "mine_too"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (f"[{tmp_path}/mine_e.py]", "~/mine_e.py"):
+        config = cli.read("", argv=["--plugins", words, "--loss.name", "mine_too"])
         assert config.loss.name == "mine_too" and config.plugins == [f"{tmp_path}/mine_e.py"]
     (tmp_path / "more.json").write_text(json.dumps({"plugins": [f"{tmp_path}/mine_e.py"]}))
     assert cli.read("", argv=["--config", str(tmp_path / "more.json"), "--loss.name", "mine_too"])
