@@ -8,9 +8,8 @@
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
 
 Prints what each run brings out of fold, with intervals, and how the answers are spread over the classes; both, and how
-far the members agree, are put into the first run's report.html too. Weights and
-decisions are chosen on out-of-fold predictions, scored on people that they were not chosen on, and used only if they
-beat the plain vote there.
+far the members agree, are put into the first run's report.html too. Weights and decisions are chosen on out-of-fold
+predictions, scored on people that they were not chosen on, and used only if they beat the plain vote there.
 """
 
 import sys
@@ -304,6 +303,7 @@ def by_run(task, runs, found, ids):
     return np.stack(told), None if any(behind is None for behind in numbers) else np.stack(numbers)
 
 
+USED = ("task", "data.layout", "data.eval", "data.box_pixels", "data.group", "data.roots")  # --help shows these
 FLAGS = {
     "--soft": {"action": "store_true", "help": "mean of the probabilities (the default)"},
     "--hard": {"action": "store_true", "help": "majority of the answers"},
@@ -325,7 +325,7 @@ FLAGS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = read_for_run(__doc__, FLAGS, argv)
+    config = read_for_run(__doc__, FLAGS, argv, USED)
     chosen = [name for name in VOTES if getattr(config, name)]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")

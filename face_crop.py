@@ -56,8 +56,11 @@ def crop_all(config):
         return crop_plan(todo, folder, crop)
 
 
+USED = ("task", "data", "crop")  # --help shows these groups of settings
+
+
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, argv=argv)
+    config = cli.read(__doc__, argv=argv, used=USED)
     start = time.perf_counter()
     manifest = crop_all(config)
     seconds, folder = time.perf_counter() - start, config.data.crops

@@ -35,8 +35,11 @@ def carry(run, output):
             shutil.copyfile(path, partial)
 
 
+USED = ("task", "data", "inference")  # --help shows these groups of settings
+
+
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, argv=argv)
+    config = runs.read_for_run(__doc__, argv=argv, used=USED)
     from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
     from model import checkpoints, load_folds
 

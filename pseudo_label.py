@@ -79,11 +79,12 @@ def warn_beyond_reach(config, task):
         )
 
 
+USED = ("task", "pseudo")  # --help shows these groups of settings
 FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID, ans): say how many are right"}}
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, FLAGS, argv)
+    config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task = config.predicted
     for key in ("threshold", "max_per_class"):
         value = getattr(config.pseudo, key)

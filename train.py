@@ -411,16 +411,14 @@ def seconds_for(config, earlier, left):
     return rest / left
 
 
+USED = ("task", "data", "crop", "model", "loss", "train")  # --help shows these groups of settings
 FLAGS = {
-    "--overwrite": {
-        "action": "store_true",
-        "help": "begin the run anew, whatever settings it had; leave it out to go on after a stop",
-    },
+    "--overwrite": {"action": "store_true", "help": "remove what the run holds and start again (else it goes on)"},
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, FLAGS, argv)
+    config = cli.read(__doc__, FLAGS, argv, USED)
     train_folds(config, [0], config.overwrite)
     print(f"next: python inference.py --run {config.run}")
 

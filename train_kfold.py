@@ -17,7 +17,7 @@ from foldface.files import refuse_unwritable
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, train.FLAGS, argv)
+    config = cli.read(__doc__, train.FLAGS, argv, train.USED)
     folds = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
     if not list(folds):
         refuse_unwritable(config.run, "name another --run")

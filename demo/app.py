@@ -240,6 +240,7 @@ def build(config, predictor, upload_dir):
     return page.queue(max_size=MAX_QUEUE)
 
 
+USED = ("task", "data", "inference", "app")  # --help shows these groups of settings
 FLAGS = {
     "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds to average (default: all)"},
     "--examples": {
@@ -302,7 +303,7 @@ def start(config, upload_dir):
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, FLAGS, argv)
+    config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads are deleted then, too
     warnings.simplefilter("ignore")  # warnings of libraries may quote what a visitor sent
     logging.disable(logging.CRITICAL)

@@ -188,6 +188,7 @@ def classify_pictures(config, count: int) -> None:
         )
 
 
+USED = ("task", "data", "gan")  # --help shows these groups of settings
 FLAGS = {
     "--overwrite": {"action": "store_true", "help": "start again from scratch (without it a stopped training goes on)"},
     "--judge": {
@@ -200,7 +201,7 @@ FLAGS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, FLAGS, argv)
+    config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     if config.judge:
         classify_pictures(config, config.judge)
         return

@@ -7,6 +7,7 @@
 args.json is what all scripts share: the one in the folder that the command is started in.
 """
 
+import argparse
 import dataclasses
 import difflib
 import errno
@@ -14,10 +15,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any  # jsonargparse shows these names in --help
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
@@ -57,11 +59,17 @@ FREE = (
 DEFAULT_CONFIG = "args.json"
 
 
-def make_parser(doc, flags):
-    """The jsonargparse parser of all settings and of a script's own flags."""
+def make_parser(doc, flags, used=tuple(GROUPS)):
+    """The jsonargparse parser of a script's own flags, of the settings that are in no group, and of those that are
+    `used`: groups (data) or single settings (data.eval)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog=f"python {Path(sys.argv[0]).name}", description=doc, exit_on_error=False, formatter_class=HelpFormatter
+        prog=command_name(),
+        usage="%(prog)s [--FLAG ...] [--config FILE ...] [--SETTING VALUE ...]",
+        description=doc,
+        epilog="All settings, those of other scripts too: docs/settings.md",
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--config",
@@ -70,20 +78,44 @@ def make_parser(doc, flags):
     )
     for flag, keywords in flags.items():
         parser.add_argument(flag, **keywords)
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(Config, skip=set(GROUPS) - {name.split(".")[0] for name in used})
+    for action in parser._actions:
+        group = action.dest.split(".")[0]
+        if (
+            action.dest in GROUPS
+            or action.dest.endswith(".help")
+            or (group in GROUPS and not {group, action.dest} & set(used))
+        ):  # --train FILE: `read` refuses it
+            action.help = argparse.SUPPRESS
+        if action.dest == "print_config":
+            action.metavar, action.help = "[=FLAGS]", "print the settings of this command as JSON or YAML, and stop"
+        action.option_strings = [
+            word for word in action.option_strings if not word.endswith("+")
+        ] or action.option_strings
     return parser
 
 
-def read(doc, flags=None, argv=None):
+def command_name():
+    """How the command is typed: python train.py, python -m tools.compare."""
+    path = Path(sys.argv[0])
+    module = path.parent.name in ("tools", "demo", "foldface")
+    return f"python -m {path.parent.name}.{path.stem}" if module else f"python {path.name}"
+
+
+def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
     """The settings of this start: defaults < args.json < files named by --config, in order < command line.
 
-    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone.
+    doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone. used:
+    the groups, or single settings, that the script uses: --help shows them. All others are read too, from files, which
+    all scripts share, and from the command line, whose words go from one script to the next.
     Returns a Config, with the values of `flags` as attributes of the same names, and two sets of dotted names beside
     them: `typed`, the settings on the command line, and `given`, those in the --config files too. Raises InputError in
     one line that names the key and, for a near miss, the key that was meant.
     """
-    parser = make_parser(doc, flags or {})
     argv = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(argv):
+        make_parser(doc, flags or {}, used).parse_args(["--help"])
+    parser = make_parser(doc, flags or {})
     configs, rest = split_configs(with_true(argv))
     known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
     typed = {word[2:].split("=")[0].removesuffix("+"): None for word in rest if word.startswith("--")}
@@ -157,7 +189,16 @@ def refuse_plugins_of_a_run(path, content):
 
 
 class HelpFormatter(ArgumentParser().formatter_class):
-    """Leaves the script's docstring as it is written: its commands are lines of their own."""
+    """Leaves the script's docstring as it is written: its commands are lines of their own. At least 100 columns."""
+
+    def __init__(self, prog, **keywords):
+        super().__init__(prog, max_help_position=28, width=max(100, shutil.get_terminal_size().columns - 2))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """A setting's meaning and default, without what the choices before it say already."""
+        text = re.sub(r"\(type: .*?, default: ", "(default: ", super()._expand_help(action), flags=re.DOTALL)
+        text = re.sub(r"\(default: \[{'name'.*\)", "(default: those of the mask task)", text, flags=re.DOTALL)
+        return text.replace(" (default: )", "").replace(" (default: False)", "")
 
     def _fill_text(self, text: str, width: int, indent: str) -> Any:
         return "\n".join(indent + line for line in text.splitlines())
@@ -203,15 +244,6 @@ def tidy(message):
     """jsonargparse's message, in one line, without the names of Python's types."""
     line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
     return line.replace("Literal", "one of ")
-
-
-def main():
-    """Print the defaults, every one of them: the content of args.json."""
-    print(json.dumps(as_dict(Config()), indent=2))
-
-
-if __name__ == "__main__":
-    main()
 
 
 def stop(number, frame):

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError
 from foldface.cli import FREE, make_parser, read, tidy
 from foldface.files import InputError, read_json, refuse_unwritable, write_json
 from foldface.rules import check
-from foldface.settings import Config, HeadConfig, as_dict, flatten, of_earlier, put
+from foldface.settings import GROUPS, OF_ONE_SCRIPT, Config, HeadConfig, as_dict, flatten, of_earlier, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -134,7 +134,7 @@ PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "
 MISSED = ("data.corrections", "data.roots", "plugins")
 
 
-def read_for_run(doc, flags=None, argv=None):
+def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
     """read(), for what comes after training: args.json < what the run says of its answers (OF_A_RUN) < --config files <
     command line.
 
@@ -142,7 +142,7 @@ def read_for_run(doc, flags=None, argv=None):
     them and this one doesn't. Each value that is given now and is not the run's is said in one line. Raises InputError
     where the run's args.json holds values that can't be.
     """
-    config = read(doc, flags, argv)
+    config = read(doc, flags, argv, used)
     first = (getattr(config, "runs", None) or [config.run])[0]  # ensemble.py names several
     path = Path(first) / "args.json"
     if first == config.run and config.output and (Path(config.output) / "args.json").is_file():
@@ -227,7 +227,8 @@ def refuse_other_settings(config):
 def save(config):
     """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others."""
     refuse_other_settings(config)
-    write_json(Path(config.run) / "args.json", as_dict(config))
+    content = {name: value for name, value in as_dict(config).items() if name not in OF_ONE_SCRIPT}
+    write_json(Path(config.run) / "args.json", content)
 
 
 def remember(config, *keys):

@@ -433,6 +433,8 @@ class Config:
 
 GROUPS = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
 
+OF_ONE_SCRIPT = ("sample", "gan", "app")  # groups of tools.sample_data, demo.gan and demo.app: no run holds them
+
 SWITCHES = {
     f"{group}.{field.name}"
     for group, kind in GROUPS.items()

@@ -1,7 +1,9 @@
 """Settings: every one explained, and whoever mistypes one is told which was meant."""
 
+import ast
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -12,7 +14,6 @@ import pytest
 from helpers import ROOT
 
 from foldface import cli, runs
-from foldface import settings as settings_module
 from foldface.files import InputError
 from foldface.settings import FILES, GROUPS, RENAMED_KEYS, Config, as_dict, flatten, task_of
 
@@ -175,16 +176,40 @@ def test_a_bad_settings_file_is_named(tmp_path, content, expected):
     assert expected in line and "\n" not in line
 
 
-def test_every_setting_has_its_docstring_in_the_help():
-    text = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True).stdout
+def test_the_page_of_all_settings_is_that_of_their_declaration():
+    made = subprocess.run([sys.executable, "-m", "tools.settings_page"], capture_output=True, text=True).stdout
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == made, "write it again: python -m tools.settings_page > docs/settings.md"
+    assert [key for key in ALL if f"| `{key}` |" not in page] == []
+
+
+def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys):
+    def shown(used):
+        with pytest.raises(SystemExit):
+            cli.read("What it does.", {"--soft": {"action": "store_true", "help": "vote"}}, ["--help"], used)
+        return capsys.readouterr().out
+
+    text = shown(("data.eval", "train"))
+    assert "What it does." in text and "--soft" in text and "--run RUN" in text and "docs/settings.md" in text
+    assert "--data.eval" in text and "--data.train" not in text and "--train.lr" in text and "--gan.lr" not in text
     flat = " ".join(text.split())
-    for group in [Config, *GROUPS.values()]:
-        source = Path(settings_module.__file__).read_text().split(f"class {group.__name__}:")[1]
-        for field in dataclasses.fields(group):
-            if field.name not in GROUPS:
-                explained = source.split(f"    {field.name}: ")[1].split('"""')[1]
-                assert explained.split()[0] in flat and field.name in flat, f"{group.__name__}.{field.name}"
-                assert " ".join(explained.split())[:40] in flat, f"{group.__name__}.{field.name} is not explained"
+    assert "the photos to answer for: a folder with info.csv and images/" in flat and "(default: 0.001)" in flat
+
+
+def test_every_group_of_settings_is_in_the_help_of_some_script():
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("demo/*.py")]
+    found = [
+        re.search(r"^USED = (\(.*?\))", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL) for path in sources
+    ]
+    assert set(GROUPS) <= {name for one in found if one for name in ast.literal_eval(one[1])}
+
+
+def test_a_setting_of_another_scripts_group_is_read_and_no_run_holds_it(folder):
+    recipe = folder("recipe.json", gan={"epochs": 7}, app={"advice": "mine.json"}, run="runs/a")
+    config = cli.read("", argv=["--config", recipe, "--sample.people", "5"], used=("data",))
+    assert (config.gan.epochs, config.app.advice, config.sample.people) == (7, "mine.json", 5)
+    runs.save(config)
+    assert not {"gan", "app", "sample"} & set(json.loads(Path("runs/a/args.json").read_text()))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -200,7 +225,8 @@ def test_help_answers_at_once_and_without_torch(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "--train.epochs" in done.stdout
+    assert "--run RUN" in done.stdout and script in done.stdout
+    assert script != "ensemble.py" or len(done.stdout.splitlines()) <= 120
     # processor time, since the machine that runs the tests may be busy with something else
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 

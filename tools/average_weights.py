@@ -46,8 +46,11 @@ def trained_on(config, folds):
     return rows[rows["place"].isin(places)].reset_index(drop=True)
 
 
+USED = ("data", "inference")  # --help shows these groups of settings
+
+
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, argv=argv)
+    config = runs.read_for_run(__doc__, argv=argv, used=USED)
     import model
     from foldface.data import loader
     from foldface.nn import batchnorm

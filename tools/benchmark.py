@@ -128,6 +128,7 @@ def markdown_table(found: dict[str, list[tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
+USED = ("task", "data", "crop", "model", "loss", "train", "inference")  # --help shows these groups of settings
 FLAGS = {
     "--rounds": {"type": int, "default": 3, "help": "how often each side runs"},
     "--quick": {"action": "store_true", "help": "fewer photos and steps, about five minutes"},
@@ -138,7 +139,7 @@ FLAGS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, FLAGS, argv)
+    config = cli.read(__doc__, FLAGS, argv, USED)
     if config.profile:
         with tempfile.TemporaryDirectory() as place:
             print(profile_table(config, Path(place)))

@@ -93,11 +93,12 @@ def trace(rows, config, steps, accelerator):
                 return seen
 
 
+USED = ("task", "data", "crop", "model", "loss", "train")  # --help shows these groups of settings
 FLAGS = {"--steps": {"type": int, "default": 20, "metavar": "N", "help": "steps to take twice"}}
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, FLAGS, argv)
+    config = cli.read(__doc__, FLAGS, argv, USED)
     check(config, config.steps)
 
 

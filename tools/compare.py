@@ -27,6 +27,7 @@ from foldface.settings import task_of
 from foldface.task import Task
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
+USED = ("task", "data", "crop", "model", "loss", "train")  # --help shows these groups of settings
 FLAGS = {
     "--seeds": {"type": int, "nargs": "+", "default": [], "help": "train each recipe with each of these seeds"},
     "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds to train (default: train.only_folds)"},
@@ -314,7 +315,8 @@ def without(words, flags):
 
 def main(argv: list[str] | None = None) -> None:
     recipes, words = recipes_and_words(sys.argv[1:] if argv is None else argv)
-    config = cli.read(__doc__, FLAGS, argv=words)  # refuses what train_kfold.py would refuse, before any training
+    # refuses what train_kfold.py would refuse, before any training
+    config = cli.read(__doc__, FLAGS, words, USED)
     if not recipes:
         raise InputError(
             "name the recipes to compare: python -m tools.compare recipes/people_small.json recipes/try/focal.json"
@@ -324,7 +326,7 @@ def main(argv: list[str] | None = None) -> None:
     words, seeds = without(words, FLAGS), list(dict.fromkeys(config.seeds)) or [None]
     if config.folds:
         words += ["--train.only_folds", json.dumps(config.folds)]
-        cli.read(__doc__, argv=words)
+        cli.read(__doc__, argv=words, used=USED)
     home = Path(config.run if "run" in config.typed else "runs/compare")
     refuse_unwritable(home, "name another --run")
     lost = train(recipes, seeds, home, words)

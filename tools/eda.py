@@ -265,8 +265,11 @@ def first_photos(rows):
     return some[: 4 * TILES] if rows["target"].dtype.kind != "f" else rows.sample(min(TILES, len(rows)), random_state=0)
 
 
+USED = ("task", "data")  # --help shows these groups of settings
+
+
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, argv=argv)
+    config = cli.read(__doc__, argv=argv, used=USED)
     page = runs.output_folder(config) / "eda.html"
     from foldface.data import duplicates
 

@@ -211,6 +211,7 @@ def wanted_right(config, task, count):
     return with_files(right, config.data.crops)
 
 
+USED = ("task", "data", "inference")  # --help shows these groups of settings
 FLAGS = {
     "--photos": {"nargs": "+", "default": [], "help": "paths, or ImageIDs (default: the most confident mistakes)"},
     "--layers": {"nargs": "+", "default": [], "help": "names of layers, side by side (default: the last)"},
@@ -221,7 +222,7 @@ FLAGS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, FLAGS, argv)
+    config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     home = runs.output_folder(config)
     explainer = Explainer(config, config.layers, config.head, config.of)
     if config.check:

@@ -215,6 +215,7 @@ def write_page(config, task, oof, rows, chosen, path):
     html.write(path, f"{config.run}: labels to check", intro, sections)
 
 
+USED = ("task", "data")  # --help shows these groups of settings
 FLAGS = {
     "--people": {
         "type": int,
@@ -226,7 +227,7 @@ FLAGS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, FLAGS, argv)
+    config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
     if task.numeric:
         raise InputError(

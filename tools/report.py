@@ -11,9 +11,11 @@ from foldface.cli import run_main
 from foldface.files import read_csv
 from foldface.report.training import write
 
+USED = ("task", "data", "inference")  # --help shows these groups of settings
+
 
 def main(argv: list[str] | None = None) -> None:
-    config = runs.read_for_run(__doc__, argv=argv)
+    config = runs.read_for_run(__doc__, argv=argv, used=USED)
     output = runs.output_folder(config)
     read_csv(Path(config.run) / "oof.csv", predictions.OOF_COLUMNS, "train first")
     rows, _ = dataset.training_rows(config.without_pseudo())

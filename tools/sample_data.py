@@ -143,10 +143,13 @@ def drawn(folder):
     return read_json(path, "move the folder away") if path.is_file() else {}
 
 
+USED = ("sample",)  # --help shows these groups of settings
+
+
 def main(argv: list[str] | None = None) -> None:
     from foldface import cli
 
-    config = cli.read(__doc__, argv=argv)
+    config = cli.read(__doc__, argv=argv, used=USED)
     folder, people, eval_people = Path(config.sample.folder), config.sample.people, config.sample.eval_people
     if about(people, eval_people, config.seed).items() <= drawn(folder).items():
         print(f"{folder}: is drawn already")
