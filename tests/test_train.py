@@ -472,10 +472,10 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
     """A limit on the size of files stands in for the disk: the state of test_resnet is about 5 MB."""
     words = ["--train.epochs", "3", "--train.folds", "2"]
     config = competition.config(*words)
-    config = competition.root / "config.json"
-    config.write_text(json.dumps(as_dict(config)))
+    path = competition.root / "config.json"
+    path.write_text(json.dumps(as_dict(config)))
     code = (
-        "import resource, sys, train, learner\n"
+        "import resource, sys, train; from foldface.nn import learner\n"
         "honest = learner.Learner.save\n"
         "def save(self):\n"
         "    if self.epoch == 2:\n"
@@ -485,7 +485,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
         "train.run_main(train.main)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, "--config", config], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, "--config", path], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error")]
@@ -500,11 +500,11 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     words = ["--model.freeze_bn", "true", "--train.optimizer", "sgd", "--train.batch_size", 11, "--train.folds", 3]
     train.train_folds(competition.config(*words), [0, 1])
     config = competition.config(*words, "--run", tmp_path / "two", "--train.only_folds", "[0,1]", "--device", "auto")
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(as_dict(config)))
+    words_file = tmp_path / "config.json"
+    words_file.write_text(json.dumps(as_dict(config)))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     ended = subprocess.run(
-        [*launch, ROOT / "train_kfold.py", "--config", config], capture_output=True, text=True, timeout=180
+        [*launch, ROOT / "train_kfold.py", "--config", words_file], capture_output=True, text=True, timeout=180
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("fold 1 epoch 2/2") == 1  # one speaks
