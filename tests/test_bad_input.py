@@ -306,7 +306,7 @@ def test_answering_stops_where_no_photo_can_be_read(people, monkeypatch):
     train.train_folds(config, [0])
     for name in people.images:
         (people.eval / "images" / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of the 5 photos to answer for can be read, such as .*\(empty file\)"):
+    with pytest.raises(InputError, match=r"none of the 5 photos to predict can be read, such as .*\(empty file\)"):
         main_of(inference, config, monkeypatch)
     for name in people.images:
         (people.eval / "images" / name).unlink()

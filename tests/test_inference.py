@@ -93,7 +93,7 @@ def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
         return nets, abouts, heads
 
     monkeypatch.setattr(model, "load_folds", load_folds)
-    with pytest.raises(InputError, match="fold 1 answers NaN"):
+    with pytest.raises(InputError, match="fold 1 predicts NaN"):
         main_of(inference, config, monkeypatch)
     assert not (competition.root / "run" / "fold1.csv").exists()
 
@@ -414,7 +414,7 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     kept = tmp_path / "kept.npz"
     predicting.predict(nets, abouts, heads, rows[:4], config, kept, key)  # as a kill after two batches leaves it
     again, _ = predicting.predict(nets, abouts, heads, rows, config, kept, key)
-    assert "going on at photo 5" in capsys.readouterr().out
+    assert "resuming at photo 5" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
     assert predicting.key_of(paths, files, config) != key

@@ -458,7 +458,7 @@ def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
     assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 10
     np.savez_compressed(path, **parts)  # of ten rows here; of gigabytes of zeros in a stranger's run
     assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 0
-    assert "is damaged; beginning at the first photo" in capsys.readouterr().err
+    assert "is damaged; starting at the first photo" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_accelerator")

@@ -1,11 +1,11 @@
-"""Recipes side by side: same folds, same seeds, and which differences chance could explain.
+"""Train recipes on the same folds with the same seeds, and compare their out-of-fold scores with intervals.
 
     python -m tools.compare recipes/people_small.json recipes/try/{focal,mixup}.json --config recipes/people_small.json
     python -m tools.compare recipes/try/*.json --config recipes/quick.json --folds 0 --seeds 0 1 --run runs/compare
     T=recipes/try; python -m tools.compare $T/backbone_resnet{34,152}.json{,+$T/frozen.json} --config $T/sgd.json
 
-Each recipe (a+b: b laid over a) is laid over --config and the command line's settings and trained by train_kfold.py as
-RUN/<its name>, with --seeds as RUN/<its name>-seed<k>. What is finished is not done again; a stopped start goes on.
+Each recipe (a+b: b over a) is read after --config and the command line's settings and trained by train_kfold.py as
+RUN/NAME, with --seeds as RUN/NAME-seed<k>. Finished runs are not trained again; a stopped start goes on.
 Writes RUN/compare.md and RUN/compare.png: the out-of-fold score (such as macro F1) with its interval, F1 by head, how
 many runs learn, training and validation accuracy of the last epoch, accuracy on a test set, minutes, photos/s and
 memory, and the difference of each pair; and RUN/curves.png: loss and scores by epoch.
@@ -36,7 +36,7 @@ STOPPED = (130, -2, -15)  # exit statuses of a training that was interrupted
 
 
 def folder_name(name, seed):
-    """A run's folder below --run; seed: None without --seeds."""
+    """The folder of a run below --run. seed: None without --seeds."""
     return name if seed is None else f"{name}-seed{seed}"
 
 
@@ -65,9 +65,9 @@ def train(recipes, seeds, home, words):
 
 
 class Result:
-    """What a finished run says: answers beside targets, scores, costs. Raises InputError where something is missing.
+    """A finished run: predictions beside targets, scores, costs. Raises InputError where a file is missing.
 
-    logs: log.csv of each fold; last: {column: its mean over the folds' last epochs}, NaN where there is none.
+    logs: log.csv of each fold; last: {column: mean of the folds' last epochs}, NaN where there is none.
     """
 
     def __init__(self, home, name):
@@ -86,9 +86,9 @@ class Result:
         self.last = pd.DataFrame([log.iloc[-1] for log in self.logs]).mean(numeric_only=True)
 
     @property
-    def learns(self):
-        """Is the error at least 1 % below that of the best constant answer to each fold: of numbers its median, of
-        classes its most frequent one?"""
+    def learns(self) -> bool:
+        """True if the error is at least 1 % below that of the best constant answer to each fold: the median of numbers,
+        the most frequent class."""
         by_fold = self.frame.groupby("fold")["target"]
         if self.task.numeric:
             error = np.abs(self.frame["ans"] - self.frame["target"]).mean()
@@ -99,8 +99,8 @@ class Result:
         return bool(error < 0.99 * constant)
 
 
-def refuse_others(results):
-    """Raise InputError unless all recipes were dealt the same folds: else they are scored by other models' people."""
+def refuse_others(results: list[Result]) -> None:
+    """Raise InputError unless all runs have the same folds and the same task."""
     first = results[0]
     for other in results[1:]:
         if not other.folds.equals(first.folds):
@@ -109,12 +109,13 @@ def refuse_others(results):
                 "data.splitter or seed"
             )
         if not other.task.same(first.task) or other.task.score != first.task.score:
-            raise InputError(f"{other.name} is scored otherwise than {first.name}: a recipe must not change the task")
+            raise InputError(
+                f"{other.name} has another task or score than {first.name}: a recipe must not change the task"
+            )
 
 
 def gather(recipes, seeds, home, lost):
-    """{recipe: {seed: Result}} of what was trained and can be compared with the first run of its seed; what can't is
-    added to `lost`."""
+    """{recipe: {seed: Result}} of the runs comparable with the first run of their seed; others go to `lost`."""
     found, first = {}, {}
     for name in recipes:
         for seed in seeds:
@@ -131,26 +132,25 @@ def gather(recipes, seeds, home, lost):
 
 
 class Scores(NamedTuple):
-    """The scores that differences are taken of."""
+    """Scores of the recipes, to take differences of."""
 
-    names: list  # recipes that are scored on all photos; a first stage on bare faces is not
+    names: list  # recipes that are scored on all photos (a first stage on bare faces is not)
     values: np.ndarray  # (recipes, draws) of the same people; of several seeds (recipes, seeds), NaN where one lacks
     points: np.ndarray  # (recipes, seeds): the scores themselves
-    ends: tuple  # the quantiles of `values` between which a difference lies
+    ends: tuple  # the quantiles of a difference's `values` that are its interval
 
-    def apart(self, one, other):
-        """(difference, low, high) of two recipes, NaN where they have no seed in common."""
+    def difference(self, one: str, other: str) -> tuple[float, float, float]:
+        """(difference, low, high) of two recipes; NaN where they have no seed in common."""
         one, other = self.names.index(one), self.names.index(other)
-        point, spread = self.points[one] - self.points[other], self.values[one] - self.values[other]
-        spread = spread[~np.isnan(spread)]
-        if not len(spread):
+        point, draws = self.points[one] - self.points[other], self.values[one] - self.values[other]
+        draws = draws[~np.isnan(draws)]
+        if not len(draws):
             return (float("nan"),) * 3
-        return (float(np.nanmean(point)), *np.quantile(spread, self.ends))
+        return (float(np.nanmean(point)), *np.quantile(draws, self.ends))
 
 
 def differences(recipes):
-    """The Scores of {recipe: {seed: Result}}: compared on bootstrap draws of the same people, of several seeds within
-    each seed."""
+    """The Scores of {recipe: {seed: Result}}: of one seed on bootstrap draws of the same people, of several by seed."""
     seeds = list(dict.fromkeys(seed for runs in recipes.values() for seed in runs))
     frames = {seed: [runs[seed].frame for runs in recipes.values() if seed in runs] for seed in seeds}
     whole = {seed: max(found, key=len) for seed, found in frames.items()}
@@ -168,8 +168,8 @@ def differences(recipes):
     return Scores(list(same), values, np.array(points), (0.025, 0.975))
 
 
-def spread(values, digits=3):
-    """Numbers in a cell: their mean, of several with their range; nothing where all are NaN."""
+def mean_range(values, digits: int = 3) -> str:
+    """A table cell: the mean, of several values with their range; "" where all are NaN."""
     values = [value for value in values if not np.isnan(value)]
     if not values:
         return ""
@@ -178,9 +178,9 @@ def spread(values, digits=3):
 
 
 def table(recipes, scores, lost=None):
-    """The Markdown page of {recipe: {seed: Result}}: a table of the recipes, best first, and one of the pairs.
+    """The Markdown page of {recipe: {seed: Result}}: a table of the recipes, the best first, and a table of pairs.
 
-    lost: what was not trained, with its reason.
+    lost: {(recipe, seed): why it is not compared}.
     """
     runs = {name: list(found.values()) for name, found in recipes.items()}
     first, base = next(iter(runs.values()))[0], scores.names[0]
@@ -197,28 +197,30 @@ def table(recipes, scores, lost=None):
     for name in ordered:
         found, gain = runs[name], ""
         if name in scores.names and name != base:
-            gain = said(*scores.apart(name, base))
+            gain = describe_difference(*scores.difference(name, base))
         photos = "" if name in scores.names else f" (on {found[0].metrics['photos']} photos)"
         saved = [run.metrics for run in found]
-        cells = [spread([m[task.score] for m in saved])]
+        cells = [mean_range([m[task.score] for m in saved])]
         if not several:
             cells[0] += f" ({saved[0][f'{task.score}_low']:.3f}-{saved[0][f'{task.score}_high']:.3f})"
-        cells += [spread([m[other] for m in saved]) for other in others]
+        cells += [mean_range([m[other] for m in saved]) for other in others]
         cells += [f"{sum(run.learns for run in found)} of {len(found)}"]
-        cells += [spread([run.last.get(column, np.nan) for run in found]) for column in (f"train_{measure}", measure)]
-        cells += [spread([m.get("test", {}).get(measure, np.nan) for m in saved])] * tested
-        cells += [gain, spread([run.minutes for run in found], 1)]
+        cells += [
+            mean_range([run.last.get(column, np.nan) for run in found]) for column in (f"train_{measure}", measure)
+        ]
+        cells += [mean_range([m.get("test", {}).get(measure, np.nan) for m in saved])] * tested
+        cells += [gain, mean_range([run.minutes for run in found], 1)]
         cells += [f"{np.mean([run.rate for run in found]):.0f}", f"{max(run.memory for run in found):.1f}"]
         lines.append(f"| {name}{photos} | {' | '.join(cells)} |")
-    interval = "their range over the seeds" if several else "95 % intervals from drawing the same people for both"
+    interval = "their range over the seeds" if several else "95 % intervals (bootstrap over the same people)"
     lines += [
         "",
-        f"Differences of {metrics.title(task)} to {base}, with {interval}; ~ = it contains 0: chance could explain it.",
+        f"Differences of {metrics.title(task)} to {base}, with {interval}; ~ = it contains 0.",
         f"Training and validation {short}: of the last epoch, mean of the folds. Learn: runs whose error is at least",
         "1 % below that of the best constant answer (of numbers the median, of classes the most frequent one).",
         *(f"Not compared: {folder_name(*key)}: {reason}" for key, reason in (lost or {}).items()),
         "",
-        "Each pair, row minus column, where chance can't explain it (~ elsewhere):",
+        "Each pair, row minus column; ~ where the interval contains 0:",
         "",
     ]
     order = [name for name in ordered if name in scores.names]
@@ -226,24 +228,24 @@ def table(recipes, scores, lost=None):
     for row, name in enumerate(order, start=1):
         cells = []
         for other in order:
-            apart, low, high = scores.apart(name, other)
-            cells.append("" if other == name or np.isnan(apart) else "~" if low <= 0 <= high else f"{apart:+.3f}")
+            value, low, high = scores.difference(name, other)
+            cells.append("" if other == name or np.isnan(value) else "~" if low <= 0 <= high else f"{value:+.3f}")
         lines.append(f"| {row} {name} | " + " | ".join(cells) + " |")
     if not several:
         pairs = len(order) * (len(order) - 1) // 2
-        lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would be marked if no recipe differed from another."]
+        lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would have no ~ if all recipes were equal."]
     return "\n".join(lines) + "\n"
 
 
-def said(apart, low, high):
-    """A difference with its interval, and ~ where that contains 0; nothing for NaN."""
-    if np.isnan(apart):
+def describe_difference(value: float, low: float, high: float) -> str:
+    """A difference with its interval, and ~ where that contains 0; "" for NaN."""
+    if np.isnan(value):
         return ""
-    return f"{apart:+.3f} ({low:+.3f} to {high:+.3f})" + (" ~" if low <= 0 <= high else "")
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" + (" ~" if low <= 0 <= high else "")
 
 
 def picture(recipes, scores, path):
-    """The score of each recipe with its interval, and its difference to the first with its own, as a PNG."""
+    """Write a PNG: the score of each recipe, and its difference to the first one, with intervals."""
     runs = {name: list(recipes[name].values()) for name in scores.names}
     first, base = next(iter(runs.values()))[0], scores.names[0]
     task, several = first.task, scores.ends == (0, 1)
@@ -259,10 +261,10 @@ def picture(recipes, scores, path):
             )
             left.plot([low, high], [k, k], color="0.6", lw=2)
             left.plot(value[name], k, "o", color="black")
-            apart, low, high = scores.apart(name, base)
+            gain, low, high = scores.difference(name, base)
             colour = "0.6" if low <= 0 <= high else "tab:green" if metrics.sign(task) * low > 0 else "tab:red"
             right.plot([low, high], [k, k], color=colour, lw=2)
-            right.plot(apart, k, "o", color=colour)
+            right.plot(gain, k, "o", color=colour)
         what = "range over seeds" if several else "95 %"
         left.set(yticks=np.arange(len(ordered)), yticklabels=ordered)
         left.set(xlabel=f"out-of-fold {metrics.title(task)}, {what}")
@@ -286,8 +288,10 @@ def curves(recipes, path):
 
 
 def recipes_and_words(argv):
-    """A command line -> ({name: [paths]} of the recipes, all other words): recipes are the words before the first flag,
-    a+b is the file a with b laid over it."""
+    """A command line -> ({name: [paths]} of the recipes, all other words).
+
+    Recipes are the words before the first flag; a+b is the file a with b over it.
+    """
     count = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
     found = {}
     for word in argv[:count]:
@@ -297,13 +301,13 @@ def recipes_and_words(argv):
                 raise InputError(f"{path}: no such recipe; recipes come first, then --config and other settings")
         name = "+".join(path.stem for path in paths)
         if name in found:
-            raise InputError(f"two recipes have one name, {name}: each needs its own folder")
+            raise InputError(f"two recipes are called {name}: each needs a folder of its own")
         found[name] = paths
     return found, argv[count:]
 
 
 def without(words, flags):
-    """The words of a command line without these flags and what follows them."""
+    """The words of a command line without these flags and their values."""
     kept, inside = [], False
     for word in words:
         if word.startswith("--"):
@@ -315,7 +319,7 @@ def without(words, flags):
 
 def main(argv: list[str] | None = None) -> None:
     recipes, words = recipes_and_words(sys.argv[1:] if argv is None else argv)
-    # refuses what train_kfold.py would refuse, before any training
+    # refuse what train_kfold.py would refuse, before any training
     config = cli.read(__doc__, FLAGS, words, USED)
     if not recipes:
         raise InputError(

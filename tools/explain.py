@@ -1,12 +1,12 @@
-"""What a model looks at: Grad-CAM (Selvaraju et al. 2017) of chosen photos, or of the most confident mistakes.
+"""Draw Grad-CAM maps (Selvaraju et al. 2017) of chosen photos, or of the most confident mistakes.
 
     python -m tools.explain --run runs/first                                     the worst mistakes, at the last layer
     python -m tools.explain --run runs/first --photos a.jpg b.jpg --layers blocks.1 blocks.3 conv_head
-    python -m tools.explain --run runs/first --head gender --of female       what speaks for female, in every photo
-    python -m tools.explain --run runs/first --check 300                     does it look at the face? against chance
+    python -m tools.explain --run runs/first --head gender --of female       evidence for female, in every photo
+    python -m tools.explain --run runs/first --check 300                     share of heat in the face's box
 
-A photo that was trained on is shown to the one fold that was not trained on its person. Writes explain.png and
-explain.html into the run's folder (or --output), with thumbnails of the photos: keep them where the photos may be.
+A training photo is explained by the fold that was not trained on its person. Writes explain.png and explain.html into
+the run's folder (or --output), with thumbnails of the photos: keep them where the photos may be.
 """
 
 from pathlib import Path
@@ -22,17 +22,17 @@ from foldface.files import InputError, atomic_write, read_csv, read_json
 from foldface.nn.gradcam import default_layer, maps, overlay, spatial_layers
 from foldface.report import html
 
-SHOWN = 12  # photos, unless more are named
+N_PHOTOS = 12  # unless photos are named
 TILE = 224  # pixels of a picture in explain.png
 
 
 # --------------------------------------------------------------------------------------------------------- photos
 
 
-def wanted(config, task, named):
-    """The photos to explain: DataFrame of ImageID, file, fold, and target, ans of those out of fold.
+def select_photos(config, task, named: list[str]) -> pd.DataFrame:
+    """The photos to explain: DataFrame of ImageID, file, fold, and for out-of-fold photos target, ans.
 
-    named: paths, or ImageIDs of the run; none = the most confident mistakes.
+    named: paths, or ImageIDs of the run; [] = the most confident mistakes. Raises InputError for an unknown photo.
     """
     oof = predictions.read_oof(task, Path(config.run) / "oof.csv")
     rows, _ = dataset.training_rows(config.without_pseudo())
@@ -44,7 +44,7 @@ def wanted(config, task, named):
             wrong = wrong.assign(sure=wrong[task.probabilities].max(axis=1)).sort_values("sure", ascending=False)
         else:
             wrong = wrong.assign(off=abs(wrong["ans"] - wrong["target"])).sort_values("off", ascending=False)
-        return with_files(wrong[:SHOWN].reset_index(drop=True), config.data.crops)
+        return with_files(wrong[:N_PHOTOS].reset_index(drop=True), config.data.crops)
     parts, crops = [], config.data.crops
     for name in named:
         mine = known[(known["ImageID"] == name) | (known["photo"] == name)]
@@ -52,18 +52,18 @@ def wanted(config, task, named):
             parts.append(with_files(mine[:1], config.data.crops))
         elif Path(name).is_file():
             if crops:
-                print(f"{name}: is looked at whole, though the run learned from face crops: better name a crop")
+                print(f"{name}: is used whole, though the run was trained on face crops: name a crop instead")
             parts.append(pd.DataFrame({"ImageID": [name], "photo": [name], "file": [name], "fold": [-1]}))
         else:
             raise InputError(f"--photos {name}: is neither a photo of {config.run}/oof.csv nor a file")
     return pd.concat(parts, ignore_index=True)
 
 
-def face_share(row, crop):
-    """The face's box in a crop, as shares of its side: (x1, y1, x2, y2); None where no face was found.
+def face_box(row: dict, crop: dict) -> tuple[float, float, float, float] | None:
+    """The face's box in a crop, (x1, y1, x2, y2) as shares of its side; None where no face was found.
 
-    row: the photo's, of the manifest.
-    The crop is a square about the middle of the box, wider by the margin on each side (face_crop.cut).
+    row: the photo's row of manifest.csv; crop: content of crop.json. The crop is a square around the centre of the box,
+    wider by the margin on each side (crops.crop_square).
     """
     if row["status"] != "found":
         return None
@@ -73,8 +73,8 @@ def face_share(row, crop):
     return 0.5 - wide, 0.5 - high, 0.5 + wide, 0.5 + high
 
 
-def inside(heat, box):
-    """The share of a map's heat (size, size) inside a box of shares, NaN where there is no heat."""
+def heat_inside(heat: np.ndarray, box: tuple) -> float:
+    """The share of a map's heat, (size, size), inside a box of shares; NaN where there is no heat."""
     size = heat.shape[0]
     x1, y1, x2, y2 = (round(size * min(max(value, 0.0), 1.0)) for value in box)
     total = heat.sum()
@@ -85,10 +85,10 @@ def inside(heat, box):
 
 
 class Explainer:
-    """The folds of a run, their layers, and what is asked of them."""
+    """The folds of a run, the layers to explain, and the class whose evidence is shown."""
 
     def __init__(self, config, layers, head, of):
-        """layers: names, [] = the last; head, of: names of a head and its class, "" = the answer, what is answered."""
+        """layers: names, [] = the last one; head: a name, "" = the answer; of: a class, "" = the predicted one."""
         import model
 
         self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(config.run))
@@ -102,20 +102,20 @@ class Explainer:
         for name in self.layers:
             if name not in known:
                 near = [other for other in known if "." not in other or other.count(".") == 1]
-                raise InputError(f"--layers {name}: has no map of the photo; those that do: {', '.join(near[:40])}")
+                raise InputError(f"--layers {name}: has no map of the photo; layers that have: {', '.join(near[:40])}")
         self.place, self.of = None, None
         if head:
             if head not in [one.name for one in self.task.answered] or self.heads.kind == "joint":
-                raise InputError(f"--head {head}: the model has no such head of its own")
+                raise InputError(f"--head {head}: the model has no such head")
             self.place = self.task.heads.index(self.task.head(head))
         if of:
             names = self.task.heads[self.place].classes if head else self.task.classes
             if of not in names:
-                raise InputError(f"--of {of}: is no class; there are {', '.join(names)}")
+                raise InputError(f"--of {of}: is no class; the classes are {', '.join(names)}")
             self.of = names.index(of)
 
-    def explain(self, rows):
-        """(photos (n, size, size, 3) uint8 as the model sees them, heat (n, layers, size, size), told (n,) classes)."""
+    def explain(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(the model's input photos (n, size, size, 3) uint8, heat (n, layers, size, size), classes (n,))."""
         import torch
 
         from foldface.data import loader
@@ -124,7 +124,7 @@ class Explainer:
         photos = loader.PhotoDataset(
             rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
         )
-        seen, heat, told = [], [], []
+        seen, heat, classes = [], [], []
         for k, fold in enumerate(rows["fold"]):
             _, image, error = photos[k, 0]
             if error:
@@ -145,18 +145,18 @@ class Explainer:
             chosen = [modules[name] for name in self.layers]
             heat.append(maps(net, self.heads, chosen, image[None], self.about, self.place, [answer])[0])
             seen.append(image)
-            told.append(answer)
-        return np.stack(seen), np.stack(heat), np.array(told)
+            classes.append(answer)
+        return np.stack(seen), np.stack(heat), np.array(classes)
 
-    def said(self, index):
-        """What a class index of the head, or of the answer, is called."""
+    def class_name(self, index: int) -> str:
+        """The name of a class index of the head, or of the answer."""
         if self.task.numeric:
             return f"more {self.task.answered[0].unit or 'of it'}"
         return (self.task.classes if self.place is None else self.task.heads[self.place].classes)[index]
 
 
-def draw(seen, heat, path):
-    """All photos, each beside its maps, as one PNG."""
+def write_png(seen: np.ndarray, heat: np.ndarray, path: Path) -> None:
+    """Write all photos, each beside its maps, as one PNG."""
     from foldface.data.photos import cv2
 
     lines = []
@@ -169,40 +169,40 @@ def draw(seen, heat, path):
 
 
 def check(config, explainer, count):
-    """Print what share of the heat lies inside the face's box, over right answers, against the box's share of the
-    photo: what a map that looks nowhere in particular would come to."""
+    """Print the share of heat inside the face's box, over right answers, beside the box's share of the photo, which is
+    the share of a uniform map."""
     task = explainer.task
     if not config.data.crops:
-        raise InputError("--check wants face crops, whose manifest.csv tells where the face is: data.crops is empty")
-    known = wanted_right(config, task, count)
+        raise InputError("--check needs face crops, whose manifest.csv has the face's box: data.crops is empty")
+    known = select_right(config, task, count)
     manifest = read_csv(Path(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
     found = manifest.iloc[placed(manifest, known)].to_dict("records")
     crop = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py")
     from tqdm import tqdm
 
     shares = []
-    for k in tqdm(range(len(known)), "looking", unit="photo", disable=None):
+    for k in tqdm(range(len(known)), "explaining", unit="photo", disable=None):
         row = known.iloc[[k]].reset_index(drop=True)
-        box = face_share(found[k], crop)
+        box = face_box(found[k], crop)
         if box is None:
             continue
         _, heat, _ = explainer.explain(row)
         area = (box[2] - box[0]) * (box[3] - box[1])
-        shares.append([area, *(inside(one, box) for one in heat[0])])
+        shares.append([area, *(heat_inside(one, box) for one in heat[0])])
     if not shares:
-        raise InputError("--check: none of the photos has a face that a detector found")
+        raise InputError("--check: no detector found a face in any of the photos")
     shares = np.array(shares)
     for name, values in zip(explainer.layers, shares.T[1:], strict=True):
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [0.25, 0.75])
         print(
-            f"{name}: {values.mean():.3f} of the heat lies inside the face's box (half of the photos {low:.3f} to "
-            f"{high:.3f}), {len(values)} photos answered rightly; chance {shares[:, 0].mean():.3f}"
+            f"{name}: {values.mean():.3f} of the heat is inside the face's box (half of the photos {low:.3f} to "
+            f"{high:.3f}), {len(values)} photos answered rightly; a uniform map {shares[:, 0].mean():.3f}"
         )
 
 
-def wanted_right(config, task, count):
-    """`count` photos, drawn by the seed, that were answered rightly by the fold that hadn't seen them."""
+def select_right(config, task, count):
+    """`count` random photos that were answered rightly out of fold."""
     oof = predictions.read_oof(task, Path(config.run) / "oof.csv")
     rows, _ = dataset.training_rows(config.without_pseudo())
     rows = rows[rows["source"] == "train"].drop_duplicates("ImageID")
@@ -215,9 +215,14 @@ USED = ("task", "data", "inference")  # --help shows these groups of settings
 FLAGS = {
     "--photos": {"nargs": "+", "default": [], "help": "paths, or ImageIDs (default: the most confident mistakes)"},
     "--layers": {"nargs": "+", "default": [], "help": "names of layers, side by side (default: the last)"},
-    "--head": {"default": "", "help": "the head that is asked (default: the answer of all)"},
-    "--of": {"default": "", "help": "the class whose evidence is shown (default: the one that is answered)"},
-    "--check": {"type": int, "default": 0, "metavar": "N", "help": "share of heat in the face's box over N photos"},
+    "--head": {"default": "", "help": "head to explain (default: the answer)"},
+    "--of": {"default": "", "help": "class whose evidence is shown (default: the predicted one)"},
+    "--check": {
+        "type": int,
+        "default": 0,
+        "metavar": "N",
+        "help": "print the share of heat in the face's box over N photos",
+    },
 }
 
 
@@ -228,20 +233,18 @@ def main(argv: list[str] | None = None) -> None:
     if config.check:
         check(config, explainer, config.check)
         return
-    rows = wanted(config, explainer.task, config.photos)
+    rows = select_photos(config, explainer.task, config.photos)
     if not len(rows):
-        raise InputError(f"{config.run}/oof.csv: holds no mistake; name photos with --photos")
-    seen, heat, told = explainer.explain(rows)
-    draw(seen, heat, home / "explain.png")
+        raise InputError(f"{config.run}/oof.csv: has no mistake; name photos with --photos")
+    seen, heat, classes = explainer.explain(rows)
+    write_png(seen, heat, home / "explain.png")
     shown = []
     for k, row in enumerate(rows.to_dict("records")):
         shown.append((seen[k], [row["ImageID"]]))
         for layer, one in zip(explainer.layers, heat[k], strict=True):
-            shown.append((overlay(seen[k], one), [f"for {explainer.said(told[k])}", layer]))
-    intro = (
-        "Red is what spoke most for the answer that is named, by the fold that was not trained on the photo's person."
-    )
-    html.write(home / "explain.html", f"{config.run}: what it looks at", intro, [("Maps", [html.gallery(shown)])])
+            shown.append((overlay(seen[k], one), [f"for {explainer.class_name(classes[k])}", layer]))
+    intro = "Red: the strongest evidence for the named class, by the fold that was not trained on the photo's person."
+    html.write(home / "explain.html", f"{config.run}: Grad-CAM", intro, [("Maps", [html.gallery(shown)])])
     print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")
 
 

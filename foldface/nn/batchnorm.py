@@ -1,4 +1,4 @@
-"""Batch norm: frozen, refreshed for averaged weights, folded into the convolution before it."""
+"""Batch norm: freeze it, refresh its statistics for averaged weights, fold it into the convolution before it."""
 
 import collections
 
@@ -9,7 +9,7 @@ from foldface.files import InputError
 
 
 def lowest_layers(model, count):
-    """The modules of the `count` lowest layers as timm groups them, stem first. InputError if there are fewer."""
+    """The modules of the `count` lowest layers in timm's groups, stem first. Raises InputError if there are fewer."""
     if not count:
         return []
     groups = model.group_matcher(coarse=True) if hasattr(model, "group_matcher") else {}
@@ -25,16 +25,16 @@ def lowest_layers(model, count):
 
 
 def freeze_batch_norm(model):
-    """Put batch norm alone into eval mode: its statistics stay, its weights still learn. After each model.train()."""
+    """Put only batch norm into eval mode: its statistics stay, its weights learn. Call it after each model.train()."""
     for part in model.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             part.eval()
 
 
 def refresh_batch_norm(model, inputs, kept=()):
-    """Compute batch norm's statistics anew from inputs (an iterable of (b, 3, h, w)): averaged weights make other
-    activations than those that any of the averaged models has seen. The modules `kept` keep theirs, as frozen layers
-    did in training (torch's update_bn would change them too). A model without batch norm stays as it is."""
+    """Compute batch norm's statistics again from inputs (an iterable of (b, 3, h, w)), for averaged weights, whose
+    activations differ from those of each averaged model. The modules `kept` keep theirs, as frozen layers do while the
+    others train (torch's update_bn would change them too)."""
     held = {id(part) for module in kept for part in module.modules()}
     layers = [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
     layers = [part for part in layers if id(part) not in held]
@@ -43,7 +43,7 @@ def refresh_batch_norm(model, inputs, kept=()):
     momenta, _ = [part.momentum for part in layers], model.eval()
     for part in layers:
         part.reset_running_stats()
-        part.momentum = None  # the plain mean over all batches
+        part.momentum = None  # the mean over all batches
         part.train()
     with torch.no_grad():
         for batch in inputs:
@@ -54,7 +54,7 @@ def refresh_batch_norm(model, inputs, kept=()):
 
 
 class LayerTracer(torch.fx.Tracer):
-    """Traces a model down to the layers of torch, and those of timm that hold no batch norm."""
+    """Traces a model down to torch's layers and to timm's layers without batch norm."""
 
     def is_leaf_module(self, module, name):
         inside = any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules() if part is not module)
@@ -63,13 +63,13 @@ class LayerTracer(torch.fx.Tracer):
 
 
 def norm_pairs(model):
-    """[(convolution, batch norm, its name)] where a batch norm in eval mode, and nothing else, takes what a convolution
-    gives; [] where torch.fx can't follow the model."""
+    """[(convolution, batch norm, its name)] where only a batch norm in eval mode uses a convolution's output; [] where
+    torch.fx can't trace the model."""
     if not any(isinstance(part, torch.nn.BatchNorm2d) and not part.training for part in model.modules()):
         return []
     try:
         graph = LayerTracer().trace(model)
-    except Exception:  # control flow that hangs on the input fails in many ways
+    except Exception:  # control flow that depends on the input fails in many ways
         return []
     layers, pairs = dict(model.named_modules()), []
     calls = collections.Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -86,14 +86,15 @@ def norm_pairs(model):
 
 
 def after_norm(norm):
-    """What timm's batch norm does besides: [its dropout, its activation]."""
+    """The dropout and the activation inside timm's batch norm, as a list."""
     return [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
 
 
 def fold_batch_norm(model):
-    """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear, and
-    one is less to compute. Answers stay the same but for rounding. Returns how many were folded; 0 where torch.fx can't
-    follow the model.
+    """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear.
+
+    Outputs stay the same except for rounding. Returns the number of folded layers; 0 where torch.fx can't trace the
+    model.
     """
     pairs = norm_pairs(model)
     for conv, norm, name in pairs:

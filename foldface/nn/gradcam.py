@@ -1,23 +1,23 @@
-"""Grad-CAM: which layers, which class, and the map over the photo."""
+"""Grad-CAM: the layers that have a map, the class to explain, the map over the photo."""
 
 import numpy as np
 
 # ------------------------------------------------------------------------------------------------------- the maps
 
 
-def spatial_layers(net, size):
-    """{name: module} of the layers whose output is laid out over the photo, in the order in which they are computed.
+def spatial_layers(net, size: int) -> dict:
+    """{name: module} of the layers whose output is a map of the photo, in the order of computation.
 
-    Their outputs are (n, c, h, w), (n, h, w, c) as in Swin, or (n, tokens, c) as in ViT, with more than one place.
+    Outputs are (n, c, h, w), (n, h, w, c) as in Swin, or (n, tokens, c) as in ViT, with more than one place.
     """
     import torch
 
-    met = {}
+    found = {}
 
     def note(name):
         def hook(module, _, out):
             if isinstance(out, torch.Tensor) and out.dim() in (3, 4) and places(net, out) > 1:
-                met[name] = module
+                found[name] = module
 
         return hook
 
@@ -26,22 +26,22 @@ def spatial_layers(net, size):
         net(torch.zeros(1, 3, size, size, device=device_of(net)))
     for handle in handles:
         handle.remove()
-    return met
+    return found
 
 
 def device_of(net):
-    """The torch.device that a model lies on."""
+    """The torch.device of a model."""
     return next(net.parameters()).device
 
 
-def places(net, out):
-    """How many places of the photo an output tells apart."""
-    spread = spread_out(net, out)
-    return spread.shape[2] * spread.shape[3]
+def places(net, out) -> int:
+    """The number of places of the photo in a layer's output."""
+    height, width = as_map(net, out).shape[2:]
+    return height * width
 
 
-def spread_out(net, out):
-    """A layer's output -> (n, c, h, w): ViT's tokens without those that stand for no place, Swin's channels first."""
+def as_map(net, out):
+    """A layer's output -> (n, c, h, w): without ViT's prefix tokens; Swin's channels first."""
     if out.dim() == 3:
         tokens = out[:, getattr(net, "num_prefix_tokens", 0) :]
         side = round(tokens.shape[1] ** 0.5)
@@ -54,8 +54,8 @@ def spread_out(net, out):
 
 
 def default_layer(net, layers):
-    """The name of the last layer before places are averaged: in a ViT the norm of the last block, in which all tokens
-    still reach the answer; elsewhere the last that is laid out over the photo."""
+    """The name of the last layer before places are averaged: the last one with a map, in a ViT the last block's first
+    norm, since all its tokens still reach the answer."""
     if getattr(net, "num_prefix_tokens", 0):
         found = [name for name in layers if name.endswith(".norm1")]
         if found:
@@ -64,7 +64,7 @@ def default_layer(net, layers):
 
 
 class ClassScoreTarget:
-    """What grad-cam differentiates: how much an output speaks for a class of a head, or of the answer, or a number."""
+    """The value that Grad-CAM differentiates: the score of a class of a head or of the answer, or a number."""
 
     def __init__(self, heads, place, index):
         self.heads, self.place, self.index = heads, place, index
@@ -78,10 +78,10 @@ class ClassScoreTarget:
         return self.heads.parts(output)[self.place][0, self.index]
 
 
-def maps(net, heads, layers, photos, about, place, told):
+def maps(net, heads, layers: list, photos: np.ndarray, about: dict, place: int | None, classes) -> np.ndarray:
     """Heat of photos at layers: (n, layers, size, size) float32 in 0..1.
 
-    photos: (n, size, size, 3) uint8; place: the head's, None = the answer; told: (n,) the class that it is about.
+    photos: (n, size, size, 3) uint8; place: index of the head, None = the answer; classes: (n,) the class to explain.
     """
     import torch
     from pytorch_grad_cam import GradCAM
@@ -90,15 +90,15 @@ def maps(net, heads, layers, photos, about, place, told):
 
     photos = torch.from_numpy(photos).to(device_of(net))
     inputs = loader.normalize(photos, about["mean"], about["std"]).requires_grad_()
-    targets, found = [ClassScoreTarget(heads, place, int(index)) for index in told], []
+    targets, found = [ClassScoreTarget(heads, place, int(index)) for index in classes], []
     for layer in layers:
-        with GradCAM(net, [layer], reshape_transform=lambda out: spread_out(net, out)) as cam:
+        with GradCAM(net, [layer], reshape_transform=lambda out: as_map(net, out)) as cam:
             found.append(cam(inputs, targets))
     return np.stack(found, 1)
 
 
-def overlay(image, heat):
-    """A photo (h, w, 3) uint8 with heat (h, w) 0..1 laid over it: (h, w, 3) uint8."""
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Heat (h, w) in 0..1 laid over a photo (h, w, 3) uint8: (h, w, 3) uint8."""
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
     return show_cam_on_image(image.astype(np.float32) / 255, heat, use_rgb=True, image_weight=0.55)

@@ -1,4 +1,4 @@
-"""Photos -> probabilities, by one model or several folds at once; what is finished is kept."""
+"""Predict photos with all folds of a run in one pass, and keep progress so that a stopped prediction goes on."""
 
 import hashlib
 import math
@@ -15,7 +15,10 @@ from foldface.nn import resume
 
 
 def refuse_other_crops(trained, crops):
-    """Raise InputError unless photos come as the model was trained on them: whole, or crops made the same way."""
+    """Raise InputError unless photos are prepared as in training: whole, or crops made the same way.
+
+    trained: content of the training's crop.json, {} = whole photos; crops: data.crops now.
+    """
     if trained and not crops:
         raise InputError(
             "the model was trained on face crops, data.crops is empty: name the folder of crops made by face_crop.py"
@@ -29,27 +32,27 @@ def refuse_other_crops(trained, crops):
         ]
         if changed:
             raise InputError(
-                f"{crops} was made otherwise than the crops that the model was trained on "
-                f"({'; '.join(changed)}): crop with those settings into another folder"
+                f"{crops} was made with other settings than the crops that the model was trained on "
+                f"({'; '.join(changed)}): make crops with those settings in another folder"
             )
 
 
 class Progress:
-    """Predictions so far, kept in a file, so that a stopped run goes on. `done` photos of `found` and `reasons` count.
+    """Predictions so far, kept in a file, so that a stopped prediction goes on. The first `done` photos are finished.
 
-    found: {fold: (n, width) float32}; reasons: (n,) str, why a photo could not be read, "" = it could.
+    found: {fold: (n, width) float32}; reasons: (n,) str, why a photo can't be read, "" = it can.
     """
 
     def __init__(self, path, key, folds, count, width, minutes):
-        """path: the file, or None to keep nothing; key: what the predictions hang on, as one string."""
+        """path: the file, or None to keep nothing; key: see `progress_key`; minutes: between two writes."""
         self.path, self.key, self.seconds, self.saved, self.done = path, key, 60 * minutes, time.monotonic(), 0
         self.found = {fold: np.empty((count, width), np.float32) for fold in folds}
         self.reasons = np.full(count, "", dtype=object)
         if path and path.is_file():
-            self.go_on()
+            self.resume()
 
-    def go_on(self):
-        """Take over what the file holds, if it belongs to the same photos and weights."""
+    def resume(self):
+        """Take over the content of the file if its key is the same."""
         try:
             resume.refuse_compressed(self.path)
             with np.load(self.path, allow_pickle=False) as kept:
@@ -59,13 +62,13 @@ class Progress:
                 self.reasons[:done] = kept["reasons"]
                 for fold, found in self.found.items():
                     found[:done] = kept[f"fold{fold}"]
-        except Exception:  # a damaged file fails in many ways, and nothing is lost but time
+        except Exception:  # a damaged file fails in many ways; only time is lost
             done = 0
         if not done:
-            print(f"{self.path}: is damaged; beginning at the first photo", file=sys.stderr)
+            print(f"{self.path}: is damaged; starting at the first photo", file=sys.stderr)
             return
         self.done = done
-        print(f"going on at photo {done + 1}")
+        print(f"resuming at photo {done + 1}")
 
     def add(self, photos):
         """So many more photos are done; keep them every few minutes."""
@@ -83,22 +86,30 @@ class Progress:
 
 
 def key_of(paths, files, config, boxes=()):
-    """What predictions hang on, as one string: the weights' bytes, the photos' names, sizes, times and boxes, the
-    settings."""
+    """A digest of all that predictions depend on: weights, names, sizes, times and boxes of photos, and settings.
+
+    paths: {fold: weights file}; files: photo files; boxes: [x1, y1, x2, y2] of each row, if rows are boxes.
+    """
     stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
-    said = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
-    said += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
-    said += [config.inference, config.train.amp, config.device, *files, *boxes]
-    return hashlib.sha1("\n".join(map(str, said)).encode()).hexdigest()
+    parts = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+    parts += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
+    parts += [config.inference, config.train.amp, config.device, *files, *boxes]
+    return hashlib.sha1("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 def autocast(about, device, config):
-    """A context in which a network answers in the precision that it was trained in, as its file says."""
+    """The autocast context of the precision that a model was trained in, if the device has it.
+
+    about: the metadata of the weights file.
+    """
     return devices.autocast(device, devices.answering_precision(device, config.train.amp, about.get("precision")))
 
 
 def views_of(inputs, config):
-    """The views of photos (n, 3, h, w) that answers are averaged over: themselves, four enlarged corners, mirrored."""
+    """Test-time augmentation of photos (n, 3, h, w): [the photos, their four enlarged corners, all of them mirrored].
+
+    config: config.inference, whose `crops` and `flip` choose the views.
+    """
     from torch.nn.functional import interpolate
 
     views, size = [inputs], inputs.shape[-1]
@@ -111,11 +122,11 @@ def views_of(inputs, config):
 
 
 def predict(nets, abouts, heads, rows, config, kept=None, key=""):
-    """Answers of all folds for all photos, each photo decoded once. Batch norm is folded in `nets`, in place.
+    """Predict all photos with all folds, decoding each photo once. Folds batch norm in `nets`, in place.
 
-    rows: DataFrame of file ("" where there is nothing to read) and, of boxes, x1..y2. kept: a file to keep progress
-    in, which belongs to `key`.
-    Returns ({fold: (n, width) float32}, as heads.Heads.answers, and (n,) reasons, "" = read).
+    nets, abouts: {fold: model}, {fold: metadata of its weights}; rows: DataFrame of file ("" = none) and, for boxes,
+    x1..y2; kept: a file for progress, with its `key`. Returns ({fold: (n, width) float32} as of Heads.answers, (n,) str
+    reasons why a photo can't be read, "" = read). A photo that can't be read gets the training labels' shares.
     """
     import torch
     from tqdm import tqdm
@@ -155,7 +166,7 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
                     stop.end()
         except (KeyboardInterrupt, loader.WorkerLost):
             progress.save(now=True)
-            if stop.asked:  # who stops a whole group of processes kills the workers too
+            if stop.asked:  # a stop of the process group kills the workers too
                 stop.end()
             raise
     for fold in found:
@@ -164,25 +175,24 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
 
 
 def refuse_unreadable(config, rows, reason):
-    """Raise InputError: there is no photo to answer for."""
+    """Raise InputError: no photo can be read."""
     raise InputError(
-        f"{config.data.eval}: none of the {len(rows)} photos to answer for can be read, such as "
-        f"{rows['photo'].iloc[0]} ({reason}): nothing is answered"
+        f"{config.data.eval}: none of the {len(rows)} photos to predict can be read, such as "
+        f"{rows['photo'].iloc[0]} ({reason})"
     )
 
 
 def refuse_no_numbers(answers, heads, who):
-    """Raise InputError where answers (n, width) are NaN or infinite. (How sure a number is may be unknown: NaN.)"""
+    """Raise InputError where answers (n, width) are NaN or infinite. (The confidence of a number may be NaN.)"""
     known = answers[:, :1] if heads.task.numeric else answers
     if not np.isfinite(known).all():
         raise InputError(
-            f"{who} answers NaN: its weights are damaged, or fp16 is too narrow for them: try --train.amp off, "
-            "or train it again"
+            f"{who} predicts NaN: its weights are damaged, or overflow in fp16: try --train.amp off, or train again"
         )
 
 
 def answer_photos(nets, abouts, heads, photos, config, batch=64):
-    """The folds' mean answers, (n, width) float32, for photos in memory: (h, w, 3) uint8 RGB each."""
+    """The folds' mean answers, (n, width) float32, for photos in memory, (h, w, 3) uint8 RGB each."""
     import torch
 
     from foldface.data import augment, loader

@@ -1,9 +1,9 @@
-"""What a run came to, as one page to look at: runs/NAME/report.html. train.py and train_kfold.py write it at their end.
+"""The report of a run, runs/NAME/report.html: train.py and train_kfold.py write it at their end.
 
     python -m tools.report --run runs/first
 
-Losses and scores by epoch, confusions, F1 by class with intervals, calibration, errors by age, the most confident
-mistakes. Everything is out of fold. The page stands alone; photos in it are thumbnails of your own: don't publish it.
+It shows losses and scores by epoch, confusions, F1 by class with intervals, calibration, errors by age, and the most
+confident mistakes, all out of fold. The page needs no network; it holds thumbnails of your photos: don't publish it.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from foldface.faces import manifest
 from foldface.files import InputError, read_json
 from foldface.report import charts, html
 
-MISTAKES, TRACKED = 36, 12  # in the gallery; in a tracker's
-MOST_CLASSES, SHARES = 40, 20  # that a confusion matrix is still drawn for; that it says shares of
+N_MISTAKES, N_TRACKED = 36, 12  # mistakes in the gallery; mistakes for a tracker
+MAX_CLASSES, MAX_CLASSES_SHARES = 40, 20  # of a confusion matrix; of one with shares
 
 
 def logs_of(run):
-    """{fold: its log.csv as DataFrame of numbers}."""
+    """{name of the fold's folder: its log.csv, a DataFrame of numbers}."""
     paths = sorted(Path(run).glob("fold*/log.csv"), key=lambda path: int(path.parent.name[4:]))
     return {path.parent.name: pd.read_csv(path) for path in paths}
 
@@ -31,7 +31,7 @@ def logs_of(run):
 
 
 def training(task, run):
-    """Losses, the score and the learning rate by epoch and fold; what each fold cost."""
+    """Section: losses, scores and learning rate by epoch and fold; the cost of each fold."""
     logs = logs_of(run)
     if not logs:
         return []
@@ -55,19 +55,19 @@ def training(task, run):
     return [curves, charts.svg(rate, 4, 3), costs]
 
 
-# ---------------------------------------------------------------------------------------------------- the answers
+# -------------------------------------------------------------------------------------------------- the predictions
 
 
 def scores(task, saved):
-    """What metrics.json says."""
+    """Section: the scores of metrics.json."""
     rows = []
     for name in metrics.score_names(task):
         low, high = saved.get(f"{name}_low"), saved.get(f"{name}_high")
-        spread = f"{low:.3f} to {high:.3f}" if low is not None else ""
-        rows.append([metrics.title(task, name), saved[name], spread])
+        interval = f"{low:.3f} to {high:.3f}" if low is not None else ""
+        rows.append([metrics.title(task, name), saved[name], interval])
     last = f"{task.score}_last_epoch"
     if last in saved:
-        rows.append([f"{metrics.title(task)} of the last epochs, which nobody chose", saved[last], ""])
+        rows.append([f"{metrics.title(task)} of the last epochs (not selected)", saved[last], ""])
     for name, value in saved.get("test", {}).items():
         if name == task.score:
             low, high = saved["test"][f"{name}_low"], saved["test"][f"{name}_high"]
@@ -75,14 +75,14 @@ def scores(task, saved):
     return [html.table(["out of fold", "", "95 %"], rows)]
 
 
-def matrix(names, truth, told, title):
-    """A confusion matrix, to be drawn by pages.chart(*...): colours are shares of a row, numbers are photos.
+def matrix(names: list[str], truth, predicted, title: str) -> tuple:
+    """A confusion matrix for charts.svg(*...): colours are shares of a row, numbers are photos.
 
-    truth, told: (n,) indices of names. Returns (function that draws, width, height in inches).
+    truth, predicted: (n,) indices of names. Returns (function that draws, width, height in inches).
     """
     from sklearn.metrics import confusion_matrix
 
-    counts = confusion_matrix(truth, told, labels=range(len(names)))
+    counts = confusion_matrix(truth, predicted, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
     def draw(ax):
@@ -92,31 +92,33 @@ def matrix(names, truth, told, title):
         ax.set_yticks(range(len(names)), names, fontsize=7)
         for row, column in zip(*np.nonzero(counts), strict=True):
             share = shares[row, column]
-            said = f"{counts[row, column]}\n{share:.0%}" if len(names) <= SHARES else f"{counts[row, column]}"
+            text = (
+                f"{counts[row, column]}\n{share:.0%}" if len(names) <= MAX_CLASSES_SHARES else f"{counts[row, column]}"
+            )
             colour = "white" if share > 0.6 else "black"
-            ax.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
+            ax.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
 
     side = min(9.0, 2.2 + 0.42 * len(names))
     return draw, side, side
 
 
 def confusions(task, oof):
-    """Matrices of the answer and of each head."""
-    drawn, target, told = [], oof["target"].to_numpy(), oof["ans"].to_numpy()
+    """Section: confusion matrices of the answer and of each head."""
+    drawn, target, predicted = [], oof["target"].to_numpy(), oof["ans"].to_numpy()
     if len(task.answered) > 1:
-        truth, answer = task.decode(target), task.decode(told)
+        truth, answer = task.decode(target), task.decode(predicted)
         for head in task.answered:
-            if len(head.classes) <= MOST_CLASSES:
+            if len(head.classes) <= MAX_CLASSES:
                 drawn.append(charts.svg(*matrix(head.classes, truth[head.name], answer[head.name], head.name)))
-    if task.size > MOST_CLASSES:
-        note = f"{task.size} classes are too many to draw; the surest mistakes stand below."
+    if task.size > MAX_CLASSES:
+        note = f"{task.size} classes are too many to draw; see the most confident mistakes below."
         return [html.side_by_side(*drawn), html.text(note, note=True)]
-    drawn.append(charts.svg(*matrix(task.classes, target, told, f"all {task.size} classes")))
+    drawn.append(charts.svg(*matrix(task.classes, target, predicted, f"all {task.size} classes")))
     return [html.text("Colours are shares of a row, numbers are photos."), html.side_by_side(*drawn)]
 
 
 def by_class(task, oof):
-    """F1, precision and recall of each class, F1 with its 95 % interval over people."""
+    """Section: F1, precision and recall of each class, F1 with its 95 % interval over people."""
     target, answer, people = oof["target"].to_numpy(), oof["ans"].to_numpy(), oof["id"].to_numpy(str)
     value, low, high = metrics.f1_by_class(task, target, answer, people)
     true, answered = np.bincount(target, minlength=task.size), np.bincount(answer, minlength=task.size)
@@ -148,7 +150,7 @@ def by_class(task, oof):
 
 
 def calibration(task, oof):
-    """Whether an answer of 80 % is right in 80 of 100."""
+    """Section: reliability diagram and expected calibration error."""
     if task.numeric:
         confidence = oof["confidence"].to_numpy(float)
         right = metrics.Within().each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
@@ -160,22 +162,22 @@ def calibration(task, oof):
     error, rows = metrics.expected_calibration_error(confidence, right)
 
     def draw(ax):
-        told, true, count = map(np.array, zip(*rows, strict=True))
+        mean, true, count = map(np.array, zip(*rows, strict=True))
         ax.plot([0, 1], [0, 1], color="0.8", lw=1)
-        ax.scatter(told, true, s=8 + 120 * count / count.max(), color="tab:blue", alpha=0.7)
-        ax.plot(told, true, color="tab:blue", lw=1)
-        ax.set(title="reliability", xlabel="how sure it was", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
+        ax.scatter(mean, true, s=8 + 120 * count / count.max(), color="tab:blue", alpha=0.7)
+        ax.plot(mean, true, color="tab:blue", lw=1)
+        ax.set(title="reliability", xlabel="confidence", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
 
-    more = "more" if confidence.mean() > right.mean() else "less"
+    verdict = "overconfident" if confidence.mean() > right.mean() else "underconfident"
     words = (
-        f"Expected calibration error {error:.3f} ({metrics.BINS} bins). On average {confidence.mean():.3f} sure and "
-        f"{right.mean():.3f} right: {more} sure than it should be."
+        f"Expected calibration error {error:.3f} ({metrics.BINS} bins). Mean confidence {confidence.mean():.3f}, "
+        f"share of right answers {right.mean():.3f}: {verdict}."
     )
     return [html.text(words), html.side_by_side(charts.svg(draw, 4, 3.6))]
 
 
 def by_number(task, oof, rows):
-    """Where along the numbers (ages) answers go wrong, with the bounds between classes."""
+    """Section: errors along the numbers (ages), with the bounds between classes."""
     head = task.number
     if head is None or (head not in task.answered):
         return []
@@ -183,8 +185,8 @@ def by_number(task, oof, rows):
     if task.numeric:
         wrong, title = abs(oof["ans"] - oof["target"]).to_numpy(float), "mean absolute error"
     else:
-        told, truth = task.decode(oof["ans"])[head.name], task.decode(oof["target"])[head.name]
-        wrong, title = (told != truth).astype(float), f"share of photos with the wrong class of {head.name}"
+        predicted, truth = task.decode(oof["ans"])[head.name], task.decode(oof["target"])[head.name]
+        wrong, title = (predicted != truth).astype(float), f"share of photos with the wrong class of {head.name}"
     span = np.ptp(number[np.isfinite(number)])
     step = max(1.0 if span >= 20 else 1e-6, span / 60)
     place = np.round(number / step).astype(int)
@@ -207,7 +209,7 @@ def by_number(task, oof, rows):
 
 
 def worst(task, oof, rows, crops, count):
-    """The answers that were surest and wrong (or farthest off): [(file, [lines of a caption])], `count` at most."""
+    """The `count` most confident mistakes, or largest errors of a number: [(file, [lines of a caption])]."""
     if task.numeric:
         wrong = oof.assign(off=abs(oof["ans"] - oof["target"])).sort_values("off", ascending=False, kind="stable")
     else:
@@ -229,24 +231,23 @@ def worst(task, oof, rows, crops, count):
 
 
 def mistakes(task, oof, rows, crops):
-    """The gallery of the worst answers."""
+    """Section: a gallery of the worst mistakes."""
     try:
-        found = worst(task, oof, rows, crops, MISTAKES)
+        found = worst(task, oof, rows, crops, N_MISTAKES)
     except InputError as error:
         return [html.text(f"Photos can't be shown: {error}", note=True)]
     return [html.gallery(found) if found else html.text("None.")]
 
 
 def pictures(task, oof, rows, crops):
-    """What a tracker gets beside the scores, of one fold: {name: [(h, w, 3) uint8]}, the confusion matrix and the
-    worst mistakes."""
+    """The images of a fold for a tracker, {name: [(h, w, 3) uint8]}: the confusion matrix and the worst mistakes."""
     from foldface.data.photos import PhotoError, read_photo
 
     found = {}
-    if not task.numeric and task.size <= MOST_CLASSES:
+    if not task.numeric and task.size <= MAX_CLASSES:
         drawn = matrix(task.classes, oof["target"], oof["ans"], f"all {task.size} classes")
         found["confusion"] = [charts.pixels(*drawn)]
-    for file, lines in worst(task, oof, rows, crops, TRACKED):
+    for file, lines in worst(task, oof, rows, crops, N_TRACKED):
         with contextlib.suppress(PhotoError):
             photo = read_photo(file)
 
@@ -263,8 +264,10 @@ def pictures(task, oof, rows, crops):
 
 
 def write(config, rows, output=None):
-    """Write report.html of a run that has metrics.json into its folder, or into `output`. rows: those it was trained
-    on, as dataset.training_rows gives them."""
+    """Write report.html of a run that has metrics.json into its folder, or into `output`.
+
+    rows: its training rows, from dataset.training_rows.
+    """
     run, task = Path(config.run), config.predicted
     saved = read_json(run / "metrics.json", "train first")
     oof = predictions.read_oof(task, run / "oof.csv")
@@ -273,13 +276,13 @@ def write(config, rows, output=None):
     if not task.numeric:
         sections += [("Confusions", confusions(task, oof)), ("By class", by_class(task, oof))]
     sections += [
-        ("How sure it is", calibration(task, oof)),
+        ("Calibration", calibration(task, oof)),
         (f"Errors by {task.number.name}" if task.number else "", by_number(task, oof, rows)),
         ("The most confident mistakes" if not task.numeric else "The worst mistakes",
          mistakes(task, oof, rows, config.data.crops)),
     ]  # fmt: skip
     intro = (
-        f"{len(oof)} photos of {oof['id'].nunique()} people or groups, each answered by the model that was not trained "
+        f"{len(oof)} photos of {oof['id'].nunique()} people or groups, each predicted by the model not trained "
         f"on it; folds {', '.join(map(str, saved['folds']))}; {config.model.backbone}, {config.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )

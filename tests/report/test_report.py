@@ -89,7 +89,7 @@ def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition)
     train.train_folds(competition.config(), [0, 1])
     page = stands_alone(competition.root / "run" / "report.html")
     saved = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
-    for heading in ("Scores", "Training", "Confusions", "By class", "How sure it is", "Errors by age", "mistakes"):
+    for heading in ("Scores", "Training", "Confusions", "By class", "Calibration", "Errors by age", "mistakes"):
         assert heading in page
     assert f"{saved['f1']:.3f}" in page and "fold1" in page and page.count("<figure>") > 5
 

@@ -57,7 +57,7 @@ def test_the_table_marks_what_luck_could_explain_and_nothing_else(tmp_path):
 def test_the_same_answers_do_not_differ_at_all(tmp_path):
     results = [write_result(tmp_path, name, 2, 0) for name in "ab"]
     scores = compare.differences({result.name: {None: result} for result in results})
-    assert np.array_equal(scores.values[0], scores.values[1]) and scores.apart("a", "b") == (0, 0, 0)
+    assert np.array_equal(scores.values[0], scores.values[1]) and scores.difference("a", "b") == (0, 0, 0)
 
 
 def cells_of(page):
@@ -74,7 +74,7 @@ def test_of_several_seeds_the_table_has_mean_and_range_and_pairs_are_compared_wi
     scores = compare.differences(found)
     f1 = {name: [run.metrics["f1"] for run in runs.values()] for name, runs in found.items()}
     apart = [f1["b"][k] - f1["a"][k] for k in (0, 1)]
-    assert scores.apart("b", "a") == pytest.approx((np.mean(apart), min(apart), max(apart)))
+    assert scores.difference("b", "a") == pytest.approx((np.mean(apart), min(apart), max(apart)))
     page = compare.table(found, scores, {("b", 2): "out of memory"})
     cells = cells_of(page)
     mean, low, high = np.mean(f1["a"]), min(f1["a"]), max(f1["a"])

@@ -38,8 +38,8 @@ def test_heat_lies_where_the_evidence_is():
     about = {"mean": [0.5] * 3, "std": [0.5] * 3}
     heat = gradcam.maps(net, told, [net.see], photos, about, None, [0])
     assert heat.shape == (1, 1, 64, 64)
-    assert explain.inside(heat[0, 0], (0, 0, 0.5, 0.5)) > 0.9
-    assert explain.inside(heat[0, 0], (0.5, 0.5, 1, 1)) < 0.01
+    assert explain.heat_inside(heat[0, 0], (0, 0, 0.5, 0.5)) > 0.9
+    assert explain.heat_inside(heat[0, 0], (0.5, 0.5, 1, 1)) < 0.01
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
@@ -60,23 +60,23 @@ def test_layers_that_have_a_map_are_found_and_asked(name):
 
 
 def test_layouts_of_outputs_become_channels_first():
-    assert gradcam.spread_out(None, torch.zeros(1, 7, 7, 96)).shape == (1, 96, 7, 7)
-    assert gradcam.spread_out(None, torch.zeros(1, 96, 7, 7)).shape == (1, 96, 7, 7)
-    assert gradcam.spread_out(None, torch.zeros(1, 7, 7, 7)).shape == (1, 7, 7, 7)
+    assert gradcam.as_map(None, torch.zeros(1, 7, 7, 96)).shape == (1, 96, 7, 7)
+    assert gradcam.as_map(None, torch.zeros(1, 96, 7, 7)).shape == (1, 96, 7, 7)
+    assert gradcam.as_map(None, torch.zeros(1, 7, 7, 7)).shape == (1, 7, 7, 7)
 
     class Vit:
         num_prefix_tokens = 1
 
-    assert gradcam.spread_out(Vit(), torch.zeros(1, 1 + 49, 192)).shape == (1, 192, 7, 7)
+    assert gradcam.as_map(Vit(), torch.zeros(1, 1 + 49, 192)).shape == (1, 192, 7, 7)
 
 
 def test_the_faces_box_in_a_crop_follows_from_the_margin():
     row = {"status": "found", "x1": "10", "y1": "20", "x2": "50", "y2": "100"}
-    box = explain.face_share(row, {"margin": 0.25})
+    box = explain.face_box(row, {"margin": 0.25})
     assert box == pytest.approx((0.5 - 1 / 6, 0.5 - 1 / 3, 0.5 + 1 / 6, 0.5 + 1 / 3))
-    assert explain.face_share(row | {"status": "fallback"}, {"margin": 0.25}) is None
-    assert explain.inside(np.ones((100, 100)), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
-    assert np.isnan(explain.inside(np.zeros((10, 10)), (0, 0, 1, 1)))
+    assert explain.face_box(row | {"status": "fallback"}, {"margin": 0.25}) is None
+    assert explain.heat_inside(np.ones((100, 100)), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(0.25)
+    assert np.isnan(explain.heat_inside(np.zeros((10, 10)), (0, 0, 1, 1)))
 
 
 def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
@@ -90,7 +90,7 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
     files = [str(competition.eval / "images" / name) for name in competition.images[:4]]
     explainer = explain.Explainer(config, [], "", "")
     _, _, told = explainer.explain(pd.DataFrame({"file": files, "fold": [1, 0, 0, 1]}))
-    assert [explainer.said(k) for k in told[:2]] == ["incorrect female 30-59", "wear male <30"]
+    assert [explainer.class_name(k) for k in told[:2]] == ["incorrect female 30-59", "wear male <30"]
     assert told.tolist() == [told[0], told[1], told[1], told[0]]
 
 
@@ -107,7 +107,7 @@ def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, 
         ({"head": "hat"}, "no such head"),
         ({"head": "gender", "of": "cat"}, "is no class"),
         ({"photos": ["nowhere.jpg"]}, "neither a photo"),
-        ({"check": 5}, "wants face crops"),
+        ({"check": 5}, "needs face crops"),
     ):
         with pytest.raises(InputError, match=word):
             main_of(explain, config, monkeypatch, **wrong)
