@@ -368,7 +368,7 @@ def listed_rows(path, roots, group=""):
         photos.append(os.path.join(home, real))
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
-    finder.said(table)
+    finder.report(table)
     rows = pd.DataFrame({"ImageID": frame[column], "photo": photos})
     return rows.assign(id=frame[group]) if group in frame else rows
 

@@ -27,7 +27,7 @@ from foldface.files import InputError, folder_lock, refuse_unwritable
 
 def plan(config):
     """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id, source, ImageID; a row a
-    photo. Photos of one name in several sets of data.extra have one crop here: `apart` tells them apart."""
+    photo. Photos of one name in several sets of data.extra have one path here: `distinct_paths` changes it."""
     rows, _ = training_rows(config.without_pseudo())
     parts = [rows[["source", "ImageID", "photo", "id"]]]
     if answerable(config):

@@ -1,7 +1,7 @@
-"""Choices made on out-of-fold predictions, and what they are worth on people that they were not made on.
+"""Choices fitted to out-of-fold predictions: weights of several runs, the answer's age boundary, a bias.
 
-A choice (weights of several runs, the answer's age boundary, a bias) is fitted to some people and scored on others,
-fold by fold: what a choice gains on the rows that it was fitted to says nothing.
+A choice is scored on people that it was not fitted to, fold by fold (`nested`): a gain on the rows that it was fitted
+to means nothing.
 
 Shapes: m members (runs), n photos, k classes: (m, n, k), or (m, n) where the answer is a number. Needs no torch.
 """
@@ -12,19 +12,22 @@ import numpy as np
 
 from foldface import metrics
 
-ROUNDS = 40  # of hill climbing: weights are multiples of 1/40 at the finest
-TINY = 1e-9
-STEPS = np.round(np.arange(-1.5, 1.51, 0.1), 1)  # log bias of a class, looked through one after the other
+ROUNDS = 40  # of hill climbing, so that a weight is a multiple of 1/40 at the finest
+MIN_PROBABILITY = 1e-9
+STEPS = np.round(np.arange(-1.5, 1.51, 0.1), 1)  # log biases that are tried for a class
 
 
-def answer_of(summed):
-    """What summed votes answer: (n, k) -> the largest's class (n,); (n,) numbers are the answer themselves."""
+def answer_of(summed: np.ndarray) -> np.ndarray:
+    """Summed votes -> answers: (n, k) -> the class of the largest, (n,); numbers (n,) stay as they are."""
     return summed.argmax(1) if summed.ndim == 2 else summed
 
 
-def votes(probabilities, vote):
-    """(m, n, k) probabilities -> what is averaged: themselves (soft), or an answer's vote (hard), or each class's
-    rank among the photos in 0..1 (rank: members whose probabilities are not on one scale). Numbers stay as they are."""
+def votes(probabilities: np.ndarray, vote: str) -> np.ndarray:
+    """(m, n, k) probabilities -> the votes that are averaged; numbers (m, n) stay as they are.
+
+    vote: soft = the probabilities; hard = one vote for the answer; rank = each class's rank among the photos, 0..1, for
+    members whose probabilities have different scales.
+    """
     if probabilities.ndim == 2:
         return probabilities
     if vote == "hard":
@@ -36,15 +39,15 @@ def votes(probabilities, vote):
 
 
 def climb(task, stack, target):
-    """Weights (m,) that sum to one: hill climbing with replacement on the score (Caruana et al. 2004).
+    """Weights (m,) that sum to one, by hill climbing with replacement on the score (Caruana et al. 2004).
 
-    stack: (m, n, k) of `votes`, or (m, n) numbers; target: (n,). Member after member is added to a sum, always the one
-    that lifts the score the most, the same one again if need be; the best sum met on the way is kept.
+    stack: (m, n, k) of `votes`, or (m, n) numbers; target: (n,). Each round adds the member that raises the score the
+    most to the sum, possibly again; the best sum of all rounds is kept.
     """
     counts, total = np.zeros(len(stack)), np.zeros_like(stack[0])
     best, kept = -np.inf, counts
     for done in range(1, ROUNDS + 1):
-        share = done if task.numeric else 1  # classes don't change by a factor, numbers do
+        share = done if task.numeric else 1  # a factor changes numbers, but not the largest class
         found = [metrics.gain(task, target, answer_of((total + member) / share)) for member in stack]
         pick = int(np.argmax(found))
         counts, total = counts + (np.arange(len(stack)) == pick), total + stack[pick]
@@ -54,9 +57,9 @@ def climb(task, stack, target):
 
 
 def at_boundary(task, probabilities, numbers, boundary):
-    """Probabilities (..., n, k) with the last class of the cut head from `boundary` on.
+    """Probabilities (..., n, k) with the last class of the head of numbers beginning at `boundary`.
 
-    numbers: (..., n, columns) of task.number.columns, of the same members.
+    numbers: (..., n, columns), the distribution (task.number.columns) of the same members.
     """
     head = task.number
     above = [numbers[..., 1 + head.steps.index(bound)] for bound in (*head.bounds[:-1], boundary)]
@@ -72,14 +75,14 @@ def at_boundary(task, probabilities, numbers, boundary):
 
 
 def choose_boundary(task, scores_at, target, usual):
-    """The boundary of best score; of equals the one nearest to `usual`. scores_at: {boundary: (n, k)}."""
+    """The boundary with the best score; among equals the nearest to `usual`. scores_at: {boundary: (n, k)}."""
     return max(
         scores_at, key=lambda bound: (metrics.gain(task, target, scores_at[bound].argmax(1)), -abs(bound - usual))
     )
 
 
 def movable(task):
-    """The (head, class) that have a bias, the rarest heads' last classes first: of each head one class has none."""
+    """The (head, class) pairs that get a bias, last heads and last classes first; one class of each head has none."""
     found = []
     for head in reversed(task.answered):
         fixed = 1 if head.kind == "cut" else 0
@@ -89,12 +92,12 @@ def movable(task):
 
 
 def choose_bias(task, scores, target):
-    """A log bias {(head, class): size} of best score. scores: (n, k) above 0.
+    """The log bias {(head, class): size} with the best score. scores: (n, k) above 0.
 
-    One a class of each head, not of their product: the rare of 18 classes are too few photos for a bias of their own.
-    One after the other is looked through, three times; of equally good sizes that nearest to 0 is taken.
+    Each class of each head has one, not each class of the answer: the rarest of 18 classes have too few photos. The
+    biases are searched one after the other, three times; among equally good sizes the nearest to 0 is taken.
     """
-    logs, bias = np.log(np.maximum(scores, TINY)), dict.fromkeys(movable(task), 0.0)
+    logs, bias = np.log(np.maximum(scores, MIN_PROBABILITY)), dict.fromkeys(movable(task), 0.0)
     for _ in range(3):
         before = dict(bias)
         for key in bias:
@@ -107,15 +110,15 @@ def choose_bias(task, scores, target):
 
 
 def spread_bias(task, bias):
-    """{(head, class): size} -> (k,)."""
+    """{(head, class): size} -> the bias of each class of the answer, (k,)."""
     part = task.decode(np.arange(task.size))
     return sum((size * (part[head] == k) for (head, k), size in bias.items()), np.zeros(task.size))
 
 
 def nested(fit, target, part):
-    """Answers (n,) of a choice, each by a choice that was made without its person.
+    """Answers (n,), each by a choice that was fitted without the photo's person.
 
-    fit(rows) -> a function of rows that answers; rows: (n,) bool. part: (n,) which part a photo's person is in.
+    fit(rows) -> a function of rows that returns answers; rows: (n,) bool. part: (n,) the part of the photo's person.
     """
     answer = np.empty_like(target)
     for k in np.unique(part):
@@ -124,7 +127,7 @@ def nested(fit, target, part):
 
 
 def parts_of(people, folds):
-    """Which part a photo's person is in, for `nested`: the folds (n,), or, of a single fold, five parts of people."""
+    """The part of each photo's person, for `nested`: the folds (n,), or, with a single fold, five parts of people."""
     if len(np.unique(folds)) > 1:
         return np.asarray(folds)
     names, person = np.unique(people, return_inverse=True)

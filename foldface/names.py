@@ -1,4 +1,4 @@
-"""Names as a reader takes them: which spellings are one name, how names are ordered, which file a table means.
+"""Names as a reader understands them: which spellings are one name, their order, which file a table means.
 
 Two names can look the same and differ in their bytes: Unicode writes é in two ways (NFC, NFD) and 1 in full width, a
 spreadsheet writes 1.0 for 1 and TRUE for True, a camera writes IMG_1.JPG where a table says img_1.jpg.
@@ -18,39 +18,40 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
 def shown(text: str) -> str:
-    """What a reader sees of a text: one Unicode form (NFKC), no invisible characters, no blanks at the ends."""
+    """A text as a reader sees it: one Unicode form (NFKC), no invisible characters, no spaces at the ends."""
     if text.isascii():
-        return " ".join(text.split())  # not NFKC: of millions of names nearly all are so
+        return " ".join(text.split())  # NFKC changes nothing; nearly all of millions of names are ASCII
     visible = (sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
     return " ".join("".join(visible).replace("\u2212", "-").split())
 
 
 def folded(text: str) -> str:
-    """What a reader sees of a text, whatever its letter case. NFKC again: some letters fold to two characters."""
+    """`shown` without letter case. (NFKC again: some letters fold to two characters.)"""
     if text.isascii():
         return shown(text).lower()
     return unicodedata.normalize("NFKC", shown(text).casefold())
 
 
 def number_of(text: str) -> Decimal | None:
-    """The number that a name is, such as 10, -3 or 0.50; None if it is none. An exponent makes no number: 2e5 is a
-    name."""
+    """The value of a name that is a number, such as 10, -3 or 0.50, else None. 2e5 is a name, not a number."""
     text = shown(text)
     return Decimal(text) if NUMBER.fullmatch(text) else None
 
 
 def meaning(text: str) -> str:
-    """The same text for names that mean the same: 1, 1.0 and 01; TRUE and True; é in both Unicode forms. Names that
-    differ in letter case only keep two meanings: the letters a and A may be two classes."""
+    """The same text for names of one meaning: 1, 1.0 and 01; TRUE and True; é in both Unicode forms.
+
+    Names that differ only in letter case have different meanings: the letters a and A may be two classes.
+    """
     value = number_of(text)
     if value is not None:
-        return f"{value.normalize() + 0:f}"  # + 0: there is no -0
+        return f"{value.normalize() + 0:f}"  # + 0 turns -0 into 0
     text = shown(text)
     return text.lower() if text.lower() in ("true", "false") else text
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names in their order: by value if all are numbers (2 before 10), else as text."""
+    """Sort names: by value if all are numbers (2 before 10), else as text."""
     names = list(names)
     values = {name: number_of(name) for name in names}
     if None in values.values():
@@ -59,16 +60,15 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def classes_of(counts: Mapping[str, int], what: str) -> tuple[list[str], list[str]]:
-    """The classes behind the names that a table holds, in their order, and what to say of names that became one.
+    """(the classes of a table's names, sorted; a line for each class with several spellings).
 
-    counts: how often each name occurs; of names that mean the same the most frequent one names the class. what: the
-    head, for the messages. Raises InputError for names that differ in letter case only: only the user knows whether
-    Cat and cat are one class.
+    counts: how often each name occurs; the most frequent spelling names the class. what: the head, for the messages.
+    Raises InputError for names that differ only in letter case: only the user knows whether Cat and cat are one class.
     """
     spellings = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
         spellings.setdefault(meaning(name), []).append(name)
-    said = [
+    merged = [
         f"{what}: {', '.join(f'{name!r} ({counts[name]})' for name in same)} are one class, {same[0]!r}"
         for same in spellings.values()
         if len(same) > 1
@@ -79,16 +79,17 @@ def classes_of(counts: Mapping[str, int], what: str) -> tuple[list[str], list[st
         if other is not name:
             raise InputError(
                 f"{what}: the classes {other!r} ({counts[other]}) and {name!r} ({counts[name]}) differ in letter case "
-                f"only: rename one, or list the classes in task.heads: {other!r} alone makes them one class, both keep "
-                "them two"
+                f"only: rename one, or list the classes in task.heads: {other!r} makes them one class, both names two"
             )
-    return found, said
+    return found, merged
 
 
 def one_spelling(texts: Sequence[str]) -> dict[str, str]:
-    """{spelling: the first spelling met} of different texts that are the same to a reader, letter case aside; {} if
-    there are none. Numbers stay as they are written: 000600 is not 600."""
-    key = np.fromiter((hash(folded(text)) for text in texts), np.int64, len(texts))  # of millions, a number each
+    """{spelling: the first spelling} of different texts that are the same to a reader, without letter case.
+
+    Numbers stay as they are written: 000600 is not 600.
+    """
+    key = np.fromiter((hash(folded(text)) for text in texts), np.int64, len(texts))  # 8 bytes for each of millions
     value, count = np.unique(key, return_counts=True)
     first, changed = {}, {}
     for k in np.flatnonzero(np.isin(key, value[count > 1])):
@@ -99,17 +100,19 @@ def one_spelling(texts: Sequence[str]) -> dict[str, str]:
 
 
 class Finder:
-    """Finds what tables name below a folder, where the disk has another Unicode form or letter case of the name.
+    """Find files that a table names, where the disk has another Unicode form or letter case of the name.
 
-    others: (name in the table, name on the disk) of all that were found so.
+    others: (name in the table, name on the disk) of all files that were found this way.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root, self.others, self.listings = str(root), [], {}
 
     def find(self, name: str, there=os.path.isfile) -> list[str]:
-        """What a name below the root may mean: [itself] if it is there, else the names on the disk that are the same
-        to a reader: none, one, or several. there: which paths count."""
+        """The paths that a name may mean: [the name] if it exists, else all on the disk that look the same to a reader.
+
+        there: tests whether a path counts as existing.
+        """
         if there(os.path.join(self.root, name)):
             return [name]
         found = ["/" if name.startswith("/") else ""]
@@ -121,7 +124,7 @@ class Finder:
         return found
 
     def alike(self, home: str, part: str) -> list[str]:
-        """The names in a folder that are `part` to a reader: [part] if that is one of them."""
+        """The names in a folder that look like `part` to a reader; only [part] if it is one of them."""
         if home not in self.listings:
             try:
                 content = os.listdir(os.path.join(self.root, home))
@@ -134,11 +137,11 @@ class Finder:
         same = self.listings[home].get(folded(part), [])
         return [part] if part in same else same
 
-    def said(self, table: str | os.PathLike) -> None:
-        """Print how many names of the table are written otherwise on the disk."""
+    def report(self, table: str | os.PathLike) -> None:
+        """Print how many names of the table have another spelling on the disk."""
         if self.others:
             asked, real = self.others[0]
             print(
-                f"{table}: {len(self.others)} names are written otherwise on the disk (letter case or Unicode form) "
+                f"{table}: {len(self.others)} names have another letter case or Unicode form on the disk "
                 f"and were found: {asked!a} is {real!a}"
             )

@@ -1,6 +1,6 @@
-"""A model's answers as CSV files: of each fold, out of fold, and what they score together. Needs no torch.
+"""Predictions as CSV files, of each fold and out of fold, and their scores together. Needs no torch.
 
-oof.csv        ImageID, id, fold, target, ans, p0, p1, ...         of a number: confidence instead of p0, p1, ...
+oof.csv        ImageID, id, fold, target, ans, p0, p1, ...         for a number: confidence instead of p0, p1, ...
 fold{k}.csv    ImageID, ans, p0, p1, ...                           target and ans are class indices, or numbers
 """
 
@@ -15,14 +15,16 @@ OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
 CONFIDENCE = "confidence"  # the probability that a number is within task.tolerance of the truth
 
 
-def numbers(task):
+def numbers(task) -> list[str]:
     """The columns of a prediction that hold numbers beside ans: p0, p1, ... or the confidence."""
     return [CONFIDENCE] if task.numeric else task.probabilities
 
 
 def with_answers(task, frame, found):
-    """Append ans and its probabilities, or its confidence, to a DataFrame. found: (n, width) of heads.Heads.answers;
-    a class's ans is that of the largest probability as it is written."""
+    """Append ans and its probabilities, or its confidence, to a DataFrame. found: (n, width) of heads.Heads.answers.
+
+    The class is the one of the largest probability after rounding to the six decimals of the file.
+    """
     import pandas as pd
 
     frame = frame.reset_index(drop=True)
@@ -35,21 +37,21 @@ def with_answers(task, frame, found):
 
 
 def with_numbers(task, frame, found):
-    """Append the columns of a cut head's distribution to a DataFrame. found: (n, classes and those) of answers."""
+    """Append the columns of a number's distribution to a DataFrame. found: (n, width) of heads.Heads.answers."""
     import pandas as pd
 
     columns = pd.DataFrame(np.asarray(found)[:, task.size :], columns=task.number.columns)
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
 
 
-def folder_of(config):
-    """The Path of the folder that holds a run's predictions: output, where inference.py wrote there, else the run's."""
+def folder_of(config) -> Path:
+    """The folder with a run's predictions: `output` if inference.py wrote there, else the run's folder."""
     output = Path(config.output or config.run)
     return output if any(output.glob("fold*.csv")) else Path(config.run)
 
 
-def fold_files(run):
-    """{fold: path} of the predictions of a run, runs/NAME/fold{k}.csv; raises InputError if there are none."""
+def fold_files(run) -> dict[int, Path]:
+    """{fold: path} of a run's predictions, runs/NAME/fold{k}.csv. Raises InputError if there are none."""
     found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}
     if not found:
         raise InputError(f"{run}: has no fold0.csv: run inference.py --run {run} first")
@@ -57,10 +59,10 @@ def fold_files(run):
 
 
 def read_fold(task, path):
-    """A fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32). ans: of a number as it stands
-    there, float; else the class of the largest probability, int.
+    """Read a fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32).
 
-    Raises InputError if they can't be right.
+    ans: a number as in the file, float; else the class of the largest probability, int. Raises InputError for values
+    that are impossible.
     """
     columns = [*numbers(task), *["ans"] * task.numeric]
     frame = read_csv(path, ["ImageID", "ans", *columns], "inference.py writes it", numbers=columns)
@@ -76,12 +78,12 @@ def read_fold(task, path):
 
 
 def read_oof(task, path):
-    """Out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target and ans int or float.
+    """Read out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target, ans int or float.
 
-    Raises InputError if they can't be right.
+    Raises InputError for values that are impossible.
     """
     counted = {"fold": np.inf} | ({} if task.numeric else {"target": task.size, "ans": task.size})
-    columns = [*numbers(task), *counted]  # an age keeps float64, and is read as text
+    columns = [*numbers(task), *counted]  # numbers keep float64, so they are read as text
     frame = read_csv(path, [*OOF_COLUMNS, *numbers(task)], "train first", numbers=columns)
     for name, end in counted.items():
         bad = ~(frame[name].between(0, end, inclusive="left") & (frame[name] % 1 == 0)).to_numpy()
@@ -96,9 +98,9 @@ def read_oof(task, path):
 
 
 def gather(task, run, wanted, more=()):
-    """Put the finished folds' predictions together: writes oof.csv and metrics.json, prints the scores.
+    """Join the finished folds' predictions: write oof.csv and metrics.json, print the scores.
 
-    wanted: all folds that there are, trained or not; more: further metrics, {"test": {...}} of a test set.
+    wanted: all folds, trained or not; more: further metrics, {"test": {...}} of a test set.
     """
     import pandas as pd
 
@@ -121,15 +123,15 @@ def gather(task, run, wanted, more=()):
     first, *others = describe(task, found)
     print(
         f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {first}; "
-        f"{found[f'{task.score}_last_epoch']:.3f} with the last epochs, which nobody chose), {', '.join(others)}"
+        f"{found[f'{task.score}_last_epoch']:.3f} with the last epochs, not selected), {', '.join(others)}"
     )
     if "test" in found:
         first, *others = describe(task, found["test"])
-        print(f"test set, {found['test']['photos']} photos that nothing was chosen by: {first}), {', '.join(others)}")
+        print(f"test set, {found['test']['photos']} photos that no choice was made on: {first}), {', '.join(others)}")
 
 
 def measured(task, frame):
-    """metrics.scores of a table of id, target and ans, the task's own score (f1 too) with its 95 % interval."""
+    """metrics.scores of a DataFrame of id, target and ans; the task's score and f1 with their 95 % intervals."""
     others = metrics.scores(task, frame["target"], frame["ans"])
     first = [task.score] if task.numeric or task.score == "f1" else [task.score, "f1"]
     found = {}
@@ -140,7 +142,7 @@ def measured(task, frame):
 
 
 def describe(task, found):
-    """Scores in words: ["macro F1 0.763 (95 % 0.671-0.837", "accuracy 0.8", ...]; the bracket is left open."""
+    """Scores as text: ["macro F1 0.763 (95 % 0.671-0.837", "accuracy 0.8", ...]; the bracket is open, for more text."""
     low, high = found[f"{task.score}_low"], found[f"{task.score}_high"]
     first = f"{metrics.title(task)} {found[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
     names = [name for name in metrics.score_names(task) if name != task.score]

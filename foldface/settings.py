@@ -159,9 +159,7 @@ class DataConfig:
 class CropConfig:
     """Face crops."""
 
-    detectors: List[Detector] = field(
-        default_factory=lambda: ["retinaface", "facenet", "person", "centre"]
-    )
+    detectors: List[Detector] = field(default_factory=lambda: ["retinaface", "facenet", "person", "centre"])
     """who looks for the face, in this order, until one finds it: retinaface, facenet and yunet do; person = the median
     box of the same person's other photos, centre = the middle of the photo"""
     size: ImageSize = 224

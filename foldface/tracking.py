@@ -1,10 +1,10 @@
-"""Where training sends its numbers while it runs (the setting log): a tracker's run for each fold.
+"""Experiment trackers (the setting `log`): each fold is a run that gets its scores while it trains.
 
 tensorboard    events in runs/NAME/fold{k}: `tensorboard --logdir runs` shows a run NAME/fold{k}
 wandb          a W&B run NAME/fold{k} in the group NAME; its files lie in runs/NAME/wandb
 
 Each epoch is one point at step = epoch: lr, losses, scores. runs/NAME/fold{k}/tensorboard.json or wandb.json holds the
-W&B id and how many epochs arrived, so that a fold that was interrupted goes on in its own W&B run.
+W&B id and the number of epochs that arrived, so that an interrupted fold goes on in its own W&B run.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ PROJECT = "foldface"
 def refuse_missing(config: Config) -> None:
     """Raise InputError if log names a package that is not installed.
 
-    A folder called wandb, as W&B leaves one behind, can be imported too: as a namespace package, which has no file.
+    (A folder called wandb, which W&B writes, can be imported as a namespace package, which has no file.)
     """
     if config.log == "none":
         return
@@ -35,9 +35,9 @@ def refuse_missing(config: Config) -> None:
 
 @contextlib.contextmanager
 def opened(config: Config, fold: int):
-    """Yield the fold's Tracker: one that does nothing where log is none, and in all processes but the first.
+    """Yield the fold's Tracker, which does nothing where log is none and on other ranks than 0.
 
-    Raises InputError if W&B refuses, such as without an account.
+    Raises InputError if W&B refuses, for example without an account.
     """
     kind = {"none": Tracker, "tensorboard": TensorBoard, "wandb": Wandb}[config.log if is_main_process() else "none"]
     tracker = kind(config, fold)
@@ -50,7 +50,7 @@ def opened(config: Config, fold: int):
 
 
 class Tracker:
-    """What a fold calls; by itself it does nothing."""
+    """The interface of a tracker; this one does nothing."""
 
     active = False
 
@@ -58,7 +58,7 @@ class Tracker:
         pass
 
     def log(self, row: dict) -> None:
-        """Log an epoch, a row of log.csv; what arrived before an interruption is passed over."""
+        """Log an epoch, a row of log.csv; epochs that arrived before an interruption are skipped."""
 
     def conclude(self, scores: dict, pictures: dict) -> None:
         """Log a finished fold's scores {name: number} as its summary, and {name: [(h, w, 3) uint8]}."""
@@ -71,7 +71,7 @@ NONE = Tracker(None, None)
 
 
 class ResumableTracker(Tracker):
-    """A tracker that knows which epochs it has: those before the last proper end of its process."""
+    """A tracker that keeps the number of epochs that arrived before its process last ended properly."""
 
     active = True
 
@@ -89,7 +89,7 @@ class ResumableTracker(Tracker):
             self.send({name: value if name == "epoch" else float(value) for name, value in row.items()})
 
     def close(self, failed):
-        self.finish(failed)  # only now is it certain that all has been written
+        self.finish(failed)  # only now all has been written
         write_json(self.path, self.state | {"epochs": self.epoch})
 
 
@@ -98,7 +98,7 @@ class TensorBoard(ResumableTracker):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        # of epochs that were logged and then lost, TensorBoard shows the later ones
+        # TensorBoard shows the later point of an epoch that was logged twice
         self.writer = SummaryWriter(self.folder, purge_step=self.arrived + 1 if self.state else None)
         if not self.state:
             flat = {
@@ -135,14 +135,14 @@ class Wandb(ResumableTracker):
             self.run = wandb.init(**names, id=self.state.get("id"), resume="allow", dir=config.run, config=self.config)
         except wandb.errors.Error as error:
             raise InputError(
-                f"log is wandb, and W&B says: {error}. Run `wandb login`, set WANDB_MODE=offline, or --log none"
+                f"log is wandb, and W&B refuses: {error}. Run `wandb login`, set WANDB_MODE=offline, or --log none"
             ) from None
         self.state = {"id": self.run.id, "epochs": self.arrived}
         write_json(self.path, self.state)
-        self.arrived = max(self.arrived, self.run.step - 1)  # of a W&B run that goes on, the next step
+        self.arrived = max(self.arrived, self.run.step - 1)  # a resumed W&B run has its next step here
 
     def send(self, row):
-        self.run.log(row, step=row["epoch"], commit=True)  # else it arrives with the next epoch
+        self.run.log(row, step=row["epoch"], commit=True)  # without commit it arrives with the next epoch
 
     def conclude(self, scores, pictures):
         import wandb

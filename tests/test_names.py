@@ -141,7 +141,7 @@ def test_a_photo_that_is_there_is_found_whatever_the_form_of_its_name(tmp_path, 
     rows, problems = dataset.training_rows(config)
     assert problems.rows == [] and rows["ImageID"].tolist() == [path(in_table), "b.jpg"]
     assert rows["photo"][0] == str(tmp_path / path(on_disk))
-    assert "1 names are written otherwise on the disk" in capsys.readouterr().out
+    assert "1 names have another letter case or Unicode form on the disk" in capsys.readouterr().out
     (tmp_path / "info.csv").write_text(f"ImageID\n{path(in_table)}\n", encoding="utf-8")
     config.data.eval = str(tmp_path)
     rows = dataset.eval_rows(config)

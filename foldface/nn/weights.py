@@ -1,4 +1,4 @@
-"""Where weights come from, the hub, a file, an installed package or an initialisation; and where they go."""
+"""Get weights from the hub, a file, an installed package or an initialisation, and save them."""
 
 import importlib.machinery
 import json
@@ -19,11 +19,11 @@ from foldface.nn import resume
 
 
 def initialise(net, how):
-    """Draw anew the weights of all convolutions and linear layers of a module, in place, from torch's random state.
+    """Initialise the weights of all convolutions and linear layers of a module, in place, from torch's random state.
 
-    how: default (leave torch's own), kaiming (He et al. 2015: normal, 2 / fan_out its variance), xavier (Glorot &
-    Bengio 2010: uniform, within sqrt(6 / (fan_in + fan_out))), or normal (Krizhevsky et al. 2012: normal, a standard
-    deviation of 0.01); of these three the biases are zero. ValueError if none of them.
+    how: default (keep torch's own), kaiming (He et al. 2015: normal with variance 2 / fan_out), xavier (Glorot & Bengio
+    2010: uniform within sqrt(6 / (fan_in + fan_out))), or normal (Krizhevsky et al. 2012: normal with deviation 0.01);
+    the last three set biases to zero. Raises ValueError for other names.
     """
     draw = {"default": None, "kaiming": kaiming, "xavier": nn.init.xavier_uniform_, "normal": small_normal}
     if how not in draw:
@@ -51,11 +51,14 @@ OFFLINE_HINT = (
 
 
 class WrongWeights(InputError):
-    """Weights of another network than the one that they are to be loaded into."""
+    """The weights are of another network."""
 
 
 def from_hub(backbone, options):
-    """timm's own weights, from the local cache or the hub; without either, an InputError at once, not after retries."""
+    """A timm model with timm's own weights, from the local cache or the hub.
+
+    Raises InputError at once, without retries, where the weights are in neither.
+    """
     from huggingface_hub import constants
 
     config = timm.get_pretrained_cfg(backbone)
@@ -90,15 +93,15 @@ def from_hub(backbone, options):
 
 
 def installed_places():
-    """Folders that packages are installed into: what lies in the working directory or beside a script is no package."""
+    """Folders with installed packages, without the working directory and the script's folder."""
     places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     return list(dict.fromkeys([*places, site.getusersitepackages()]))
 
 
 def weights_of(pretrained):
-    """The tensors that model.pretrained names: {name: tensor}. Only safetensors and plain tensors are read.
+    """Read the tensors of model.pretrained: {name: tensor}. Only safetensors and plain tensors are read.
 
-    Raises InputError when there is no such file or package, or when a file holds more than tensors.
+    Raises InputError where there is no such file or package, or where the file holds other objects than tensors.
     """
     if pretrained.startswith("package:"):
         name = pretrained.removeprefix("package:")
@@ -125,7 +128,7 @@ def weights_of(pretrained):
         raise InputError(f"model.pretrained {path}: no such file: {OFFLINE_HINT}")
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else resume.load_tensors(path)
-    except Exception as error:  # torch and safetensors raise kinds of their own; whichever it is, the file is refused
+    except Exception as error:  # torch and safetensors raise many types; all mean that the file is refused
         first = str(error).strip().splitlines()[0]
         raise InputError(
             f"model.pretrained {path}: refused, it is damaged or holds more than tensors ({first})"
@@ -139,10 +142,10 @@ def weights_of(pretrained):
 
 
 def load_backbone(model, tensors):
-    """Copy tensors into a model, its classifier excepted when the classes differ.
+    """Copy tensors into a model, without the classifier where the number of classes differs.
 
-    Names are compared first. A file from before timm's names (EfficientNet-lite's) is paired in order instead, if
-    all shapes agree. Raises WrongWeights if neither fits.
+    Tensors are matched by name. In files from before timm's names (EfficientNet-lite) they are matched by order, if all
+    shapes agree. Raises WrongWeights if neither fits.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {

@@ -202,7 +202,7 @@ def test_a_box_is_kept_as_shares_of_its_photo(tmp_path):
     ],
 )
 def test_a_box_that_can_be_no_face_is_passed_over(box, could):
-    assert detect.sane(np.array([*box, 0.9]), 400, 200) is could
+    assert detect.plausible(np.array([*box, 0.9]), 400, 200) is could
 
 
 def boxes(*found):
@@ -226,7 +226,7 @@ def test_of_several_faces_the_sure_the_large_and_the_central_one_is_taken():
     assert taken((*middle, 0.8), (350, 150, 395, 195, 0.9)) == 0  # a bystander, surer and larger
     x, y = (20 - 200) / 200, (150 - 100) / 100
     expected = 0.7 * 40 * 60 * np.exp(-(x * x + y * y))
-    assert detect.weight(np.array([0, 120, 40, 180, 0.7]), 400, 200) == pytest.approx(expected)
+    assert detect.main_score(np.array([0, 120, 40, 180, 0.7]), 400, 200) == pytest.approx(expected)
 
 
 def test_a_face_is_given_in_the_pixels_of_the_photo():
@@ -239,7 +239,7 @@ def test_a_face_is_given_in_the_pixels_of_the_photo():
 
 def test_photos_are_shrunk_to_a_longer_side_and_never_enlarged():
     sizes = {(500, 1000): (256, 128), (1000, 500): (128, 256), (100, 200): (200, 100), (10, 1000): (256, 20)}
-    assert {size: detect.shrunk(np.empty((*size, 3)), 256) for size in sizes} == sizes
+    assert {size: detect.shrunk_size(np.empty((*size, 3)), 256) for size in sizes} == sizes
 
 
 def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(monkeypatch):
@@ -283,15 +283,13 @@ def test_every_detector_takes_a_banner_a_strip_and_a_speck(name):
 
 
 def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(detect, "LEAST_SIDE", 16)  # facenet fails on less than 20
+    monkeypatch.setattr(detect, "MIN_SIDE", 16)  # facenet fails on less than 20
     banner = np.full((384, 16 * 384, 3), 120, np.uint8)
     banner[:, :288] = cv2.resize(drawn[6][0][..., ::-1], (288, 384))
     warn_once.cache_clear()
     detect.find_faces([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
     said = capsys.readouterr().err
-    assert (
-        said.count("warning: facenet fails on photos that are 256 x 16 as it sees them") == 1 and said.count("\n") == 1
-    )
+    assert said.count("warning: facenet fails on photos shrunk to 256 x 16") == 1 and said.count("\n") == 1
     assert detect.find_faces([np.full((1, 5000, 3), 90, np.uint8)], ["facenet", "retinaface"]) == [("", None, 0)]
 
 
