@@ -11,8 +11,8 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
              that of data.extra has extraN/ before it, and that of a photo to answer for eval/; not where data.group
              says what belongs together, or a layout's names are the same everywhere (aaf, utkface)
     mask, gender, age, ...    a column a head of the task: class index (-1 = unknown) or number (NaN = unknown)
-    label    the answer to train on: a class, by data.age_boundary; or a number
-    gap      true where a number is too near to a bound to be trained on (data.age_gap)
+    label    the answer to train on: a class, by the train_bounds of its heads; or a number
+    gap      true where a number is too near to a bound to be trained on (train_gap)
     target   the answer to be scored on, by the task's own bounds
     fold     of a pseudo row, the fold that alone trains it; foldface/data/folds.py gives the others theirs
     x1, y1, x2, y2    of layout boxes: the part of the photo that is read, in pixels
@@ -123,10 +123,10 @@ def training_rows(config):
         )
     rows["label"], rows["target"] = task.answer_of(rows, trained=True), task.answer_of(rows)
     rows["gap"] = False
-    if task.number and task.number.kind == "cut" and data.age_gap:
+    if task.number and task.number.train_gap:
+        gap, values = task.number.train_gap, rows[task.number.name]
         for bound in task.number.trained:
-            values = rows[task.number.name]
-            rows["gap"] |= (values >= bound - data.age_gap) & (values < bound + data.age_gap)
+            rows["gap"] |= (values >= bound - gap) & (values < bound + gap)
     if data.pseudo:
         rows = pd.concat([rows, pseudo_rows(config, task, by_column)], ignore_index=True)
     return rows, problems

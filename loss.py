@@ -105,8 +105,7 @@ class Loss(torch.nn.Module):
         super().__init__()
         self.heads, self.task, self.name = heads, heads.task, config.name
         self.f1_sums = f1_sums
-        self.weights = config.weights or [1.0] * len(self.task.heads)
-        self.sigma = config.age_sigma or (0.03 * heads.range if heads.number else None)
+        self.sigma = (heads.number.sigma or 0.03 * heads.range) if heads.number else None
         self.compare = functools.partial(lookup("loss", config.name), config=config)
         if config.name == "f1":
             self.f1 = SoftF1(self.task.size, label, config.span)
@@ -140,7 +139,7 @@ class Loss(torch.nn.Module):
             if place == self.heads.place:
                 known = ~number.isnan()
                 each = each + torch.where(known, self.of_number(outputs, number.nan_to_num(head.low)), 0.0)
-            total = total + self.weights[place] * each
+            total = total + head.weight * each
         return total
 
     def of_cut(self, part, head, number):

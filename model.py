@@ -125,7 +125,6 @@ def refuse_untrue(about, heads):
         for name, kind, setting in (
             ("fit", "DataConfig", "resize_mode"),
             ("heads", "ModelConfig", "heads"),
-            ("age", "ModelConfig", "age"),
         )
     }
     for name, known in choices.items():
@@ -159,9 +158,8 @@ def load(path):
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             about |= {"augment": of_earlier({"data": {"augment": about["augment"]}})["data.augment"]}
-            about |= {"task": task_of(about)}
-            task = Task(**about["task"], age_boundary=boundary_of(about))
-            heads = Heads(task, about["heads"], about["age"])
+            about |= {"task": task_of_weights(about)}
+            heads = Heads(Task(**about["task"]), about["heads"])
             refuse_untrue(about, heads)
             with torch.device("meta"):
                 empty = build(about["backbone"], heads.size, False, about["image_size"])
@@ -179,20 +177,30 @@ def load(path):
     return model.eval(), heads, about
 
 
-def boundary_of(about: dict) -> float | None:
-    """The data.age_boundary that weights were trained with; None if it moved no bound.
-
-    Weights from before `bounds` was written moved it by hundredths of the range, so not in [0, 116] or [0, 80].
-    """
-    boundary = about["age_boundary"]
+def task_of_weights(about: dict) -> dict:
+    """What a weights file says of its task: the arguments of task.Task. Earlier files name beside the task what ages
+    learn and where the last class of ages began in training."""
+    if "age" not in about:
+        return task_of({"task": about["task"]})
+    boundary = about["age_boundary"]  # earlier still it moved by hundredths of the range, so not in [0, 80]
     for head in about["task"]["heads"] if "bounds" not in about else ():
         if head.get("bounds") and head.get("range"):
             step = (head["range"][1] - head["range"][0]) / (N_BINS - 1)
             boundary = boundary if boundary in [head["bounds"][-1] - back * step for back in range(6)] else None
-    return boundary
+    then = {"task": about["task"], "data": {"age_boundary": boundary}, "model": {"age": about["age"]}}
+    return task_of(then)
 
 
-PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "task", "heads", "age", "age_boundary")
+READ_BY = ("name", "classes", "column", "bounds", "range", "train_bounds", "learn")  # of a head
+
+
+def preparation(about: dict) -> dict:
+    """What folds of one run share: how photos are prepared, and how outputs are read."""
+    heads = [[head.get(key) for key in READ_BY] for head in about["task"]["heads"]]
+    return {key: about[key] for key in PREPARATION} | {"task": about["task"] | {"heads": heads}}
+
+
+PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "heads")
 
 
 def checkpoints(run):
@@ -219,9 +227,8 @@ def load_folds(paths):
         nets[fold] = net.to(memory_format=torch.channels_last)
     first, about = next(iter(abouts.items()))
     for fold, other in abouts.items():
-        different = [key for key in PREPARATION if other[key] != about[key]]
-        if boundary_of(other) != boundary_of(about):  # of one that moved it and one from before
-            different.append("bounds")
+        mine, theirs = preparation(other), preparation(about)
+        different = [key for key in mine if mine[key] != theirs[key]]
         if different:
             raise InputError(
                 f"{paths[fold]} and {paths[first]} were trained with different {', '.join(different)}: "

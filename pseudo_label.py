@@ -67,7 +67,7 @@ def warn_beyond_reach(config, task):
     """Warn where pseudo.threshold lies at or above what label smoothing lets a model aim at: noise alone passes it."""
     if task.numeric or config.loss.name == "f1":  # macro F1 rewards all that is surer
         return
-    most = task.surest(config.loss.name, config.loss.smoothing, config.model.heads, config.model.age)
+    most = task.surest(config.loss.name, config.loss.smoothing, config.model.heads)
     beyond = np.broadcast_to(config.pseudo.threshold, task.size) >= most - 1e-6
     if config.loss.smoothing and beyond.any():
         k = int(beyond.argmax())
@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     for fold, path in predictions.fold_files(run).items():
         frame = predictions.read_fold(task, path)
         if task.numeric and frame["confidence"].isna().all():
-            raise InputError(f"{path}: a sigmoid doesn't say how sure it is: train with --model.age distribution")
+            learn = f"--task.heads.{task.number.name}.learn distribution"
+            raise InputError(f"{path}: a sigmoid doesn't say how sure it is: train with {learn}")
         believed = frame[~frame["ImageID"].isin(skip)]
         chosen = choose(task, believed, config.pseudo.threshold, config.pseudo.max_per_class)
         parts.append(chosen.assign(fold=fold))

@@ -28,7 +28,6 @@ from foldface.nn import optim, resume
 from foldface.nn.learner import Learner, Validation, make_accelerator
 from foldface.report.training import draw_history
 from foldface.runtime import PROCESS_START, is_main_process
-from foldface.settings import DataConfig
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
@@ -45,7 +44,7 @@ def fit(train_rows, valid_rows, config, fold, accelerator, seconds=None, tracker
     from foldface.nn.heads import Heads
 
     task, folder = config.predicted, Path(config.run) / f"fold{fold}"
-    heads = Heads(task, config.model.heads, config.model.age)
+    heads = Heads(task, config.model.heads)
     net = make_net(config, heads.size, fold, accelerator)
     criterion, targets = loss.make(heads, train_rows, config.loss)
     train_loader, valid_loader = make_loaders(config, train_rows, valid_rows, fold, accelerator)
@@ -191,9 +190,6 @@ def describe(config, heads, net, precision, fold, rows):
     return {
         "backbone": config.model.backbone,
         "heads": config.model.heads,
-        "age": config.model.age,
-        "age_boundary": config.data.age_boundary,
-        "bounds": list(task.number.trained) if task.number else [],
         "task": dataclasses.asdict(config.task),
         "classes": list(task.classes),
         "image_size": config.data.image_size,
@@ -347,10 +343,7 @@ def train_folds(config, folds, overwrite=False):
     if "ACCELERATE_MIXED_PRECISION" in os.environ and not several:
         print("accelerate launch started one process (without GPUs it takes --multi_gpu to start several)")
     accelerator = make_accelerator(config) if several else None
-    task = dataset.infer_classes(config, overwrite)
-    boundary = config.data.age_boundary
-    if task.ignored and (task.number or boundary != DataConfig.age_boundary):
-        print(f"data.age_boundary {boundary} is not applied: {task.ignored}")
+    dataset.infer_classes(config, overwrite)
     with beginning(config, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
         if not (is_main_process() or (Path(config.run) / "args.json").is_file()):
             raise InputError(f"{config.run}: is not the first process's folder: all machines need one shared --run")

@@ -27,7 +27,19 @@ from foldface import registry
 from foldface.files import InputError, read_json, visible
 from foldface.rules import check
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
-from foldface.settings import GROUPS, RENAMED_KEYS, RENAMED_VALUES, SWITCHES, Config, as_dict, at_home, flatten, put
+from foldface.settings import (
+    GROUPS,
+    MOVED_TO_HEADS,
+    RENAMED_KEYS,
+    RENAMED_VALUES,
+    SWITCHES,
+    Config,
+    as_dict,
+    at_home,
+    change_heads,
+    flatten,
+    put,
+)
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
@@ -117,21 +129,34 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
         make_parser(doc, flags or {}, used).parse_args(["--help"])
     parser = make_parser(doc, flags or {})
     configs, rest = split_configs(with_true(argv))
+    changes, rest = split_heads(rest)
     known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
     typed = {word[2:].split("=")[0].removesuffix("+"): None for word in rest if word.startswith("--")}
     check_names(typed, known, "--")
     for group in typed:
         if group in GROUPS:
             raise InputError(f"--{group} is a group of settings: name one, --{group}.NAME VALUE; --help lists them")
+    typed |= {"task.heads": None} if changes else {}
     given, shared = set(typed), [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()
+    words, heads = [], as_dict(Config())["task"]["heads"]
     for number, path in enumerate(shared + configs):
         content = read_settings(path, known)
+        mine = content.get("task", {}).get("heads")
+        if isinstance(mine, dict):
+            heads = content["task"]["heads"] = change_heads(heads, mine, f"{path}: ")
+            words += ["--config", json.dumps(content)]
+        else:
+            heads = heads if mine is None else mine
+            words += ["--config", path]
         if "plugins" not in typed:
             refuse_plugins_of_a_run(path, content)
         if number >= len(shared):  # what stands in args.json is a default of this folder's, not given
             given |= set(flatten(content))
+    if changes:
+        heads = change_heads(heads_among(rest) or heads, changes, "--")
+        rest += ["--task.heads", json.dumps(heads)]
     try:
-        parsed = parser.parse_args([word for path in shared + configs for word in ("--config", path)] + rest)
+        parsed = parser.parse_args(words + rest)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         line = tidy(str(error))
@@ -162,7 +187,8 @@ def read_settings(path, known):
     content = read_json(path, "give the name of a settings file to --config")
     if not isinstance(content, dict):
         raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
-    check_names(list(flatten(content)), known, f"{path}: ")
+    named = [name for name in flatten(content) if not name.startswith("task.heads.")]  # change_heads looks at those
+    check_names(named, known, f"{path}: ")
     refuse_hosts(path, content)
     for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
         raise InputError(f"{path}: {key}: should be an object of settings")
@@ -217,6 +243,36 @@ def split_configs(argv):
     return files, rest
 
 
+def split_heads(words):
+    """({head: {field: value}} of all --task.heads.NAME.FIELD, the other words)."""
+    changes, rest, words = {}, [], iter(words)
+    for word in words:
+        match = re.fullmatch(r"--task\.heads\.(\w+)\.(\w+)(?:=(.*))?", word, re.DOTALL)
+        if not match:
+            rest.append(word)
+            continue
+        name, field, text = match.groups()
+        text = next(words, "") if text is None else text
+        try:
+            value = text if field in ("column", "unit", "learn") else json.loads(text)
+        except ValueError:
+            value = text  # whether that can be is for the parser to say
+        changes.setdefault(name, {})[field] = value
+    return changes, rest
+
+
+def heads_among(words):
+    """The value of --task.heads among words of a command line, [] without one. Raises InputError if it is no list."""
+    for number, word in enumerate(words):
+        if word.split("=")[0] == "--task.heads":
+            text = word.partition("=")[2] or "".join(words[number + 1 : number + 2])
+            try:
+                return list(json.loads(text))
+            except (ValueError, TypeError):
+                raise InputError(f"--task.heads {text}: is no list of heads in JSON") from None
+    return []
+
+
 def with_true(argv):
     """The words of a command line, with `true` after a yes-or-no setting that stands alone: --inference.flip."""
     words = []
@@ -232,6 +288,11 @@ def check_names(names, known, where):
     for name in names:
         if name in RENAMED_KEYS:
             raise InputError(f"{where}{name}: is called {RENAMED_KEYS[name]} now")
+        if name in MOVED_TO_HEADS:
+            field = MOVED_TO_HEADS[name]
+            raise InputError(
+                f"{where}{name}: is a field of a head now: task.heads.NAME.{field}, such as task.heads.age.{field}"
+            )
         if name not in known and name not in ("help", "print_config"):
             leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
             near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)
@@ -243,6 +304,7 @@ def check_names(names, known, where):
 def tidy(message):
     """jsonargparse's message, in one line, without the names of Python's types."""
     line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
+    line = re.sub(r"Problem with given class_path '\S+': ", "", line)
     return line.replace("Literal", "one of ")
 
 

@@ -5,8 +5,7 @@ import re
 
 from foldface.files import InputError
 from foldface.registry import refuse_unknown
-from foldface.settings import FILES, DataConfig, TrainConfig, at_home, put
-from foldface.task import plain
+from foldface.settings import FILES, TrainConfig, at_home, put
 
 
 def check(config):
@@ -97,35 +96,33 @@ def refuse_unknown_names(config):
 def check_task(config):
     """Refuse settings that don't go with the task (InputError)."""
     task, chosen = config.predicted, config.model
-    names = [head.name for head in task.heads]
-    if len(config.loss.weights) not in (0, len(names)):
-        raise InputError(f"loss.weights is {config.loss.weights}: give one a head ({', '.join(names)}), or []")
     conditions = {name for words in config.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
     beside = [head.name for head in task.heads if head not in task.answered and head.name not in conditions]
     if chosen.heads == "joint" and (task.numeric or beside):
         raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
-    if chosen.heads == "joint" and config.loss.weights:
-        raise InputError("loss.weights weighs heads against one another, model.heads joint has one: leave it at []")
-    if chosen.heads == "joint" and chosen.age != "classes":
-        raise InputError(f"model.age {chosen.age} needs an age head of its own: model.heads multi")
-    if chosen.age != "classes" and task.number is None:
-        raise InputError(f"model.age {chosen.age}: the task has no head of numbers; leave it at classes")
-    if task.number and task.number.kind == "number" and chosen.age == "classes":
+    for head in task.heads if chosen.heads == "joint" else ():
+        if head.weight != 1:
+            raise InputError(
+                f"task.heads.{head.name}.weight {head.weight:g} weighs heads against one another, model.heads joint "
+                "has one: leave it at 1"
+            )
+        if head.learn != "classes":
+            raise InputError(
+                f"task.heads.{head.name}.learn {head.learn} needs a head of its own: --model.heads multi, or "
+                f"--task.heads.{head.name}.learn classes"
+            )
+    if task.number and task.number.kind == "number" and task.number.learn == "classes":
         raise InputError(
-            f"model.age classes: {task.number.name} is a number without classes: choose distribution, ordinal, "
-            "regression or sigmoid"
+            f"task.heads.{task.number.name}.learn classes: {task.number.name} is a number without classes: choose "
+            "distribution, ordinal, regression or sigmoid"
         )
     if chosen.init != "default" and chosen.pretrained is not False:
         raise InputError(f"model.init {chosen.init} is for random weights: --model.pretrained false")
-    if chosen.age == "sigmoid" and task.number.kind != "number":
-        raise InputError(f"model.age sigmoid tells one number, {task.number.name} has classes: choose another")
     if task.settled:
         for words in config.data.only:
             task.condition(words)
     if task.numeric and (config.train.sampler == "balanced" or config.loss.balance != "none"):
         raise InputError("train.sampler balanced and loss.balance weigh classes; the answer is a number")
-    if config.data.age_gap and (task.number is None or task.number.kind != "cut"):
-        raise InputError(f"data.age_gap {config.data.age_gap}: the task has no classes that a number is cut into")
     if task.numeric and config.data.max_per_class:
         raise InputError("data.max_per_class counts classes; the answer is a number")
     if task.numeric and config.loss.name in ("f1", "neighbour"):
@@ -133,10 +130,4 @@ def check_task(config):
     if config.loss.name == "neighbour" and (task.number not in task.answered):
         raise InputError(
             "loss.name neighbour: the answer has no head that is cut from numbers, so no class has neighbours"
-        )
-    age, head = config.data.age_boundary, task.number
-    if head and head.column == "age" and head.bounds and age != DataConfig.age_boundary and age not in head.steps:
-        raise InputError(
-            f"data.age_boundary {age}: the last class of {head.name} begins at {plain(head.bounds[-1])}; in "
-            f"training it may begin up to five steps earlier ({', '.join(map(plain, head.steps[-6:]))})"
         )

@@ -41,14 +41,12 @@ OF_A_RUN = (
     "data.max_per_class",
     "data.only",
     "data.strict",
-    "data.age_boundary",
     "data.image_size",
     "data.box_pixels",
     "data.resize_mode",
     "data.augment",
     "data.flip",
     "data.random_erasing",
-    "data.age_gap",
     "data.pseudo_soft",
     "data.splitter",
     "crop.missing",
@@ -56,17 +54,14 @@ OF_A_RUN = (
     "model.pretrained",
     "model.init",
     "model.heads",
-    "model.age",
     "model.dropout",
     "model.drop_path",
     "model.freeze_bn",
     "loss.name",
     "loss.smoothing",
     "loss.balance",
-    "loss.weights",
     "loss.gamma",
     "loss.span",
-    "loss.age_sigma",
     "train.folds",
     "train.freeze_layers",
     "train.amp",
@@ -212,16 +207,25 @@ def refuse_other_settings(config):
     before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(config))
     before = flatten(as_dict(Config())) | before  # what was not a setting then was as its default is
     free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
+    before, now = by_field(before), by_field(now)
     changed = [
-        f"{key} was {json.dumps(before[key])}, is {json.dumps(now[key])}"
+        f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}"
         for key in now
-        if before[key] != now[key] and not key.startswith(free)
+        if before.get(key) != now[key] and not key.startswith(free)
     ]
     if changed:
         raise InputError(
             f"{config.run} was begun with other settings ({'; '.join(changed)}): choose another "
             "--run, or begin this one anew with --overwrite"
         )
+
+
+def by_field(flat):
+    """Settings, flat, in which each field of a head has a name of its own: task.heads.age.learn."""
+    heads = flat["task.heads"]
+    found = {key: value for key, value in flat.items() if key != "task.heads"}
+    found["task.heads"] = [head["name"] for head in heads]
+    return found | {f"task.heads.{head['name']}.{key}": value for head in heads for key, value in head.items()}
 
 
 def save(config):

@@ -1,5 +1,6 @@
 """Every setting, declared once: its name, type, default and meaning."""
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ from jsonargparse.typing import (
 
 from foldface import metrics
 from foldface import task as task_module
+from foldface.files import InputError
 from foldface.registry import BUILT_IN
 from foldface.task import MASK_TASK
 
-AgeBoundary = restricted_number_type("AgeBoundary", int, [(">", 30), ("<=", 120)])
 Folds = restricted_number_type("Folds", int, (">=", 2))
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 16), ("<=", 2048)])
 Smoothing = restricted_number_type("Smoothing", float, [(">=", 0), ("<", 1)])
@@ -52,6 +53,17 @@ class HeadConfig:
     """least and most that the table may hold; what is beyond the range counts as its end; [] = range"""
     unit: str = ""
     """what the numbers count, such as years"""
+    learn: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
+    """what a head of numbers learns with model.heads multi: its classes; or a distribution over its range, one
+    threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
+    train_bounds: List[Number] = field(default_factory=list)
+    """bounds that training uses in the place of `bounds`, which scores use; [] = bounds"""
+    train_gap: NonNegativeFloat = 0.0
+    """how far on each side of the bounds photos are not trained on (they are validated on)"""
+    sigma: Optional[PositiveFloat] = None
+    """width of the target of learn = distribution, in the head's unit; null = 3 % of the range"""
+    weight: NonNegativeFloat = 1.0
+    """weight of the head's loss among those of model.heads multi"""
 
 
 @dataclass
@@ -59,7 +71,8 @@ class TaskConfig:
     """What is predicted."""
 
     heads: List[HeadConfig] = field(default_factory=lambda: [HeadConfig(**head) for head in MASK_TASK["heads"]])
-    """what the network predicts: [{"name": "class"}], or several"""
+    """what the network predicts: [{"name": "class"}], or several. In a file {"age": {"learn": "ordinal"}}, and on the
+    command line --task.heads.age.learn ordinal, change fields of one head and leave the others as they are"""
     answer: List[str] = field(default_factory=list)
     """heads that make the answer together, [] = all; the others are learned beside it"""
     answer_as: Literal["index", "name"] = "index"
@@ -127,8 +140,6 @@ class DataConfig:
     """folders that photos may lie in beside the tables' own: other absolute paths and links out are refused"""
     strict: bool = True
     """true: a bad row of a table stops training with one line; false: it goes to rejected.csv and training goes on"""
-    age_boundary: AgeBoundary = 58
-    """age from which on a person counts as the oldest class in training; scores use the task's own bound, 60"""
     image_size: ImageSize = 64
     """side in pixels of the square that the model sees"""
     resize_mode: Literal["stretch", "pad", "crop"] = "stretch"
@@ -142,8 +153,6 @@ class DataConfig:
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     random_erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
-    age_gap: NonNegativeInt = 0
-    """years on each side of the bounds between age classes whose photos are not trained on (they are validated on)"""
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Splitter = "pandas_streaming"
@@ -204,9 +213,6 @@ class ModelConfig:
     heads: Literal["joint", "multi"] = "multi"
     """joint = one output a class of the answer (18), heads beside it being there for data.only alone; multi = each head
     apart, their probabilities multiplied"""
-    age: Literal["classes", "distribution", "ordinal", "regression", "sigmoid"] = "classes"
-    """what a head of numbers (age) learns with heads = multi: its classes; or a distribution over its range, one
-    threshold a step, or a mean and its uncertainty; or, where the answer is a number, a sigmoid scaled to the range"""
     init_from_run: str = ""
     """run to start from, such as a first stage: fold k loads that run's fold k. A folder, or the name of a run beside
     this one"""
@@ -229,14 +235,10 @@ class LossConfig:
     """share of the target's weight that smoothing takes from the true class"""
     balance: Literal["none", "inverse", "effective"] = "none"
     """weigh a class by the inverse of how often it occurs, or of its effective number of photos (milder)"""
-    weights: List[NonNegativeFloat] = field(default_factory=list)
-    """weight of each head of heads = multi (mask, gender, age); [] = 1 each"""
     gamma: NonNegativeFloat = 2.0
     """how much less focal counts what is answered well"""
     span: PositiveInt = 2048
     """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
-    age_sigma: Optional[PositiveFloat] = None
-    """years, or the head's unit; width of the target of model.age = distribution; null = 3 % of the head's range"""
 
 
 @dataclass
@@ -424,7 +426,7 @@ class Config:
     @property
     def predicted(self):
         """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
-        task = task_module.Task(**dataclasses.asdict(self.task), age_boundary=self.data.age_boundary)
+        task = task_module.Task(**dataclasses.asdict(self.task))
         metrics.score_of(task)
         return task
 
@@ -492,16 +494,73 @@ RENAMED_KEYS = {
 RENAMED_VALUES = {"data.augment": {"report": "diary"}, "inference.backend": {"int8": "onnx"}}
 
 
+# Settings of earlier runs that are fields of heads now.
+MOVED_TO_HEADS = {
+    "data.age_boundary": "train_bounds",
+    "data.age_gap": "train_gap",
+    "model.age": "learn",
+    "loss.age_sigma": "sigma",
+    "loss.weights": "weight",
+}
+
+
+def with_heads_of_earlier(flat: dict) -> dict:
+    """Settings of an earlier run, flat, with what is said of heads (MOVED_TO_HEADS) in task.heads."""
+    old = {field: flat[key] for key, field in MOVED_TO_HEADS.items() if key in flat}
+    if not old:
+        return flat
+    usual = [{key: value for key, value in head.items() if key != "train_bounds"} for head in MASK_TASK["heads"]]
+    flat = {"task.heads": usual} | {key: value for key, value in flat.items() if key not in MOVED_TO_HEADS}
+    weights = old.get("weight") or [1.0] * len(flat["task.heads"])
+    with contextlib.suppress(TypeError, ValueError, LookupError):  # heads that can't be are refused as they stand there
+        heads = [head_of_earlier(head, old, weight) for head, weight in zip(flat["task.heads"], weights, strict=True)]
+        flat["task.heads"] = heads
+    return flat
+
+
+def head_of_earlier(head, old, weight):
+    """All fields of a head of an earlier run. old: {field: its value for the one head that it was for}."""
+    found = dataclasses.asdict(HeadConfig("")) | head | {"weight": weight}
+    bounds = head.get("bounds")
+    if bounds or head.get("range"):
+        found |= {"learn": old.get("learn", "classes"), "sigma": old.get("sigma")}
+    if bounds:
+        found["train_gap"] = old.get("train_gap", 0)
+        last, floor = old.get("train_bounds"), bounds[-2] if len(bounds) > 1 else head["range"][0]
+        aged = (head.get("column") or head["name"]) == "age"  # by its name, as it was then
+        if aged and last in range(int(bounds[-1]) - 5, int(bounds[-1])) and last > floor:
+            found["train_bounds"] = [*bounds[:-1], last]
+    return found
+
+
 def of_earlier(content: dict) -> dict:
     """flatten() of what an earlier run says of its settings, with the names that keys and values have now."""
     flat = {RENAMED_KEYS.get(key, key): value for key, value in flatten(content).items()}
+    flat = with_heads_of_earlier(flat)
     return flat | {key: new[flat[key]] for key, new in RENAMED_VALUES.items() if flat.get(key) in list(new)}
 
 
 def task_of(content: dict) -> dict:
-    """What an earlier run, or its weights, say of the task: the arguments of task.Task."""
-    flat = of_earlier({"task": content["task"]})
-    return {key.removeprefix("task."): value for key, value in flat.items()}
+    """What a run's args.json, of an earlier one too, says of the task: the arguments of task.Task."""
+    flat = of_earlier(content)
+    return {key.removeprefix("task."): value for key, value in flat.items() if key.startswith("task.")}
+
+
+def change_heads(heads, changes, where):
+    """Heads (a list of dicts) with changed fields: {"age": {"learn": "ordinal"}}. Raises InputError for a name that is
+    none of theirs, with `where` before it."""
+    known, fields = [head.get("name") for head in heads], [field.name for field in dataclasses.fields(HeadConfig)]
+    for name, change in changes.items():
+        if name not in known:
+            raise InputError(f"{where}task.heads.{name}: the task has no such head; it has {', '.join(known)}")
+        if not isinstance(change, dict):
+            raise InputError(f'{where}task.heads.{name}: give its fields, such as {{"learn": "ordinal"}}')
+        for key in change:
+            if key not in fields:
+                raise InputError(
+                    f"{where}task.heads.{name}.{key}: a head has no such field; it has {', '.join(fields)}"
+                )
+    return [head | changes.get(head["name"], {}) for head in heads]
 
 
 def put(config, key, value):

@@ -29,6 +29,7 @@ MASK_TASK = {
             "range": [0, 100],
             "limits": [0, 120],
             "unit": "years",
+            "train_bounds": [30, 58],
         },
     ]
 }
@@ -44,11 +45,16 @@ class Head:
 
     kind: "named" (classes by their names), "cut" (a number cut into classes at `bounds`) or "number".
     bounds: where the next class begins, as answers are scored; trained: the same as they are trained on.
+    learn, train_gap, sigma, weight: as in HeadConfig.
     """
 
-    def __init__(self, name, classes=(), column="", bounds=(), range=(), limits=(), unit=""):
+    def __init__(
+        self, name, classes=(), column="", bounds=(), range=(), limits=(), unit="",
+        learn="classes", train_bounds=(), train_gap=0.0, sigma=None, weight=1.0,
+    ):  # fmt: skip
         self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
-        self.bounds = self.trained = tuple(bounds)
+        self.bounds, self.trained = tuple(bounds), tuple(train_bounds or bounds)
+        self.learn, self.train_gap, self.sigma, self.weight = learn, train_gap, sigma, weight
         self.kind = "cut" if bounds else "number" if range else "named"
         self.limits = tuple(limits or range)
         if self.kind != "named" and not (len(range) == len(self.limits) == 2 and range[0] < range[1]):
@@ -104,9 +110,11 @@ class Head:
 
     @property
     def steps(self):
-        """The bounds that an answer may be read at: all but the last as they are, the last also up to five years lower,
-        or, of other numbers than ages, up to five hundredths of the range."""
-        step = 1 if self.column == "age" else (self.high - self.low) / (N_BINS - 1)
+        """The bounds that an answer may be read at: all but the last as they are, the last also up to five steps lower.
+        A step is a hundredth of the range, or 1 where that is near and the numbers are whole, as years are."""
+        step, ends = (self.high - self.low) / (N_BINS - 1), (self.low, self.high, *self.bounds)
+        if 0.25 <= step <= 1.5 and all(value == int(value) for value in ends):
+            step = 1
         last = [self.bounds[-1] - back * step for back in (5, 4, 3, 2, 1, 0)]
         floor = self.bounds[-2] if len(self.bounds) > 1 else self.low
         return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
@@ -163,9 +171,8 @@ class Task:
         score, tolerance             name of the score (foldface/metrics.py); largest error that counts as near
     """
 
-    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0, age_boundary=None):
-        """heads: dicts of Head's fields; the rest as in args.Task. age_boundary: where the last class of a head cut
-        from ages begins in training, if that is one of its steps. InputError where they don't go together."""
+    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0):
+        """heads: dicts of Head's fields; the rest as in TaskConfig. InputError where they don't go together."""
         self.heads = [Head(**head) for head in heads]
         names = [head.name for head in self.heads]
         numeric = [head for head in self.heads if head.kind != "named"]
@@ -183,15 +190,6 @@ class Task:
             )
         self.score, self.tolerance = score, tolerance
         self.answer_as = answer_as
-        head = self.number
-        aged = head is not None and head.kind == "cut" and head.column == "age"
-        if aged and age_boundary in head.steps:
-            head.trained = (*head.bounds[:-1], age_boundary)
-        self.ignored = ""  # what to say where age_boundary moves no bound
-        if aged and age_boundary not in (None, head.trained[-1]):
-            self.ignored = f"the last class of {head.name} begins at {plain(head.bounds[-1])}, in training too"
-        elif not aged:
-            self.ignored = "the task has no head of ages that are cut into classes"
         self.settle()
 
     def settle(self):
@@ -310,11 +308,11 @@ class Task:
             other = np.full_like(eye, 1 / max(self.size, 1))
         return (1 - smoothing) * eye + smoothing * other
 
-    def surest(self, loss, smoothing, heads="joint", age="classes"):
+    def surest(self, loss, smoothing, heads="joint"):
         """The probability of each class of the answer at which the smoothed loss is least, for a photo whose class is
         beyond doubt: (k,) float64. More than that is no reward of training.
 
-        heads, age: as in args.Model. Heads apart each learn the targets summed over the others, and their probabilities
+        heads: as in ModelConfig. Heads apart each learn the targets summed over the others, and their probabilities
         are multiplied; a head of numbers that learns more than its classes may become as sure as it likes.
         """
         targets = self.smoothed(loss, smoothing).astype(float)
@@ -322,7 +320,7 @@ class Task:
             return targets.diagonal().copy()
         found, own = np.ones(self.size), self.decode(np.arange(self.size))
         for head in self.answered:
-            if head is not self.number or age == "classes":
+            if head.learn == "classes":
                 found *= self.by_head(targets)[head.name][np.arange(self.size), own[head.name]]
         return found
 
@@ -409,6 +407,24 @@ def refuse_bad_heads(heads, numeric):
             )
         if head.kind == "cut" and not all(head.low < bound <= head.high for bound in head.bounds):
             raise InputError(f"task.heads: {head.name}: its bounds should lie within its range")
+        if head.kind == "cut" and (
+            len(head.trained) != len(head.bounds)
+            or list(head.trained) != sorted(set(head.trained))
+            or not all(head.low < bound <= head.high for bound in head.trained)
+        ):
+            raise InputError(
+                f"task.heads: {head.name}: train_bounds {list(head.trained)} take the place of its bounds "
+                f"{list(head.bounds)} in training: give as many, which rise, within its range"
+            )
+        if head.kind != "cut" and (head.trained or head.train_gap):
+            field = "train_bounds" if head.trained else "train_gap"
+            raise InputError(f"task.heads: {head.name} has no bounds between classes, which {field} is about")
+        if head.kind == "named" and (head.learn != "classes" or head.sigma):
+            raise InputError(
+                f"task.heads: {head.name} holds no numbers, which learn and sigma are about: leave them out"
+            )
+        if head.kind == "cut" and head.learn == "sigmoid":
+            raise InputError(f"task.heads: {head.name}: sigmoid learns one number, and it has classes: choose another")
         if len(head.classes) == 1:
             raise InputError(f"task.heads: {head.name} has one class: there is nothing to tell apart")
         if "" in head.classes:

@@ -102,8 +102,6 @@ def trained(competition):
         about = {
             "backbone": "test_resnet",
             "heads": "multi",
-            "age": "classes",
-            "age_boundary": 58,
             "image_size": 32,
             "augment": "light",
             "mean": [0.5] * 3,

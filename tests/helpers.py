@@ -9,7 +9,7 @@ import pytest
 
 import loss
 import train
-from foldface import cli, task
+from foldface import cli, settings, task
 from foldface.data.photos import cv2
 from foldface.nn import optim, resume
 from foldface.nn.heads import Heads
@@ -18,6 +18,13 @@ from foldface.nn.learner import Learner
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 
 MASK = task.Task(**task.MASK_TASK)
+
+
+def mask_task(answer=(), **age):
+    """The mask task with other fields of its head of ages: mask_task(learn="ordinal")."""
+    return task.Task(settings.change_heads(task.MASK_TASK["heads"], {"age": age}, ""), answer=answer)
+
+
 STEMS = ["mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"]
 
 
@@ -64,7 +71,7 @@ class Competition:
 
 def make_learner(config, rows, steps, accelerator, seconds=None):
     """The Learner of fold 0, of so many steps an epoch, without loaders."""
-    heads = Heads(config.predicted, config.model.heads, config.model.age)
+    heads = Heads(config.predicted, config.model.heads)
     net = train.make_net(config, heads.size, 0, accelerator)
     criterion, targets = loss.make(heads, rows, config.loss)
     average, mixup = optim.make_average(net, config.train), loss.make_mixup(config.train)

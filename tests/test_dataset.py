@@ -70,7 +70,7 @@ def test_the_boundary_of_58_trains_and_the_boundary_of_60_scores(competition):
             ["000001", "male", "Drawn", 57, competition.people[1][3]],
         ]
     )
-    rows, _ = dataset.training_rows(competition.config("--data.age_boundary", 58))
+    rows, _ = dataset.training_rows(competition.config("--task.heads.age.train_bounds", "[30,58]"))
     for person, label, target in (("000000", 2, 1), ("000001", 1, 1)):
         own = rows[rows["id"] == person]
         assert (own["label"] % 3 == label).all() and (own["target"] % 3 == target).all()

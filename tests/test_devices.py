@@ -149,7 +149,7 @@ def save_fold(competition, precision="no"):
 
     config = competition.config()
     task = config.predicted
-    heads = Heads(task, "multi", "classes")
+    heads = Heads(task, "multi")
     rows, _ = dataset.training_rows(config)
     net = model.build("test_resnet", heads.size, False, 32)
     about = train.describe(config, heads, net, precision, 0, rows)

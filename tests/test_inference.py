@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK, main_of, write_photo
+from helpers import MASK, main_of, mask_task, write_photo
 from safetensors.torch import load_file
 
 import dataset
@@ -16,7 +16,7 @@ import ensemble
 import inference
 import model
 import pseudo_label
-from foldface import metrics
+from foldface import metrics, settings
 from foldface.data import leaks
 from foldface.files import InputError
 from foldface.nn import predicting
@@ -183,8 +183,9 @@ def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
     for fold in (0, 1):
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         _, _, about = model.load(path)
-        reader = Heads(MASK, "multi", "distribution")
-        about |= {"age": "distribution", "prior": about["prior"] + [40.0] + [0.5] * 7}
+        reader = Heads(mask_task(learn="distribution"), "multi")
+        heads = settings.change_heads(about["task"]["heads"], {"age": {"learn": "distribution"}}, "")
+        about |= {"task": {"heads": heads}, "prior": about["prior"] + [40.0] + [0.5] * 7}
         model.save(path, model.build("test_resnet", reader.size, False, 32), about)
     (competition.eval / "images" / competition.images[1]).write_bytes(b"")
     main_of(inference, config, monkeypatch)
@@ -226,7 +227,7 @@ def test_folds_from_before_bounds_were_written_answer_with_new_ones_where_both_l
     if alike:
         assert len(model.load_folds(paths)[0]) == 2
     else:
-        with pytest.raises(InputError, match="were trained with different bounds"):
+        with pytest.raises(InputError, match="were trained with different task"):
             model.load_folds(paths)
 
 

@@ -191,7 +191,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-ABOUT = {"backbone": "test_resnet", "heads": "multi", "age": "classes", "age_boundary": 58, "image_size": 48}
+ABOUT = {"backbone": "test_resnet", "heads": "multi", "image_size": 48}
 ABOUT |= {"task": task.MASK_TASK, "fit": "stretch", "augment": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
 ABOUT |= {"crops": {}, "fold": 0, "prior": [1 / 18] * 18}
 CROPS = {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False}
@@ -206,7 +206,7 @@ CROPS = {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False}
         ({"std": [0.5, float("inf"), 0.5]}, "std is"),
         ({"fit": "melt"}, "fit is 'melt', not one of stretch, pad, crop"),
         ({"augment": "os.system"}, "data.augment os.system: there is no such augmentation"),
-        ({"age": "guess"}, "guess"),
+        ({"task": {"heads": [{"name": "age", "range": [0, 9], "learn": "guess"}], "score": "mae"}}, "guess"),
         ({"image_size": 10**6}, "image_size is 1000000, not a number of pixels from 16 to 2048"),
         ({"image_size": "48"}, "image_size is '48'"),
         ({"crops": CROPS | {"size": 10**6}}, "crop size is"),

@@ -62,7 +62,8 @@ def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_scrip
     typed(ensemble, *words, *output)
     assert "Ensemble" in (out / "report.html").read_text()
     second = ["--run", competition.root / "second", "--data.pseudo", out / "pseudo.csv", "--train.only_folds", "[]"]
-    photos = ["--data.eval", competition.eval / "images", "--data.age_boundary", 60, "--train.folds", 2]
+    photos = ["--data.eval", competition.eval / "images", "--train.folds", 2]
+    photos += ["--task.heads.age.train_bounds", "[30,60]"]
     typed(train_kfold, *words, *second, *photos)
     assert content(run) == before
 

@@ -15,7 +15,8 @@ from helpers import ROOT
 
 from foldface import cli, runs
 from foldface.files import InputError
-from foldface.settings import FILES, GROUPS, RENAMED_KEYS, Config, as_dict, flatten, task_of
+from foldface.settings import FILES, GROUPS, MOVED_TO_HEADS, RENAMED_KEYS, Config, as_dict, flatten, task_of
+from foldface.task import Task
 
 SCRIPTS = sorted(
     path.name
@@ -138,7 +139,7 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--train.epochs", "0"], "train.epochs"),
         (["--train.lr", "nan"], "train.lr"),
         (["--train.optimizer", "adm"], "['adam', 'adamw', 'sgd']"),
-        (["--data.age_boundary", "20"], "data.age_boundary"),
+        (["--task.heads.age.train_bounds", "[30,20]"], "which rise"),
         (["--data.strict", "perhaps"], "data.strict"),
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
         (["--data.augment", "diary"], "set it to 224"),
@@ -272,11 +273,8 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "model.pretrained": False,
     "model.init": "default",  # another needs random weights
     "model.heads": "joint",
-    "model.age": "ordinal",
     "loss.name": "focal",
     "loss.balance": "inverse",
-    "loss.weights": [1.0, 2.0, 3.0],
-    "loss.age_sigma": 2.5,
     "train.amp": "off",
     "data.flip": 0.6,
     "inference.backend": "onnx",
@@ -418,6 +416,61 @@ def test_a_setting_under_its_old_name_is_refused_with_the_new_one(folder, old, n
     assert new in ALL or new.startswith("task.heads"), f"{new} is no setting"
 
 
+@pytest.mark.parametrize(("old", "field"), MOVED_TO_HEADS.items())
+def test_what_was_said_of_ages_beside_the_task_is_refused_with_the_field_of_the_head(folder, old, field):
+    group, name = old.split(".")
+    for words in ([f"--{old}", "1"], ["--config", folder("old.json", **{group: {name: 1}})]):
+        assert complaint(*words).endswith(
+            f"{old}: is a field of a head now: task.heads.NAME.{field}, such as task.heads.age.{field}"
+        )
+
+
+def test_a_field_of_one_head_is_changed_and_the_others_stay(folder):
+    def ages(*words):
+        heads = cli.read("", argv=words).task.heads
+        assert [head.name for head in heads] == ["mask", "gender", "age"] and heads[0].weight == 1
+        return heads[2]
+
+    first = folder("first.json", task={"heads": {"age": {"learn": "ordinal", "weight": 2}}})
+    second = folder("second.json", task={"heads": {"age": {"learn": "distribution", "train_bounds": [30, 55]}}})
+    found = ages("--config", first, "--config", second, "--task.heads.age.sigma", "2.5", "--task.heads.age.train_gap=1")
+    assert (found.learn, found.weight, found.train_bounds, found.sigma, found.train_gap) == (
+        "distribution", 2, [30, 55], 2.5, 1,
+    )  # fmt: skip
+    assert found.bounds == [30, 60] and found.unit == "years" and ages().train_bounds == [30, 58]
+    whole = folder("whole.json", task={"heads": [{"name": "kind"}]})
+    assert [head.name for head in cli.read("", argv=["--config", first, "--config", whole]).task.heads] == ["kind"]
+    assert "gender" in complaint("--config", whole, "--task.heads.gender.weight", "2")
+
+
+@pytest.mark.parametrize(
+    ("then", "field", "now"),
+    [
+        ({}, "train_bounds", [30, 58]),
+        ({"data": {"age_boundary": 55}}, "train_bounds", [30, 55]),
+        ({"data": {"age_boundary": 60}}, "train_bounds", []),
+        ({"data": {"age_gap": 2}}, "train_gap", 2),
+        ({"model": {"age": "ordinal"}}, "learn", "ordinal"),
+        ({"loss": {"age_sigma": 3.0}}, "sigma", 3.0),
+        ({"loss": {"weights": [1, 1, 2]}}, "weight", 2),
+    ],
+    ids=str,
+)
+def test_a_run_of_before_goes_on_with_its_ages_in_the_task(tmp_path, then, field, now):
+    old = {key: value | then.get(key, {}) if isinstance(value, dict) else value for key, value in OLD.items()}
+    (tmp_path / "args.json").write_text(json.dumps(old | {"run": str(tmp_path)}))
+    found = runs.read_for_run("", argv=["--run", str(tmp_path)])
+    assert getattr(found.task.heads[2], field) == now and [head.weight for head in found.task.heads[:2]] == [1, 1]
+    assert Task(**task_of(old)).number.trained == found.predicted.number.trained
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "log.csv").touch()
+    other = 7 if field in ("sigma", "weight", "train_gap") else "[29,59]" if field == "train_bounds" else "regression"
+    words = ["--run", str(tmp_path), f"--task.heads.age.{field}", str(other)]
+    with pytest.raises(InputError, match=rf"task\.heads\.age\.{field} was .*, is ") as caught:
+        runs.refuse_other_settings(cli.read("", argv=words))
+    assert str(caught.value).count("task.heads.") == 1
+
+
 def test_a_runs_own_settings_are_checked_too(tmp_path):
     run = tmp_path / "run"
     runs.save(cli.read("", argv=["--run", str(run), "--data.min_side", "3"]))
@@ -431,8 +484,7 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--loss.weights", "[1,2]"], r"give one a head \(mask, gender, age\)"),
-        (["--model.heads", "joint", "--model.age", "ordinal"], "needs an age head of its own"),
+        (["--model.heads", "joint", "--task.heads.age.learn", "ordinal"], "needs an age head of its own"),
         (["--data.only", "[mask=none]"], "is no class or number of a head"),
         (["--train.weight_averaging", "swa", "--train.epochs", "3"], "none is left to average"),
         (["--train.warmup_epochs", "5", "--train.epochs", "5"], "none is left to train"),

@@ -22,27 +22,25 @@ def test_an_answer_is_mask_times_six_plus_gender_times_three_plus_age():
 
 
 def test_the_boundary_moves_the_oldest_class_alone():
-    head = task.Task(**task.MASK_TASK, age_boundary=58).number
+    head = task.Task(**task.MASK_TASK).number
     assert head.class_of([29, 30, 57, 58, 59, 60]).tolist() == [0, 1, 1, 1, 1, 2]
     assert head.class_of([29, 30, 57, 58, 59, 60], head.trained).tolist() == [0, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("ages", [[0, 116], [0, 80], [0, 100], [10, 90]])
-def test_the_boundary_of_ages_moves_whatever_their_range(ages):
-    head = {"name": "age", "bounds": [30, 60], "range": ages, "unit": "years"}
-    for boundary in range(55, 61):
-        assert task.Task([head], age_boundary=boundary).number.trained == (30, boundary)
+def test_training_may_have_other_bounds_whatever_the_range(ages):
+    head = {"name": "years", "bounds": [30, 60], "range": ages, "unit": "years"}
+    for last in (45, *range(55, 61)):
+        assert task.Task([head | {"train_bounds": [30, last]}]).number.trained == (30, last)
+    assert task.Task([head]).number.trained == (30, 60)
     assert task.Task([head]).number.columns == ["years", "from30", *(f"from{age}" for age in range(55, 61))]
-    far = task.Task([head], age_boundary=45)
-    assert far.number.trained == (30, 60) and far.ignored == "the last class of age begins at 60, in training too"
 
 
-def test_a_boundary_that_moves_nothing_is_said_and_one_that_does_is_not():
-    assert task.Task(**task.MASK_TASK, age_boundary=58).ignored == task.Task(**task.MASK_TASK).ignored == ""
-    named = task.Task([{"name": "kind", "classes": ["cat", "dog"]}], age_boundary=58)
-    assert named.ignored == "the task has no head of ages that are cut into classes"
-    other = task.Task([{"name": "weight", "bounds": [50], "range": [0, 100]}], age_boundary=48)
-    assert other.ignored == named.ignored and other.number.trained == (50,)
+def test_a_column_that_is_called_age_is_like_any_other():
+    head = {"bounds": [30, 60], "range": [0, 100]}
+    age, price = (task.Task([head | {"name": name}]).number for name in ("age", "price"))
+    assert age.trained == price.trained == (30, 60) and age.steps == price.steps
+    assert task.MASK_TASK["heads"][2]["train_bounds"] == [30, 58]
 
 
 def test_answers_are_written_as_the_competition_wants_them():

@@ -502,6 +502,9 @@ def test_a_box_that_can_not_be_is_named(tmp_path, entry, expected):
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
+LEARN = ["--task.heads.age.learn"]
+
+
 @pytest.fixture
 def aged(tmp_path):
     """UTKFace's names: the older, the brighter."""
@@ -515,7 +518,7 @@ def aged(tmp_path):
 
 @pytest.mark.parametrize("learned", ["distribution", "ordinal", "regression", "sigmoid"])
 def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, learned):
-    config = of(aged, "--model.age", learned, layout="utkface", heads=AGE, score="mae")
+    config = of(aged, "--task.heads.age.learn", learned, layout="utkface", heads=AGE, score="mae")
     train.train_folds(config, [0, 1])
     broken = min((aged / "eval").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
@@ -541,7 +544,7 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
             main_of(pseudo_label, config, monkeypatch)
         return
     main_of(pseudo_label, config, monkeypatch)
-    words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--model.age", learned]
+    words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--task.heads.age.learn", learned]
     rows = dataset.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
     assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
 
@@ -549,7 +552,7 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
 def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     results = []
     for name, learned in (("one", "distribution"), ("two", "sigmoid")):
-        words = ["--model.age", learned, "--run", aged / "runs" / name]
+        words = ["--task.heads.age.learn", learned, "--run", aged / "runs" / name]
         train.train_folds(of(aged, *words, layout="utkface", heads=AGE, score="mae"), [0, 1])
         results.append(compare.Result(aged / "runs", name))
     compare.refuse_others(results)
@@ -569,31 +572,31 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
 def test_names_that_are_not_utkfaces_are_reported(aged):
     paint(aged / "train" / "39_1_20170116174525125.jpg.chip.jpg", (9, 9, 9), 1)  # as the real set has: no race
     with pytest.raises(InputError, match=r"39_1_2017.* is not named like UTKFace's"):
-        dataset.training_rows(of(aged, "--model.age", "distribution", layout="utkface", heads=AGE, score="mae"))
-    words = ["--model.age", "distribution", "--data.strict", "false"]
-    rows, problems = dataset.training_rows(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
+        dataset.training_rows(of(aged, *LEARN, "distribution", layout="utkface", heads=AGE, score="mae"))
+    words = ["distribution", "--data.strict", "false"]
+    rows, problems = dataset.training_rows(of(aged, *LEARN, *words, layout="utkface", heads=AGE, score="mae"))
     assert len(rows) == 18 and len(problems.rows) == 1
 
 
 def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_within():
-    task = Task(heads=[{"name": "age", "range": [0, 100]}], score="mae", tolerance=5)
-    reader = Heads(task, "multi", "distribution")
+    heads = [{"name": "age", "range": [0, 100], "learn": "distribution"}]
+    reader = Heads(Task(heads, score="mae", tolerance=5), "multi")
     shares = torch.full((1, 101), 1e-9)
     shares[0, 20:30], shares[0, 80] = 0.06, 0.4
     value, sure = reader.answers(shares.log())[0].tolist()
     assert value == pytest.approx(27.83, abs=0.02)  # half of it lies below: the mean would be 46.7
     assert sure == pytest.approx(0.06 * 7, abs=1e-3)
-    reader = Heads(task, "multi", "sigmoid")
+    reader = Heads(Task([heads[0] | {"learn": "sigmoid"}], score="mae"), "multi")
     assert reader.answers(torch.tensor([[-99.0], [0.0], [99.0]]))[:, 0].tolist() == [0, 50, 100]
 
 
 def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
     heads = AGE[:-1] + ', {"name": "gender", "classes": ["male", "female"]}]'
-    config = of(aged, "--task.answer", "[age]", "--model.age", "distribution", layout="utkface", heads=heads,
+    config = of(aged, "--task.answer", "[age]", "--task.heads.age.learn", "distribution", layout="utkface", heads=heads,
                   score="mae")  # fmt: skip
     rows = dataset.prepare(config)
     task = config.predicted
-    reader = Heads(task, "multi", "distribution")
+    reader = Heads(task, "multi")
     outputs = torch.zeros(len(rows), reader.size, requires_grad=True)
     targets = loss.Targets(task, rows, config.loss).of(torch.arange(len(rows)), "cpu")
     loss.Loss(reader, config.loss, rows["label"]).forward(outputs, *targets).sum().backward()
@@ -614,13 +617,15 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
         lines.append(f"{n}.png,{['cow', 'hen'][n % 2]},{rng.integers(1, 900)},farm{n // 4}")
     (tmp_path / "train.csv").write_text("\r\n".join(lines) + "\r\n")
     task = {
-        "heads": [{"name": "animal"}, {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000]}],
+        "heads": [
+            {"name": "animal"},
+            {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000], "learn": "distribution"}],
         "answer_as": "name",
     }
     content = {"task": task, "run": str(tmp_path / "run")}
     content["data"] = {"layout": "table", "train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "images")}
     content["data"] |= {"crops": "", "group": "farm", "image_size": 32, "workers": 0}
-    content["model"] = {"backbone": "test_resnet", "pretrained": False, "age": "distribution"}
+    content["model"] = {"backbone": "test_resnet", "pretrained": False}
     content["train"] = {"folds": 2, "epochs": 1}
     (tmp_path / "mine.json").write_text(json.dumps(content))
     run, where = ["--run", str(tmp_path / "run")], ["--submission", str(tmp_path / "submission.csv")]
@@ -664,17 +669,20 @@ def test_the_readmes_task_of_ones_own_is_a_task(tmp_path):
         ('[{"name": "a", "classes": ["x", ""]}]', [], "a class without a name"),
         ('[{"name": "a", "classes": ["x y", "x"]}, {"name": "b", "classes": ["z", "y z"]}]', [], "have one name"),
         ('[{"name": "a"}]', ["--loss.name", "neighbour"], "no class has neighbours"),
-        ('[{"name": "age", "bounds": [30, 60], "range": [0, 99]}]', ["--data.age_boundary", "45"], "it may begin up"),
+        ('[{"name": "a", "bounds": [3, 6], "range": [0, 9]}]', ["--task.heads.a.train_bounds", "[6,3]"], "which rise"),
+        ('[{"name": "a", "bounds": [3, 6], "range": [0, 9]}]', ["--task.heads.a.train_bounds", "[3]"], "give as many"),
+        ('[{"name": "a", "bounds": [3, 6], "range": [0, 9]}]', ["--task.heads.a.learn", "sigmoid"], "has classes"),
+        ('[{"name": "a"}]', ["--task.heads.a.train_gap", "2"], "no bounds between classes, which train_gap is about"),
+        ('[{"name": "a"}]', ["--task.heads.b.learn", "ordinal"], r"task\.heads\.b: the task has no such head"),
+        ('[{"name": "a"}]', ["--task.heads.a.lern", "ordinal"], r"task\.heads\.a\.lern: a head has no such field"),
         ('[{"name": "a", "classes": ["x"]}]', [], "has one class"),
         ('[{"name": "a"}, {"name": "b", "range": [0, 1]}]', [], "can't make one answer"),
         ('[{"name": "a"}]', ["--task.score", "mae"], "the answer is a class: choose f1 or accuracy"),
         ('[{"name": "a", "range": [0, 1]}]', [], "the answer is a number: choose mae or within"),
-        ('[{"name": "a", "range": [0, 1]}]', ["--task.score", "mae"], "model.age classes: a is a number"),
+        ('[{"name": "a", "range": [0, 1]}]', ["--task.score", "mae"], r"task\.heads\.a\.learn classes: a is a number"),
         ('[{"name": "a"}]', ["--task.answer", "[b]"], "task.answer names b, which is no head"),
-        ('[{"name": "a"}]', ["--model.age", "ordinal"], "the task has no head of numbers"),
+        ('[{"name": "a"}]', ["--task.heads.a.learn", "ordinal"], "holds no numbers"),
         ('[{"name": "a", "nme": 1}]', [], "task"),
-        ('[{"name": "age", "bounds": [30, 70], "range": [0, 99]}]', ["--data.age_boundary", "31", "--data.age_gap", "2",
-         "--loss.weights", "[1, 2]"], r"give one a head \(age\)"),
     ],
 )  # fmt: skip
 def test_a_task_that_can_not_be_is_one_line(heads, words, expected):
@@ -698,12 +706,7 @@ def test_what_is_answered_for_may_be_a_table_too(tmp_path):
         dataset.eval_rows(of(tmp_path, "--data.eval", ""))
 
 
-def test_the_boundary_of_ages_is_moved_only_where_it_fits():
-    heads = [{"name": "age", "bounds": [30, 40, 50, 60], "range": [0, 100]}]
-    assert Task(heads, age_boundary=58).number.trained == (30, 40, 50, 58)
-    assert Task([heads[0] | {"name": "price", "column": "price"}], age_boundary=58).number.trained[-1] == 60
-    young = [{"name": "age", "bounds": [5, 12], "range": [0, 18]}]
-    assert Task(young, age_boundary=58).number.trained == (5, 12)
+def test_an_answer_may_be_read_up_to_five_steps_below_the_last_bound():
     assert MASK.number.steps == (30, 55, 56, 57, 58, 59, 60)
 
 
@@ -716,8 +719,8 @@ def test_names_and_columns_of_numbers_are_plain():
 
 @pytest.mark.parametrize("high", [1, 10_000])
 def test_a_distribution_learns_whatever_its_range(high):
-    task = Task(heads=[{"name": "x", "range": [0, high]}], score="mae")
-    reader, true = Heads(task, "multi", "distribution"), torch.tensor([0.1, 0.5, 0.9]) * high
+    task = Task(heads=[{"name": "x", "range": [0, high], "learn": "distribution"}], score="mae")
+    reader, true = Heads(task, "multi"), torch.tensor([0.1, 0.5, 0.9]) * high
     rows = pd.DataFrame({"label": true.numpy(), "x": true.numpy()})
     criterion, targets = loss.Loss(reader, LossConfig(), rows["label"]), loss.Targets(task, rows, LossConfig())
     outputs = torch.zeros(3, reader.size, requires_grad=True)
@@ -730,7 +733,7 @@ def test_a_distribution_learns_whatever_its_range(high):
 
 
 def test_rows_may_be_held_to_classes_and_ranges(aged):
-    config = of(aged, "--model.age", "distribution", "--data.only", "[age>=20, age<70]", layout="utkface", heads=AGE,
+    config = of(aged, *LEARN, "distribution", "--data.only", "[age>=20, age<70]", layout="utkface", heads=AGE,
                   score="mae")  # fmt: skip
     rows, _ = dataset.training_rows(config)
     kept = dataset.only(rows, config.predicted, config.data.only)

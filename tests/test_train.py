@@ -89,7 +89,7 @@ def test_scores_use_60_whatever_is_trained_on(competition):
         ["000001", "male", "x", 59, competition.people[1][3]],
     ]
     competition.write_table(rows=rows)
-    train.train_folds(competition.config("--data.age_boundary", 55), [0, 1])
+    train.train_folds(competition.config("--task.heads.age.train_bounds", "[30,55]"), [0, 1])
     oof = pd.read_csv(competition.root / "run" / "oof.csv")
     assert (oof["target"] % 3 == 1).all()  # 58 and 59 are not yet 60
 
@@ -533,7 +533,7 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tm
     "words",
     [
         *([], ["--loss.name", "f1"], ["--train.mixup", 0.2], ["--train.weight_averaging", "ema"]),
-        *(["--model.age", "distribution"], ["--task.answer", '["mask","gender"]']),  # age is learned beside the answer
+        *(["--task.heads.age.learn", "distribution"], ["--task.answer", '["mask","gender"]']),  # age beside the answer
     ],
 )
 def test_no_step_waits_for_the_device(competition, words):

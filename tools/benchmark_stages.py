@@ -202,7 +202,7 @@ def train(config, folder):
     photos = loader_module.PhotoDataset(rows, data.augment, data.image_size, True, *shown)
     batches = loader_module.SeededBatchSampler(len(rows), batch, shuffle=True)
     feed = loader_module.make(photos, batches, data.workers)
-    accelerator, read = learner.make_accelerator(chosen), Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
+    accelerator, read = learner.make_accelerator(chosen), Heads(chosen.predicted, chosen.model.heads)
     net = make_net(chosen, read.size, 0, accelerator)
     criterion, targets = loss_module.make(read, rows, chosen.loss)
     average, mixup = optim.make_average(net, course), loss_module.make_mixup(course)
@@ -261,7 +261,7 @@ def predict_folds(config, folder, backend):
     dataset_module.infer_classes(chosen)
     count = 512 if config.quick else 2100
     rows = sample_rows(chosen, True, count)
-    read = heads.Heads(chosen.predicted, chosen.model.heads, chosen.model.age)
+    read = heads.Heads(chosen.predicted, chosen.model.heads)
     about = {
         "backbone": chosen.model.backbone,
         "image_size": data.image_size,

@@ -58,7 +58,7 @@ def trace(rows, config, steps, accelerator):
     feed = loader.make(photos, batches, config.data.workers)
     epochs = max(config.train.epochs, -(-steps // len(batches)))  # the schedule must be long enough
     config = replace(config, train=replace(config.train, epochs=epochs))
-    heads = Heads(config.predicted, config.model.heads, config.model.age)
+    heads = Heads(config.predicted, config.model.heads)
     net = make_net(config, heads.size, 0, accelerator)
     criterion, targets = loss.make(heads, rows, config.loss)
     average = optim.make_average(net, config.train)

@@ -73,8 +73,8 @@ class Result:
     def __init__(self, home, name):
         self.name, folder = name, home / name
         self.metrics = read_json(folder / "metrics.json", "train it first")
-        before = read_json(folder / "args.json", "train it first")
-        self.task = Task(**task_of(before), age_boundary=before["data"]["age_boundary"])
+        task = read_json(folder / "args.json", "train it first")
+        self.task = Task(**task_of(task))
         self.frame = predictions.read_oof(self.task, folder / "oof.csv").sort_values("ImageID", ignore_index=True)
         self.folds = read_csv(folder / "folds.csv", ["id", "fold"]).sort_values("id", ignore_index=True)
         folders = [folder / f"fold{k}" for k in self.metrics["folds"]]

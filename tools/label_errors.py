@@ -6,7 +6,7 @@
 
 Look at runs/NAME/clean.html, delete the wrong rows of corrections.csv, then train with it. Each head is checked alone.
 Where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two photos that
-are predicted as each other's label are a swap. A label is the one that was trained on: with data.age_boundary 58, age
+are predicted as each other's label are a swap. A label is the one that was trained on: with train_bounds [30, 58], age
 58 is in the oldest class. Each person is predicted by a model that was not trained on them, as oof.csv has it.
 """
 

@@ -318,7 +318,7 @@ def folds_of(rows):
 def split(rows, fold):
     """(rows to train on, rows to validate on) of a fold; extra rows train every fold, pseudo rows their own alone.
 
-    Ages near a boundary (data.age_gap) are left out of training, never of validation.
+    Ages near a boundary (train_gap) are left out of training, never of validation.
     """
     mine = rows["fold"] == fold
     source = rows["source"]
@@ -363,7 +363,7 @@ def fold_table(task, rows, folds):
 
 def balance_table(task, rows: pd.DataFrame, fold: int) -> str:
     """Photos of each class on each side of a fold's split, as lines of text: what is trained on (without what
-    data.max_per_class and data.age_gap leave out, with extra and pseudo rows), validated on, and put aside."""
+    data.max_per_class and train_gap leave out, with extra and pseudo rows), validated on, and put aside."""
     sides = dict(zip((f"train, fold {fold}", "valid"), split(rows, fold), strict=True))
     if (rows["source"] == "test").any():
         sides["test"] = rows[rows["source"] == "test"]

@@ -6,7 +6,7 @@ is the first with other initial weights) and agecnn_deep (its third).
 A ConvBlock is a 3 x 3 convolution, batch norm, LeakyReLU(0.2) and 2 x 2 max pooling. agecnn: ConvBlocks
 16-32-64-128-256, flatten, linear layers 1024-256-1 with ReLU between them. agecnn_deep: ConvBlocks 16-64-128-256-512,
 a 4 x 4 convolution to 1024 with batch norm and LeakyReLU, linear layers 100-1 with LeakyReLU between them. Both end in
-a sigmoid (model.age sigmoid) and see 128 x 128 pixels.
+a sigmoid (learn sigmoid) and see 128 x 128 pixels.
 
 Ours: the pool before the flattening, which leaves 4 x 4 places as they are and makes 4 x 4 of others; dropout before
 the last layer, off by default.

@@ -24,16 +24,17 @@ class Heads:
     """How a network's outputs are read. `size`: how many there are; `width`: numbers in an answer.
 
     kind: joint (a logit for each class of the answer) or multi (each head apart, the probabilities of those that make
-    the answer multiplied: what a face tells of age is then learned from all masks and genders together). learned, of
-    the head of numbers in multi: its classes, or its range as a distribution (Geng 2016's label distribution), as one
-    threshold after the other (CORN; Shi, Cao & Raschka 2021), as a Laplace distribution's mean and width (regression),
-    or as a sigmoid scaled to it.
+    the answer multiplied: what a face tells of age is then learned from all masks and genders together). learned: what
+    the task's head of numbers learns in multi: its classes, or its range as a distribution (Geng 2016's label
+    distribution), as one threshold after the other (CORN; Shi, Cao & Raschka 2021), as a Laplace distribution's
+    mean and width (regression), or as a sigmoid scaled to it.
     """
 
-    def __init__(self, task, kind="multi", learned="classes"):
-        self.task, self.kind, self.learned = task, kind, learned
-        self.number = task.number if kind == "multi" and learned != "classes" else None
-        self.sizes = [LEARNED[learned] if head is self.number else len(head.classes) for head in task.heads]
+    def __init__(self, task, kind="multi"):
+        self.task, self.kind = task, kind
+        self.learned = task.number.learn if task.number else "classes"
+        self.number = task.number if kind == "multi" and self.learned != "classes" else None
+        self.sizes = [LEARNED[self.learned] if head is self.number else len(head.classes) for head in task.heads]
         if kind == "joint":
             self.sizes = [task.size]
         self.size = sum(self.sizes)

@@ -22,7 +22,7 @@ def served(tmp_path_factory):
     runs.save(config)
     from foldface.nn import heads
 
-    told = heads.Heads(config.predicted, config.model.heads, config.model.age)
+    told = heads.Heads(config.predicted, config.model.heads)
     net = model.build("test_resnet", told.size, False, 32)
     import dataset
 

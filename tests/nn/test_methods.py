@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from helpers import MASK, ROOT, make_learner
+from helpers import MASK, ROOT, make_learner, mask_task
 from safetensors.torch import load_file
 
 import dataset
@@ -21,10 +21,8 @@ from foldface.nn import batchnorm, optim
 from foldface.nn.heads import LEARNED, ORDINAL_LOGIT_BIAS, Heads
 from foldface.nn.learner import Learner
 from foldface.settings import LossConfig, TrainConfig
-from foldface.task import MASK_TASK, Task
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
-MASK_58 = Task(**MASK_TASK, age_boundary=58)
 IN_YEARS = ["distribution", "ordinal", "regression"]
 
 
@@ -42,7 +40,7 @@ def test_three_heads_multiply_to_the_18_classes():
 
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
-    reader = Heads(MASK_58, "multi", age)
+    reader = Heads(mask_task(learn=age), "multi")
     outputs = torch.randn(6, reader.size)
     years = reader.log_grid(reader.split(outputs)[2]).exp()
     assert years.shape == (6, 101) and torch.allclose(years.sum(1), torch.ones(6), atol=1e-4)
@@ -59,7 +57,7 @@ def test_an_age_in_years_is_a_distribution_and_its_classes_follow(age):
 def test_a_regressed_age_is_a_laplace_distribution_that_begins_at_forty():
     """Each year has what lies within half a year of it; the first and the last have all that lies beyond them."""
     torch.manual_seed(0)
-    reader = Heads(MASK_58, "multi", "regression")
+    reader = Heads(mask_task(learn="regression"), "multi")
     raw = 2 * torch.randn(6, 2)
     mean, width = reader.laplace(raw)
     years = torch.distributions.Laplace(mean.double(), width.double())
@@ -74,7 +72,7 @@ def test_a_regressed_age_is_a_laplace_distribution_that_begins_at_forty():
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_can_be_learned(age):
     torch.manual_seed(0)
-    reader, true = Heads(MASK_58, "multi", age), torch.tensor([20.0, 35.0, 57.0, 60.0])
+    reader, true = Heads(mask_task(learn=age), "multi"), torch.tensor([20.0, 35.0, 57.0, 60.0])
     criterion, targets = make_loss(reader, label=[0, 1, 1, 2]), make_targets([0, 1, 1, 2], ages=true.numpy())
     outputs = torch.zeros(4, reader.size, requires_grad=True)
     optimizer = torch.optim.Adam([outputs], 0.05)
@@ -90,7 +88,7 @@ def test_an_age_in_years_can_be_learned(age):
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_years_are_as_exact_under_autocast(age):
     torch.manual_seed(0)
-    reader = Heads(MASK_58, "multi", age)
+    reader = Heads(mask_task(learn=age), "multi")
     outputs = 3 * torch.randn(50, reader.size)
     with torch.autocast("cpu", torch.bfloat16):
         found = reader.answers(outputs)
@@ -236,7 +234,7 @@ def test_the_span_of_the_f1_loss_forgets_what_lies_further_back():
 def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_before():
     """CORN's conditional subsets (Shi, Cao & Raschka 2021), threshold by threshold."""
     torch.manual_seed(0)
-    reader, ages = Heads(MASK_58, "multi", "ordinal"), [0, 1, 37, 99, 100]
+    reader, ages = Heads(mask_task(learn="ordinal"), "multi"), [0, 1, 37, 99, 100]
     outputs = torch.randn(5, reader.size, requires_grad=True)
     found = make_loss(reader).of_number(outputs, torch.tensor(ages, dtype=torch.float32))
     logits = reader.split(outputs)[2] + ORDINAL_LOGIT_BIAS
@@ -251,7 +249,7 @@ def test_an_ordinal_age_asks_each_threshold_of_those_alone_who_passed_the_one_be
 
 def test_a_regressed_age_pays_for_its_width_as_a_laplace_distribution_does():
     torch.manual_seed(0)
-    reader, ages = Heads(MASK_58, "multi", "regression"), torch.tensor([3.0, 40.0, 88.0])
+    reader, ages = Heads(mask_task(learn="regression"), "multi"), torch.tensor([3.0, 40.0, 88.0])
     outputs = torch.randn(3, reader.size)
     mean, width = reader.laplace(reader.split(outputs)[2])
     expected = -torch.distributions.Laplace(mean[:, 0], width[:, 0]).log_prob(ages)
@@ -260,19 +258,20 @@ def test_a_regressed_age_pays_for_its_width_as_a_laplace_distribution_does():
 
 def test_an_age_learned_as_a_distribution_is_a_normal_one_around_the_true_age():
     torch.manual_seed(0)
-    reader, ages, years = Heads(MASK_58, "multi", "distribution"), torch.tensor([20.0, 58.5]), torch.arange(101.0)
-    outputs = torch.randn(2, reader.size)
-    for sigma, used in ((0, 3.0), (5.0, 5.0)):  # by default three hundredths of the range
+    ages, years = torch.tensor([20.0, 58.5]), torch.arange(101.0)
+    for sigma, used in ((None, 3.0), (5.0, 5.0)):  # by default three hundredths of the range
+        reader = Heads(mask_task(learn="distribution", sigma=sigma), "multi")
+        outputs = torch.randn(2, reader.size)
         around = torch.stack([torch.distributions.Normal(age, used).log_prob(years).exp() for age in ages])
         log_shares = reader.split(outputs)[2].log_softmax(1)
         expected = -(around / around.sum(1, keepdim=True) * log_shares).sum(1)
-        assert torch.allclose(make_loss(reader, age_sigma=sigma).of_number(outputs, ages), expected, atol=1e-5)
+        assert torch.allclose(make_loss(reader).of_number(outputs, ages), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_where_an_age_is_unknown_its_class_stands_alone(age):
     torch.manual_seed(0)
-    reader, label = Heads(MASK_58, "multi", age), torch.tensor([0, 4, 17])
+    reader, label = Heads(mask_task(learn=age), "multi"), torch.tensor([0, 4, 17])
     outputs = torch.randn(3, reader.size)
     found = make_loss(reader)(outputs, *make_targets(label).of(torch.arange(3), "cpu"))
     expected = torch.nn.functional.nll_loss(reader.log_probabilities(outputs), label, reduction="none")
@@ -281,7 +280,7 @@ def test_where_an_age_is_unknown_its_class_stands_alone(age):
 
 def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknown():
     torch.manual_seed(0)
-    task = Task(**MASK_TASK, answer=["mask", "gender"], age_boundary=58)
+    task = mask_task(answer=["mask", "gender"])
     reader, ages = Heads(task, "multi"), [29.0, 30.0, 57.0, 58.0, np.nan]
     rows = pd.DataFrame({"label": [0, 1, 2, 3, 5], "age": ages})
     outputs = torch.randn(5, reader.size)
@@ -296,9 +295,9 @@ def test_an_age_beside_the_answer_costs_its_class_and_nothing_where_it_is_unknow
 
 
 def test_weights_of_heads_are_refused_for_a_joint_head(competition):
-    words = ["--loss.weights", "[1,1,2]"]
+    words = ["--task.heads.age.weight", "2"]
     competition.config(*words)
-    with pytest.raises(InputError, match=r"loss\.weights weighs heads .* model\.heads joint has one"):
+    with pytest.raises(InputError, match=r"task\.heads\.age\.weight 2 weighs heads .* model\.heads joint has one"):
         competition.config(*words, "--model.heads", "joint")
 
 
@@ -329,9 +328,9 @@ def fit(competition, *words):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--model.age", "distribution"],
-        ["--model.age", "ordinal", "--train.mixup", 0.2],
-        ["--model.age", "regression", "--train.weight_averaging", "ema"],
+        ["--task.heads.age.learn", "distribution"],
+        ["--task.heads.age.learn", "ordinal", "--train.mixup", 0.2],
+        ["--task.heads.age.learn", "regression", "--train.weight_averaging", "ema"],
         ["--model.heads", "joint", "--train.cutmix", 1.0, "--train.mixup", 0.5, "--loss.name", "f1"],
         [
             "--train.weight_averaging",
@@ -379,7 +378,7 @@ def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition
     first, second = (load_file(run / "fold0" / "best.safetensors") for run in (whole, tmp_path / "resumed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole / "oof.csv").read_bytes() == (tmp_path / "resumed" / "oof.csv").read_bytes()
-    if "--model.age" in words:
+    if "--task.heads.age.learn" in words:
         ages = read_csv(whole / "oof_age.csv", ["ImageID", *MASK.number.columns])
         assert ages["ImageID"].tolist() == read_csv(whole / "oof.csv", ["ImageID"])["ImageID"].tolist()
 
@@ -574,7 +573,7 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
         [i, g, "x", age, p] for (i, g, _, p), age in zip(competition.people, [28, 31, 32, 56, 57, 60] * 2, strict=True)
     ]
     competition.write_table(rows=table)
-    rows = dataset.prepare(competition.config("--data.age_gap", 2, "--data.age_boundary", 58))
+    rows = dataset.prepare(competition.config("--task.heads.age.train_gap", 2))
     training, validation = folds.split(rows, 0)
     assert set(training["age"]) <= {32, 60} and set(rows["age"]) == {28, 31, 32, 56, 57, 60}
     assert len(training) + len(validation) < len(rows) and {28, 57} & set(validation["age"])

@@ -151,7 +151,7 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatc
     ages = [(20, 25, 33, 40, 45, 50, 58, 59, 60, 60)[n % 10] for n in range(60)]
     people = zip(competition.people, ages, strict=True)
     competition.write_table(rows=[[i, gender, "Drawn", age, path] for (i, gender, _, path), age in people])
-    config = competition.config("--data.age_boundary", 58)
+    config = competition.config("--task.heads.age.train_bounds", "[30,58]")
     rows, _ = dataset.training_rows(config)
     knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
     frame = rows[["ImageID", "id", "target"]].assign(fold=0)

@@ -31,7 +31,7 @@ class Corner(torch.nn.Module):
 
 
 def test_heat_lies_where_the_evidence_is():
-    told = heads.Heads(MASK, "joint", "classes")
+    told = heads.Heads(MASK, "joint")
     net = Corner(told.size)
     photos = np.zeros((1, 64, 64, 3), np.uint8)
     photos[:, :32, :32] = 250
@@ -47,7 +47,7 @@ def test_layers_that_have_a_map_are_found_and_asked(name):
     import timm
 
     torch.manual_seed(0)
-    told = heads.Heads(MASK, "multi", "classes")
+    told = heads.Heads(MASK, "multi")
     net = timm.create_model(name, num_classes=told.size).eval()
     side = net.default_cfg["input_size"][-1]
     known = gradcam.spatial_layers(net, side)
