@@ -1,6 +1,6 @@
-"""Tables and files: read with one clear line when something is wrong, written whole or not at all.
+"""Read and write CSV and JSON files: errors in one line, writes atomic.
 
-Imports neither torch nor pandas by itself, so that every script can say what is wrong within a moment.
+Imports neither torch nor pandas at its top, so that every script reports a wrong command at once.
 """
 
 import collections
@@ -27,14 +27,13 @@ os.umask(UMASK)
 
 
 class InputError(Exception):
-    """Something that the person at the keyboard can mend: what, in which file and row, what to do. One line."""
+    """An error that the user can fix, in one line: what is wrong, in which file and row, what to do."""
 
 
 def run_command(command):
-    """Run a command to its end and return its exit status. Stopped while it runs, stop it too, and wait for its end.
+    """Run a command (list of words) and return its exit status. A stop of this process stops the command too.
 
-    command: list of words. The command saves before it ends, so that the same command goes on; it is stopped as well
-    where this process is killed and can't pass anything on (Linux).
+    The command gets SIGTERM, so that it saves and a later start goes on; on Linux also where this process is killed.
     """
     with subprocess.Popen(command, preexec_fn=end_with_parent if sys.platform == "linux" else None) as child:
         try:
@@ -45,32 +44,31 @@ def run_command(command):
             raise
 
 
-CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # and halves of characters
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # and lone surrogates
 
 
 def visible(text: str) -> str:
-    """Text with what a terminal would obey (control codes, changes of direction) escaped: names come from strangers."""
+    """Text with control codes and changes of direction escaped, since names of files and classes may hold them."""
     return CONTROL.sub(lambda code: code[0].encode("unicode_escape").decode(), text)
 
 
 @functools.lru_cache(None)
 def warn_once(line: str) -> None:
-    """Print a warning to stderr, the first time that it is asked for."""
+    """Print a warning to stderr, once a process."""
     if is_main_process():
         print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def atomic_write(path, sync=True):
-    """Give a temporary path beside `path`; what was written there takes its place when the block ends well.
+    """Yield a temporary path beside `path`; the file written there replaces `path` when the block ends without error.
 
-    A reader sees the old file or the new one, never half of one; a failed write leaves the old one whole. Without
-    `sync` that holds for killed processes but not for a machine that loses power: for what is quickly made again.
-    The temporary file is new (O_EXCL), has a random name of its own for each writer and is locked while it is written
-    to, so that no link of that name is followed and writers don't share one. Where `path` itself is a link, the link is
-    replaced; the file that it leads to stays as it is.
-    Raises InputError when the disk is full or the folder can't be written to. In other processes than the first of a
-    run, what is written is discarded.
+    A reader sees the old file or the new one, never a part; a failed write leaves the old file as it was. Without
+    `sync` this holds for killed processes, but not for a power cut: for files that are quickly made again.
+    The temporary file is new (O_EXCL), has a random name and is locked while it is written, so that no link is followed
+    and no two writers share a file. Where `path` is a link, the link is replaced; its target stays as it is.
+    Raises InputError when the disk is full or the folder can't be written to. On other ranks than 0 the written file is
+    discarded.
     """
     if not is_main_process():
         yield Path(os.devnull)
@@ -94,20 +92,20 @@ def atomic_write(path, sync=True):
         ) from error
     finally:
         if partial:
-            with contextlib.suppress(OSError):  # it would hide the error above, which says what to do
+            with contextlib.suppress(OSError):  # an error here would hide the one above
                 partial.unlink(missing_ok=True)
             os.close(handle)
 
 
 def temporary(folder):
-    """Make a new empty file in `folder`, which must exist: (its path, its open and locked descriptor)."""
+    """Make a new empty file in an existing folder: (its path, its open and locked descriptor)."""
     while True:
         handle, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
         if hasattr(os, "fchmod"):
-            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are for their owner alone
+            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are readable only by their owner
         if try_lock(handle) is not False and os.path.exists(name):
             return Path(name), handle
-        os.close(handle)  # another process swept it up before it was locked
+        os.close(handle)  # another process removed it before it was locked
 
 
 def try_lock(handle: int) -> bool | None:
@@ -126,15 +124,15 @@ def try_lock(handle: int) -> bool | None:
         return None
 
 
-@functools.cache  # once in each process: a folder of 10,000 crops is not listed for each of them
+@functools.cache  # once a process: a folder of 10,000 crops is not listed for each crop
 def sweep(folder):
-    """Remove the temporary files that killed processes left in `folder`: those of `atomic_write` that no process holds;
+    """Remove temporary files of `atomic_write` that killed processes left in `folder`: those that are not locked, or,
     where there are no locks, those older than a day."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             ours = entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX)
             if ours and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):  # its writer has just moved it
+                with contextlib.suppress(OSError):  # its writer has just renamed it
                     handle = os.open(entry, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
                     free = try_lock(handle)
                     if free or (free is None and time.time() - entry.stat().st_mtime > DAY):
@@ -143,16 +141,16 @@ def sweep(folder):
 
 
 def reason_of(error):
-    """An OSError in a few words."""
+    """The reason of an OSError in a few words."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return f"{error.filename or 'its place'} is not a folder"
     return error.strerror or str(error)
 
 
 def refuse_unwritable(folder, remedy="choose another folder"):
-    """Raise InputError where nothing can be written into `folder`, which need not exist yet; leave no trace there.
+    """Raise InputError where `folder`, which need not exist yet, can't be written to; leaves no file there.
 
-    For the start of long work, so that it isn't lost at its end.
+    Call it before long work, so that the work is not lost at its end.
     """
     if not is_main_process():
         return
@@ -171,8 +169,7 @@ def refuse_unwritable(folder, remedy="choose another folder"):
 
 
 def there(path):
-    """Is there something, if only a link that leads nowhere? Raises OSError where it can't be, such as for a name that
-    is too long or that lies below a file."""
+    """True if the path exists, even as a broken link. Raises OSError where it can't exist, such as below a file."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -182,11 +179,11 @@ def there(path):
 
 @contextlib.contextmanager
 def folder_lock(folder, name="", wait=0.0):
-    """Hold `folder` (made if need be), or what is called `name` in it, for this process while the block runs.
+    """Lock `folder` (made if missing), or `name` in it, for this process while the block runs.
 
-    Raises InputError if another process holds it, and still does after `wait` seconds; and where the folder can't be
-    written to. The lock ends with the process, however that ends; its file is removed at the end. On a disk without
-    locks nothing is held, and that is said.
+    Raises InputError if another process still holds the lock after `wait` seconds, and where the folder can't be
+    written to. The lock ends with the process, even if that is killed; its file is removed at the end. On a disk
+    without locks a warning is printed and nothing is locked.
     """
     if not is_main_process():
         yield
@@ -214,8 +211,8 @@ def folder_lock(folder, name="", wait=0.0):
 
 
 def refuse_special(path: str | os.PathLike) -> os.stat_result:
-    """The stat of a regular file, links followed. Raises OSError for all else: opening a FIFO waits for ever, and a
-    device never ends."""
+    """The stat of a regular file, links followed. Raises OSError for other types: opening a FIFO would wait for ever,
+    and reading a device would never end."""
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -232,7 +229,7 @@ def write_json(path, content):
 
 
 def read_json(path, remedy):
-    """The content of a JSON file; `remedy` says what to do when it isn't there or isn't JSON (InputError)."""
+    """Read a JSON file. Raises InputError, with `remedy` (what to do), where it is missing or not JSON."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         content = json.loads(text)
@@ -255,11 +252,10 @@ def write_csv(path, frame):
 
 
 def read_csv(path, columns, remedy="", numbers=()):
-    """A CSV as a DataFrame of stripped strings, whatever its line ends, with or without a byte-order mark.
+    """Read a CSV as a DataFrame of stripped strings, with any line ends, with or without a byte-order mark.
 
-    columns: names that must be there. numbers: names that are read as float32 where they are there; all else stays
-    as it is written: 000600 is not 600.
-    Raises InputError that names the file, the missing column and the columns that are there instead.
+    columns: required names; numbers: names that are read as float32 if they exist. All other values stay text: 000600
+    is not 600. Raises InputError that names the file, the missing column and the existing columns.
     """
     import pandas as pd
 
@@ -271,13 +267,13 @@ def read_csv(path, columns, remedy="", numbers=()):
             na_values={name: ["", "nan", "NaN"] for name in numbers},
             encoding="utf-8-sig",
             skipinitialspace=True,
-            index_col=False,  # a comma too many at the end of each row doesn't make the first column an index
+            index_col=False,  # an extra comma at the end of each row must not make the first column an index
         )
 
     try:
         try:
             frame = read(numbers)
-        except ValueError:  # text where numbers should be, or worse, which will be so again
+        except ValueError:  # text where numbers should be; other errors occur again
             frame = read(())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{': ' + remedy if remedy else ''}") from None
@@ -305,7 +301,7 @@ def read_csv(path, columns, remedy="", numbers=()):
 
 
 def numbers_of(path, words):
-    """A column of text as float32. Raises InputError that names the row of what is no number."""
+    """A column of text as float32. Raises InputError that names the first row that is no number."""
     import pandas as pd
 
     missing = words.isin(["", "nan", "NaN"])

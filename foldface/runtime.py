@@ -1,4 +1,4 @@
-"""This process: rank, start, memory, cores, children."""
+"""The current process: rank, start, memory, cores, children."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-PROCESS_START = time.monotonic()  # this process, but for Python itself
+PROCESS_START = time.monotonic()  # without the start of Python itself
 
 
 def is_main_process() -> bool:
@@ -19,7 +19,7 @@ def is_main_process() -> bool:
 
 
 class Stopped(KeyboardInterrupt):
-    """A person (SIGINT, Ctrl-C) or a cluster, Docker or the system (SIGTERM) asks this process to save and end."""
+    """A request to save and end: SIGINT (Ctrl-C) or SIGTERM (from a cluster, Docker or the system)."""
 
     def __init__(self, number=signal.SIGINT):
         super().__init__()
@@ -45,10 +45,10 @@ def end_with_parent() -> None:
 
 
 def keep_memory():
-    """Let glibc keep memory that was freed (mallopt(3)); elsewhere do nothing.
+    """Let glibc keep freed memory (mallopt(3)); does nothing without glibc.
 
-    It gives large blocks back to the system at once: a training step on the CPU spent a third of its time on having
-    the same pages anew.
+    By default it returns large blocks to the system at once, and a training step on the CPU spends a third of its time
+    on getting the same pages again.
     """
     trim_threshold, mmap_threshold, gigabyte = -1, -3, 2**30
     with contextlib.suppress(OSError, AttributeError):  # no glibc: macOS, Windows, musl
@@ -58,14 +58,14 @@ def keep_memory():
 
 
 def cores(most=32):
-    """CPU cores that this process may use: those of its affinity, or fewer where a container's quota (cgroup v2 or v1)
-    allows fewer, at least 1 and at most `most`."""
+    """The number of CPU cores that this process may use, 1 to `most`: by its affinity and its container's quota (cgroup
+    v2 or v1)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(count, most, quota())))
 
 
 def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
-    """CPU seconds a second that this process's control groups, and those above them, allow; inf where none says."""
+    """CPU seconds a second that this process's control groups and their parents allow; inf without a limit."""
     found = [math.inf]
     with contextlib.suppress(OSError, ValueError):
         for line in Path(own).read_text().splitlines():

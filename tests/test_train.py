@@ -484,9 +484,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
         "learner.Learner.save = save\n"
         "train.run_main(train.main)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "--config", path], capture_output=True, text=True, timeout=120
-    )
+    ended = subprocess.run([sys.executable, "-c", code, "--config", path], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and "state.pt: can't be written" in lines[0] and "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""What is done to photos before a model sees them: the shape it wants, and in training a preset of augmentation.
+"""Prepare photos for a model: resize them, and in training apply a preset of augmentations.
 
 Steps are albumentations' (2.0.8), each with its own source of chance, which a photo's seed decides (images.Photos).
 """
@@ -14,10 +14,8 @@ from foldface.registry import lookup, register
 
 
 class RandomAffine(A.ImageOnlyTransform):
-    """Turn a photo by up to `rotate` degrees, scale its width and its height by up to 1 +- `scale` and shift it by up
-    to `shift` of its side, about its middle; beyond its border it is mirrored.
-
-    A.Affine does the same for photos, masks and boxes together: it takes 104 us for 64 pixels, this one 39.
+    """Rotate a photo by up to `rotate` degrees, scale width and height by 1 +- `scale` and shift it by up to `shift` of
+    its side, around its centre; beyond its border it is mirrored. Faster than A.Affine, which handles masks and boxes.
     """
 
     def __init__(self, rotate, scale, shift, p):

@@ -1,6 +1,6 @@
-"""Photos -> pixels: reading whatever a camera or a stranger made of a photo, and batches of them.
+"""Decode photos of all formats, orientations and defects to uint8 RGB.
 
-Photos stay uint8 up to the device they are computed on: a quarter of float32's bytes between processes.
+Photos stay uint8 until they are on the device: a quarter of float32's bytes between processes.
 """
 
 import contextlib
@@ -11,26 +11,26 @@ import struct
 
 import cv2
 import numpy as np
-import simplejpeg  # like OpenCV's decoder to the pixel, and it says what OpenCV passes over in silence
+import simplejpeg  # gives OpenCV's pixels, and reports damage that OpenCV ignores
 
 from foldface.cli import LIMITS
 from foldface.files import refuse_special
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 SUFFIXES += (".ppm", ".pgm")
-# how files of photos begin (and HEIC, which OpenCV can't decode: it is said, not passed over)
+# the first bytes of image files (HEIC too, which OpenCV can't decode: it gets an error, and is not ignored)
 BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s[\s\d#]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mif1|msf1)",
     re.DOTALL,
 )
 HEIC = re.compile(rb"....ftyp(?:hei|hev|mif1|msf1)", re.DOTALL)
-# libjpeg's warnings that mean that pixels are missing or wrong; all others (of ICC profiles, of phones that number
-# their scans oddly) are of photos that are whole
+# libjpeg's warnings about missing or wrong pixels; others (about ICC profiles, or odd scan numbers of phones) are
+# about complete photos
 DAMAGE = re.compile(r"Premature end|Corrupt JPEG data(?!: bad ICC)|Inconsistent progression")
 PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
-MOST_BYTES = 2**30  # of a photo's file
+MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+MAX_BYTES = 2**30  # of a photo's file
 
 
 class PhotoError(Exception):
@@ -40,12 +40,12 @@ class PhotoError(Exception):
 def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
     """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag: `decode` of a file's bytes.
 
-    Raises PhotoError (missing, empty, no regular file, and whatever `decode` refuses). Where memory or open files are
-    used up the photo is not to blame: MemoryError or OSError.
+    Raises PhotoError (missing, empty, no regular file, and what `decode` refuses); MemoryError or OSError where memory
+    or open files are used up, which is not the photo's fault.
     """
     try:
-        if refuse_special(path).st_size > MOST_BYTES:
-            raise PhotoError(f"a file of more than {MOST_BYTES >> 30} GB")
+        if refuse_special(path).st_size > MAX_BYTES:
+            raise PhotoError(f"a file of more than {MAX_BYTES >> 30} GB")
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if getattr(error, "errno", None) in LIMITS:
@@ -57,19 +57,18 @@ def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
 def decode(data: np.ndarray, side: int = 0) -> np.ndarray:
     """Decode a photo's bytes, (n,) uint8, as (height, width, 3) uint8 RGB, upright by its EXIF tag.
 
-    Grey, 16-bit, CMYK and alpha come out as 8-bit RGB, of moving pictures the first. 16 bits that hold 12 (no value
-    reaches 4096, as cameras and scanners of 12 bits leave them) are stretched: else 16 grey levels would be left. With
-    `side`, a JPEG may come out at a half, a quarter or an eighth of its size, its shorter side not below `side`
-    pixels: the decoder then computes no others. A JPEG is whole if its decoder finds all of its pixels, whatever
-    follows its end marker and even without one.
-    Raises PhotoError (empty, truncated, damaged, no image, too many pixels); never returns half a photo.
+    Grey, 16-bit, CMYK and alpha images become 8-bit RGB; of animations, the first frame is taken. 16-bit images with
+    12-bit values (all below 4096) are scaled up, or only 16 grey levels would be left. With `side`, a JPEG may be
+    decoded at a half, a quarter or an eighth of its size, which is faster; its shorter side is then at least `side`
+    pixels. A JPEG is complete if the decoder finds all its pixels, whatever follows its end marker.
+    Raises PhotoError (empty, truncated, damaged, no image, too many pixels); never returns a part of a photo.
     """
     if not data.size:
         raise PhotoError("empty file")
     head = data[:16].tobytes()
     if head[:2] == b"\xff\xd8":
         return decode_jpeg(data, side)
-    if head[:4] == b"\x89PNG" and b"IEND" not in data.tobytes():  # OpenCV 4 fills the missing part and says nothing
+    if head[:4] == b"\x89PNG" and b"IEND" not in data.tobytes():  # OpenCV 4 fills the missing part without an error
         raise PhotoError("truncated")
     return opencv(data, cv2.IMREAD_ANYDEPTH)
 
@@ -80,7 +79,7 @@ def opencv(data, flag):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | flag)
         if image is not None and image.dtype == np.uint16:
             image = (image >> (4 if image.max() < 4096 else 8)).astype(np.uint8)
-        elif image is not None and image.dtype != np.uint8:  # floating point: OpenCV's own way to 8 bits
+        elif image is not None and image.dtype != np.uint8:  # floating point: OpenCV converts it to 8 bits
             image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise PhotoError("too many pixels" if "PIXELS" in str(error) else "not readable as an image") from None
@@ -92,29 +91,29 @@ def opencv(data, flag):
 
 
 def refuse_without_memory(data):
-    """Raise MemoryError if memory is too short for a photo of these bytes: OpenCV only says that it can't be read."""
+    """Raise MemoryError if there is too little memory to decode these bytes, since OpenCV only returns None."""
     import PIL.Image
 
     try:
-        with PIL.Image.open(io.BytesIO(data)) as photo:  # its header alone
+        with PIL.Image.open(io.BytesIO(data)) as photo:  # only its header
             width, height = photo.size
     except MemoryError:
         raise
     except Exception:  # not even a header
         return
-    np.empty((4, height, width, 3), np.uint8)  # what decoding takes, with some to spare
+    np.empty((4, height, width, 3), np.uint8)  # what decoding needs, and some more
 
 
-REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8 that say how far
+REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8
 
 
 def decode_jpeg(data, side):
-    """A JPEG's part of `decode`."""
+    """`decode` for JPEGs."""
     truncated = b"\xff\xd9" not in data[-4096:].tobytes()
-    if data[-2:].tobytes() != b"\xff\xd9":  # an end for those that have none; decoders stop at the first
+    if data[-2:].tobytes() != b"\xff\xd9":  # add an end marker; decoders stop at the first one
         data = np.append(data, np.array([0xFF, 0xD9], np.uint8))
     width, height, colours, turn = jpeg_header(data)
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise PhotoError("too many pixels")
     times = next((times for times in (8, 4, 2) if min(width, height) >= times * side), 1) if side else 1
     how = {"colorspace": "CMYK" if colours == 4 else "RGB"}
@@ -128,29 +127,29 @@ def decode_jpeg(data, side):
         image = None
     if image is not None and colours != 4:
         return upright(image, turn)
-    with contextlib.suppress(ValueError):  # whole but for a warning
+    with contextlib.suppress(ValueError):  # complete despite a warning
         if colours != 4:
             return upright(simplejpeg.decode_jpeg(data, **how, strict=False), turn)
-    try:  # CMYK, and kinds of JPEG that simplejpeg doesn't take
+    try:  # CMYK, and JPEGs that simplejpeg can't decode
         return opencv(data, REDUCED[times])
     except PhotoError as error:
         raise PhotoError("truncated" if truncated else str(error)) from None
 
 
 def only_padded(data, warning):
-    """Do the bytes that were left over before a JPEG's end marker all have one value? Then no pixel is missing."""
+    """True if the extra bytes before a JPEG's end marker all have one value: then no pixel is missing."""
     found = PADDING.search(warning)
     count = int(found[1]) if found else 0
     return 0 < count < 2**16 and re.search(rb"(.)\1{%d}\xff\xd9" % (count - 1), data.tobytes(), re.DOTALL) is not None
 
 
 def jpeg_header(data):
-    """What a JPEG's segments say before its pixels begin (ITU T.81, B.1 and B.2): (width, height, number of colours,
-    EXIF's orientation), width and height 0 where they don't say."""
+    """A JPEG's header (ITU T.81, B.1 and B.2): (width, height, number of colours, EXIF orientation); width and height
+    are 0 where they are missing."""
     at, turn = 2, 1
     while at + 9 <= len(data) and data[at] == 0xFF:
         kind = int(data[at + 1])
-        if kind == 0xFF:  # a filling byte
+        if kind == 0xFF:  # a fill byte
             at += 1
             continue
         length = int.from_bytes(data[at + 2 : at + 4].tobytes(), "big")
@@ -164,7 +163,7 @@ def jpeg_header(data):
 
 
 def exif_orientation(tiff):
-    """The tag Orientation, 1 to 8, of an EXIF block's bytes; 1 where there is none."""
+    """The Orientation tag, 1 to 8, in the bytes of an EXIF block; 1 where there is none."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
@@ -179,7 +178,7 @@ def exif_orientation(tiff):
 
 
 def upright(image, turn):
-    """A photo as it is stored -> as it is to be seen, by EXIF's orientation (1 to 8)."""
+    """Turn a photo as stored upright, by its EXIF orientation (1 to 8)."""
     if turn >= 5:
         image = cv2.transpose(image)
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(turn)
@@ -187,19 +186,19 @@ def upright(image, turn):
 
 
 def turned_by(path: str | os.PathLike) -> tuple[int, int, int]:
-    """(EXIF's orientation 1 to 8, width, height as stored) of a photo's file, (1, 0, 0) where it doesn't say."""
+    """(EXIF orientation 1 to 8, width, height as stored) of a photo's file; (1, 0, 0) where it can't be read."""
     from PIL import Image
 
     try:
         refuse_special(path)
         with Image.open(path) as image:
             return image.getexif().get(0x0112, 1), *image.size
-    except Exception:  # a damaged file fails in many ways; it is refused where it is read
+    except Exception:  # a damaged file fails in many ways; it is refused when it is decoded
         return 1, 0, 0
 
 
 def turned_box(box: list[float], turn: int, width: int, height: int) -> list[float]:
-    """A box x1, y1, x2, y2 in the pixels of a photo as it is stored, width x height -> in those of `upright`."""
+    """A box x1, y1, x2, y2 in pixels of the photo as stored (width x height) -> in pixels of the upright photo."""
     x1, y1, x2, y2 = box
     if turn >= 5:
         x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
@@ -211,9 +210,9 @@ def turned_box(box: list[float], turn: int, width: int, height: int) -> list[flo
 
 
 def cut_box(image, box):
-    """The part of a photo (h, w, 3) within a box x1, y1, x2, y2 in pixels; all of it if the box is None or NaN.
+    """The part of a photo (h, w, 3) in a box x1, y1, x2, y2 in pixels; the whole photo if the box is None or NaN.
 
-    Raises PhotoError if nothing of the box lies in the photo.
+    Raises PhotoError if the box is outside of the photo.
     """
     if box is None or np.isnan(box[0]):
         return image
@@ -225,7 +224,7 @@ def cut_box(image, box):
 
 
 def is_photo(path: str | os.PathLike) -> bool:
-    """Is this a photo's file, by its name or, whatever its name, by its first bytes?"""
+    """True for an image file, by its name or else by its first bytes."""
     if os.fspath(path).lower().endswith(SUFFIXES):
         return True
     try:

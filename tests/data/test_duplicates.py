@@ -200,7 +200,7 @@ def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, dista
 
 
 def test_crowds_of_copies_are_grouped_without_all_their_pairs(monkeypatch):
-    monkeypatch.setattr(duplicates, "CROWD", 500)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 500)
     monkeypatch.setattr(duplicates, "PART", 128)
     monkeypatch.setattr(duplicates, "BLOCK", 64)
     rng = np.random.default_rng(0)
