@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,18 +75,6 @@ def accelerator():
 
 
 @pytest.fixture
-def typed(monkeypatch, tmp_path):
-    """A function that does what typing a command does, in this process: typed(inference, "--run", run)."""
-
-    def run(script, *words):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        script.main()
-
-    return run
-
-
-@pytest.fixture
 def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
 
@@ -96,7 +83,7 @@ def one_accelerator(monkeypatch, accelerator):
 
 @pytest.fixture
 def trained(competition):
-    """A competition with two folds of random weights, and its settings."""
+    """A competition with a run of two folds of random weights."""
     for fold in (0, 1):
         torch.manual_seed(fold)
         about = {
@@ -116,4 +103,4 @@ def trained(competition):
         net = model.build("test_resnet", 8, False, 32)
         torch.nn.init.normal_(net.get_classifier().weight)  # apart from quiet: answers should differ
         model.save(competition.root / "run" / f"fold{fold}" / "best.safetensors", net, about)
-    return competition, competition.config()
+    return competition

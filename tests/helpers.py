@@ -58,15 +58,23 @@ class Competition:
         text = newline.join([header] + [",".join(map(str, row)) for row in rows]) + newline
         (self.train / "train.csv").write_bytes(text.encode(encoding))
 
-    def config(self, *overrides):
-        """Settings that point here, with whole photos and the smallest model; overrides: words of a command line."""
+    def words(self, *more):
+        """The words of a command line that point here, with whole photos and the smallest model, and some more."""
         words = [
             *("--data.train", self.train, "--data.eval", self.eval, "--data.crops", "", "--run", self.root / "run"),
             *("--submission", self.root / "submission.csv", "--model.backbone", "test_resnet", "--device", "cpu"),
             *("--model.pretrained", "false", "--data.image_size", 32, "--train.epochs", 2, "--train.batch_size", 16),
             *("--train.folds", 2, "--data.workers", 0),
         ]
-        return cli.read("", argv=[*map(str, words), *map(str, overrides)])
+        return [*map(str, words), *map(str, more)]
+
+    def config(self, *more):
+        """The settings that these words give."""
+        return cli.read("", argv=self.words(*more))
+
+    def run(self, script, *more):
+        """Do what typing a command with these words does, in this process."""
+        script.main(self.words(*more))
 
 
 def make_learner(config, rows, steps, accelerator, seconds=None):
@@ -82,16 +90,6 @@ def make_learner(config, rows, steps, accelerator, seconds=None):
     return Learner(
         net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup, folder, None, belongs
     )
-
-
-def main_of(script, config, monkeypatch, **flags):
-    """Run a script's main() with these settings."""
-    defaults = {name.lstrip("-"): words.get("default", False) for name, words in getattr(script, "FLAGS", {}).items()}
-    for name, value in (defaults | flags).items():
-        setattr(config, name, value)
-    place = script if hasattr(script, "read_for_run") else script.runs
-    monkeypatch.setattr(place, "read_for_run", lambda *_: config)
-    script.main()
 
 
 def people(n=120, seed=0):

@@ -9,7 +9,7 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, main_of, write_photo
+from helpers import ROOT, write_photo
 
 import dataset
 import ensemble
@@ -191,16 +191,16 @@ def test_training_photos(people, name):
         assert "000000_person/mask1" in row["file"] and REASONS[name] in row["reason"]
 
 
-def test_photos_to_answer_for(people, monkeypatch):
+def test_photos_to_answer_for(people):
     config = people.config("--train.epochs", 1)
     train.train_folds(config, [0])
     names = bad_photos.write(people.eval / "images", GOOD)
     info = "﻿ImageID,ans\r\n" + "".join(f"{name},0\r\n" for name in [*names, names[0]])
     (people.eval / "info.csv").write_text(info, encoding="utf-8")
-    main_of(inference, config, monkeypatch)
+    people.run(inference)
     unreadable = pd.read_csv(people.root / "run" / "unreadable.csv").set_index("ImageID")["reason"].to_dict()
     assert unreadable == bad_photos.UNREADABLE
-    main_of(ensemble, config, monkeypatch, soft=True, hard=False, runs=[])
+    people.run(ensemble, "--soft")
     answer = pd.read_csv(people.root / "submission.csv")
     assert answer["ImageID"].tolist() == [*names, names[0]] and answer["ans"].between(0, 17).all()
 
@@ -301,17 +301,17 @@ def test_photos_lie_where_the_first_that_exists_lies(people):
     assert os.path.isfile(rows["photo"][1])
 
 
-def test_answering_stops_where_no_photo_can_be_read(people, monkeypatch):
+def test_answering_stops_where_no_photo_can_be_read(people):
     config = people.config("--train.epochs", 1)
     train.train_folds(config, [0])
     for name in people.images:
         (people.eval / "images" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the 5 photos to predict can be read, such as .*\(empty file\)"):
-        main_of(inference, config, monkeypatch)
+        people.run(inference)
     for name in people.images:
         (people.eval / "images" / name).unlink()
     with pytest.raises(InputError, match=r"none of the 5 photos .*\(there is no such file\)"):
-        main_of(inference, config, monkeypatch)
+        people.run(inference)
     assert not (people.root / "run" / "fold0.csv").is_file()
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import MASK, guesses, main_of, people
+from helpers import MASK, guesses, people
 
 import ensemble
 from foldface import blend, metrics, predictions, task
@@ -168,12 +168,10 @@ def runs(competition):
 
 
 @pytest.mark.parametrize("vote", ["soft", "hard", "rank"])
-def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brings_is_said(
-    runs, monkeypatch, capsys, vote
-):
+def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brings_is_said(runs, capsys, vote):
     competition, homes = runs
     config = competition.config()
-    main_of(ensemble, config, monkeypatch, runs=homes, weights="search", **{vote: True})
+    competition.run(ensemble, "--runs", *homes, "--weights", "search", f"--{vote}")
     out = capsys.readouterr().out
     assert all(f"with {home} in it" in out for home in homes)
     assert f"plain {vote} vote of 3 runs" in out and "searched weights, on people not searched on" in out
@@ -185,18 +183,17 @@ def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brin
         assert pd.read_csv(config.submission)["ans"].tolist() == [0, 0]
 
 
-def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, monkeypatch, capsys):
+def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, capsys):
     competition, homes = runs
-    config = competition.config()
-    main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["bias"])
+    competition.run(ensemble, "--runs", homes[0], "--decide", "bias")
     out = capsys.readouterr().out
     assert "decided bias, on people not decided on" in out
     assert ("log bias" in out) != ("the plain answer is not beaten: it stays" in out)
-    main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["boundary"])
+    competition.run(ensemble, "--runs", homes[0], "--decide", "boundary")
     assert "decided boundary" in capsys.readouterr().out
     (competition.root / "good" / "oof_age.csv").unlink()
     with pytest.raises(InputError, match="have no age in years"):
-        main_of(ensemble, config, monkeypatch, runs=homes[:1], decide=["boundary"])
+        competition.run(ensemble, "--runs", homes[0], "--decide", "boundary")
 
 
 def printed(out, title):
@@ -212,14 +209,14 @@ def by_others(target, fold, fit):
     return metrics.value(MASK, target, answer)
 
 
-def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(competition, monkeypatch, capsys):
+def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(competition, capsys):
     target, person, fold = people(60)
     (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
     strengths = {"fair": 1.5, "other": 1.2, "noise": 0.0}
     homes = [
         write_run(competition.root, name, target, person, fold, s, k) for k, (name, s) in enumerate(strengths.items())
     ]
-    main_of(ensemble, competition.config(), monkeypatch, runs=homes, weights="search", decide=["bias"])
+    competition.run(ensemble, "--runs", *homes, "--weights", "search", "--decide", "bias")
     out = capsys.readouterr().out
     stack = ensemble.OofPredictions(MASK, homes).told
     everyone = np.ones(len(target), bool)
@@ -243,38 +240,38 @@ def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(c
     assert abs(cheats[0] - honest[0]) > 1e-3 and abs(cheats[1] - honest[1]) > 1e-3 and abs(half - honest[1]) > 1e-3
 
 
-@pytest.mark.parametrize("flags", [{"weights": "search"}, {"decide": ["bias"]}], ids=["weights", "decide"])
-def test_what_is_chosen_and_worse_on_other_people_is_not_used(competition, monkeypatch, capsys, flags):
+@pytest.mark.parametrize("flags", [["--weights", "search"], ["--decide", "bias"]], ids=["weights", "decide"])
+def test_what_is_chosen_and_worse_on_other_people_is_not_used(competition, capsys, flags):
     target, person, fold = people(30, seed=3)
     (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
-    several = "weights" in flags  # on the people that they were chosen on, both would seem to gain
+    several = "--weights" in flags  # on the people that they were chosen on, both would seem to gain
     strength, seeds = (1.0, range(5)) if several else (3.0, [11])
     homes = [write_run(competition.root, f"r{k}", target, person, fold, strength, k) for k in seeds]
     config = competition.config()
-    main_of(ensemble, config, monkeypatch, runs=homes)
+    competition.run(ensemble, "--runs", *homes)
     plain, _ = pd.read_csv(config.submission), capsys.readouterr()
-    main_of(ensemble, config, monkeypatch, runs=homes, **flags)
+    competition.run(ensemble, "--runs", *homes, *flags)
     out = capsys.readouterr().out
     assert re.search(r"on people not .*, -0\.\d+ \(", out) and "is not beaten: it stays" in out
     assert "weights: " not in out and "log bias" not in out and pd.read_csv(config.submission).equals(plain)
 
 
-def test_runs_on_other_photos_can_not_be_searched_together(runs, monkeypatch):
+def test_runs_on_other_photos_can_not_be_searched_together(runs):
     competition, homes = runs
     target, person, fold = people(60)
     other = write_run(competition.root, "other", target, person, fold, 1.0, 9)
     with pytest.raises(InputError, match="has other photos than"):
-        main_of(ensemble, competition.config(), monkeypatch, runs=[homes[0], other], weights="search")
+        competition.run(ensemble, "--runs", homes[0], other, "--weights", "search")
     (competition.root / "good" / "oof.csv").unlink()
     with pytest.raises(InputError, match=r"good/oof.csv: no such file"):
-        main_of(ensemble, competition.config(), monkeypatch, runs=homes, weights="search")
+        competition.run(ensemble, "--runs", *homes, "--weights", "search")
 
 
 def test_where_nothing_chosen_is_better_the_answers_are_the_plain_votes(runs, monkeypatch):
     competition, homes = runs
     config = competition.config()
-    main_of(ensemble, config, monkeypatch, runs=homes, hard=True)
+    competition.run(ensemble, "--runs", *homes, "--hard")
     plain = pd.read_csv(config.submission)
     monkeypatch.setattr(ensemble.OofPredictions, "tell", lambda *_: False)
-    main_of(ensemble, config, monkeypatch, runs=homes, weights="search", hard=True)
+    competition.run(ensemble, "--runs", *homes, "--hard", "--weights", "search")
     assert pd.read_csv(config.submission).equals(plain)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK, main_of, mask_task, write_photo
+from helpers import MASK, mask_task, write_photo
 from safetensors.torch import load_file
 
 import dataset
@@ -29,17 +29,17 @@ def predictions(competition, fold):
     return pd.read_csv(competition.root / "run" / f"fold{fold}.csv")
 
 
-def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trained, monkeypatch, capsys):
-    competition, config = trained
+def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trained, capsys):
+    competition = trained
     names = [competition.images[n] for n in (3, 0, 4, 1, 0)]
     (competition.eval / "info.csv").write_text(
         "ImageID,ans\n" + "".join(f"{name},0\n" for name in [*names, "gone.jpg"])
     )
     (competition.eval / "images" / names[2]).write_bytes(b"")
-    main_of(inference, config, monkeypatch)
+    competition.run(inference)
     assert "warning: 2 of 6 photos can't be read" in capsys.readouterr().err
-    main_of(ensemble, config, monkeypatch, soft=True)
-    submission = pd.read_csv(config.submission)
+    competition.run(ensemble, "--soft")
+    submission = pd.read_csv(competition.root / "submission.csv")
     assert submission.columns.tolist() == ["ImageID", "ans"]
     assert submission["ImageID"].tolist() == [*names, "gone.jpg"]
     frame = predictions(competition, 0)
@@ -50,30 +50,28 @@ def test_every_row_of_info_csv_is_answered_in_its_order_even_the_unreadable(trai
     assert frame["p0"][0] != frame["p0"][1]
 
 
-def test_a_photos_answer_does_not_hang_on_its_batch(trained, monkeypatch):
-    competition, config = trained
-    main_of(inference, config, monkeypatch)
+def test_a_photos_answer_does_not_hang_on_its_batch(trained):
+    competition = trained
+    competition.run(inference)
     before = predictions(competition, 1)
-    config.inference.batch_size = 2
-    main_of(inference, config, monkeypatch)
+    competition.run(inference, "--inference.batch_size", 2)
     assert np.allclose(predictions(competition, 1)[MASK.probabilities], before[MASK.probabilities], atol=2e-6)
 
 
 def test_each_photo_is_read_once_for_all_folds(trained, monkeypatch):
     reads, fromfile = [], np.fromfile
     monkeypatch.setattr(np, "fromfile", lambda path, *words: reads.append(str(path)) or fromfile(path, *words))
-    main_of(inference, trained[1], monkeypatch)
-    assert sorted(Path(path).name for path in reads if path.endswith(".jpg")) == sorted(trained[0].images)
+    trained.run(inference)
+    assert sorted(Path(path).name for path in reads if path.endswith(".jpg")) == sorted(trained.images)
 
 
-def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained, monkeypatch):
-    competition, config = trained
-    main_of(inference, config, monkeypatch)
+def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained):
+    competition = trained
+    competition.run(inference)
     before = [predictions(competition, k) for k in (0, 1)]
-    config.inference.backend = "onnx"
-    folders = [Path(config.run) / f"fold{k}" for k in (0, 1)]
+    folders = [competition.root / "run" / f"fold{k}" for k in (0, 1)]
     for _ in range(2):
-        main_of(inference, config, monkeypatch)
+        competition.run(inference, "--inference.backend", "onnx")
         for k, plain in enumerate(before):
             found = predictions(competition, k)
             assert (found["ans"] == plain["ans"]).all()
@@ -84,7 +82,7 @@ def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained,
 
 
 def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
-    competition, config = trained
+    competition = trained
     honest = model.load_folds
 
     def load_folds(paths):
@@ -94,20 +92,20 @@ def test_a_fold_that_answers_nan_is_an_error(trained, monkeypatch):
 
     monkeypatch.setattr(model, "load_folds", load_folds)
     with pytest.raises(InputError, match="fold 1 predicts NaN"):
-        main_of(inference, config, monkeypatch)
+        competition.run(inference)
     assert not (competition.root / "run" / "fold1.csv").exists()
 
 
-def test_another_folds_weights_are_refused(trained, monkeypatch):
-    first, second = (Path(trained[1].run) / f"fold{k}" / "best.safetensors" for k in (0, 1))
+def test_another_folds_weights_are_refused(trained):
+    first, second = (trained.root / "run" / f"fold{k}" / "best.safetensors" for k in (0, 1))
     second.write_bytes(first.read_bytes())
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: holds the weights of fold 0"):
-        main_of(inference, trained[1], monkeypatch)
+        trained.run(inference)
 
 
-def test_a_flip_averages_both_views(trained, monkeypatch):
-    competition, config = trained
-    main_of(inference, config, monkeypatch)
+def test_a_flip_averages_both_views(trained):
+    competition = trained
+    competition.run(inference)
     plain = predictions(competition, 0)[MASK.probabilities].to_numpy()
     for name in competition.images:
         path = str(competition.eval / "images" / name)
@@ -116,10 +114,9 @@ def test_a_flip_averages_both_views(trained, monkeypatch):
     (competition.eval / "info.csv").write_text(
         "ImageID\n" + "\n".join(n.replace("jpg", "png") for n in competition.images)
     )
-    main_of(inference, config, monkeypatch)
+    competition.run(inference)
     mirrored = predictions(competition, 0)[MASK.probabilities].to_numpy()
-    config.inference.flip = True
-    main_of(inference, config, monkeypatch)
+    competition.run(inference, "--inference.flip")
     both = predictions(competition, 0)[MASK.probabilities].to_numpy()
     assert np.allclose(both, (plain + mirrored) / 2, atol=0.01) and not np.allclose(both, mirrored, atol=0.01)
 
@@ -135,11 +132,11 @@ def test_four_enlarged_corners_may_join_the_views():
     assert len(predicting.views_of(photos, types.SimpleNamespace(crops=False, flip=False))) == 1
 
 
-def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, monkeypatch):
-    competition, config = trained
+def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained):
+    competition = trained
     dealt = "".join(f"{person[0]},{n % 2}\n" for n, person in enumerate(competition.people))
     (competition.root / "run" / "folds.csv").write_text("id,fold\n" + dealt)
-    main_of(average_weights, config, monkeypatch)
+    competition.run(average_weights)
     home = competition.root / "run-soup"
     one, two, mean = (
         load_file(path / "best.safetensors")
@@ -148,38 +145,37 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained, mon
     assert set(pd.read_csv(home / "folds.csv")["fold"]) == {-1}  # it has seen everyone
     assert torch.allclose(mean["conv1.0.weight"], (one["conv1.0.weight"] + two["conv1.0.weight"]) / 2)
     assert torch.equal(mean["bn1.running_mean"], one["bn1.running_mean"])  # freeze_bn: they were never moved
-    config.model.freeze_bn = False
-    main_of(average_weights, config, monkeypatch)
+    competition.run(average_weights, "--model.freeze_bn", "false")
     assert not torch.equal(load_file(home / "fold0" / "best.safetensors")["bn1.running_mean"], one["bn1.running_mean"])
-    main_of(inference, competition.config("--run", home, "--data.workers", 0), monkeypatch)
+    competition.run(inference, "--run", home)
     assert len(pd.read_csv(home / "fold0.csv")) == 5
     (competition.root / "run" / "fold1" / "best.safetensors").unlink()
     with pytest.raises(InputError, match="has one fold; an average needs two"):
-        main_of(average_weights, config, monkeypatch)
+        competition.run(average_weights)
 
 
 def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained, monkeypatch):
     from foldface.data import loader
 
-    competition, _ = trained
+    competition = trained
     words = ["--model.freeze_bn", "false", "--data.only", "[mask=normal]", "--data.test_size", 0.2]
     config = competition.config(*words)
     with pytest.raises(InputError, match=r"has no folds\.csv"):
-        main_of(average_weights, config, monkeypatch)
+        competition.run(average_weights, *words)
     rows = dataset.prepare(config)
     seen, honest = [], loader.PhotoDataset
     monkeypatch.setattr(
         loader, "PhotoDataset", lambda rows, *words, **names: seen.append(rows) or honest(rows, *words, **names)
     )
-    main_of(average_weights, config, monkeypatch)
+    competition.run(average_weights, *words)
     trained_on = set(rows["ImageID"][rows["source"] == "train"])
     assert 0 < len(trained_on) < len(rows) <= 12 and set(seen[0]["ImageID"]) == trained_on
     assert leaks.seen_by(competition.root / "run-soup" / "fold0")[0] == {person[0] for person in competition.people}
     assert "extra" in json.loads((competition.root / "run-soup" / "data.json").read_text())
 
 
-def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
-    competition, config = trained
+def test_an_age_in_years_lies_beside_the_predictions(trained):
+    competition = trained
     for fold in (0, 1):
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         _, _, about = model.load(path)
@@ -188,14 +184,14 @@ def test_an_age_in_years_lies_beside_the_predictions(trained, monkeypatch):
         about |= {"task": {"heads": heads}, "prior": about["prior"] + [40.0] + [0.5] * 7}
         model.save(path, model.build("test_resnet", reader.size, False, 32), about)
     (competition.eval / "images" / competition.images[1]).write_bytes(b"")
-    main_of(inference, config, monkeypatch)
+    competition.run(inference)
     ages = pd.read_csv(competition.root / "run" / "fold1_age.csv")
     assert ages.columns.tolist() == ["ImageID", *MASK.number.columns]
     assert ages.loc[1, MASK.number.columns].tolist() == [40.0] + [0.5] * 7
     found = predictions(competition, 1)[MASK.probabilities].to_numpy().reshape(5, 6, 3).sum(1)
     assert np.allclose(found[[0, 2, 3, 4], 2], ages["from58"].to_numpy()[[0, 2, 3, 4]], atol=1e-5)
-    main_of(ensemble, config, monkeypatch, soft=True)
-    assert len(pd.read_csv(config.submission)) == 5
+    competition.run(ensemble, "--soft")
+    assert len(pd.read_csv(competition.root / "submission.csv")) == 5
 
 
 def inference_cv2():
@@ -231,9 +227,9 @@ def test_folds_from_before_bounds_were_written_answer_with_new_ones_where_both_l
             model.load_folds(paths)
 
 
-def test_a_run_without_weights_says_so(competition, monkeypatch):
+def test_a_run_without_weights_says_so(competition):
     with pytest.raises(InputError, match=r"has no fold\*/best.safetensors: train first"):
-        main_of(inference, competition.config(), monkeypatch)
+        competition.run(inference)
 
 
 # ------------------------------------------------------------------------------------------------ pseudo labels
@@ -270,41 +266,38 @@ def test_threshold_and_cap_may_be_one_a_class():
         (["--loss.smoothing", 0.0], ""),
     ],
 )
-def test_a_threshold_that_label_smoothing_puts_out_of_reach_is_said(competition, monkeypatch, capsys, words, most):
-    config = competition.config("--pseudo.threshold", 0.9, *words)
+def test_a_threshold_that_label_smoothing_puts_out_of_reach_is_said(competition, capsys, words, most):
     (competition.root / "run").mkdir()
     table([1, 2], [0.99, 0.999]).to_csv(competition.root / "run/fold0.csv", index=False)
-    main_of(pseudo_label, config, monkeypatch)
+    competition.run(pseudo_label, "--pseudo.threshold", 0.9, *words)
     said = capsys.readouterr().err
     assert (f"training aims at {most} for" in said) if most else not said
 
 
-def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, monkeypatch, capsys):
-    run, config = competition.root / "run", competition.config("--pseudo.threshold", 0.5)
+def test_what_share_of_pseudo_labels_is_right_is_said_where_the_truth_is_known(competition, capsys):
+    run, half = competition.root / "run", ["--pseudo.threshold", 0.5]
     run.mkdir()
     table([1, 2, 1], [0.9, 0.9, 0.9]).to_csv(run / "fold0.csv", index=False)
     (competition.root / "answers.csv").write_text("ImageID,ans\n0.jpg,1\n1.jpg,2\n2.jpg,3\n")
-    main_of(pseudo_label, config, monkeypatch, answers=str(competition.root / "answers.csv"))
+    competition.run(pseudo_label, *half, "--answers", competition.root / "answers.csv")
     out = capsys.readouterr().out
     assert "66.7% of 3" in out and "50.0% of 2" in out
-    config.pseudo.threshold = [0.5, 0.5]
     with pytest.raises(InputError, match="lists 2 numbers"):
-        main_of(pseudo_label, config, monkeypatch)
+        competition.run(pseudo_label, "--pseudo.threshold", "[0.5, 0.5]")
 
 
-def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition, monkeypatch):
-    run, config = competition.root / "run", competition.config("--pseudo.threshold", 0.5)
+def test_each_folds_labels_come_from_its_own_model_and_never_from_unreadable_photos(competition):
+    run, half = competition.root / "run", ["--pseudo.threshold", 0.5]
     run.mkdir()
     for fold, told in enumerate(([1, 2], [7, 8])):
         table(told, [0.9, 0.9]).to_csv(run / f"fold{fold}.csv", index=False)
     (run / "unreadable.csv").write_text("ImageID,reason\n1.jpg,empty file\n")
-    main_of(pseudo_label, config, monkeypatch)
+    competition.run(pseudo_label, *half)
     frame = pd.read_csv(run / "pseudo.csv")
     assert frame[["ImageID", "fold", "ans"]].to_numpy().tolist() == [["0.jpg", 0, 1], ["0.jpg", 1, 7]]
     assert frame.columns.tolist() == [*PSEUDO_COLUMNS, *MASK.probabilities]
-    config.pseudo.threshold = 0.95
     with pytest.raises(InputError, match=r"pseudo.threshold 0\.95: lower it"):
-        main_of(pseudo_label, config, monkeypatch)
+        competition.run(pseudo_label, "--pseudo.threshold", 0.95)
 
 
 # -------------------------------------------------------------------------------------------------------- votes
@@ -362,23 +355,23 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
         ensemble.members(MASK, [tmp_path / "d"])
 
 
-def test_one_fold_may_answer_without_the_others(trained, monkeypatch):
-    competition, config = trained
-    main_of(inference, config, monkeypatch)
+def test_one_fold_may_answer_without_the_others(trained):
+    competition = trained
+    competition.run(inference)
     for k in (0, 1):
-        main_of(ensemble, config, monkeypatch, folds=[k])
-        answer = pd.read_csv(config.submission)["ans"].tolist()
+        competition.run(ensemble, "--folds", k)
+        answer = pd.read_csv(competition.root / "submission.csv")["ans"].tolist()
         assert answer == read_fold(MASK, competition.root / f"run/fold{k}.csv")["ans"].tolist()
     with pytest.raises(InputError, match=r"--folds 7: .* has the folds 0, 1"):
-        main_of(ensemble, config, monkeypatch, folds=[7])
+        competition.run(ensemble, "--folds", 7)
 
 
-def test_a_submission_for_another_info_csv_is_refused(trained, monkeypatch):
-    competition, config = trained
-    main_of(inference, config, monkeypatch)
+def test_a_submission_for_another_info_csv_is_refused(trained):
+    competition = trained
+    competition.run(inference)
     (competition.eval / "info.csv").write_text("ImageID\nanswer0.jpg\n")
     with pytest.raises(InputError, match=r"has other rows \(1\)"):
-        main_of(ensemble, config, monkeypatch, soft=True)
+        competition.run(ensemble, "--soft")
 
 
 def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_known(capsys):
@@ -404,11 +397,11 @@ def test_voting_never_imports_torch():
 
 
 def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_path, capsys):
-    competition, config = trained
-    config.inference.batch_size, config.save_minutes = 2, 0.0
+    competition = trained
+    config = competition.config("--inference.batch_size", 2, "--save_minutes", 0)
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
     rows = pd.DataFrame({"file": files})
-    paths = model.checkpoints(config.run)
+    paths = model.checkpoints(str(competition.root / "run"))
     key = predicting.key_of(paths, files, config)
     nets, abouts, heads = model.load_folds(paths)
     whole, _ = predicting.predict(nets, abouts, heads, rows, config)

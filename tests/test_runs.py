@@ -35,40 +35,40 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_script_finds_it(
-    trained, typed, read_only, capsys
-):
+def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_script_finds_it(trained, read_only, capsys):
     competition, words, run = trained
     out, before = competition.root / "out", content(run)
     read_only(run)
     for script in FOLLOW:
         with pytest.raises(InputError, match=r"Read-only file system.*--output"):
-            typed(script, *words, "--run", run)
+            script.main(list(map(str, [*words, "--run", run])))
     output = ["--run", run, "--output", out]
-    typed(inference, *words, *output, "--data.eval", competition.eval / "images", "--inference.backend", "onnx")
+    inference.main(
+        [*map(str, [*words, *output, "--data.eval", competition.eval / "images", "--inference.backend", "onnx"])]
+    )
     assert f"next: python ensemble.py --soft --runs {out}" in capsys.readouterr().out
     words = words[:2] + words[4:]  # data.eval is known from now on
-    typed(pseudo_label, *words, *output, "--pseudo.threshold", "0")
-    typed(ensemble, *words, *output)
+    pseudo_label.main(list(map(str, [*words, *output, "--pseudo.threshold", "0"])))
+    ensemble.main(list(map(str, [*words, *output])))
     alone = pd.read_csv(competition.root / "submission.csv")
     assert len(alone) == len(competition.images)
-    typed(ensemble, *words, "--runs", out)
+    ensemble.main(list(map(str, [*words, "--runs", out])))
     assert pd.read_csv(competition.root / "submission.csv").equals(alone)
     for script in (report, label_errors, explain, eda):
-        typed(script, *words, *output)
+        script.main(list(map(str, [*words, *output])))
     made = {"fold0.csv", "fold1.csv", "pseudo.csv", "report.html", "clean.html", "corrections.csv", "explain.html"}
     assert made | {"explain.png", "eda.html", "folds.csv", "oof.csv", "args.json"} <= set(os.listdir(out))
     assert len(list(out.glob("fold0/best-*.onnx"))) == 1 and "Ensemble" not in (out / "report.html").read_text()
-    typed(ensemble, *words, *output)
+    ensemble.main(list(map(str, [*words, *output])))
     assert "Ensemble" in (out / "report.html").read_text()
     second = ["--run", competition.root / "second", "--data.pseudo", out / "pseudo.csv", "--train.only_folds", "[]"]
     photos = ["--data.eval", competition.eval / "images", "--train.folds", 2]
     photos += ["--task.heads.age.train_bounds", "[30,60]"]
-    typed(train_kfold, *words, *second, *photos)
+    train_kfold.main(list(map(str, [*words, *second, *photos])))
     assert content(run) == before
 
 
-def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, typed):
+def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained):
     competition, words, run = trained
     other = competition.root / "other"
     shutil.copytree(run, other)
@@ -76,7 +76,7 @@ def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, ty
     for script in FOLLOW:
         if script is not ensemble:  # it writes its report there alone
             with pytest.raises(InputError, match="is a run of its own"):
-                typed(script, *words, "--run", run, "--output", other)
+                script.main(list(map(str, [*words, "--run", run, "--output", other])))
     assert content(other) == before
 
 
@@ -84,18 +84,18 @@ def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained, ty
 
 
 @pytest.mark.parametrize("script", [eda, explain, report, label_errors, inference, pseudo_label])
-def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, typed, small_disk, script):
+def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, small_disk, script):
     competition, words, run = trained
     out = small_disk(competition.root / "out", 20_000)
     again = [*words, "--run", run, "--output", out]
     more = {inference: ["--inference.backend", "onnx"], pseudo_label: ["--pseudo.threshold", 0]}.get(script, [])
-    typed(inference, *again)
-    typed(script, *again, *more)
+    inference.main(list(map(str, [*again])))
+    script.main(list(map(str, [*again, *more])))
     before = content(out)
     fill_up(out)
     more += ["--data.eval", competition.eval / "images"] if script is inference else []
     with pytest.raises(InputError, match="No space left") as error:
-        typed(script, *again, *more)
+        script.main(list(map(str, [*again, *more])))
     assert "\n" not in str(error.value)
     (out / "filler").unlink()
     assert content(out) == before

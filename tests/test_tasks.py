@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK, ROOT, main_of, write_photo
+from helpers import MASK, ROOT, write_photo
 from PIL import Image
 from safetensors import safe_open
 
@@ -63,17 +63,22 @@ def things(tmp_path):
     return tmp_path
 
 
-def of(root, *words, layout="folder", heads=KIND, score="accuracy"):
-    """Settings of a task below a folder."""
+def words_of(root, *more, layout="folder", heads=KIND, score="accuracy"):
+    """The words of a command line for a task below a folder."""
     known = ["--data.layout", layout, "--task.heads", heads, "--task.score", score, "--task.answer_as", "name"]
     known += ["--data.train", root / "train", "--data.eval", root / "eval", "--run", root / "run", "--submission"]
-    return cli.read("", argv=[*map(str, [*known, root / "submission.csv", *SMALL, *words])])
+    return [*map(str, [*known, root / "submission.csv", *SMALL, *more])]
+
+
+def of(root, *more, **task):
+    """Settings of a task below a folder."""
+    return cli.read("", argv=words_of(root, *more, **task))
 
 
 # ------------------------------------------------------------------------------------------------------- folders
 
 
-def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, capsys):
+def test_a_folder_a_class_goes_through_the_whole_chain(things, capsys):
     config = of(things, "--train.epochs", 6, "--train.lr", 0.01)
     train.train_folds(config, [0, 1])
     saved = read_json(things / "run" / "metrics.json", "")
@@ -86,8 +91,9 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
     where = ["--submission", str(things / "submission.csv")]  # a run never says where to write
     again = runs.read_for_run("", argv=["--run", str(things / "run"), *where])
     assert again.predicted.classes == tuple(sorted(COLOURS))
-    main_of(inference, again, monkeypatch)
-    main_of(ensemble, again, monkeypatch, soft=True)
+    again = ["--run", str(things / "run"), "--device", "cpu", *where]
+    inference.main(again)
+    ensemble.main([*again, "--soft"])
     submission = pd.read_csv(things / "submission.csv")
     assert submission["ImageID"].tolist() == [f"{name}/{n}.png" for name in sorted(COLOURS) for n in (8, 9)]
     assert set(submission["ans"]) <= set(COLOURS)
@@ -96,16 +102,16 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, monkeypatch, caps
     assert (things / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plain_folder_of_photos_is_answered_too(things, monkeypatch):
+def test_a_plain_folder_of_photos_is_answered_too(things):
     for n, name in enumerate(COLOURS):
         paint(things / "eval" / f"{n}.png", COLOURS[name], n)
     config = of(things, "--data.eval", "")
     train.train_folds(config, [0])
-    config.data.eval = str(things / "eval")
-    main_of(inference, config, monkeypatch)
+    inference.main(words_of(things))
     frame = read_csv(things / "run" / "fold0.csv", ["ImageID"])
     assert len(frame) == 9 and {"0.png", "1.png", "2.png"} <= set(frame["ImageID"])
-    assert read_json(things / "run" / "args.json", "")["data"]["eval"] == config.data.eval  # ensemble.py reads it
+    assert read_json(things / "run" / "args.json", "")["data"]["eval"] == str(things / "eval")  # ensemble.py reads it
+    config.data.eval = str(things / "eval")
     rows = dataset.eval_rows(config)
     assert rows["target"][rows["ImageID"] == "0.png"].tolist() == [-1]
 
@@ -251,15 +257,15 @@ def test_a_start_that_fails_leaves_nothing_to_be_refused_by(things):
     assert (things / "run" / "metrics.json").is_file()  # a slip of the pen costs no finished run
 
 
-def test_runs_with_other_classes_never_vote_together(things, monkeypatch):
+def test_runs_with_other_classes_never_vote_together(things):
     config = of(things)
     train.train_folds(config, [0])
-    main_of(inference, config, monkeypatch)
+    inference.main(words_of(things))
     other = '[{"name": "kind", "column": "class", "classes": ["red", "green", "blue"]}]'
     second = of(things, "--task.heads", other, "--run", things / "second")
     train.train_folds(second, [0])
     with pytest.raises(InputError, match="can't vote together"):
-        main_of(ensemble, config, monkeypatch, runs=[str(things / "run"), str(things / "second")])
+        ensemble.main(words_of(things, "--runs", things / "run", things / "second"))
     with pytest.raises(InputError, match="must not change the task"):
         compare.refuse_others([compare.Result(things, name) for name in ("run", "second")])
 
@@ -269,7 +275,7 @@ def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
     train.train_folds(config, [0])
     seen, honest = [], augment.shape
     monkeypatch.setattr(augment, "shape", lambda *words: seen.append(words[2]) or honest(*words))
-    main_of(inference, of(things, "--data.resize_mode", "crop"), monkeypatch)
+    inference.main(words_of(things, "--data.resize_mode", "crop"))
     assert seen == ["pad"]
 
 
@@ -517,8 +523,9 @@ def aged(tmp_path):
 
 
 @pytest.mark.parametrize("learned", ["distribution", "ordinal", "regression", "sigmoid"])
-def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, learned):
-    config = of(aged, "--task.heads.age.learn", learned, layout="utkface", heads=AGE, score="mae")
+def test_an_age_goes_through_the_chain_as_a_number(aged, capsys, learned):
+    words = words_of(aged, "--task.heads.age.learn", learned, layout="utkface", heads=AGE, score="mae")
+    config = cli.read("", argv=words)
     train.train_folds(config, [0, 1])
     broken = min((aged / "eval").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
@@ -529,21 +536,21 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, monkeypatch, capsys, le
     log = read_csv(aged / "run" / "fold0" / "log.csv", ["epoch", "mae", "within"], numbers=["mae"])
     best = oof[oof["fold"] == 0]
     assert abs(best["target"] - best["ans"]).mean() == pytest.approx(log["mae"].min(), abs=1e-3)  # less is better
-    main_of(inference, config, monkeypatch)
+    inference.main(words)
     _, rows = folds.split(dataset.prepare(config), 1)
     first = read_csv(aged / "run" / "fold0.csv", ["ImageID", "ans"], numbers=["ans"]).set_index("ImageID")
     assert first["ans"][broken.name] == pytest.approx(rows["age"].median(), abs=1e-3)  # what is known without seeing it
     for vote, mean in (("soft", np.mean), ("hard", np.median)):
-        main_of(ensemble, config, monkeypatch, **{vote: True})
+        ensemble.main([*words, f"--{vote}"])
         told = [read_csv(aged / "run" / f"fold{k}.csv", ["ans"], numbers=["ans"])["ans"] for k in (0, 1)]
         assert np.allclose(pd.read_csv(aged / "submission.csv")["ans"], mean(told, 0), atol=1e-3)
     assert "6 photos whose folder or name tells the truth: MAE" in capsys.readouterr().out
-    config.pseudo.threshold = 0.0
+    words += ["--pseudo.threshold", "0"]
     if learned == "sigmoid":
         with pytest.raises(InputError, match="doesn't say how sure it is"):
-            main_of(pseudo_label, config, monkeypatch)
+            pseudo_label.main(words)
         return
-    main_of(pseudo_label, config, monkeypatch)
+    pseudo_label.main(words)
     words = ["--data.pseudo", aged / "run" / "pseudo.csv", "--run", aged / "second", "--task.heads.age.learn", learned]
     rows = dataset.prepare(of(aged, *words, layout="utkface", heads=AGE, score="mae"))
     assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
@@ -619,7 +626,8 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
     task = {
         "heads": [
             {"name": "animal"},
-            {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000], "learn": "distribution"}],
+            {"name": "weight", "column": "kilos", "bounds": [10, 300], "range": [0, 1000], "learn": "distribution"},
+        ],
         "answer_as": "name",
     }
     content = {"task": task, "run": str(tmp_path / "run")}

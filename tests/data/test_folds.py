@@ -337,7 +337,7 @@ def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(c
         dataset.prepare(competition.config(*words, "--seed", 5, "--run", tmp_path / "third"))
 
 
-def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path, monkeypatch):
+def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path):
     """The second way to cheat: fold 0 is trained on what fold 1's model, which was trained on fold 0's people, says."""
     dataset.prepare(competition.config())
     made, names = competition.root / "run", competition.images
@@ -347,10 +347,7 @@ def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_
         predictions.with_answers(MASK, pd.DataFrame({"ImageID": names}), probabilities).to_csv(
             made / f"fold{fold}.csv", index=False
         )
-    monkeypatch.setattr(pseudo_label.runs, "read_for_run", lambda *_: config)
-    config = competition.config("--pseudo.threshold", 0)
-    config.answers = ""
-    pseudo_label.main()
+    competition.run(pseudo_label, "--pseudo.threshold", 0)
     words = ["--data.pseudo", made / "pseudo.csv", "--run", tmp_path / "second"]
     rows = dataset.prepare(competition.config(*words))
     assert (rows["source"] == "pseudo").sum() == 2 * len(names)

@@ -6,7 +6,7 @@ Needs Chromium or Chrome, and playwright, which drives it: skipped where either 
 import shutil
 
 import pytest
-from helpers import MASK, main_of, write_photo
+from helpers import MASK, write_photo
 
 import ensemble
 import inference
@@ -47,15 +47,14 @@ def looked_at(browser, path, width):
     return said, [url for url in asked if url != path.as_uri() and not url.startswith("data:")], *found
 
 
-def test_the_pages_of_a_run_and_of_the_data_open_anywhere(competition, browser, monkeypatch):
+def test_the_pages_of_a_run_and_of_the_data_open_anywhere(competition, browser):
     config = competition.config("--train.folds", 2)
     train.train_folds(config, [0, 1])
-    main_of(inference, config, monkeypatch)
-    main_of(ensemble, config, monkeypatch, soft=True)
-    main_of(label_errors, config, monkeypatch, people=3)
-    main_of(explain, config, monkeypatch, photos=[], layers=[], head="", of="", check=0)
-    monkeypatch.setattr(eda.cli, "read", lambda *_: config)
-    eda.main()
+    competition.run(inference)
+    competition.run(ensemble, "--soft")
+    competition.run(label_errors, "--people", 3)
+    competition.run(explain)
+    competition.run(eda)
     run = competition.root / "run"
     for path in (run / "report.html", run / "clean.html", run / "explain.html", run / "eda.html"):
         for width in (1280, 390):

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import MASK, guesses, main_of, people
+from helpers import MASK, guesses, people
 
 import dataset
 import ensemble
@@ -103,12 +103,12 @@ def test_the_calibration_error_is_that_of_its_definition():
     assert metrics.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
 
 
-def test_an_ensemble_puts_itself_into_the_report(competition, monkeypatch):
+def test_an_ensemble_puts_itself_into_the_report(competition):
     config = competition.config()
     train.train_folds(config, [0, 1])
-    main_of(inference, config, monkeypatch)
+    competition.run(inference)
     for _ in range(2):
-        main_of(ensemble, config, monkeypatch, soft=True)
+        competition.run(ensemble, "--soft")
     page = stands_alone(competition.root / "run" / "report.html")
     assert page.count(">Ensemble</h2>") == 1 and "two members answer alike" in page
     told = [read_csv(competition.root / "run" / f"fold{k}.csv", ["ans"])["ans"] for k in (0, 1)]
@@ -145,7 +145,7 @@ def test_wrong_genders_and_swapped_masks_are_found_by_person():
     assert swaps["evidence"].str.contains("swapped with").sum() >= 2 * (wrong - 1) and (swaps["photo"] != "").all()
 
 
-def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatch):
+def test_a_head_is_judged_by_what_it_was_trained_on(make_competition):
     """A model that learned 58 as the oldest class says so of people of 58 and 59: their labels are not wrong for it."""
     competition = make_competition(people=60, photos=["mask1", "normal"], answer_for=1)
     ages = [(20, 25, 33, 40, 45, 50, 58, 59, 60, 60)[n % 10] for n in range(60)]
@@ -156,7 +156,7 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition, monkeypatc
     knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
     frame = rows[["ImageID", "id", "target"]].assign(fold=0)
     write_csv(competition.root / "run" / "oof.csv", predictions.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
-    main_of(label_errors, config, monkeypatch, people=60)
+    competition.run(label_errors, "--data.age_boundary", 58, "--people", 60)
     page = stands_alone(competition.root / "run" / "clean.html")
     assert re.findall(r"<td>age</td><td>([^<]*)</td>", page) == ["60"]
     assert "the last class of age begins at 58" in page
@@ -198,11 +198,11 @@ def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
     assert label_errors.choose(found, 1)["id"].tolist() == ["a"] and not len(label_errors.choose(found, 0))
 
 
-def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, monkeypatch, tmp_path):
+def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, tmp_path):
     config = competition.config()
     train.train_folds(config, [0, 1])
     before = (competition.train / "train.csv").read_bytes()
-    main_of(label_errors, config, monkeypatch, people=4)
+    competition.run(label_errors, "--people", 4)
     page = stands_alone(competition.root / "run" / "clean.html")
     rows = read_csv(competition.root / "run" / "corrections.csv", label_errors.COLUMNS)
     assert (
@@ -222,14 +222,12 @@ def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competiti
 # --------------------------------------------------------------------------------------------------- a look at data
 
 
-def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition, monkeypatch):
+def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition):
     home = competition.train / "images"
     (home / competition.people[0][3] / "mask1.jpg").write_bytes(b"")
     copy = (home / competition.people[1][3] / "normal.jpg").read_bytes()
     (competition.eval / "images" / competition.images[0]).write_bytes(copy)
-    config = competition.config()
-    monkeypatch.setattr(eda.cli, "read", lambda *_: config)
-    eda.main()
+    competition.run(eda)
     page = stands_alone(competition.root / "run" / "eda.html")
     assert "empty file" in page and "AUC" in page and "between train and eval" in page
     assert re.search(r"between train and eval</td><td>1<", page) and "fold 1" in page

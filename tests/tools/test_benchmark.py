@@ -15,17 +15,12 @@ from tools import benchmark, benchmark_stages
 @pytest.fixture
 def small(competition, monkeypatch):
     """main() on a small competition."""
-    config = competition.config("--inference.batch_size", 64)
     monkeypatch.setattr(benchmark_stages, "QUICK_SECONDS", 0.2)
     monkeypatch.setattr(benchmark_stages, "QUICK_PHOTOS", 200)
 
-    def run(*stages, **flags):
-        config.rounds, config.quick, config.stages, config.profile = 1, True, list(stages), False
-        config.json = str(competition.root / "bench.json")
-        for name, value in flags.items():
-            setattr(config, name, value)
-        monkeypatch.setattr(benchmark.cli, "read", lambda *_: config)
-        benchmark.main()
+    def run(*stages):
+        words = ["--inference.batch_size", 64, "--rounds", 1, "--quick", "--json", competition.root / "bench.json"]
+        competition.run(benchmark, *words, "--stages", *stages)
         return json.loads((competition.root / "bench.json").read_text())
 
     return run

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK, main_of
+from helpers import MASK
 
 import model
 import train
@@ -80,7 +80,7 @@ def test_the_faces_box_in_a_crop_follows_from_the_margin():
 
 
 def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
-    competition, config = trained
+    competition, config = trained, trained.config()
     for fold, said in ((0, [0, 3, 5]), (1, [1, 4, 6])):  # each always answers the same: outputs of mask, gender and age
         path = competition.root / "run" / f"fold{fold}" / "best.safetensors"
         net, _, about = model.load(path)
@@ -95,26 +95,27 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
 
 
 @pytest.mark.usefixtures("one_accelerator")
-def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition, monkeypatch):
+def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition):
     config = competition.config("--model.heads", "multi")
     train.train_folds(config, [0, 1])
     names = [competition.people[0][3] + "/mask1.jpg", str(competition.eval / "images" / competition.images[0])]
-    main_of(explain, config, monkeypatch, photos=names, layers=["layer2", "layer3"], head="gender", of="female")
+    what = ["--photos", *names, "--layers", "layer2", "layer3", "--head", "gender", "--of", "female"]
+    competition.run(explain, "--model.heads", "multi", *what)
     page = (competition.root / "run" / "explain.html").read_text()
     assert page.count("for female") == 4 and page.count("<figure>") == 2 * 3 and "layer2" in page
     for wrong, word in (
-        ({"layers": ["fc"]}, "has no map"),
-        ({"head": "hat"}, "no such head"),
-        ({"head": "gender", "of": "cat"}, "is no class"),
-        ({"photos": ["nowhere.jpg"]}, "neither a photo"),
-        ({"check": 5}, "needs face crops"),
+        (["--layers", "fc"], "has no map"),
+        (["--head", "hat"], "no such head"),
+        (["--head", "gender", "--of", "cat"], "is no class"),
+        (["--photos", "nowhere.jpg"], "neither a photo"),
+        (["--check", 5], "needs face crops"),
     ):
         with pytest.raises(InputError, match=word):
-            main_of(explain, config, monkeypatch, **wrong)
+            competition.run(explain, "--model.heads", "multi", *wrong)
 
 
 @pytest.mark.usefixtures("one_accelerator")
-def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, monkeypatch, capsys):
+def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, capsys):
     config = competition.config()
     train.train_folds(config, [0, 1])
     oof = predictions.read_oof(MASK, competition.root / "run" / "oof.csv")
@@ -131,7 +132,6 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, mon
     frame = frame.reindex(columns=manifest.MANIFEST_COLUMNS).fillna("")
     write_csv(crops / "manifest.csv", frame)
     (crops / "crop.json").write_text('{"margin": 0.5}')
-    config.data.crops = str(crops)
-    main_of(explain, config, monkeypatch, check=6)
+    competition.run(explain, "--data.crops", crops, "--check", 6)
     said = capsys.readouterr().out
     assert "6 photos answered rightly; chance 0.250" in said
