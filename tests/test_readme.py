@@ -1,9 +1,15 @@
 """README.md and docs/: what they tell a reader to type can be typed."""
 
+import importlib
 import re
+import shlex
+import subprocess
 
 import pytest
 from helpers import ROOT
+
+from foldface import cli
+from foldface.files import InputError
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 SOURCES = sorted(
@@ -27,3 +33,57 @@ def test_every_recipe_that_is_named_is_there(page):
     words = re.findall(r"recipes/[^\s`'\"]+\.json\}?", text)
     words = [one for word in words for part in expanded(word) for one in part.split("+") if one.startswith("recipes/")]
     assert [word for word in words if not list(ROOT.glob(word))] == []
+
+
+def commands(page):
+    """(script's module, words) of the commands in a page's indented and fenced blocks, as a shell hands them on.
+
+    The shell runs nothing: it finds no program (PATH is empty), only its own words and a `python` that prints.
+    """
+    blocks, fenced = [], False
+    for line in page.read_text().splitlines():
+        fenced ^= line.startswith("```")
+        if (fenced and not line.startswith("```")) or re.match(r" {4,}\S", line):
+            blocks.append(re.split(r" {3,}", line.strip())[0])  # what follows such a gap explains the command
+    text = "\n".join(blocks).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if re.match(r"(python|[A-Z]+=.*)\s*", line)]
+    script = 'python() { printf "%s\\0" "$@"; printf "\\n"; }\n' + "\n".join(lines)
+    done = subprocess.run(
+        ["/bin/bash", "-r", "-c", script], env={"PATH": "/nowhere"}, capture_output=True, text=True, cwd=ROOT
+    )
+    for line in done.stdout.splitlines():
+        words = line.split("\0")[:-1]
+        if words[:1] == ["-m"] and words[1].startswith(("tools.", "demo.")) and not words[1].startswith("tools.stress"):
+            yield words[1], words[2:]  # the stress tools have argparse and few words
+        elif words and words[0].endswith(".py"):
+            yield words[0].removesuffix(".py"), words[1:]
+
+
+TYPED = [page for page in PAGES if page.name != "extending.md"]  # test_extending.py runs what that page has
+TYPED += [path for path in SOURCES if "run_main(main)" in path.read_text()]
+
+
+@pytest.mark.parametrize("page", TYPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_can_be_typed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("args.json", "mine.json"):
+        (tmp_path / name).write_text("{}")
+    for name, words in commands(page):
+        script = importlib.import_module(name)
+        flags = script.train.FLAGS if name == "train_kfold" else getattr(script, "FLAGS", {})
+        words = script.recipes_and_words(words)[1] if name == "tools.compare" else words
+        try:
+            cli.read("", flags, [word for word in words if word not in ("--help", "...")])
+        except InputError as error:
+            pytest.fail(f"python {name} {shlex.join(words)}: {error}")
+
+
+def test_the_readmes_house_shows_every_file():
+    house = (ROOT / "README.md").read_text().split("## The house")[1].split("\n## ")[0]
+    shown = set(re.findall(r"[a-z_0-9]+", house))
+    assert [
+        path
+        for path in map(str, SOURCES)
+        if not path.endswith("__init__.py") and path.rsplit("/")[-1][:-3] not in shown
+    ] == []

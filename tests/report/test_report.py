@@ -156,7 +156,7 @@ def test_a_head_is_judged_by_what_it_was_trained_on(make_competition):
     knows = rows["label"].to_numpy() - 2 * (rows["id"] == "000008").to_numpy()  # 60 by the table, and looks young
     frame = rows[["ImageID", "id", "target"]].assign(fold=0)
     write_csv(competition.root / "run" / "oof.csv", predictions.with_answers(MASK, frame, guesses(knows, 9.0, 0)))
-    competition.run(label_errors, "--data.age_boundary", 58, "--people", 60)
+    competition.run(label_errors, "--task.heads.age.train_bounds", "[30,58]", "--people", 60)
     page = stands_alone(competition.root / "run" / "clean.html")
     assert re.findall(r"<td>age</td><td>([^<]*)</td>", page) == ["60"]
     assert "the last class of age begins at 58" in page
