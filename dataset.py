@@ -20,6 +20,7 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
 Nothing here imports torch.
 """
 
+import dataclasses
 import os
 import re
 import sys
@@ -55,6 +56,7 @@ from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
 from foldface.predictions import PSEUDO_COLUMNS
 from foldface.runtime import cores
+from foldface.settings import put
 
 MIN_USABLE_SHARE = 0.95  # a run on less of its rows than this is no run on this data
 
@@ -75,20 +77,22 @@ def infer_classes(config, overwrite=False):
     rows = read_layout(config.data.layout, config.data.train, task, problems, config.data)
     if not len(rows):
         problems.stop_if_strict(True)
+    classes = {}
     for head in config.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
             counts = rows[head.name].astype(str).value_counts().to_dict()
-            head.classes, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
+            found, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
             print(*said, sep="\n", end="\n" if said else "")
             begun = [] if overwrite else classes_of_run(config.run, head.name)
-            if sorted(begun) == sorted(head.classes):
-                head.classes = begun
-            if len(head.classes) < 2:
+            classes[head.name] = begun if sorted(begun) == sorted(found) else found
+            if len(found) < 2:
                 raise InputError(
-                    f"{config.data.train}: {len(head.classes)} classes of {head.name} found"
-                    + (f" ({head.classes[0]})" if head.classes else "")
+                    f"{config.data.train}: {len(found)} classes of {head.name} found"
+                    + (f" ({found[0]})" if found else "")
                     + ": a class a folder, or a table's column, and at least two of them"
                 )
+    heads = [dataclasses.asdict(head) for head in config.task.heads]
+    put(config, "task.heads", [head | {"classes": classes.get(head["name"], head["classes"])} for head in heads])
     return config.predicted
 
 

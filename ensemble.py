@@ -253,10 +253,7 @@ def decide(known, what, weigh, baseline):
         return np.tensordot(weights, each, 1)
 
     if "boundary" in what and known.numbers is None:
-        name = head.name if head else "NAME"
-        raise InputError(
-            f"--decide boundary: the runs have no age in years: train with --task.heads.{name}.learn distribution"
-        )
+        raise InputError("--decide boundary: the runs have no age in years: train with a head of learn distribution")
     bounds, kept = head.steps[len(head.bounds) - 1 :] if "boundary" in what else [None], {}
 
     def scores_at(weights):

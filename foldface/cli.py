@@ -25,6 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from foldface import registry
 from foldface.files import InputError, read_json, visible
+from foldface.head_fields import heads_among, split_heads
 from foldface.rules import check
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
 from foldface.settings import (
@@ -177,7 +178,7 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
             put(config, key, float(value) if isinstance(value, float) else int(value))  # not jsonargparse's subclass
         if isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
             raise InputError(f"{key} {value}: write {RENAMED_VALUES[key][value]} instead of {value}")
-    config.plugins = at_home([config.plugins] if isinstance(config.plugins, str) else config.plugins)
+    put(config, "plugins", at_home([config.plugins] if isinstance(config.plugins, str) else config.plugins))
     registry.load(config.plugins)
     return check(config)
 
@@ -243,36 +244,6 @@ def split_configs(argv):
     return files, rest
 
 
-def split_heads(words):
-    """({head: {field: value}} of all --task.heads.NAME.FIELD, the other words)."""
-    changes, rest, words = {}, [], iter(words)
-    for word in words:
-        match = re.fullmatch(r"--task\.heads\.(\w+)\.(\w+)(?:=(.*))?", word, re.DOTALL)
-        if not match:
-            rest.append(word)
-            continue
-        name, field, text = match.groups()
-        text = next(words, "") if text is None else text
-        try:
-            value = text if field in ("column", "unit", "learn") else json.loads(text)
-        except ValueError:
-            value = text  # whether that can be is for the parser to say
-        changes.setdefault(name, {})[field] = value
-    return changes, rest
-
-
-def heads_among(words):
-    """The value of --task.heads among words of a command line, [] without one. Raises InputError if it is no list."""
-    for number, word in enumerate(words):
-        if word.split("=")[0] == "--task.heads":
-            text = word.partition("=")[2] or "".join(words[number + 1 : number + 2])
-            try:
-                return list(json.loads(text))
-            except (ValueError, TypeError):
-                raise InputError(f"--task.heads {text}: is no list of heads in JSON") from None
-    return []
-
-
 def with_true(argv):
     """The words of a command line, with `true` after a yes-or-no setting that stands alone: --inference.flip."""
     words = []
@@ -289,10 +260,8 @@ def check_names(names, known, where):
         if name in RENAMED_KEYS:
             raise InputError(f"{where}{name}: is called {RENAMED_KEYS[name]} now")
         if name in MOVED_TO_HEADS:
-            field = MOVED_TO_HEADS[name]
-            raise InputError(
-                f"{where}{name}: is a field of a head now: task.heads.NAME.{field}, such as task.heads.age.{field}"
-            )
+            now = f"task.heads.NAME.{MOVED_TO_HEADS[name]}, such as task.heads.age.{MOVED_TO_HEADS[name]}"
+            raise InputError(f"{where}{name}: is a field of a head now: {now}")
         if name not in known and name not in ("help", "print_config"):
             leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
             near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from foldface.files import InputError
+from foldface.names import one_of
 from foldface.registry import BUILT_IN, lookup, names, register
-from foldface.task import Task, one_of, plain
+from foldface.task import Task, plain
 
 BINS = 15  # of the expected calibration error
 

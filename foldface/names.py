@@ -4,6 +4,7 @@ Two names can look the same and differ in their bytes: Unicode writes é in two 
 spreadsheet writes 1.0 for 1 and TRUE for True, a camera writes IMG_1.JPG where a table says img_1.jpg.
 """
 
+import collections
 import os
 import re
 import unicodedata
@@ -65,15 +66,15 @@ def classes_of(counts: Mapping[str, int], what: str) -> tuple[list[str], list[st
     counts: how often each name occurs; the most frequent spelling names the class. what: the head, for the messages.
     Raises InputError for names that differ only in letter case: only the user knows whether Cat and cat are one class.
     """
-    spellings = {}
+    spelled = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        spellings.setdefault(meaning(name), []).append(name)
+        spelled.setdefault(meaning(name), []).append(name)
     merged = [
         f"{what}: {', '.join(f'{name!r} ({counts[name]})' for name in same)} are one class, {same[0]!r}"
-        for same in spellings.values()
+        for same in spelled.values()
         if len(same) > 1
     ]
-    found, cases = ordered(same[0] for same in spellings.values()), {}
+    found, cases = ordered(same[0] for same in spelled.values()), {}
     for name in found:
         other = cases.setdefault(folded(name), name)
         if other is not name:
@@ -145,3 +146,23 @@ class Finder:
                 f"{table}: {len(self.others)} names have another letter case or Unicode form on the disk "
                 f"and were found: {asked!a} is {real!a}"
             )
+
+
+def spellings(classes):
+    """{spelling: class index}: each class as it is written, by its meaning, and by that without its letter case, where
+    that means one class alone. What is written exactly so goes before what only means it."""
+    found = {name: index for index, name in enumerate(classes)}
+    for form in (meaning, lambda name: folded(meaning(name))):
+        forms = list(map(form, classes))
+        count = collections.Counter(forms)
+        for index, text in enumerate(forms):
+            if count[text] == 1:
+                found.setdefault(text, index)
+    return found
+
+
+def one_of(names, most=8):
+    """ "one of a, b, c", in words that fit a line."""
+    names = list(names)
+    more = f" (and {len(names) - most} more)" if len(names) > most else ""
+    return ("one of " if len(names) > 2 else "") + (" or " if len(names) == 2 else ", ").join(names[:most]) + more

@@ -1,5 +1,6 @@
 """Settings that contradict one another are refused here, in one line each."""
 
+import dataclasses
 import operator
 import re
 
@@ -13,8 +14,8 @@ def check(config):
     for a ~ at the beginning of paths."""
     for key in FILES:
         put(config, key, at_home(operator.attrgetter(key)(config)))
-    for extra in config.data.extra:
-        extra.path = at_home(extra.path)
+    extras = [dataclasses.asdict(extra) for extra in config.data.extra]
+    put(config, "data.extra", [extra | {"path": at_home(extra["path"])} for extra in extras])
     refuse_unknown_names(config)
     data, train = config.data, config.train
     if data.augment == "diary" and data.image_size != 224:

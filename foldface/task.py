@@ -8,7 +8,6 @@ The mask task is one description, MASK_TASK; another is written in the settings 
 Nothing here needs torch.
 """
 
-import collections
 import itertools
 import math
 import re
@@ -16,7 +15,7 @@ import re
 import numpy as np
 
 from foldface.files import InputError
-from foldface.names import folded, meaning, number_of
+from foldface.names import folded, meaning, number_of, one_of, spellings
 
 MASK_TASK = {
     "heads": [
@@ -123,26 +122,6 @@ class Head:
     def columns(self):
         """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
         return [self.unit or "mean", *(f"from{plain(bound)}" for bound in self.steps)]
-
-
-def spellings(classes):
-    """{spelling: class index}: each class as it is written, by its meaning, and by that without its letter case, where
-    that means one class alone. What is written exactly so goes before what only means it."""
-    found = {name: index for index, name in enumerate(classes)}
-    for form in (meaning, lambda name: folded(meaning(name))):
-        forms = list(map(form, classes))
-        count = collections.Counter(forms)
-        for index, text in enumerate(forms):
-            if count[text] == 1:
-                found.setdefault(text, index)
-    return found
-
-
-def one_of(names, most=8):
-    """ "one of a, b, c", in words that fit a line."""
-    names = list(names)
-    more = f" (and {len(names) - most} more)" if len(names) > most else ""
-    return ("one of " if len(names) > 2 else "") + (" or " if len(names) == 2 else ", ").join(names[:most]) + more
 
 
 def plain(number):

@@ -1,6 +1,7 @@
 """The house: which file may import which, held over the syntax trees. A rule that breaks says the file and the line."""
 
 import ast
+import collections
 import functools
 
 from helpers import ROOT
@@ -9,7 +10,8 @@ SCRIPTS = (*("dataset", "model", "loss", "face_crop", "train", "train_kfold", "i
 # from the ground up: a file imports what stands before it, or beside it in the same folder, never what stands after it
 ORDER = (
     *("foldface.runtime", "foldface.files", "foldface.registry", "foldface.names", "foldface.task", "foldface.metrics"),
-    *("foldface.predictions", "foldface.blend", "foldface.settings", "foldface.rules", "foldface.cli", "foldface.runs"),
+    *("foldface.predictions", "foldface.blend", "foldface.settings", "foldface.head_fields", "foldface.rules"),
+    *("foldface.cli", "foldface.runs"),
     *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),
     *SCRIPTS,
     *("tools", "demo"),
@@ -141,3 +143,42 @@ def test_no_file_is_longer_than_a_reader_can_hold():
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources().values()}
     del lines["foldface/settings.py"]  # all settings, each with its explanation
     assert {name: count for name, count in lines.items() if count > LONGER.get(name, LONGEST)} == {}
+
+
+# attributes of objects of torch and timm that are called like ours
+OF_LIBRARIES = {
+    ("foldface/nn/batchnorm.py", "momentum"),
+    ("foldface/nn/batchnorm.py", "weight"),
+    ("foldface/nn/learner.py", "num_classes"),
+}
+TO_BE_CUT = {"demo/gan.py"}  # writes the counters of its GanTrainer
+
+
+def attributes_written(node, to_self):
+    """(name, line) of the attributes that a statement writes to `self`, or else to anything that is not `self`."""
+    targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
+    targets = [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For)) else targets
+    for part in (part for target in targets for part in ast.walk(target)):
+        written = isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load)
+        if written and (isinstance(part.value, ast.Name) and part.value.id == "self") == to_self:
+            yield part.attr, part.lineno
+
+
+def test_only_its_own_file_writes_an_objects_attributes():
+    """obj.x = ... stands in the file of the class that has x, and nowhere else."""
+    files = {str(path.relative_to(ROOT)): list(ast.walk(tree(path))) for path in sources().values()}
+    owners = collections.defaultdict(set)
+    for name, nodes in files.items():
+        for node in nodes:
+            fields = node.body if isinstance(node, ast.ClassDef) else []
+            own = [field.target.id for field in fields if isinstance(field, ast.AnnAssign)]
+            for attribute in [*own, *(attribute for attribute, _ in attributes_written(node, True))]:
+                owners[attribute].add(name)
+    wrong = [
+        f"{name}:{line} writes .{attribute} of {', '.join(sorted(owners[attribute]))}"
+        for name, nodes in files.items()
+        for node in nodes
+        for attribute, line in attributes_written(node, False)
+        if owners[attribute] and name not in owners[attribute] | TO_BE_CUT and (name, attribute) not in OF_LIBRARIES
+    ]
+    assert wrong == []

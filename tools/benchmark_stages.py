@@ -7,6 +7,7 @@ import time
 
 from foldface.files import InputError
 from foldface.runtime import cores
+from foldface.settings import put
 
 FOLDS = 5  # models to predict with
 PHOTOS, QUICK_PHOTOS = 6000, 2000  # of a loader's epoch
@@ -166,7 +167,7 @@ def crop(config, folder):
 
     def ours():  # with the start of its processes, its hashes and its contact sheet
         with tempfile.TemporaryDirectory(dir=folder) as place, Seconds() as taken:
-            chosen.data.crops = f"{place}/crops"
+            put(chosen, "data.crops", f"{place}/crops")
             count = len(face_crop.crop_all(chosen))
         return count / taken.passed
 

@@ -23,6 +23,7 @@ from foldface.data import folds
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
+from foldface.settings import put
 
 SAMPLE = 1500  # photos of each side that are compared; whole people of those to train on
 MIN_COUNT = 5  # people to train on, and photos to predict, for a comparison
@@ -191,7 +192,7 @@ def fold_contents(config, rows, task):
     rows, known = rows.assign(twin=folds.twins(rows)), Path(config.run) / "folds.csv"
     config, words = copy.deepcopy(config), f"As {config.run} would assign them."
     with tempfile.TemporaryDirectory() as home:
-        config.run = home
+        put(config, "run", home)
         try:
             if known.is_file():
                 (Path(home) / "folds.csv").write_bytes(known.read_bytes())
@@ -273,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     page = runs.output_folder(config) / "eda.html"
     from foldface.data import duplicates
 
-    config.data.strict = False  # bad rows are shown, and stop nothing
+    put(config, "data.strict", False)  # bad rows are shown, and stop nothing
     rows, problems = dataset.training_rows(config.without_pseudo())
     task = config.predicted
     others = dataset.eval_rows(config) if dataset.answerable(config) else None

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from foldface.files import InputError
-from foldface.task import one_of
+from foldface.names import one_of
 
 HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that are no UTF-8
 

@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -72,6 +71,17 @@ def set_random_states(states):
     random.setstate(states["python"])
 
 
+class StopRequest:
+    """Was a stop asked for, and by which signal?"""
+
+    def __init__(self):
+        self.asked, self.number = False, signal.SIGINT
+
+    def end(self):
+        """Raise Stopped."""
+        raise Stopped(self.number)
+
+
 @contextlib.contextmanager
 def stopping_between_steps():
     """Within the block Ctrl-C and SIGTERM only set `asked` of what this gives; a second Ctrl-C interrupts at once.
@@ -79,7 +89,7 @@ def stopping_between_steps():
     `stop.end()` then raises Stopped. An interrupt in mid-step would leave a model that has taken a step which nobody
     counted.
     """
-    stop = SimpleNamespace(asked=False, number=signal.SIGINT)
+    stop = StopRequest()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
@@ -88,10 +98,6 @@ def stopping_between_steps():
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
-    def end():
-        raise Stopped(stop.number)
-
-    stop.end = end
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread:
         for number in numbers:

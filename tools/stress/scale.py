@@ -21,7 +21,7 @@ import pandas as pd
 
 import dataset
 from foldface import files, predictions
-from foldface.settings import Config, as_dict
+from foldface.settings import Config, as_dict, put
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,8 @@ def make_run(home, name, photos, seed):
     """Write a run with oof.csv, metrics.json and fold0.csv, as if it had been trained."""
     rng, run = np.random.default_rng(seed), home / name
     config = Config(run=str(run))
-    config.data.train, config.data.eval, config.data.crops = str(home / "train"), str(home / "eval"), ""
+    for key, value in (("train", str(home / "train")), ("eval", str(home / "eval")), ("crops", "")):
+        put(config, f"data.{key}", value)
     files.write_json(run / "args.json", as_dict(config))
     task, target = config.predicted, photos["target"].to_numpy(int)
     known = photos[["ImageID", "id"]].assign(fold=0, target=target)
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         home = Path(place)
         make_competition(home, options.rows)
         config = Config()
-        config.data.train = str(home / "train")
+        put(config, "data.train", str(home / "train"))
         photos, _ = dataset.training_rows(config)
         runs = [make_run(home, f"run{k}", photos, k) for k in range(options.runs)]
         votes, title = ["--soft", "--submission", str(home / "submission.csv")], f"of {options.rows:,} rows"
