@@ -3,7 +3,7 @@
     python face_crop.py                                            the sample data
     python face_crop.py --data.train DIR --data.eval DIR --data.crops DIR
     python face_crop.py --crop.detectors [facenet,retinaface,person,centre]      the second-place team's order
-    python face_crop.py --crop.retry          look again at photos without a face, with more detectors if you name more
+    python face_crop.py --retry               look again at photos without a face, with more detectors if you name more
 
 Stop it whenever you like: the same command goes on, and what is done is not done again. Each photo gets a row in
 manifest.csv, the faceless and the unreadable too; review.png shows the doubtful ones. Training and inference read the
@@ -45,24 +45,31 @@ def plan(config):
     return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def crop_all(config):
-    """Crop everything that the settings name; returns the manifest as a DataFrame."""
+def crop_all(config, retry=False):
+    """Crop everything that the settings name; returns the manifest as a DataFrame. retry: look again at the photos that
+    no detector found; crop.detectors may then be longer than it was."""
     folder, crop = config.data.crops, config.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
     todo = plan(config)
     with folder_lock(folder):
-        return crop_plan(todo, folder, crop)
+        return crop_plan(todo, folder, crop, retry)
 
 
 USED = ("task", "data", "crop")  # --help shows these groups of settings
+FLAGS = {
+    "--retry": {
+        "action": "store_true",
+        "help": "look again at the photos that no detector found; crop.detectors may then be longer than it was",
+    },
+}
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = cli.read(__doc__, argv=argv, used=USED)
+    config = cli.read(__doc__, FLAGS, argv, USED)
     start = time.perf_counter()
-    manifest = crop_all(config)
+    manifest = crop_all(config, config.retry)
     seconds, folder = time.perf_counter() - start, config.data.crops
     counts = manifest["detector"].value_counts().items()
     print(

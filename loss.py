@@ -108,7 +108,7 @@ class Loss(torch.nn.Module):
         self.sigma = (heads.number.sigma or 0.03 * heads.range) if heads.number else None
         self.compare = functools.partial(lookup("loss", config.name), config=config)
         if config.name == "f1":
-            self.f1 = SoftF1(self.task.size, label, config.span)
+            self.f1 = SoftF1(self.task.size, label, SPAN)
 
     def forward(self, outputs, classes, number, weight, beside):
         """outputs (n, size); classes (n, k), number (n,), weight (n,), beside (n, heads) of Targets -> (n,) float32."""
@@ -167,6 +167,9 @@ class Loss(torch.nn.Module):
             return (each * asked).sum(1)
         mean, width = self.heads.laplace(raw)
         return ((number[:, None] - mean).abs() / width + (2 * width).log())[:, 0]
+
+
+SPAN = 2048  # photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes
 
 
 class SoftF1(torch.nn.Module):

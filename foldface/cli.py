@@ -31,6 +31,7 @@ from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
 from foldface.settings import (
     GROUPS,
     MOVED_TO_HEADS,
+    REMOVED,
     RENAMED_KEYS,
     RENAMED_VALUES,
     SWITCHES,
@@ -67,7 +68,6 @@ FREE = (
     "crop.size",
     "crop.margin",
     "crop.align",
-    "crop.retry",
 )
 DEFAULT_CONFIG = "args.json"
 
@@ -262,6 +262,9 @@ def check_names(names, known, where):
         if name in MOVED_TO_HEADS:
             now = f"task.heads.NAME.{MOVED_TO_HEADS[name]}, such as task.heads.age.{MOVED_TO_HEADS[name]}"
             raise InputError(f"{where}{name}: is a field of a head now: {now}")
+        if name in REMOVED:
+            now = REMOVED[name] if isinstance(REMOVED[name], str) else f"it is always {REMOVED[name]}"
+            raise InputError(f"{where}{name}: is no setting any more: {now}")
         if name not in known and name not in ("help", "print_config"):
             leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
             near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError
 from foldface.cli import FREE, make_parser, read, tidy
 from foldface.files import InputError, read_json, refuse_unwritable, write_json
 from foldface.rules import check
-from foldface.settings import GROUPS, OF_ONE_SCRIPT, Config, HeadConfig, as_dict, flatten, of_earlier, put
+from foldface.settings import GROUPS, OF_ONE_SCRIPT, REMOVED, Config, HeadConfig, as_dict, flatten, of_earlier, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -61,7 +61,6 @@ OF_A_RUN = (
     "loss.smoothing",
     "loss.balance",
     "loss.gamma",
-    "loss.span",
     "train.folds",
     "train.freeze_layers",
     "train.amp",
@@ -88,7 +87,6 @@ OF_A_COMMAND = (
     "crop.margin",
     "crop.align",
     "crop.workers",
-    "crop.retry",
     "sample.",
     "model.init_from_run",
     "train.epochs",
@@ -212,6 +210,11 @@ def refuse_other_settings(config):
         f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}"
         for key in now
         if before.get(key) != now[key] and not key.startswith(free)
+    ]
+    changed += [
+        f"{key} was {json.dumps(before[key])}, is always {value} now"
+        for key, value in REMOVED.items()
+        if key in before and not isinstance(value, str) and before[key] != value
     ]
     if changed:
         raise InputError(

@@ -179,8 +179,6 @@ class CropConfig:
     """turn the photo so that the eyes are level"""
     workers: Optional[PositiveInt] = None
     """processes; null = one a core"""
-    retry: bool = False
-    """look again at the photos that no detector found; crop.detectors may then be longer than it was"""
     missing: Literal["guess", "drop"] = "guess"
     """photos in which no detector finds a face: guess = they are trained on as person and centre crop them; drop = they
     are neither trained nor validated on, and listed in rejected.csv. Those to answer for stay, either way"""
@@ -230,15 +228,13 @@ class LossConfig:
 
     name: LossName = "cross_entropy"
     """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only;
-    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last loss.span photos"""
+    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last 2048 photos"""
     smoothing: Smoothing = 0.0
     """share of the target's weight that smoothing takes from the true class"""
     balance: Literal["none", "inverse", "effective"] = "none"
     """weigh a class by the inverse of how often it occurs, or of its effective number of photos (milder)"""
     gamma: NonNegativeFloat = 2.0
     """how much less focal counts what is answered well"""
-    span: PositiveInt = 2048
-    """photos over which loss f1 computes macro F1: a batch alone holds too few of the rare classes"""
 
 
 @dataclass
@@ -491,6 +487,9 @@ RENAMED_KEYS = {
     "train.average": "train.weight_averaging",
     "train.keep": "train.checkpoint",
 }
+# What is no setting any more: the value that it always has now, or what replaces it. Refused like an old name; a run
+# of before that had another value does not go on.
+REMOVED = {"crop.retry": "give face_crop.py --retry", "loss.span": 2048}
 RENAMED_VALUES = {"data.augment": {"report": "diary"}, "inference.backend": {"int8": "onnx"}}
 
 

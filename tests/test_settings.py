@@ -382,9 +382,9 @@ def test_a_script_ends_with_one_line_and_exit_2():
 
 
 def test_a_switch_may_stand_alone():
-    config = cli.read("", argv=["--inference.flip", "--crop.retry", "--seed", "3", "--data.strict", "false"])
-    assert config.inference.flip and config.crop.retry and not config.data.strict and config.seed == 3
-    assert cli.read("", argv=["--seed", "3", "--crop.retry"]).crop.retry
+    config = cli.read("", argv=["--inference.flip", "--crop.align", "--seed", "3", "--data.strict", "false"])
+    assert config.inference.flip and config.crop.align and not config.data.strict and config.seed == 3
+    assert cli.read("", argv=["--seed", "3", "--crop.align"]).crop.align
 
 
 OLD = json.loads((Path(__file__).parent / "earlier_run.json").read_text())  # of the version before names were changed
@@ -469,6 +469,16 @@ def test_a_run_of_before_goes_on_with_its_ages_in_the_task(tmp_path, then, field
     with pytest.raises(InputError, match=rf"task\.heads\.age\.{field} was .*, is ") as caught:
         runs.refuse_other_settings(cli.read("", argv=words))
     assert str(caught.value).count("task.heads.") == 1
+
+
+def test_what_is_no_setting_any_more_is_refused_and_a_run_that_had_another_value_does_not_go_on(tmp_path):
+    assert complaint("--crop.retry") == "--crop.retry: is no setting any more: give face_crop.py --retry"
+    assert complaint("--loss.span", "9") == "--loss.span: is no setting any more: it is always 2048"
+    (tmp_path / "args.json").write_text(json.dumps({"loss": {"span": 512}, "run": str(tmp_path)}))
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "log.csv").touch()
+    with pytest.raises(InputError, match=r"loss\.span was 512, is always 2048 now"):
+        runs.refuse_other_settings(cli.read("", argv=["--run", str(tmp_path)]))
 
 
 def test_a_runs_own_settings_are_checked_too(tmp_path):

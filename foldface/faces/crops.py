@@ -152,10 +152,10 @@ def distinct_paths(todo):
     return todo["crop"].where(~double, todo["crop"].str.removesuffix(".jpg") + "-" + todo["sha1"].str[:12] + ".jpg")
 
 
-def begin(folder, crop):
+def begin(folder, crop, retry=False):
     """Write crop.json, the settings and detectors of a crop folder. Raises InputError if it was made with others.
 
-    With crop.retry detectors may be added at the end: photos with a face stay as they are.
+    With `retry` detectors may be added at the end: photos with a face stay as they are.
     """
     about = {key: getattr(crop, key) for key in ("size", "margin", "align", "detectors")}
     about["versions"] = detect.versions(crop.detectors)
@@ -163,7 +163,7 @@ def begin(folder, crop):
     if path.is_file():
         before = read_json(path, "remove the crop folder")
         changed = [key for key in about if before.get(key) != about[key]]
-        if crop.retry and longer(before, about):
+        if retry and longer(before, about):
             keep_found(folder)
         elif changed:
             what = "; ".join(f"{key} was {before.get(key)}, is {about[key]}" for key in changed)
@@ -213,11 +213,11 @@ def finished(folder, todo):
     return {p: row for p, row in rows.items() if row["status"] == "found" or person[p] not in changing}, others
 
 
-def crop_plan(todo, folder, crop):
+def crop_plan(todo, folder, crop, retry=False):
     """Crop the photos of a plan that are not done yet; returns the manifest as a DataFrame."""
     from tqdm import tqdm
 
-    begin(folder, crop)
+    begin(folder, crop, retry)
     manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
     before = read_csv(manifest, MANIFEST_COLUMNS) if manifest.is_file() else pd.DataFrame(columns=MANIFEST_COLUMNS)
     before = before.drop_duplicates("photo").set_index("photo")
