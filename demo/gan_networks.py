@@ -1,10 +1,10 @@
-"""The two GANs of demo.gan: networks, what they minimise, and how a generator is stored.
+"""The two GANs of demo.gan: their networks and losses, making pictures, and reading a generator's file.
 
     projected  a small convolutional generator that blends the coarse looks of two photos of a label and draws the
                blend anew (fusion; Hong et al. 2020, F2GAN), with class-conditional batch norm; a discriminator on the
                features of a pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al.
                2018; Miyato & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
-    vanilla    two perceptrons (Goodfellow et al. 2014) that are told the class (Mirza & Osindero 2014), to compare with
+    vanilla    two perceptrons (Goodfellow et al. 2014) with the class as input (Mirza & Osindero 2014), a baseline
 
 Pictures are (n, 3, size, size) float32 in -1..1, classes (n,) int64.
 """
@@ -27,9 +27,9 @@ from foldface.files import InputError
 from foldface.nn import features
 
 LATENT = 128
-CANDIDATES = 16  # pictures that one is chosen from
-PROBED = 1280  # what lite1 sees of a picture
-CODE = 256  # numbers that a photo's coarse look comes down to
+CANDIDATES = 16  # pictures of which `chosen` takes one
+PROBED = 1280  # features of lite1
+CODE = 256  # size of a photo's code
 FEATURE_SCALE = (
     3.0  # what the discriminator sees is divided by it: at 1.4 it wins more, and pictures come nearer half as fast
 )
@@ -206,14 +206,14 @@ class Discriminator(nn.Module):
         return self.eyes.forward_intermediates(x, indices=self.SCALES, intermediates_only=True)
 
     def calibrate(self, photos):
-        """Bring what is seen to mean 0 and spread 1 over photos (n, 3, s, s): else one scale drowns the others."""
+        """Normalise features to mean 0 and deviation 1 over photos (n, 3, s, s), so that no scale dominates."""
         with torch.no_grad():
             for k, (mix, seen) in enumerate(zip(self.mixers, self.see(photos), strict=True)):
                 self.means[k] = mix(seen).mean((0, 2, 3))
                 self.spreads[k] = mix(seen).std((0, 2, 3))
 
     def features(self, x):
-        """Pictures -> what is judged of them, a tensor a scale, the finest first. Nothing that learns is in it."""
+        """The fixed features of pictures, one tensor a scale, the finest first."""
         mixed = [mix(seen) for mix, seen in zip(self.mixers, self.see(x), strict=True)]
         means, spreads = self.means[..., None, None], self.spreads[..., None, None]
         mixed = [(each - mean) / spread for each, mean, spread in zip(mixed, means, spreads, strict=True)]
@@ -225,7 +225,7 @@ class Discriminator(nn.Module):
         return found[::-1]
 
     def forward(self, seen, kind):
-        """What `look` saw and classes -> scores (n, places): how real, plus how much of that class."""
+        """`features` and classes -> scores (n, places): real or made, plus the class projection."""
         felt = [head(each) for head, each in zip(self.heads, seen, strict=True)]
         scores = [
             (real(each)[:, 0] + (name(kind)[..., None, None] * each).sum(1)).flatten(1)
@@ -246,8 +246,8 @@ class FlatGenerator(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear(sides[-1], 3 * size * size))
 
     def forward(self, noise, kind):
-        told = torch.cat([noise, F.one_hot(kind, self.classes).to(noise.dtype)], 1)
-        return torch.tanh(self.net(told)).unflatten(1, (3, self.size, self.size))
+        inputs = torch.cat([noise, F.one_hot(kind, self.classes).to(noise.dtype)], 1)
+        return torch.tanh(self.net(inputs)).unflatten(1, (3, self.size, self.size))
 
 
 class FlatDiscriminator(nn.Module):
@@ -276,7 +276,7 @@ def make_generator(kind, size, classes, width, photos):
 
 
 def make_discriminator(kind, size, classes, width):
-    """Its discriminator: `look` at pictures, then judge what was seen."""
+    """The discriminator of a kind: `features` of pictures, then a call with them gives scores."""
     return FlatDiscriminator(size, classes, width) if kind == "vanilla" else Discriminator(size, classes)
 
 
@@ -337,7 +337,7 @@ def pictures(net, kind, seed, batch=64):
 
 @functools.cache
 def eyes():
-    """What lite1 sees of pictures, loaded once."""
+    """The features of lite1, loaded once."""
     return features.Features(*features.LITE1)
 
 
@@ -355,8 +355,8 @@ def chosen(net, kind, seed):
     best = likeness(found)
     for k in range(1, CANDIDATES):
         made = pictures(net, kind, seed + 1_000_003 * k)
-        told = likeness(made)
-        found[told > best], best = made[told > best], np.maximum(told, best)
+        score = likeness(made)
+        found[score > best], best = made[score > best], np.maximum(score, best)
     return found
 
 
@@ -373,5 +373,5 @@ def load(path):
         net.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file fails in many ways
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path}: is no generator of ours ({what})") from None
+        raise InputError(f"{path}: is no generator of demo.gan ({what})") from None
     return net.eval(), about

@@ -1,6 +1,6 @@
 """Prepare photos for a model: resize them, and in training apply a preset of augmentations.
 
-Steps are albumentations' (2.0.8), each with its own source of chance, which a photo's seed decides (images.Photos).
+The steps are albumentations' (2.0.8), seeded by the photo's seed (loader.PhotoDataset).
 """
 
 import math
@@ -33,8 +33,7 @@ class RandomAffine(A.ImageOnlyTransform):
 
 
 def squared(fit, size):
-    """The steps that make a photo square: stretched, padded with black (its whole is seen, in its proportions), or its
-    middle cut out."""
+    """Steps that make a photo square: stretch it, pad it with black (keeps its proportions), or crop its centre."""
     if fit == "pad":
         return [
             A.LongestMaxSize(size, interpolation=cv2.INTER_AREA),
@@ -46,9 +45,9 @@ def squared(fit, size):
 
 
 def shape(augment, size, fit="stretch"):
-    """What a preset does to every photo alike: (h, w, 3) uint8 -> (size, size, 3) uint8. fit: see `squared`.
+    """The steps of a preset for every photo: (h, w, 3) uint8 -> (size, size, 3) uint8. fit: see `squared`.
 
-    It is all that a model is shown when it answers. Normalising follows on the device (images.normalize).
+    They are all that is done for predictions. Pixels are normalised later, on the device (loader.normalize).
     """
     if augment == "diary":  # the diary's list, in its order and with albumentations' defaults
         return A.Compose([A.CenterCrop(400, 256, pad_if_needed=True), A.Resize(224, 224)])
@@ -56,13 +55,13 @@ def shape(augment, size, fit="stretch"):
 
 
 def with_flip(steps, p):
-    """The steps of a preset with the mirror image as the first one, at probability p, and nowhere else."""
+    """The steps of a preset with a horizontal flip of probability p as the first and only one."""
     kept = []
     for step in steps:
         if isinstance(step, A.OneOf):
             parts = [part for part in step.transforms if not isinstance(part, A.HorizontalFlip)]
             share = sum(part.p for part in parts) / sum(part.p for part in step.transforms)
-            step = A.OneOf(parts, p=step.p * share)  # the others stay as likely as they were
+            step = A.OneOf(parts, p=step.p * share)  # the others keep their probability
         if not isinstance(step, A.HorizontalFlip):
             kept.append(step)
     return [A.HorizontalFlip(p=p), *kept]
@@ -147,10 +146,10 @@ def shapes() -> list[A.BasicTransform]:
 
 
 def variation(augment, erasing=0.0, flip=None):
-    """What a preset does to a training photo after `shape`, each time another: (s, s, 3) uint8 -> the same.
+    """The random steps of a preset for a training photo after `shape`: (s, s, 3) uint8 -> the same.
 
-    erasing: probability of random erasing (Zhong et al. 2020) at the end; flip: probability of the mirror image, None =
-    the preset's own.
+    erasing: probability of random erasing (Zhong et al. 2020) at the end; flip: probability of a horizontal flip, None
+    = the preset's own.
     """
     varied = lookup("augment", augment)()
     if flip is not None:

@@ -1,4 +1,4 @@
-"""What must not happen between splits, runs and starting weights: refused before anything is trained."""
+"""Refuse leaks between splits, runs and starting weights before anything is trained."""
 
 import hashlib
 import sys
@@ -13,12 +13,20 @@ from foldface.data.folds import RECORD, TEST_FOLD, digests, read_folds, split
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.settings import of_earlier
 
-IDENTITY = ["source", "split", "ImageID", "id", "label", "target", "gap"]  # and the heads: what a row is, wherever
+IDENTITY = [
+    "source",
+    "split",
+    "ImageID",
+    "id",
+    "label",
+    "target",
+    "gap",
+]  # and the heads: what identifies a row, without paths
 
 
 def refuse_leaks(training, validation):
-    """The gate: raise InputError if a person, or a byte-identical (or, if there is a column near, a nearly identical)
-    photo, or, if there is a column linked, a group that several of them make, is on both sides of a split."""
+    """Raise InputError if a person or a byte-identical photo is on both sides of a split; with the column `near` a
+    nearly identical photo, with `linked` a group of connected people and photos."""
     both = set(training["id"]) & set(validation["id"])
     if both:
         person = min(both)
@@ -43,7 +51,7 @@ def refuse_leaks(training, validation):
 
 
 def refuse_other_folds(config):
-    """Raise InputError unless the pseudo labels come from models of the same folds: else they have seen validation."""
+    """Raise InputError unless the pseudo labels come from models of the same folds: others saw validation rows."""
     if not config.data.pseudo:
         return
     theirs, ours = Path(config.data.pseudo).with_name("folds.csv"), Path(config.run) / "folds.csv"
@@ -60,8 +68,8 @@ def refuse_other_folds(config):
 
 
 def refuse_other_models(task, path):
-    """Raise InputError where a pseudo label for fold k is not what fold k's own model answered: the others have seen
-    the people whom fold k validates on. Folds whose predictions don't lie beside the labels get a warning."""
+    """Raise InputError where a pseudo label for fold k is not a prediction of fold k's own model: the others have seen
+    the people that fold k validates on. A fold without predictions beside the labels gets a warning."""
     columns = ["ans"] if task.numeric else task.probabilities
     rows = read_csv(path, predictions.PSEUDO_COLUMNS, numbers=["ans", *columns])
     columns = ["ans", *(name for name in columns if name in rows and name != "ans")]
@@ -86,7 +94,7 @@ def refuse_other_models(task, path):
 
 
 def start_run(config):
-    """The folder of the run that model.init_from_run names: a path, or a run beside this one."""
+    """The folder of the run in model.init_from_run: a path, or the name of a run beside this one."""
     return start_folder(config.model.init_from_run, config.run)
 
 
@@ -110,7 +118,7 @@ def refuse_seen_weights(rows, config):
         if people:
             raise InputError(
                 f"leak: fold {k} would start from {weights}, which was trained on person {people[0]} and "
-                f"{len(people) - 1} more whom fold {k} validates on: each fold may start from its own "
+                f"{len(people) - 1} more people that fold {k} validates on: each fold may start from its own "
                 "(--model.init_from_run)"
             )
 
@@ -140,9 +148,9 @@ def digest_of(path):
 
 
 def refuse_other_data(config, record, now):
-    """Raise InputError if something was trained in this run on other data than `now`, or with another folds.csv.
+    """Raise InputError if this run was trained on other data than `now`, or with another folds.csv.
 
-    record: what data.json says, {} without one; now: `identity`.
+    record: content of data.json, {} without one; now: from `identity`.
     """
     run = Path(config.run)
     if not record or not runs.begun(run):

@@ -1,4 +1,4 @@
-"""Photos -> batches: decoding in worker processes, memory for decoded photos, seeded order."""
+"""Load batches of photos: worker processes, a cache of decoded photos, a seeded order."""
 
 import math
 import mmap
@@ -35,82 +35,82 @@ def normalize(images, mean, std):
 
 
 def side_of(augment: str, size: int) -> int:
-    """The `side` that a model's photos are decoded at: 0 where data.augment cuts out of them."""
+    """The `side` for photos.decode: the image size, or 0 (full size) where data.augment crops the photo."""
     return 0 if augment == "diary" else size
 
 
 class PhotoDataset:
     """A torch map-style dataset of photo files.
 
-    An item's key is (index, seed): the seed alone decides its augmentation, so that neither the number of workers
-    nor the place where a run was interrupted changes what is drawn.
+    The key of an item is (index, seed). Only the seed decides its augmentation, so that neither the number of workers
+    nor an interruption changes it.
     """
 
     def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0, flip=None):
-        """rows: DataFrame with file (a path, "" = nothing to read) and, of boxes, x1, y1, x2, y2 in pixels (NaN = the
-        whole photo); memory_gb: for photos as augment.shape leaves them, so that they are decoded once, not every
-        epoch; the rest as in augment.shape and augment.variation."""
+        """rows: DataFrame with file (a path, "" = none) and, for boxes, x1, y1, x2, y2 in pixels (NaN = the whole
+        photo); memory_gb: size of the cache of resized photos, which are then decoded only once; the rest as in
+        augment.shape and augment.variation."""
         from foldface.data import augment as augment_module
 
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
-        self.side = 0 if self.boxes is not None else side_of(augment, size)  # what is cut out wants all pixels
+        self.side = 0 if self.boxes is not None else side_of(augment, size)  # boxes are cut out of the full size
         self.shape = augment_module.shape(augment, size, fit)
         self.vary = augment_module.variation(augment, erasing, flip) if training else None
         self.kept = self.there = np.zeros(0, np.uint8)
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
         try:
-            if count:  # pages that all workers share; they are taken as they are written to
+            if count:  # shared by all workers; pages are allocated when they are written
                 kept = np.frombuffer(mmap.mmap(-1, count * 3 * size * size), np.uint8).reshape(count, size, size, 3)
                 self.kept, self.there = kept, np.frombuffer(mmap.mmap(-1, count), np.uint8)
         except OSError as error:
-            said = f"data.memory_gb: {count} photos don't fit into memory ({error.strerror})"
-            print(f"warning: {said}: they are decoded in each epoch", file=sys.stderr)
+            what = f"data.memory_gb: {count} photos don't fit into memory ({error.strerror})"
+            print(f"warning: {what}: they are decoded in each epoch", file=sys.stderr)
 
     def read(self, index):
-        """A photo as augment.shape leaves it, (size, size, 3) uint8, decoded or remembered. Raises PhotoError."""
+        """A photo after augment.shape, (size, size, 3) uint8, decoded or from the cache. Raises PhotoError."""
         if index < len(self.there) and self.there[index]:
             return self.kept[index]
         photo = read_photo(self.files[index], self.side)
         found = self.shape(image=cut_box(photo, None if self.boxes is None else self.boxes[index]))["image"]
         if index < len(self.there):
             self.kept[index] = found
-            self.there[index] = 1  # after the pixels: another worker may look
+            self.there[index] = 1  # after the pixels: another worker may read it
         return found
 
     def __getitem__(self, key):
-        """(index, (size, size, 3) uint8, "" or why the photo could not be read, its pixels then being zeros)."""
+        """(index, (size, size, 3) uint8, ""), or (index, zeros, why the photo can't be read)."""
         index, seed = key
         try:
             image = self.read(index)
         except PhotoError as error:
             return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
         if self.vary is not None:
-            # one source for all steps: set_random_seed gives each its own of the same seed, so that they draw alike
+            # one generator for all steps: set_random_seed would give each step its own, with equal numbers
             self.vary.set_random_state(np.random.default_rng(seed), random.Random(seed))
             image = self.vary(image=image.copy())["image"]
         return index, image, ""
 
 
 def shared_by_fork():
-    """Do a loader's workers inherit this process's memory? (Not on Windows and macOS.)"""
+    """True where worker processes inherit this process's memory: not on Windows and macOS."""
     return multiprocessing.get_start_method() == "fork"
 
 
 class SeededBatchSampler:
     """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
-    With `weights` (count,), an epoch is as many draws with replacement, each photo with its probability. Of
-    `rank_slice` (k, n), process k of n is given every n-th photo of each batch, from its k-th on.
+    weights: (count,) probabilities of an epoch's draws with replacement; rank_slice: (k, n), so that process k of n
+    gets every n-th photo of each batch, from the k-th on.
     """
 
     def __init__(self, count, batch_size, shuffle=False, seed=0, rank_slice=(0, 1), weights=None):
         self.count, self.shuffle, self.seed, self.rank_slice, self.weights = count, shuffle, seed, rank_slice, weights
-        self.epoch, self.start = 0, 0  # start: batches of this epoch that a resumed run has already done
+        self.epoch, self.start = 0, 0  # start: batches of this epoch that are already done
         ends = [*range(batch_size, count, batch_size), count]
         if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * rank_slice[1]:
-            del ends[-2]  # of a single photo batch norm can learn nothing: so few join the batch before
+            del ends[-2]  # too few photos for batch norm join the batch before
         self.spans = list(zip([0, *ends], ends, strict=False))
 
     def __len__(self):
@@ -123,11 +123,11 @@ class SeededBatchSampler:
         return max((len(range(start + first, end, every)) for start, end in self.spans), default=0)
 
     def go_to(self, epoch, step=0):
-        """The next iteration gives this epoch's batches, from its `step`-th on."""
+        """Start the next iteration at this epoch's batch `step`."""
         self.epoch, self.start = epoch, step
 
     def size(self, step):
-        """Photos in a batch of the epoch, all processes together."""
+        """Photos in a batch of the epoch, of all processes together."""
         start, end = self.spans[step]
         return end - start
 
@@ -145,8 +145,10 @@ class SeededBatchSampler:
 
 
 def make(photos, batches, workers):
-    """A Feed of photos (a dataset of Photos) in such Batches; workers None: one a core, eight at most. Without what
-    processes need to talk to each other there are none, and that is said."""
+    """A PhotoLoader of a PhotoDataset in the order of a SeededBatchSampler.
+
+    workers: None = one a core, at most eight. Where processes can't share locks there are none, with a warning.
+    """
     workers = cores(most=8) if workers is None else workers
     why = no_processes() if workers else ""
     if why:
@@ -155,7 +157,7 @@ def make(photos, batches, workers):
 
 
 def no_processes():
-    """Why processes can't share locks here, "" if they can: a container's /dev/shm may be full or read-only."""
+    """Why processes can't share locks, "" if they can: a container's /dev/shm may be full or read-only."""
     try:
         multiprocessing.get_context().Lock()
     except OSError as error:
@@ -168,8 +170,8 @@ class WorkerLost(InputError):
 
 
 class PhotoLoader:
-    """What a DataLoader gives of Photos: (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]); its workers start
-    once."""
+    """Iterates over (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]) of a PhotoDataset; its worker processes
+    start once."""
 
     def __init__(self, photos, batches, workers):
         import torch
@@ -185,7 +187,7 @@ class PhotoLoader:
             prefetch_factor=SharedBatchBuffers.AHEAD if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
-            generator=torch.Generator(),  # its own: else each start draws from dropout's, and a resumed run differs
+            generator=torch.Generator(),  # its own generator, or a resumed run would draw other dropout
         )
 
     def __len__(self):
@@ -197,7 +199,7 @@ class PhotoLoader:
 
         try:
             batches = iter(self.source)
-            # torch's own handler would raise in the middle of whatever is done when a worker is killed
+            # torch's own handler would raise at any place when a worker is killed
             if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for indices, place, errors in batches:
@@ -213,11 +215,11 @@ class PhotoLoader:
 
 
 class SharedBatchBuffers:
-    """Where processes are forked: memory that a loader's workers and their owner share, in which each worker lays its
-    batches in turn. A DataLoader's own way, a new file in /dev/shm for each tensor, takes as long as a small batch
-    itself, and a container's 64 MB are soon full; it remains the way where processes are not forked.
+    """Where processes are forked: shared memory into which each worker writes its batches in turn.
 
-    A worker has at most AHEAD batches waiting or in work; one more is being copied.
+    torch's own way, a new file in /dev/shm for each tensor, takes as long as a small batch itself, and fills a
+    container's 64 MB; it is used where processes are not forked. A worker has at most AHEAD batches that wait or are in
+    work, and one that is copied.
     """
 
     AHEAD = 2  # as in torch
@@ -230,7 +232,7 @@ class SharedBatchBuffers:
             self.places = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
     def put(self, items):
-        """List of Photos' items -> one batch (a collate_fn): indices, images or where they lie, errors."""
+        """The collate_fn: items -> (indices, images or their place in the shared memory, errors)."""
         import torch
 
         indices, images, errors = zip(*items, strict=True)
@@ -243,7 +245,7 @@ class SharedBatchBuffers:
         return np.array(indices), place, list(errors)
 
     def take(self, place):
-        """What `put` gave for images -> the images themselves; those of a place are copied: it is used again."""
+        """The images of `put`: copied from their place, which is used again."""
         import torch
 
         return torch.from_numpy(self.places[place].copy()) if isinstance(place, tuple) else place
