@@ -191,6 +191,7 @@ def test_training_photos(people, name):
         assert "000000_person/mask1" in row["file"] and REASONS[name] in row["reason"]
 
 
+@pytest.mark.slow
 def test_photos_to_answer_for(people):
     config = people.config("--train.epochs", 1)
     train.train_folds(config, [0])
@@ -262,6 +263,7 @@ def test_a_setting_that_can_be_no_path_is_one_line(people, setting, tmp_path):
             cli.read("", argv=[*map(str, words)])
 
 
+@pytest.mark.slow
 def test_names_and_classes_are_shown_in_any_terminal(tmp_path):
     name = "a\x1b[31mred\x1b]0;title\x07 \u202egpj.exe 한글 " + "long" * 2000
     program = (
@@ -301,6 +303,7 @@ def test_photos_lie_where_the_first_that_exists_lies(people):
     assert os.path.isfile(rows["photo"][1])
 
 
+@pytest.mark.slow
 def test_answering_stops_where_no_photo_can_be_read(people):
     config = people.config("--train.epochs", 1)
     train.train_folds(config, [0])
@@ -315,6 +318,7 @@ def test_answering_stops_where_no_photo_can_be_read(people):
     assert not (people.root / "run" / "fold0.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_photo_that_changes_or_vanishes_while_training_reads_it_is_one_line(people):
     for number, change in enumerate((lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b"other"),
                                      lambda photo: (photo.unlink(), os.mkfifo(photo)))):  # fmt: skip

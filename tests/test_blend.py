@@ -101,6 +101,7 @@ def test_all_photos_of_a_person_are_in_one_part_even_with_a_single_fold():
 # -------------------------------------------------------------------------------------- the first way to cheat
 
 
+@pytest.mark.slow
 def test_weights_scored_on_the_rows_they_were_fitted_to_are_caught():
     """Twenty members of pure noise: fitted and scored on the same rows they seem to gain; nested they gain nothing."""
     target, person, fold = people(60)
@@ -117,6 +118,7 @@ def test_weights_scored_on_the_rows_they_were_fitted_to_are_caught():
     assert honest < plain + 0.015
 
 
+@pytest.mark.slow
 def test_a_choice_never_sees_the_rows_that_it_answers():
     target, person, fold = people(50)
     seen = []
@@ -209,6 +211,7 @@ def by_others(target, fold, fit):
     return metrics.value(MASK, target, answer)
 
 
+@pytest.mark.slow
 def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(competition, capsys):
     target, person, fold = people(60)
     (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")

@@ -120,6 +120,7 @@ def test_momentum_follows_the_cycle_too():
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.85, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 5])
 def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, monkeypatch, interval):
     step = learner.Learner.train_step
@@ -149,6 +150,7 @@ def test_what_counts_in_epochs_is_refused_with_minutes(competition):
             competition.config("--train.minutes", "3", "--train.scheduler", "cosine", *words)
 
 
+@pytest.mark.slow
 def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
     monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     monkeypatch.setattr(train, "FINISHING", 1)

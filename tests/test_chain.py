@@ -43,6 +43,7 @@ def run(folder):
     return call
 
 
+@pytest.mark.slow
 def test_the_chain_ends_in_a_whole_submission(run, folder):
     run("tools.sample_data")
     run("face_crop.py")
@@ -66,6 +67,7 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
     assert "fold 0 is finished" in run("train.py")
 
 
+@pytest.mark.slow
 def test_the_second_places_recipe_goes_through_its_second_round_to_one_folds_answers(run, folder):
     run("tools.sample_data", "--config", "args.json")
     small = json.loads((folder / "args.json").read_text())
@@ -90,10 +92,12 @@ def test_the_second_places_recipe_goes_through_its_second_round_to_one_folds_ans
     assert submission["ans"].tolist() == fold["ans"].tolist()
 
 
+@pytest.mark.slow
 def test_bf16_trains_on_a_cpu(run):
     assert "F1" in run("train.py", "--run", "runs/bf16", "--train.amp", "bf16")
 
 
+@pytest.mark.slow
 def test_drawing_twice_gives_the_same_bytes(run, folder):
     words = ["--sample.people", 4, "--sample.eval_people", 1, "--sample.folder"]
     for name in ("one", "two"):

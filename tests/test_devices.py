@@ -23,6 +23,7 @@ def machine(monkeypatch, cuda=None, mps=False):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_gpu_that_is_there_and_what_is_named_is_taken(competition, monkeypatch):
     for there, expected in (({"cuda": (7, 0)}, CUDA), ({"mps": True}, MPS), ({}, CPU)):
         machine(monkeypatch, **there)
@@ -31,6 +32,7 @@ def test_auto_takes_the_gpu_that_is_there_and_what_is_named_is_taken(competition
         assert devices.choose(competition.config("--device", "cpu")) == CPU
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeypatch, name):
     words = ["--task.score", "f1", "--device", name]
@@ -50,6 +52,7 @@ def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeyp
             start()
 
 
+@pytest.mark.slow
 def test_on_an_apple_gpu_all_models_answer_there(competition, monkeypatch):
     """The GPU is played: what is sent to it stays, and is counted."""
     nets, abouts, heads = save_fold(competition)
@@ -119,6 +122,7 @@ def test_answers_come_in_the_precision_of_training_where_the_device_has_it(
     assert devices.answering_precision(device, amp, trained) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "photo"])
 def test_what_was_trained_in_bf16_answers_in_bf16(competition, how):
     """On a CPU, where bf16 was asked for by name."""
@@ -136,6 +140,7 @@ def test_what_was_trained_in_bf16_answers_in_bf16(competition, how):
     assert types_seen == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow
 def test_a_weights_file_says_in_which_precision_it_was_trained(competition):
     config = competition.config("--train.epochs", 1)
     train.train_folds(config, [0])

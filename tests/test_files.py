@@ -72,6 +72,7 @@ def test_readers_never_see_a_broken_file_while_four_write_it(tmp_path):
     assert not errors and os.listdir(tmp_path) == ["a.csv"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
     code = "import sys, time\nfrom foldface import files\nwith files.atomic_write(sys.argv[1]) as partial:\n"
     code += "    partial.write_text('half'); print('ready', flush=True); time.sleep(60)"
@@ -115,6 +116,7 @@ def test_a_name_of_250_letters_is_written(tmp_path):
     assert (tmp_path / ("n" * 250)).read_text() == "new"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path, small_disk):
     disk = small_disk(tmp_path / "disk", 256)
     write(disk / "a.csv", "old")
@@ -124,6 +126,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, small_disk):
     assert (disk / "a.csv").read_text() == "old" and not leftovers(disk)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_refused_before_the_work_and_after_it(tmp_path, read_only):
     (tmp_path / "run").mkdir()
     write(tmp_path / "run" / "a.csv", "old")
@@ -137,6 +140,7 @@ def test_a_read_only_folder_is_refused_before_the_work_and_after_it(tmp_path, re
         pass
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_while_a_file_is_written_is_still_one_line(tmp_path, read_only):
     (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match="Read-only file system"), atomic_write(tmp_path / "run" / "a.csv") as partial:

@@ -386,6 +386,7 @@ def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_know
         assert f"(95 % {low:.3f}-{high:.3f})" in capsys.readouterr().out and (width > 0.2) == bool(group)
 
 
+@pytest.mark.slow
 def test_voting_never_imports_torch():
     import subprocess
     import sys

@@ -63,6 +63,7 @@ TYPED = [page for page in PAGES if page.name != "extending.md"]  # test_extendin
 TYPED += [path for path in SOURCES if "run_main(main)" in path.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TYPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_can_be_typed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -35,6 +35,7 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_script_finds_it(trained, read_only, capsys):
     competition, words, run = trained
     out, before = competition.root / "out", content(run)
@@ -68,6 +69,7 @@ def test_a_run_that_can_not_be_written_to_answers_into_output_and_the_next_scrip
     assert content(run) == before
 
 
+@pytest.mark.slow
 def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained):
     competition, words, run = trained
     other = competition.root / "other"
@@ -83,6 +85,7 @@ def test_an_output_that_is_another_run_is_refused_and_stays_as_it_is(trained):
 # --------------------------------------------------------------------------------------------------------- full disks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [eda, explain, report, label_errors, inference, pseudo_label])
 def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, small_disk, script):
     competition, words, run = trained
@@ -101,6 +104,7 @@ def test_a_full_disk_is_one_line_and_the_files_of_before_stay_whole(trained, sma
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_an_export_and_a_comparison_on_a_full_disk_leave_nothing_half_written(tmp_path, small_disk):
     import model
     from foldface.nn import onnx

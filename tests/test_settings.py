@@ -177,6 +177,7 @@ def test_a_bad_settings_file_is_named(tmp_path, content, expected):
     assert expected in line and "\n" not in line
 
 
+@pytest.mark.slow
 def test_the_page_of_all_settings_is_that_of_their_declaration():
     made = subprocess.run([sys.executable, "-m", "tools.settings_page"], capture_output=True, text=True).stdout
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
@@ -213,6 +214,7 @@ def test_a_setting_of_another_scripts_group_is_read_and_no_run_holds_it(folder):
     assert not {"gan", "app", "sample"} & set(json.loads(Path("runs/a/args.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_answers_at_once_and_without_torch(script):
     code = (
@@ -375,6 +377,7 @@ def test_no_file_opens_a_port(tmp_path, key):
     assert getattr(cli.read("", argv=[f"--{key}", str(value)]).app, key[4:]) == value
 
 
+@pytest.mark.slow
 def test_a_script_ends_with_one_line_and_exit_2():
     done = subprocess.run([sys.executable, ROOT / "ensemble.py", "--run", "runs/none"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: runs/none: has no fold0.csv")

@@ -61,6 +61,7 @@ def gone(pid, seconds=10):
 # ------------------------------------------------------------------------------------------------------- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
     code = "import os, sys, time; from foldface import cli\n"
@@ -69,6 +70,7 @@ def test_a_stop_is_one_line_and_its_own_exit_status(number, status):
     assert (returned, err) == (status, "stopped; the same command goes on where it was\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_that_comes_as_a_script_begins_is_one_line(number, status):
     code = (
@@ -78,6 +80,7 @@ def test_a_stop_that_comes_as_a_script_begins_is_one_line(number, status):
     assert status_of == status and err == "stopped; the same command goes on where it was\n"
 
 
+@pytest.mark.slow
 def test_a_stop_is_not_dropped_where_python_drops_exceptions():
     code = """if True:
         import os, signal, time
@@ -95,6 +98,7 @@ def test_a_stop_is_not_dropped_where_python_drops_exceptions():
     assert ended(python(code)) == (143, "", "stopped; the same command goes on where it was\n")
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_path):
     code = """if True:
         import os, signal, sys, time
@@ -115,6 +119,7 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
     assert (tmp_path / "state.pt").read_text() == "the old one" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
     train.train_folds(competition.config(), [0])
@@ -151,6 +156,7 @@ PARENT = "import sys; from foldface import cli, files\n"
 PARENT += "cli.run_main(lambda: files.run_command([sys.executable, '-c', *sys.argv[1:]]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_stops_what_it_started(tmp_path, number):
     if number == signal.SIGKILL and sys.platform != "linux":
@@ -175,6 +181,7 @@ def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
     assert sorted(done) == [1, 2]
 
 
+@pytest.mark.slow
 def test_cropping_processes_end_with_a_command_that_is_killed():
     code = """if True:
         import os, signal, time
@@ -189,6 +196,7 @@ def test_cropping_processes_end_with_a_command_that_is_killed():
     assert returned == -9 and gone(out.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch):
     words = ["--data.workers", 2, "--data.augment", "light", "--train.epochs", 3]
@@ -260,6 +268,7 @@ def test_a_state_belongs_to_its_rows_wherever_their_files_lie(competition):
 # -------------------------------------------------------------------------------------------------- one at a time
 
 
+@pytest.mark.slow
 def test_overwrite_beside_a_running_training_removes_nothing(competition):
     run = competition.root / "run"
     (run / "fold1").mkdir(parents=True)
@@ -293,6 +302,7 @@ def test_two_trainings_of_one_run_side_by_side_end_with_the_scores_of_both_folds
     assert (run / "report.html").is_file() and (run / "history.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_lock_ends_with_its_process_and_leaves_nothing(tmp_path):
     code = "import os, sys\nfrom foldface import files\nwith files.folder_lock(sys.argv[1]): os.kill(os.getpid(), 9)"
     assert ended(python(code, tmp_path))[0] == -9
@@ -326,6 +336,7 @@ def test_a_disk_without_locks_is_said_and_goes_on_and_a_read_only_one_is_one_lin
 # ---------------------------------------------------------------------------------------------- the system's limits
 
 
+@pytest.mark.slow
 def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
     write_photo(tmp_path / "a.png", 0)
     code = """if True:
@@ -340,6 +351,7 @@ def test_a_photo_is_not_to_blame_for_too_few_open_files(tmp_path):
     assert returned == 2 and err.startswith("error: too many open files: raise the limit") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_photo_is_not_to_blame_for_too_little_memory(tmp_path):
     write_photo(tmp_path / "a.png", 0, (5000, 4000))
     code = """if True:
@@ -374,6 +386,7 @@ def test_what_the_system_refuses_is_said_and_a_bug_keeps_its_traceback(error, sa
     assert cli.limit_of(KeyError("bug")) is None and cli.limit_of(FileNotFoundError(2, "No such file")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ro", "size=4k"])
 def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how):
     for k in range(6):
@@ -461,6 +474,7 @@ def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
     assert "is damaged; starting at the first photo" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
     train.train_folds(competition.config("--train.epochs", 1), [0, 1])
@@ -494,6 +508,7 @@ def test_drawing_again_keeps_what_a_user_put_there(tmp_path):
         sample_data.draw(tmp_path / "s", 2, 1, progress=False)
 
 
+@pytest.mark.slow
 def test_drawing_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     code = """if True:
         import resource

@@ -78,6 +78,7 @@ def of(root, *more, **task):
 # ------------------------------------------------------------------------------------------------------- folders
 
 
+@pytest.mark.slow
 def test_a_folder_a_class_goes_through_the_whole_chain(things, capsys):
     config = of(things, "--train.epochs", 6, "--train.lr", 0.01)
     train.train_folds(config, [0, 1])
@@ -102,6 +103,7 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, capsys):
     assert (things / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_plain_folder_of_photos_is_answered_too(things):
     for n, name in enumerate(COLOURS):
         paint(things / "eval" / f"{n}.png", COLOURS[name], n)
@@ -122,6 +124,7 @@ def test_classes_are_sorted_whatever_the_order_of_the_folders(things, monkeypatc
     assert dataset.infer_classes(of(things)).classes == tuple(sorted(COLOURS))
 
 
+@pytest.mark.slow
 def test_a_class_that_comes_later_does_not_shift_those_that_were_trained(things):
     train.train_folds(of(things), [0])
     paint(things / "train" / "amber" / "0.png", (0, 190, 255), 1)
@@ -129,6 +132,7 @@ def test_a_class_that_comes_later_does_not_shift_those_that_were_trained(things)
         train.train_folds(of(things), [1])
 
 
+@pytest.mark.slow
 def test_a_given_split_is_kept_and_the_test_set_is_scored_once_and_never_trained_on(things, capsys):
     whole = things / "split"
     for split, numbers in (("train", range(5)), ("valid", (5, 6)), ("test", (7,))):
@@ -219,6 +223,7 @@ def test_as_many_are_put_aside_as_were_asked_for(things, share):
         dataset.prepare(of(things, "--data.test_size", 0.01, "--run", things / "other"))
 
 
+@pytest.mark.slow
 def test_all_folds_that_were_trained_are_put_together_and_others_refused(things):
     train.train_folds(of(things), [1])
     assert read_json(things / "run" / "metrics.json", "")["folds"] == [1]
@@ -248,6 +253,7 @@ def test_links_in_a_circle_names_with_spaces_and_extra_folders(things):
         dataset.training_rows(of(things))
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_nothing_to_be_refused_by(things):
     with pytest.raises(InputError, match=r"gone\.csv"):
         train.train_folds(of(things, "--data.pseudo", things / "gone.csv"), [0])
@@ -257,6 +263,7 @@ def test_a_start_that_fails_leaves_nothing_to_be_refused_by(things):
     assert (things / "run" / "metrics.json").is_file()  # a slip of the pen costs no finished run
 
 
+@pytest.mark.slow
 def test_runs_with_other_classes_never_vote_together(things):
     config = of(things)
     train.train_folds(config, [0])
@@ -270,6 +277,7 @@ def test_runs_with_other_classes_never_vote_together(things):
         compare.refuse_others([compare.Result(things, name) for name in ("run", "second")])
 
 
+@pytest.mark.slow
 def test_inference_makes_photos_square_as_training_did(things, monkeypatch):
     config = of(things, "--data.resize_mode", "pad")
     train.train_folds(config, [0])
@@ -522,6 +530,7 @@ def aged(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", ["distribution", "ordinal", "regression", "sigmoid"])
 def test_an_age_goes_through_the_chain_as_a_number(aged, capsys, learned):
     words = words_of(aged, "--task.heads.age.learn", learned, layout="utkface", heads=AGE, score="mae")
@@ -556,6 +565,7 @@ def test_an_age_goes_through_the_chain_as_a_number(aged, capsys, learned):
     assert (rows["source"] == "pseudo").sum() == 10 and rows["age"].between(0, 100).all()
 
 
+@pytest.mark.slow
 def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     results = []
     for name, learned in (("one", "distribution"), ("two", "sigmoid")):
@@ -597,6 +607,7 @@ def test_the_number_that_is_answered_is_the_median_and_its_confidence_the_share_
     assert reader.answers(torch.tensor([[-99.0], [0.0], [99.0]]))[:, 0].tolist() == [0, 50, 100]
 
 
+@pytest.mark.slow
 def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
     heads = AGE[:-1] + ', {"name": "gender", "classes": ["male", "female"]}]'
     config = of(aged, "--task.answer", "[age]", "--task.heads.age.learn", "distribution", layout="utkface", heads=heads,
@@ -615,6 +626,7 @@ def test_a_head_beside_the_answer_is_learned_and_not_scored(aged):
 # ------------------------------------------------------------------------------------------- a task of one's own
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
     """Two columns of a table, one of names and one of numbers that are cut, make six classes."""
     rng = np.random.default_rng(0)
@@ -751,6 +763,7 @@ def test_rows_may_be_held_to_classes_and_ranges(aged):
 # ------------------------------------------------------------------------------------------------------ geometry
 
 
+@pytest.mark.slow
 def test_fit_stretches_pads_or_cuts():
     image = np.full((20, 60, 3), 200, np.uint8)
     image[:, :15] = 50

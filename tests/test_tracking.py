@@ -73,6 +73,7 @@ def scalars(run, fold):
     return {name: [(point.step, point.value) for point in seen.Scalars(name)] for name in seen.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition):
     pytest.importorskip("wandb")
@@ -99,6 +100,7 @@ def test_each_fold_is_a_wandb_run_with_all_its_epochs_and_its_score(competition)
     assert found.summary["all_folds/folds"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_each_fold_is_a_tensorboard_run_with_all_its_epochs_settings_and_score(competition):
     train.train_folds(competition.config("--log", "tensorboard"), [0, 1])
@@ -142,6 +144,7 @@ def test_a_fold_stopped_by_ctrl_c_goes_on_in_its_own_run(competition, log):
     assert steps == list(range(1, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["wandb", "tensorboard"])
 def test_a_kill_loses_no_epoch(competition, log):
     """A killed W&B has not written its last seconds; what may be missing is sent again."""
@@ -169,6 +172,7 @@ with tracking.opened(config, 0) as tracker:
         assert scalars(run, 0)["lr"] == [(n, pytest.approx(n / 10)) for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["wandb", "tensorboard"])
 def test_a_folder_that_a_tracker_left_behind_is_not_its_package(competition, monkeypatch, log):
     config = competition.config("--log", log)

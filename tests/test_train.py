@@ -38,6 +38,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_contract_names(competition):
     train.train_folds(competition.config(), [0, 1])
     run = competition.root / "run"
@@ -56,6 +57,7 @@ def test_a_run_leaves_what_the_contract_names(competition):
     assert not (run / "fold0" / "state.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_slip_does_not_poison_a_run(competition):
     """Nothing was trained: neither args.json nor folds.csv refuse the command as it should have been."""
     with pytest.raises(InputError, match="test_resnett"):
@@ -66,6 +68,7 @@ def test_a_slip_does_not_poison_a_run(competition):
         train.train_folds(competition.config(), [0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_data_lies_elsewhere_and_on_no_other_data(competition):
     epochs = ["--train.epochs", 1]
     train.train_folds(competition.config(*epochs), [0])
@@ -83,6 +86,7 @@ def test_a_run_goes_on_where_its_data_lies_elsewhere_and_on_no_other_data(compet
     assert json.loads((competition.root / "run" / "metrics.json").read_text())["folds"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_scores_use_60_whatever_is_trained_on(competition):
     rows = [
         ["000000", "male", "x", 58, competition.people[0][3]],
@@ -94,6 +98,7 @@ def test_scores_use_60_whatever_is_trained_on(competition):
     assert (oof["target"] % 3 == 1).all()  # 58 and 59 are not yet 60
 
 
+@pytest.mark.slow
 def test_an_epoch_is_scored_by_60_though_58_is_trained_on(competition):
     people = [[i, gender, "x", (20, 58, 59)[n % 3], path] for n, (i, gender, _, path) in enumerate(competition.people)]
     competition.write_table(rows=people)
@@ -110,6 +115,7 @@ def test_an_epoch_is_scored_by_60_though_58_is_trained_on(competition):
     )  # 58 and 59 were learned as the oldest
 
 
+@pytest.mark.slow
 def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(competition):
     train.train_folds(competition.config("--train.epochs", 4, "--train.lr", 0.01), [0])
     run = competition.root / "run"
@@ -117,6 +123,7 @@ def test_the_saved_epoch_is_the_one_of_best_f1_over_the_whole_validation_set(com
     assert metrics.scores(MASK, oof["target"], oof["ans"])["f1"] == pytest.approx(log["f1"].max(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(competition):
     plain = ["--data.augment", "none", "--model.freeze_bn", "true", "--train.epochs", 1]
     train.train_folds(competition.config(*plain, "--train.lr", 1e-12), [0])  # all steps see the same model
@@ -131,12 +138,14 @@ def test_each_epoch_has_the_training_photos_scores_beside_the_validation_scores(
     assert log["train_accuracy"] == pytest.approx(scores["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_mixed_photos_have_no_right_answer_and_no_training_score(competition):
     train.train_folds(competition.config("--train.mixup", 0.2), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert log["train_f1"].isna().all() and log["f1"].notna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
 def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch, keep, epoch):
     honest = train.evaluate
@@ -152,6 +161,7 @@ def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch,
     assert keep == "best" or saved["f1"] == saved["f1_last_epoch"]
 
 
+@pytest.mark.slow
 def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition, monkeypatch, capsys):
     looks, honest = [], learner.Learner.predict
     monkeypatch.setattr(
@@ -169,6 +179,7 @@ def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition
         competition.config("--train.patience", "2", "--train.val_interval", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, tmp_path, workers):
     train.train_folds(competition.config("--data.augment", "strong"), [0])
@@ -179,6 +190,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, 
     assert not same(weights(tmp_path / "again"), weights(tmp_path / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch, step, optimizer):
@@ -218,6 +230,7 @@ def stopped(config, fold, monkeypatch):
     return Path(config.run) / f"fold{fold}" / "state.pt"
 
 
+@pytest.mark.slow
 def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(competition, tmp_path, monkeypatch):
     state = stopped(competition.config(), 0, monkeypatch)
     for words, fold, complaint in (
@@ -234,6 +247,7 @@ def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(compet
         shutil.rmtree(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_compressed_state_that_would_grow_is_refused(competition, monkeypatch):
     config = competition.config()
     state = stopped(config, 0, monkeypatch)
@@ -245,6 +259,7 @@ def test_a_compressed_state_that_would_grow_is_refused(competition, monkeypatch)
         train.train_folds(config, [0])
 
 
+@pytest.mark.slow
 def test_finished_folds_are_left_alone_and_the_others_join_them(competition, capsys):
     config = competition.config()
     train.train_folds(config, [0])
@@ -256,6 +271,7 @@ def test_finished_folds_are_left_alone_and_the_others_join_them(competition, cap
     assert len(pd.read_csv(competition.root / "run" / "oof.csv")) == 84
 
 
+@pytest.mark.slow
 def test_a_damaged_state_says_what_to_do(competition):
     (competition.root / "run" / "fold0").mkdir(parents=True)
     (competition.root / "run" / "fold0" / "state.pt").write_bytes(b"half")
@@ -263,6 +279,7 @@ def test_a_damaged_state_says_what_to_do(competition):
         train.train_folds(competition.config(), [0])
 
 
+@pytest.mark.slow
 def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
@@ -349,6 +366,7 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
             learner.make_accelerator(competition.config(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "said"),
     [("true", "steps stay as they are"), ("false", "batch norm takes its statistics from each micro-batch alone")],
@@ -381,6 +399,7 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
     assert alike == (frozen == "true")
 
 
+@pytest.mark.slow
 def test_what_no_halving_helps_is_said(competition, monkeypatch):
     def full(self, compute, photos, honest=learner.Learner.fitting):
         def compute(pieces):
@@ -393,6 +412,7 @@ def test_what_no_halving_helps_is_said(competition, monkeypatch):
         train.train_folds(competition.config(), [0])
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
     train.train_folds(competition.config(), [0, 1])
     (competition.root / "run" / "notes.txt").write_text("mine")
@@ -408,6 +428,7 @@ def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
     assert len(pd.read_csv(run / "fold0" / "log.csv")) == 1
 
 
+@pytest.mark.slow
 def test_folds_apart_are_the_folds_together(competition, tmp_path):
     train.train_folds(competition.config(), [0, 1])
     for k in (0, 1):
@@ -468,6 +489,7 @@ def test_what_repeats_is_said_to(competition, capsys):
     assert not (competition.root / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_state_whole(competition):
     """A limit on the size of files stands in for the disk: the state of test_resnet is about 5 MB."""
     words = ["--train.epochs", "3", "--train.folds", "2"]
@@ -494,6 +516,7 @@ def test_a_full_disk_leaves_the_last_state_whole(competition):
     assert len(pd.read_csv(competition.root / "run" / "fold0" / "log.csv")) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(competition, tmp_path):
     words = ["--model.freeze_bn", "true", "--train.optimizer", "sgd", "--train.batch_size", 11, "--train.folds", 3]
     train.train_folds(competition.config(*words), [0, 1])
@@ -518,6 +541,7 @@ def test_two_processes_do_what_one_does(competition, tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").rglob(".*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "answer"])
 def test_killed_and_started_again_it_ends_byte_for_byte_the_same(competition, tmp_path, what):
     """Twenty kills and more: python -m tools.stress.kills train --count 20."""
@@ -583,6 +607,7 @@ def test_convolutions_are_computed_the_faster_way_only_while_they_train(competit
     assert not replaced()
 
 
+@pytest.mark.slow
 def test_memory_that_was_freed_is_not_asked_for_again():
     code = """if True:
         import resource, sys, numpy as np

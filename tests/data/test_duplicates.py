@@ -213,6 +213,7 @@ def test_crowds_of_copies_are_grouped_without_all_their_pairs(monkeypatch):
     assert len(set(zip(of, component, strict=True))) == component.max() + 1 == 40
 
 
+@pytest.mark.slow
 def test_twenty_thousand_photos_take_seconds():
     import time
 

@@ -31,6 +31,7 @@ def real_rows():
     return rows.assign(source="train", split="", target=target, twin=np.arange(len(rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_class_strays_more_than_8_percent_from_its_share(competition, splitter, seed):
@@ -95,6 +96,7 @@ def test_a_photo_that_vanishes_while_it_is_compared_is_like_no_other(tmp_path, m
     assert folds.twins(rows).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splitter", ["pandas_streaming", "sklearn"])
 def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_path):
     def dealt(seed, hashseed, name):
@@ -118,6 +120,7 @@ def test_the_seed_decides_the_folds_in_any_process(competition, splitter, tmp_pa
     assert dealt(1, 1, "d") != first
 
 
+@pytest.mark.slow
 def test_the_folds_and_their_command_never_import_torch(competition):
     code = (
         "import sys; sys.argv = ['train_kfold.py', '--train.only_folds', '[]', '--data.crops', '', '--data.train', "
@@ -172,6 +175,7 @@ def begin(run):
     (run / "fold0" / "state.pt").write_bytes(b"")
 
 
+@pytest.mark.slow
 def test_until_a_step_is_trained_folds_follow_the_data_and_the_settings(competition):
     run = competition.root / "run"
     dataset.prepare(competition.config("--train.folds", 3))
@@ -202,6 +206,7 @@ def test_a_run_does_not_go_on_with_crops_made_in_another_way(competition):
         leaks.refuse_other_data(config, record, other)
 
 
+@pytest.mark.slow
 def test_folds_that_were_brought_are_never_dealt_again(competition):
     """A folds.csv that lay there first, or that was changed by hand, holds, after a slip too."""
     run = competition.root / "run"
@@ -218,6 +223,7 @@ def test_folds_that_were_brought_are_never_dealt_again(competition):
     assert (run / "folds.csv").read_text() == mine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(lambda path: path.write_text(path.read_text().replace(",0", ",2").replace(",1", ",0").replace(",2", ",1")),
@@ -242,6 +248,7 @@ def test_folds_that_change_after_training_began_are_refused(competition, change,
         dataset.prepare(competition.config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(lambda frame: frame.assign(fold="7"), "row 2: answer0.jpg: fold is not one of the folds 0 to 1"),
@@ -280,6 +287,7 @@ def test_damaged_pseudo_labels_are_one_line(competition, tmp_path, change, expec
             dataset.prepare(competition.config(*words, "--data.pseudo_soft", soft))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(lambda frame: frame[1:], "has no fold there"),
@@ -323,6 +331,7 @@ def test_an_extra_photo_that_is_validated_on_stops_training(competition, tmp_pat
         dataset.prepare(competition.config("--data.extra", extra))
 
 
+@pytest.mark.slow
 def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(competition, tmp_path):
     dataset.prepare(competition.config())
     made = competition.root / "run"
@@ -337,6 +346,7 @@ def test_pseudo_labels_train_their_own_fold_alone_and_only_with_the_same_folds(c
         dataset.prepare(competition.config(*words, "--seed", 5, "--run", tmp_path / "third"))
 
 
+@pytest.mark.slow
 def test_pseudo_labels_by_a_model_that_saw_the_fold_are_caught(competition, tmp_path):
     """The second way to cheat: fold 0 is trained on what fold 1's model, which was trained on fold 0's people, says."""
     dataset.prepare(competition.config())

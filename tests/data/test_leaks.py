@@ -223,6 +223,7 @@ CASES = [  # what is the case; what the line says, or None where it is no leak
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "expected"), CASES, ids=[case.__name__ for case, _ in CASES])
 def test_a_person_is_never_on_both_sides(world, case, expected):
     words = case(world)
@@ -243,6 +244,7 @@ def started(world, table, start, *words):
     runs.save(config)
 
 
+@pytest.mark.slow
 def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(world, capsys):
     dataset.prepare(world.config(*world.extra(("a.jpg", 0), ("b.jpg", 1)), run="first"))
     people = [(f"z{n}.jpg", f"z{n}") for n in range(6)]
@@ -260,6 +262,7 @@ def test_a_fold_does_not_start_from_weights_that_saw_its_photos_as_extra_rows(wo
     assert "first/fold0, which " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fold_does_not_start_from_weights_that_saw_its_people_as_extra_rows(world):
     words = ["--data.group", NAME]
     dataset.prepare(world.config(*words, *world.extra(("p20_x.jpg", 0), ("p21_x.jpg", 0)), run="first"))
@@ -280,6 +283,7 @@ def test_pseudo_labels_that_data_group_says_nothing_of_are_counted(world, capsys
     assert "says nothing of 2 of 2 pseudo-labelled photos, such as unknown.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [("Ann", "ann"), ("Zoe\u0308", "Zo\u00eb")], ids=["letter case", "Unicode form"])
 def test_ids_that_read_alike_share_a_fold(world, pair):
     for seed in range(4):
@@ -297,6 +301,7 @@ def test_photos_of_equal_name_in_two_extra_sets_stay_two(world):
     assert extra["id"].tolist() == ["extra1/0", "extra2/0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "changed"),
     [("photo,column,value\np00_x.jpg,kind,b", ["p00_x.jpg"]),

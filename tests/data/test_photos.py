@@ -54,6 +54,7 @@ def test_any_kind_of_photo_becomes_8_bit_rgb(tmp_path, picture):
     assert (np.ptp(read_photo(tmp_path / "grey.png"), axis=2) == 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_no_photo_is_said_to_be_none(tmp_path, picture):
     whole = save(tmp_path / "whole.jpg", picture, quality=95).read_bytes()
     png = save(tmp_path / "whole.png", picture).read_bytes()
@@ -150,6 +151,7 @@ def test_a_photo_of_any_shape_becomes_a_square(size, fit):
         assert variation(preset, 1.0)(image=square)["image"].shape == square.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_photo_of_any_shape_can_be_compared_and_shown(tmp_path, size):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((*size, 3), 90, np.uint8))
@@ -305,6 +307,7 @@ def test_photos_are_the_same_whatever_the_number_of_workers(tmp_path, picture, a
     assert [a for a, _ in epoch(0, 1)] != [a for a, _ in alone]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_batches_stay_what_they_were_as_others_come(tmp_path, picture, monkeypatch, shared):
     """Workers write into the same memory again and again, also after an epoch that was left halfway."""

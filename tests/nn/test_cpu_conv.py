@@ -82,6 +82,7 @@ def test_other_convolutions_stay_as_they_are():
         assert count == 0
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_same_and_is_itself_again_afterwards():
     torch.manual_seed(0)
     net = timm.create_model("tf_efficientnet_lite0", num_classes=3).double().eval()

@@ -52,6 +52,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_a_first_step_that_overflows_leaves_no_trace(competition, scaling, optimizer):
     words = ["--train.optimizer", optimizer, "--train.weight_averaging", "ema", "--train.scheduler", "cosine"]
@@ -73,6 +74,7 @@ def test_a_first_step_that_overflows_leaves_no_trace(competition, scaling, optim
             assert torch.allclose(before[name] - found[name], RATE * momentum, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_fold_begins_at_the_same_scale(competition, scaling):
     first = learner_of(competition, scaling)
     begun = scaling.scaler.get_scale()
@@ -83,6 +85,7 @@ def test_every_fold_begins_at_the_same_scale(competition, scaling):
     assert scaling.scaler.get_scale() == begun
 
 
+@pytest.mark.slow
 def test_a_stopped_fold_goes_on_at_the_scale_it_had(competition, scaling):
     mine = learner_of(competition, scaling, "--train.optimizer", "sgd")
     step(mine, overflow=True)
@@ -96,6 +99,7 @@ def test_a_stopped_fold_goes_on_at_the_scale_it_had(competition, scaling):
     assert same(weights(went_on), weights(mine))
 
 
+@pytest.mark.slow
 def test_a_budget_takes_overflows_for_no_steps(competition, scaling):
     mine = learner_of(competition, scaling, "--train.scheduler", "onecycle", "--train.minutes", 1, seconds=60)
     mine.budget.begin()
@@ -107,6 +111,7 @@ def test_a_budget_takes_overflows_for_no_steps(competition, scaling):
     assert mine.budget.done == 3 and mine.budget.due and mine.budget.plan() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0.001, 1000.0])
 def test_gradients_are_clipped_by_what_they_are_not_by_what_they_are_scaled_to(competition, scaling, clip):
     moved = []
@@ -121,6 +126,7 @@ def test_gradients_are_clipped_by_what_they_are_not_by_what_they_are_scaled_to(c
     assert moved[1] == pytest.approx(RATE * clip if clip < 1 else moved[0], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(competition, scaling, monkeypatch):
     """A second start at half the first one's scale is the same training."""
     begun, honest = iter((65536.0, 32768.0)), torch.amp.GradScaler
@@ -134,6 +140,7 @@ def test_a_repeated_training_is_compared_by_gradients_that_are_not_scaled(compet
     assert gradients and all(first == second for first, second in gradients)
 
 
+@pytest.mark.slow
 def test_optimizers_are_fused_where_no_loss_is_scaled(competition, accelerator, scaling):
     assert learner_of(competition, scaling).optimizer.defaults["fused"] is False
     assert optim.make_optimizer([torch.zeros(1, requires_grad=True)], competition.config().train).defaults["fused"]

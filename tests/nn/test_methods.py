@@ -69,6 +69,7 @@ def test_a_regressed_age_is_a_laplace_distribution_that_begins_at_forty():
     assert width[:, 0].tolist() == pytest.approx([0.5 + 15 * np.log1p(np.exp(-1)), 0.5 + 15 * np.log(2), 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", IN_YEARS)
 def test_an_age_in_years_can_be_learned(age):
     torch.manual_seed(0)
@@ -174,6 +175,7 @@ def test_pseudo_labels_of_the_report_can_pass_their_threshold():
     assert 0.8 <= config.pseudo.threshold + 0.01 <= doubtful[age[0]] < 0.9
 
 
+@pytest.mark.slow
 def test_inverse_weights_are_those_of_scikit_learn_and_effective_ones_are_milder():
     from sklearn.utils.class_weight import compute_class_weight
 
@@ -325,6 +327,7 @@ def fit(competition, *words):
     return competition.root / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -403,6 +406,7 @@ def test_adam_adds_weight_decay_to_the_gradient_and_sgd_is_as_momentum_and_neste
     assert steps(optimizer="sgd", weight_decay=0.0, momentum=0.0) == [0.2, 0.1]
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_path):
     start = model.build("test_resnet", 8, False, 32)
     weights = tmp_path / "start.safetensors"
@@ -419,6 +423,7 @@ def test_a_frozen_backbone_stays_as_it_was_until_it_is_thawed(competition, tmp_p
     assert len(log) == 2
 
 
+@pytest.mark.slow
 def test_the_lowest_layers_stay_as_they_were_statistics_included(competition, tmp_path):
     start = model.build("test_resnet", 8, False, 32)
     model.save(tmp_path / "start.safetensors", start, {})
@@ -537,6 +542,7 @@ def test_the_moving_average_keeps_its_share_at_each_step_and_answers(competition
     assert torch.allclose(found, averaged, atol=1e-5) and not torch.allclose(found, unaveraged, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_moving_average_are_those_that_are_saved(competition, tmp_path):
     """The average changes nothing of the training, only what answers."""
     runs = [fit(competition), tmp_path / "ema"]
@@ -582,6 +588,7 @@ def test_ages_near_a_boundary_are_left_out_of_training_never_of_validation(compe
 # ------------------------------------------------------------------------------------------------------- stages
 
 
+@pytest.mark.slow
 def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
     words = ["--data.only", "[mask=normal]"]
     train.train_folds(competition.config(*words), [0, 1])
@@ -597,6 +604,7 @@ def test_a_second_stage_starts_each_fold_from_its_own(competition, tmp_path):
         assert torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
 
 
+@pytest.mark.slow
 def test_gender_and_age_of_bare_faces_are_six_joint_classes_and_a_first_stage_of_all_eighteen(competition):
     six = ["--data.only", "[mask=normal]", "--task.answer", "[gender,age]", "--model.heads", "joint"]
     train.train_folds(competition.config(*six), [0])
@@ -612,6 +620,7 @@ def test_gender_and_age_of_bare_faces_are_six_joint_classes_and_a_first_stage_of
     assert (first / "folds.csv").read_bytes() == (competition.root / "second" / "folds.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_that_have_seen_the_people_they_are_validated_on_are_refused(competition):
     fit(competition)
     checkpoint = competition.root / "run" / "fold0" / "best.safetensors"
@@ -643,6 +652,7 @@ def test_the_backbones_of_the_reports_are_one_override_each(name):
         assert net(torch.empty(2, 3, 224, 224)).shape == (2, 8)
 
 
+@pytest.mark.slow
 def test_every_recipe_is_a_set_of_settings_that_go_together():
     paths = list((ROOT / "recipes").rglob("*.json"))
     assert len(paths) >= 18

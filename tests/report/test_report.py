@@ -85,6 +85,7 @@ def test_a_chart_is_the_same_bytes_twice_and_a_broken_photo_says_so(tmp_path):
     assert "empty file" in page and 'width="100" height="150"' in page
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition):
     train.train_folds(competition.config(), [0, 1])
     page = stands_alone(competition.root / "run" / "report.html")
@@ -103,6 +104,7 @@ def test_the_calibration_error_is_that_of_its_definition():
     assert metrics.expected_calibration_error(sure, (rng.random(20000) < sure).astype(float))[0] < 0.02
 
 
+@pytest.mark.slow
 def test_an_ensemble_puts_itself_into_the_report(competition):
     config = competition.config()
     train.train_folds(config, [0, 1])
@@ -198,6 +200,7 @@ def test_who_is_chosen_is_shown_with_what_is_doubted_as_much_and_no_more():
     assert label_errors.choose(found, 1)["id"].tolist() == ["a"] and not len(label_errors.choose(found, 0))
 
 
+@pytest.mark.slow
 def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competition, tmp_path):
     config = competition.config()
     train.train_folds(config, [0, 1])

@@ -26,6 +26,7 @@ def small(competition, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says(small, capsys):
     found = small("memory", "loader", "timm", "train", "inference", "onnx")
     assert list(found) == ["memory", "loader", "timm", "train", "inference", "onnx"]
@@ -39,6 +40,7 @@ def test_every_stage_runs_beside_its_peer_and_the_file_holds_what_the_table_says
         small("lodaer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept, peer", [(True, "torchvision"), (False, "torchvision"), (False, "timm")])
 def test_both_sides_of_a_loader_row_do_the_same_work(competition, monkeypatch, kept, peer):
     monkeypatch.setattr(benchmark_stages, "QUICK_PHOTOS", 200)
@@ -83,6 +85,7 @@ def test_the_start_of_workers_is_no_part_of_a_rate():
     assert benchmark_stages.marginal_rate(act, list(range(300)), 50) == pytest.approx(500, rel=0.2)
 
 
+@pytest.mark.slow
 def test_folds_and_help_are_timed(monkeypatch):
     assert 0 < benchmark.folds_seconds(300) < 20
     monkeypatch.setattr(sys, "executable", sys.executable)

@@ -94,6 +94,7 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
     assert told.tolist() == [told[0], told[1], told[1], told[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition):
     config = competition.config("--model.heads", "multi")
@@ -114,6 +115,7 @@ def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition):
             competition.run(explain, "--model.heads", "multi", *wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, capsys):
     config = competition.config()
