@@ -3,14 +3,19 @@
 import base64
 import io
 import threading
+import warnings
 
 import numpy as np
+from PIL import Image
 
 import model
+from foldface.data import augment
 from foldface.data.loader import side_of
 from foldface.data.photos import PhotoError, cv2, decode, read_photo
+from foldface.faces import crops, detect
 from foldface.files import InputError
-from foldface.nn import predicting
+from foldface.nn import gradcam, predicting
+from foldface.report.html import shrink
 
 MAX_PIXELS = 40_000_000  # of a visitor's photo; decoded, each takes three bytes
 MIN_SIDE = 8  # pixels
@@ -47,8 +52,6 @@ class Predictor:
     def find_face(self, photo: np.ndarray):
         """The main face of a photo (h, w, 3): (crop (s, s, 3) uint8 as decoded from its JPEG, box (x1, y1, x2, y2),
         number of faces), or (None, None, 0)."""
-        from foldface.faces import crops, detect
-
         _, face, count = detect.find_faces([photo], self.crops["detectors"])[0]
         if face is None:
             return None, None, 0
@@ -97,9 +100,6 @@ class Predictor:
 
     def heat_map(self, seen: np.ndarray, best: int) -> np.ndarray:
         """Grad-CAM of the first fold for class `best`, laid over its input: (h, w, 3) uint8."""
-        from foldface.data import augment
-        from foldface.nn import gradcam
-
         net, about = next(iter(self.nets.values())), self.about
         photo = augment.shape(about["augment"], about["image_size"], about["fit"])(image=seen)["image"]
         known = gradcam.spatial_layers(net, about["image_size"])
@@ -127,10 +127,6 @@ def claimed_size(file) -> tuple[int, int]:
 
     Raises PhotoError where the header can't be read or the format is not one that cameras and browsers make.
     """
-    import warnings
-
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -170,8 +166,6 @@ def read_frame(url: str, max_bytes: int, side: int = 0) -> np.ndarray:
 
 def draw_box(photo: np.ndarray, box) -> np.ndarray:
     """A small copy of a photo with a box (x1, y1, x2, y2), if not None, drawn into it."""
-    from foldface.report.html import shrink
-
     small = shrink(photo, SHOWN_SIDE).copy()
     scale = small.shape[1] / photo.shape[1]
     if box is not None:

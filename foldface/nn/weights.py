@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import nn
@@ -59,8 +60,6 @@ def from_hub(backbone, options):
 
     Raises InputError at once, without retries, where the weights are in neither.
     """
-    from huggingface_hub import constants
-
     config = timm.get_pretrained_cfg(backbone)
     if backbone == "alexnet":
         try:
