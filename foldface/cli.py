@@ -1,10 +1,9 @@
 """The settings of a command: args.json < the files of --config, in order < the command line.
 
-    python train.py --help                                        the settings, explained
-    python train.py --config recipes/people_small.json            a recipe, laid over args.json
-    python train.py --config recipes/try/sgd.json --config mine.json --train.epochs 3 --run runs/try
+    python train.py --help                                        the settings that it uses, explained
+    python train.py --config recipes/people_small.json --config mine.json --train.epochs 3 --run runs/try
 
-args.json is what all scripts share: the one in the folder that the command is started in.
+All scripts share the args.json of the folder that the command is started in.
 """
 
 import argparse
@@ -93,18 +92,13 @@ def make_parser(doc, flags, used=tuple(GROUPS)):
         parser.add_argument(flag, **keywords)
     parser.add_class_arguments(Config, skip=set(GROUPS) - {name.split(".")[0] for name in used})
     for action in parser._actions:
-        group = action.dest.split(".")[0]
-        if (
-            action.dest in GROUPS
-            or action.dest.endswith(".help")
-            or (group in GROUPS and not {group, action.dest} & set(used))
-        ):  # --train FILE: `read` refuses it
+        group, refused = action.dest.split(".")[0], action.dest in GROUPS  # --train FILE: `read` refuses it
+        unused = group in GROUPS and not {group, action.dest} & set(used)
+        if refused or unused or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS
         if action.dest == "print_config":
             action.metavar, action.help = "[=FLAGS]", "print the settings of this command as JSON or YAML, and stop"
-        action.option_strings = [
-            word for word in action.option_strings if not word.endswith("+")
-        ] or action.option_strings
+        action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
     return parser
 
 
