@@ -1,7 +1,7 @@
 """The two GANs of demo.gan: their networks and losses, making pictures, and reading a generator's file.
 
     projected  a small convolutional generator that blends the coarse looks of two photos of a label and draws the
-               blend anew (fusion; Hong et al. 2020, F2GAN), with class-conditional batch norm; a discriminator on the
+               blend again (fusion; Hong et al. 2020, F2GAN), with class-conditional batch norm; a discriminator on the
                features of a pretrained network (Sauer et al. 2021), with spectral norm, class projection (Miyato et al.
                2018; Miyato & Koyama 2018), hinge loss, DiffAugment (Zhao et al. 2020)
     vanilla    two perceptrons (Goodfellow et al. 2014) with the class as input (Mirza & Osindero 2014), a baseline

@@ -155,7 +155,7 @@ def refuse_other_data(config, record, now):
     run = Path(config.run)
     if not record or not runs.begun(run):
         return
-    way_out = "choose another --run, or begin this one anew with --overwrite"
+    way_out = "choose another --run, or start this one again with --overwrite"
     if record.get("rows") != now["rows"]:
         then, today = (f"{one.get('photos')} photos of {one.get('people')} people or groups" for one in (record, now))
         what = f"{then}, now {today}" if then != today else f"{then}, as now, with other names, ids or labels"

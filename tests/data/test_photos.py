@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from foldface.data import duplicates, loader
-from foldface.data import photos as photos_module
 from foldface.data.augment import RandomAffine, shape, variation
 from foldface.data.photos import PhotoError, decode, is_photo, read_photo, turned_box, upright
 from foldface.report import html
@@ -279,7 +278,7 @@ def test_photos_are_decoded_once_and_stay_the_same(tmp_path, picture, monkeypatc
     rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(6)]})
     room = 4 * 24 * 24 * 3 / 1e9  # for four of the six
     reads, honest = [], read_photo
-    monkeypatch.setattr(photos_module, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
+    monkeypatch.setattr(loader, "read_photo", lambda *words: reads.append(words[0]) or honest(*words))
     plain, keeping = (loader.PhotoDataset(rows, "strong", 24, True, memory_gb=gb) for gb in (0, room))
     for epoch in range(3):
         for index in range(6):

@@ -136,4 +136,4 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, cap
     (crops / "crop.json").write_text('{"margin": 0.5}')
     competition.run(explain, "--data.crops", crops, "--check", 6)
     said = capsys.readouterr().out
-    assert "6 photos answered rightly; chance 0.250" in said
+    assert "6 photos answered rightly; a uniform map 0.250" in said
