@@ -20,7 +20,6 @@ A row is a photo, or a box in one. Columns of the rows that all scripts share:
 Nothing here imports torch.
 """
 
-import dataclasses
 import os
 import re
 import sys
@@ -56,7 +55,7 @@ from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
 from foldface.predictions import PSEUDO_COLUMNS
 from foldface.runtime import cores
-from foldface.settings import put
+from foldface.settings import as_dict, put
 
 MIN_USABLE_SHARE = 0.95  # a run on less of its rows than this is no run on this data
 
@@ -84,15 +83,12 @@ def infer_classes(config, overwrite=False):
             found, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
             print(*said, sep="\n", end="\n" if said else "")
             begun = [] if overwrite else classes_of_run(config.run, head.name)
-            classes[head.name] = begun if sorted(begun) == sorted(found) else found
+            classes[head.name] = {"classes": begun if sorted(begun) == sorted(found) else found}
             if len(found) < 2:
-                raise InputError(
-                    f"{config.data.train}: {len(found)} classes of {head.name} found"
-                    + (f" ({found[0]})" if found else "")
-                    + ": a class a folder, or a table's column, and at least two of them"
-                )
-    heads = [dataclasses.asdict(head) for head in config.task.heads]
-    put(config, "task.heads", [head | {"classes": classes.get(head["name"], head["classes"])} for head in heads])
+                some = "".join(f" ({name})" for name in found)
+                raise InputError(f"{config.data.train}: {len(found)} classes of {head.name} found{some}: a class a "
+                                 "folder, or a table's column, and at least two of them")  # fmt: skip
+    put(config, "task.heads", [head | classes.get(head["name"], {}) for head in as_dict(config)["task"]["heads"]])
     return config.predicted
 
 

@@ -58,7 +58,7 @@ class Demo:
         path = Path(config.run) / "gan" / "best.safetensors"
         self.generator, self.gan_about = gan_networks.load(path) if path.is_file() else (None, None)
         if self.generator is not None:
-            self.generator.to(devices.choose(config))
+            self.generator.to(devices.choose_device(config, {})[0])
 
     def answer_file(self, path, heat=False):
         """Answer for an uploaded file and delete it. Only {"said"}, a sentence, where it can't be read."""

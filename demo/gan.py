@@ -69,7 +69,7 @@ def train(config, overwrite=False):
         raise InputError(f"{config.data.train}: has one photo a label: a GAN needs at least two")
     if len(rows) < gan.batch_size:
         raise InputError(f"{len(rows)} photos are fewer than gan.batch_size {gan.batch_size}")
-    device = devices.choose(config)
+    device, _ = devices.choose_device(config, {})
     about = {"gan": gan.kind, "image_size": gan.image_size, "width": gan.width, "classes": list(task.classes)}
     about["photos"] = len(rows)
     photos = "\n".join([config.data.resize_mode, *rows["ImageID"], *map(str, target)])
@@ -174,7 +174,7 @@ def classify_pictures(config, count: int) -> None:
     from foldface.nn import predicting
 
     net, about = gan_networks.load(Path(config.run) / "gan" / "best.safetensors")
-    net.to(devices.choose(config))
+    net.to(devices.choose_device(config, {})[0])
     nets, abouts, heads = model.load_folds(model.checkpoints(config.run))
     if list(heads.task.classes) != about["classes"]:
         raise InputError(f"{config.run}: its classifier has other classes than its GAN")

@@ -6,8 +6,30 @@ import os
 
 from foldface.files import InputError
 
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # {accelerate's name: torch's dtype}
 
-def choose(config):
+
+def choose_device(config, weights=None):
+    """(torch.device, torch.dtype) in which a network computes: one that is trained now, or, with `weights` (what their
+    file says of itself, {} of others), one that answers. Raises InputError where the device is not there, and for
+    training in fp16 on a CPU.
+    """
+    import torch
+
+    device, amp = named_device(config), config.train.amp
+    if weights is None:
+        precision = training_precision(device, amp)
+    else:
+        precision = answering_precision(device, amp, weights.get("precision"))
+    return device, getattr(torch, PRECISIONS[precision])
+
+
+def precision_of(dtype):
+    """accelerate's name of a dtype: "no", "fp16" or "bf16"."""
+    return next(name for name, torch_name in PRECISIONS.items() if str(dtype) == f"torch.{torch_name}")
+
+
+def named_device(config):
     """The torch.device that the setting `device` names: auto = a GPU if there is one. Raises InputError without it.
 
     On a CUDA GPU float32 products may be computed in TF32 from then on, wherever they are asked for.
@@ -60,13 +82,11 @@ def answering_precision(device, amp, trained):
     return trained if has(device, trained) else "no"
 
 
-def autocast(device, precision):
-    """A context in which a network computes in this precision on a device."""
+def autocast(device, dtype):
+    """A context in which a network computes in this dtype on a device."""
     import torch
 
-    if precision == "no":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 @functools.cache

@@ -27,9 +27,25 @@ def machine(monkeypatch, cuda=None, mps=False):
 def test_auto_takes_the_gpu_that_is_there_and_what_is_named_is_taken(competition, monkeypatch):
     for there, expected in (({"cuda": (7, 0)}, CUDA), ({"mps": True}, MPS), ({}, CPU)):
         machine(monkeypatch, **there)
-        assert devices.choose(competition.config("--device", "auto")) == expected
-        assert devices.choose(competition.config("--device", expected.type)) == expected
-        assert devices.choose(competition.config("--device", "cpu")) == CPU
+        for name, device in (("auto", expected), (expected.type, expected), ("cpu", CPU)):
+            for weights in (None, {}):
+                assert devices.choose_device(competition.config("--device", name), weights)[0] == device
+
+
+def test_what_was_trained_in_bf16_never_answers_in_fp16(competition, monkeypatch):
+    config = competition.config("--device", "cuda")
+    machine(monkeypatch, cuda=(7, 0))
+    assert devices.choose_device(config) == (CUDA, torch.float16)
+    assert devices.choose_device(config, {"precision": "bf16"}) == (CUDA, torch.float32)
+    machine(monkeypatch, cuda=(8, 0))
+    assert devices.choose_device(config) == devices.choose_device(config, {"precision": "bf16"})
+    assert devices.choose_device(config) == (CUDA, torch.bfloat16)
+
+
+def test_a_machine_with_another_gpu_than_the_named_one_is_refused(competition, monkeypatch):
+    machine(monkeypatch, cuda=(8, 0))
+    with pytest.raises(InputError, match="device is mps, but torch sees no GPU of that kind"):
+        devices.choose_device(competition.config("--device", "mps"))
 
 
 @pytest.mark.slow

@@ -93,7 +93,8 @@ class Explainer:
 
         self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(config.run))
         self.about, self.task = next(iter(self.abouts.values())), self.heads.task
-        self.config, self.device = config, devices.choose(config)
+        self.config = config
+        self.device, _ = devices.choose_device(config, {})
         for net in self.nets.values():
             net.to(self.device)
         first = next(iter(self.nets.values()))
@@ -119,7 +120,6 @@ class Explainer:
         import torch
 
         from foldface.data import loader
-        from foldface.nn import predicting
 
         photos = loader.PhotoDataset(
             rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
@@ -136,7 +136,7 @@ class Explainer:
                 answer = self.of or 0
             else:
                 with torch.no_grad():
-                    with predicting.autocast(self.abouts[fold], self.device, self.config):
+                    with devices.autocast(*devices.choose_device(self.config, self.abouts[fold])):
                         outputs = net(inputs)
                     parts = self.heads.parts(outputs)
                     found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]

@@ -28,9 +28,9 @@ def make_accelerator(config):
     """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
     from accelerate import Accelerator
 
-    device = devices.choose(config)
+    device, dtype = devices.choose_device(config)
     return Accelerator(
-        mixed_precision=devices.training_precision(device, config.train.amp),
+        mixed_precision=devices.precision_of(dtype),
         cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
     )
 

@@ -102,14 +102,6 @@ def key_of(paths, files, config, boxes=()):
     return hashlib.sha1("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def autocast(about, device, config):
-    """The autocast context of the precision that a model was trained in, if the device has it.
-
-    about: the metadata of the weights file.
-    """
-    return devices.autocast(device, devices.answering_precision(device, config.train.amp, about.get("precision")))
-
-
 def views_of(inputs, config):
     """Test-time augmentation of photos (n, 3, h, w): [the photos, their four enlarged corners, all of them mirrored].
 
@@ -131,7 +123,8 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
     x1..y2; kept: a file for progress, with its `key`. Returns ({fold: (n, width) float32} as of Heads.answers, (n,) str
     reasons why a photo can't be read, "" = read). A photo that can't be read gets the training labels' shares.
     """
-    about, device = next(iter(abouts.values())), devices.choose(config)
+    about = next(iter(abouts.values()))
+    device, _ = devices.choose_device(config, about)
     for net in nets.values():
         batchnorm.fold_batch_norm(net.to(device))
     photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
@@ -150,7 +143,7 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
                 inputs = loader.normalize(batch.to(device, non_blocking=True), about["mean"], about["std"])
                 views = views_of(inputs, config.inference)
                 for fold, net in nets.items():
-                    with autocast(abouts[fold], device, config):
+                    with devices.autocast(*devices.choose_device(config, abouts[fold])):
                         outputs = [net(view) for view in views]
                     mean = (sum(heads.answers(output) for output in outputs) / len(views)).cpu().numpy()
                     refuse_no_numbers(mean, heads, f"fold {fold}")
@@ -189,7 +182,8 @@ def refuse_no_numbers(answers, heads, who):
 
 def answer_photos(nets, abouts, heads, photos, config, batch=64):
     """The folds' mean answers, (n, width) float32, for photos in memory, (h, w, 3) uint8 RGB each."""
-    about, device = next(iter(abouts.values())), devices.choose(config)
+    about = next(iter(abouts.values()))
+    device, _ = devices.choose_device(config, about)
     shape = augment.shape(about["augment"], about["image_size"], about["fit"])
     found = []
     with torch.inference_mode():
@@ -198,7 +192,7 @@ def answer_photos(nets, abouts, heads, photos, config, batch=64):
             inputs = loader.normalize(torch.from_numpy(seen).to(device), about["mean"], about["std"])
             each = []
             for fold, net in nets.items():
-                with autocast(abouts[fold], device, config):
+                with devices.autocast(*devices.choose_device(config, abouts[fold])):
                     outputs = net.to(device)(inputs)
                 each.append(heads.answers(outputs).cpu().numpy())
             found.append(np.mean(each, 0))
