@@ -21,15 +21,14 @@ Nothing here imports torch.
 """
 
 import os
-import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from foldface import names, runs
+from foldface.data import cleaning, corrections, pseudo
 from foldface.data.folds import (
     RECORD,
     assign_folds,
@@ -41,7 +40,7 @@ from foldface.data.folds import (
     split,
     twins,
 )
-from foldface.data.layouts import BOX, PHOTO_COLUMNS, Problems, boxes_of, grouped, groups_by_name, read_layout
+from foldface.data.layouts import BOX, PHOTO_COLUMNS, Problems, boxes_of, grouped, read_layout
 from foldface.data.leaks import (
     digest_of,
     identity,
@@ -53,12 +52,7 @@ from foldface.data.leaks import (
 from foldface.data.paths import Fence, located, photo_root, photos_below
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
-from foldface.predictions import PSEUDO_COLUMNS
-from foldface.runtime import cores
 from foldface.settings import as_dict, put
-
-MIN_USABLE_SHARE = 0.95  # a run on less of its rows than this is no run on this data
-
 
 # ----------------------------------------------------------------------------------------------------- the rows
 
@@ -116,7 +110,7 @@ def training_rows(config):
     rows = one_spelling(pd.concat(parts, ignore_index=True).drop(columns="shared"), data.train)
     rows["split"] = rows["split"].fillna("") if "split" in rows else ""
     if data.corrections:
-        rows = correct(rows, data.corrections, task)
+        rows = corrections.correct(rows, data.corrections, task)
     if not (rows["source"] == "train").any():
         raise InputError(
             f"{data.train}: no photo to train on is left" + (f": {problems.rows[0]['reason']}" if problems.rows else "")
@@ -128,7 +122,7 @@ def training_rows(config):
         for bound in task.number.trained:
             rows["gap"] |= (values >= bound - gap) & (values < bound + gap)
     if data.pseudo:
-        rows = pd.concat([rows, pseudo_rows(config, task, by_column)], ignore_index=True)
+        rows = pd.concat([rows, pseudo.pseudo_rows(config, task, eval_rows(config), by_column)], ignore_index=True)
     return rows, problems
 
 
@@ -178,122 +172,6 @@ def only(rows, task, words):
         values = task.decode(rows["label"])[head.name] if head in task.answered else rows[head.name]
         kept &= np.isin(values, classes)
     return rows[kept]
-
-
-def correct(rows, path, task):
-    """Apply the corrections of a CSV (photo or id, column, value) to the rows and print how many took effect."""
-    frame = read_csv(path, ["column", "value"])
-    keys = [key for key in ("photo", "id") if key in frame.columns]
-    if not keys:
-        raise InputError(f"{path}: has neither a column photo nor id; it has {', '.join(frame.columns)}")
-    rows, touched, columns, seen = rows.copy(), 0, [head.column for head in task.heads], {}
-    for line, row in enumerate(frame.to_dict("records"), start=2):
-        key = next((key for key in keys if row[key]), None)
-        if key is None:
-            raise InputError(f"{path}, row {line}: names neither a photo nor an id")
-        name = row[key]
-        column = "id" if key == "id" else "ImageID"
-        wanted = rows[column] == name
-        if not wanted.any():
-            others = rows[column][rows[column].str.fullmatch(rf"extra\d+/{re.escape(name)}")]
-            raise InputError(
-                f"{path}, row {line}: there is no {key} '{name}' among the rows to train on"
-                + (f"; data.extra has {others.iloc[0]}" if len(others) else "")
-            )
-        if key == "photo" and row.get("id") and row["id"] not in set(rows["id"][wanted]):
-            raise InputError(
-                f"{path}, row {line}: photo '{name}' is of id '{rows['id'][wanted].iloc[0]}', not '{row['id']}'"
-            )
-        if row["column"] not in columns:
-            raise InputError(f"{path}, row {line}: column is '{row['column']}', should be one of {', '.join(columns)}")
-        value, earlier = seen.setdefault((key, name, row["column"]), (row["value"], line))
-        if value != row["value"]:
-            raise InputError(
-                f"{path}, row {line}: {row['column']} of {key} '{name}' is '{row['value']}', by row {earlier} '{value}'"
-            )
-        for head in (head for head in task.heads if head.column == row["column"]):
-            value, reason = head.parse(row["value"])
-            if reason:
-                raise InputError(f"{path}, row {line}: {reason}")
-            touched += int((rows.loc[wanted, head.name] != value).sum())
-            rows.loc[wanted, head.name] = value
-    print(f"corrections: {len(frame)} rows of {path} changed {touched} labels")
-    return rows
-
-
-def pseudo_rows(config, task, by_column=False):
-    """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone.
-
-    by_column: data.group is a column of data.train. Raises InputError for a damaged row.
-    """
-    path = config.data.pseudo
-    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=task.probabilities)
-    photos = eval_rows(config).drop_duplicates("ImageID").set_index("ImageID")
-    told, folds, sure = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold", "confidence"))
-    many = config.train.folds
-    answers = f"a number of {task.number.name}" if task.numeric else f"a class, 0 to {task.size - 1}"
-    soft = config.data.pseudo_soft and not task.numeric
-    if soft and not all(name in frame for name in task.probabilities):
-        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
-    for bad, what in (
-        (~frame["ImageID"].isin(photos.index), f"is not in {config.data.eval}"),
-        (~folds.isin(range(many)), f"fold is not one of the folds 0 to {many - 1}"),
-        (~(np.isfinite(told) if task.numeric else told.isin(range(task.size))), f"ans is not {answers}"),
-        (~sure.between(0, 1), "confidence is not between 0 and 1"),
-        (pd.DataFrame({"ImageID": frame["ImageID"], "fold": folds}).duplicated(), "stands there for its fold already"),
-        (soft and ~probable(frame[task.probabilities].to_numpy()), "p0, p1, ... are not probabilities that sum to one"),
-    ):
-        if np.any(bad):
-            line = int(np.argmax(bad))
-            raise InputError(f"{path}, row {line + 2}: {frame['ImageID'][line]}: {what}")
-    heads = {head.name: -1 if head.kind == "named" else np.nan for head in task.heads}
-    if task.numeric:
-        heads[task.number.name] = told.to_numpy(float)
-    found = pd.DataFrame(
-        {
-            "ImageID": frame["ImageID"],
-            "photo": photos.loc[frame["ImageID"], "photo"].to_numpy(),
-            "id": eval_ids(photos.loc[frame["ImageID"]].reset_index(), config.data.group, by_column),
-            **heads,
-            "source": "pseudo",
-            "split": "",
-            "label": told if task.numeric else told.astype(int),
-            "target": -1,
-            "gap": False,
-            "fold": folds.astype(int),
-        }
-    )
-    for name in BOX:
-        if name in photos:
-            found[name] = photos.loc[frame["ImageID"], name].to_numpy()
-    return pd.concat([found, frame[task.probabilities]], axis=1) if soft else found
-
-
-def probable(values):
-    """Which rows of (n, classes) are probabilities: (n,) bool."""
-    return np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01)
-
-
-def eval_ids(photos, group, by_column):
-    """What photos to answer for belong to, (n,) str: what data.group says of them, else each to itself.
-
-    photos: rows of `eval_rows`; by_column: data.group is a column of data.train.
-    """
-    alone = "eval/" + photos["ImageID"]
-    if not group:
-        return alone
-    if not by_column:
-        known = pd.Series(groups_by_name(group, photos["ImageID"]), photos.index)
-    else:
-        known = photos["id"] if "id" in photos else pd.Series("", photos.index)
-    without = known == ""
-    if without.any():
-        print(
-            f"warning: data.group {group} says nothing of {without.sum()} of {len(photos)} pseudo-labelled photos, "
-            f"such as {photos['ImageID'][without].iloc[0]}: each counts as a group of its own",
-            file=sys.stderr,
-        )
-    return known.where(~without, alone)
 
 
 def eval_rows(config):
@@ -373,142 +251,6 @@ def listed_rows(path, roots, group=""):
     return rows.assign(id=frame[group]) if group in frame else rows
 
 
-def drop_faceless(rows: pd.DataFrame, config, problems: Problems) -> pd.DataFrame:
-    """The rows without photos in which no detector found a face, if crop.missing says so; each is added to `problems`.
-
-    rows: what `with_files` gives. Raises InputError where none of data.train is left.
-    """
-    if config.crop.missing != "drop" or not rows["faceless"].any():
-        return rows
-    out = rows[rows["faceless"]]
-    for photo in out["photo"]:
-        problems.add(photo, None, "no detector found a face in it", 0)
-    print(f"left out: {len(out)} photos in which no detector found a face, such as {out['photo'].iloc[0]}")
-    rows = rows[~rows["faceless"]].reset_index(drop=True)
-    if not (rows["source"] == "train").any():
-        raise InputError(
-            f"crop.missing drop: no detector found a face in any photo of {config.data.train}: look at "
-            f"{config.data.crops}/review.png, name other crop.detectors, or --crop.missing guess"
-        )
-    return rows
-
-
-def clean(rows, config, problems):
-    """The rows without what data.min_side and data.duplicates leave out, each with its reason in `problems`.
-
-    Whole photos are looked at, those of data.eval too. With data.duplicates there is a column near, a number that
-    photos share which are nearly the same, and duplicates.csv. Nothing in the user's folders is touched.
-    """
-    data, task = config.data, config.predicted
-    if not data.min_side and data.duplicates == "keep":
-        return rows
-    from foldface.data import duplicates
-
-    others = eval_rows(config)[["source", "ImageID", "photo"]] if answerable(config) else rows[:0]
-    everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
-    photos = everything["photo"].drop_duplicates(ignore_index=True)
-    seen = duplicates.fingerprint(photos.tolist())
-    at = rows["photo"].map(dict(zip(photos, range(len(photos)), strict=True))).to_numpy()
-    own, out = rows["source"].ne("pseudo").to_numpy(), np.full(len(rows), "", dtype=object)
-    least = np.minimum(seen["width"], seen["height"]).to_numpy()[at]
-    small = own & (least < data.min_side) & (seen["reason"].to_numpy()[at] == "")
-    out[small] = [f"its shorter side is {side} pixels, less than {data.min_side}" for side in least[small]]
-    if data.duplicates != "keep":
-        pairs, bits = duplicates.near_duplicates(seen)
-        rows = rows.assign(near=duplicates.components(pairs, len(photos))[at])
-        write_duplicates(config, task, everything, photos, pairs, bits)
-        out[~own & rows["near"].isin(rows["near"][own])] = "nearly the same as a photo to train on, pseudo-labelled"
-    if data.duplicates == "drop":
-        label = rows["label"]
-        if task.numeric:  # numbers that are within a fiftieth of the range don't contradict each other
-            apart = label - label.groupby(rows["near"]).transform("min")
-            label = (apart > (task.number.high - task.number.low) / 50).astype(int)
-        out = np.where(out == "", duplicates.drop_duplicates(rows.assign(label=label), rows["near"]), out)
-    for photo, why in zip(rows["photo"][out != ""], out[out != ""], strict=True):
-        problems.add(photo, None, why, 0)
-    if (out != "").any():
-        print(f"left out: {(out != '').sum()} photos that are too small or doubled")
-    return rows[out == ""].reset_index(drop=True)
-
-
-def capped(rows, config):
-    """The rows with those over data.max_per_class marked as gap: they are not trained on, but still validated on."""
-    most, task = config.data.max_per_class, config.predicted
-    if not most:
-        return rows
-    from foldface.data import duplicates
-
-    own = (rows["source"].isin(["train", "extra"]) & ~((rows["split"] == "valid") | rows["gap"])).to_numpy()
-    over = np.zeros(len(rows), bool)
-    over[own] = ~duplicates.cap(rows["label"][own], most, config.seed)
-    counts = pd.Series(task.written(rows["label"][over])).value_counts()
-    print(
-        f"data.max_per_class {most}: {over.sum()} photos are not trained on: "
-        + ", ".join(f"{count} of {name}" for name, count in counts.items())
-    )
-    return rows.assign(gap=rows["gap"] | over)
-
-
-def write_duplicates(config, task, rows, photos, pairs, bits):
-    """Write and count the pairs of photos that are nearly the same: runs/NAME/duplicates.csv."""
-    first = rows.drop_duplicates("photo").set_index("photo").loc[photos]
-    said = (
-        task.written(first["label"].fillna(0)) if task.numeric else task.written(first["label"].fillna(0).astype(int))
-    )
-    first["split"] = first["split"].fillna("")
-    first = first.assign(answer=np.where(first["source"] == "eval", "", said.astype(str)))
-    parts = [first.iloc[pairs[:, side]][["source", "split", "answer"]].reset_index() for side in (0, 1)]
-    frame = pd.concat([parts[0], parts[1].add_prefix("other_")], axis=1).assign(bits=bits)
-    path = Path(config.run) / "duplicates.csv"
-    write_csv(path, frame)
-    apart = (frame["answer"] != frame["other_answer"]) & (frame["answer"] != "") & (frame["other_answer"] != "")
-    across = frame["source"].eq("eval") != frame["other_source"].eq("eval")
-    print(
-        f"{len(frame)} pairs of photos are nearly the same, {apart.sum()} of them with different labels, "
-        f"{across.sum()} between data.train and data.eval: {path}"
-    )
-
-
-def drop_unreadable(rows, config, problems):
-    """Leave out training photos that can't be read, each with its reason in `problems`; too many stop the run.
-
-    Whole photos are decoded once for this; of crops the manifest knows. Raises InputError below 95 % of the rows.
-    """
-    from tqdm import tqdm
-
-    from foldface.data.photos import PhotoError, cut_box, read_photo
-
-    def reason(file, box):
-        try:
-            cut_box(read_photo(file), box)
-        except PhotoError as error:
-            return str(error)
-        return ""
-
-    if config.data.crops:
-        reasons = np.where(rows["file"] == "", "unreadable (see the crops' manifest.csv)", "")
-    else:
-        boxes = rows[BOX].to_numpy(float) if "x1" in rows else [None] * len(rows)
-        with ThreadPoolExecutor(cores()) as pool:  # OpenCV decodes outside Python's lock
-            found = pool.map(reason, rows["file"], boxes)
-            reasons = np.array(
-                list(tqdm(found, "checking photos", len(rows), unit="photo", disable=None)),
-                dtype=object,
-            )
-    bad, everything = reasons != "", len(rows) + problems.photos
-    for photo, why in zip(rows["photo"][bad], reasons[bad], strict=True):
-        problems.add(photo, None, f"can't be read: {why}")
-    if bad.any():
-        print(f"left out: {int(bad.sum())} photos that can't be read, such as {rows['photo'][bad].iloc[0]}")
-    if (~bad).sum() < MIN_USABLE_SHARE * everything:
-        first = problems.rows[0]
-        raise InputError(
-            f"only {int((~bad).sum())} of {everything} rows can be trained on, less than {MIN_USABLE_SHARE:.0%}; "
-            f"the first that can't: {first['file']}: {first['reason']}"
-        )
-    return rows[~bad].reset_index(drop=True)
-
-
 def with_folds(rows, config, problems, now):
     """`assign_folds` for a run: its data is what it was when training began, and until then folds.csv is dealt again
     at each start, unless it was brought. Writes data.json. Raises InputError."""
@@ -534,12 +276,16 @@ def prepare(config):
     """
     given, problems = training_rows(config)
     task = config.predicted
-    rows = manifest.with_files(clean(given, config, problems), config.data.crops)
-    rows = drop_faceless(rows, config, problems)
+    rows = given
+    if config.data.min_side or config.data.duplicates != "keep":
+        others = eval_rows(config)[["source", "ImageID", "photo"]] if answerable(config) else given[:0]
+        rows = cleaning.clean(given, config, problems, others)
+    rows = manifest.with_files(rows, config.data.crops)
+    rows = cleaning.drop_faceless(rows, config, problems)
     rows["twin"] = twins(rows)
     rows["linked"] = groups(rows)
     rows = with_folds(rows, config, problems, identity(given, config))
-    rows = capped(rows, config)
+    rows = cleaning.capped(rows, config)
     refuse_other_folds(config)
     refuse_seen_weights(rows, config)
     rows = only(rows, task, config.data.only)
@@ -550,7 +296,7 @@ def prepare(config):
     if not folds:
         raise InputError(f"{config.data.train}: no fold has a photo to validate on")
     if config.train.only_folds != []:
-        rows = drop_unreadable(rows, config, problems)
+        rows = cleaning.drop_unreadable(rows, config, problems)
     if problems.rows:
         path = Path(config.run) / "rejected.csv"
         write_csv(path, pd.DataFrame(problems.rows).astype({"row": "Int64"}))

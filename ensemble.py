@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from foldface import blend, metrics, predictions
+from foldface import blend, oof, predictions
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
-from foldface.files import InputError, read_csv, read_json, refuse_unwritable, write_csv
+from foldface.files import InputError, read_json, refuse_unwritable, write_csv
 from foldface.report import html
 from foldface.runs import read_for_run
 from foldface.settings import task_of
@@ -57,13 +57,8 @@ def members(task, runs, folds=()):
                     f"{path}, row {row + 2}: is {frame['ImageID'].iloc[row]}, {first} has {ids[row]} there: "
                     "run inference.py with the same data.eval for all"
                 )
-            found[str(path)] = told(task, frame)
+            found[str(path)] = predictions.values(task, frame)
     return ids, found
-
-
-def told(task, frame):
-    """What a table of predictions votes with: its probabilities (n, k), or its numbers (n,)."""
-    return frame["ans" if task.numeric else task.probabilities].to_numpy()
 
 
 def refuse_other_tasks(task, runs):
@@ -76,7 +71,7 @@ def refuse_other_tasks(task, runs):
         other = Task(**task_of(content))
         if not task.same(other):
             raise InputError(
-                f"{run}: answers {other.said()}, {runs[0]} answers {task.said()}: they can't vote together"
+                f"{run}: answers {other.describe()}, {runs[0]} answers {task.describe()}: they can't vote together"
             )
 
 
@@ -112,107 +107,27 @@ def hard_vote(task, members):
 VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
 
 
-# --------------------------------------------------------------------------------------- what is known out of fold
-
-
-class OofPredictions:
-    """The out-of-fold predictions of several runs for the same photos.
-
-    target (n,), people (n,), part (n,) for blend.nested, told (m, n, k) or (m, n), numbers (m, n, columns) or None.
-    """
-
-    def __init__(self, task, runs):
-        """Raises InputError where a run has none, or has them for other photos or with other true classes."""
-        first = None
-        for k, run in enumerate(runs):
-            path = Path(run) / "oof.csv"
-            frame = predictions.read_oof(task, path)
-            first = frame if first is None else first
-            if not np.array_equal(frame["ImageID"].to_numpy(), first["ImageID"].to_numpy()):
-                if sorted(frame["ImageID"]) != sorted(first["ImageID"]):
-                    raise InputError(
-                        f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data"
-                    )
-                twice = frame["ImageID"][frame["ImageID"].duplicated()]
-                if len(twice):
-                    raise InputError(f"{path}: {twice.iloc[0]} stands there twice: train all runs on the same data")
-                frame = frame.set_index("ImageID", drop=False).loc[first["ImageID"]]
-            if (frame["target"].to_numpy() != first["target"].to_numpy()).any():
-                raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
-            mine = told(task, frame)
-            if k == 0:  # room for all: a list of them would be held twice
-                self.told = np.empty((len(runs), *mine.shape))
-            self.told[k] = mine
-        self.task, self.said = task, []
-        self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
-        self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
-        self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
-
-    def tell(self, answer, title, baseline=None):
-        """Print the score of answers (n,) with its interval, and its difference to a bar's; returns whether it is
-        better than the bar."""
-        return self.tell_all([(answer, title, baseline)])[0]
-
-    def tell_all(self, lines):
-        """`tell` for several (answer, title, bar or None), all on the same people drawn: a list of bool."""
-        task, better = self.task, []
-        told = [one for answer, _, baseline in lines for one in (answer, baseline) if one is not None]
-        kept = {id(one): one for one in told}
-        values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people)
-        draws = dict(zip(kept, values, strict=True))
-        for answer, title, baseline in lines:
-            low, high = np.quantile(draws[id(answer)], [0.025, 0.975])
-            value = metrics.value(task, self.target, answer)
-            line, gain = f"{title}: out-of-fold {metrics.title(task)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
-            if baseline is not None:
-                gain = value - metrics.value(task, self.target, baseline)
-                low, high = np.quantile(draws[id(answer)] - draws[id(baseline)], [0.025, 0.975])
-                line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
-                    "; luck could explain it" if low <= 0 <= high else ""
-                )
-            print(line)
-            self.said.append(line)
-            better.append(metrics.sign(task) * gain > 0)
-        return better
-
-
-def read_numbers(task, paths, ids):
-    """What stands behind a cut head, task.number.columns beside the predictions of several runs or folds:
-    (m, n, columns) in the order of ids; None if any of them has none."""
-    if task.number is None or task.numeric:
-        return None
-    columns = task.number.columns
-    paths = [path.with_name(f"{path.stem}_{task.number.name}.csv") for path in paths]
-    if not all(path.is_file() for path in paths):
-        return None
-    frames = [read_csv(path, ["ImageID", *columns], numbers=columns) for path in paths]
-    if any(len(frame) != len(ids) or set(frame["ImageID"]) != set(ids) for frame in frames):
-        raise InputError(f"{paths[0]}: has other photos than the predictions beside it: run the same command again")
-    first = [frame.drop_duplicates("ImageID").set_index("ImageID") for frame in frames]
-    return np.stack([frame.loc[ids, columns].to_numpy(float) for frame in first])
-
-
 def introduce(known, runs, vote):
     """Print each run's own score, and what the vote of all loses without it. Returns the vote's answers (n,)."""
-    everyone, lines = VOTES[vote](known.task, known.told), []
+    everyone, lines = VOTES[vote](known.task, known.predictions), []
     if len(runs) > 1:
-        lines += [(blend.answer_of(known.told[k]), str(run), None) for k, run in enumerate(runs)]
-        others = votes_without_one(known.task, vote, known.told)
+        lines += [(blend.answer_of(known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
+        others = votes_without_one(known.task, vote, known.predictions)
         lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
     lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
-    known.tell_all(lines)
+    known.log_scores(lines)
     return everyone
 
 
-def votes_without_one(task, vote, told):
-    """The vote without the first member, without the second, ...: m answers (n,). told: (m, n, k) or (m, n).
+def votes_without_one(task, vote, members):
+    """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
 
     Of a soft vote ties may fall otherwise: they hang on a sum's last digit.
     """
     if vote != "soft":  # ranks and votes tie often
-        return [VOTES[vote](task, np.delete(told, k, 0)) for k in range(len(told))]
-    total = told.sum(0)  # all but one are the sum less that one: no pass over all members for each
-    return [blend.answer_of((total - one) / (len(told) - 1)) for one in told]
+        return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
+    total = members.sum(0)  # all but one are the sum less that one: no pass over all members for each
+    return [blend.answer_of((total - one) / (len(members) - 1)) for one in members]
 
 
 def search_weights(known, runs, vote, baseline):
@@ -221,7 +136,7 @@ def search_weights(known, runs, vote, baseline):
 
     weigh(rows) fits weights (m,) to rows (n,) bool; answer (n,): each person's, by weights fitted to other people.
     """
-    stack, kept = blend.votes(known.told, vote), {}
+    stack, kept = blend.votes(known.predictions, vote), {}
 
     def weigh(rows):
         if rows.tobytes() not in kept:  # --decide asks for the same ones
@@ -233,7 +148,7 @@ def search_weights(known, runs, vote, baseline):
         return lambda others: blend.answer_of(np.tensordot(weights, stack[:, others], 1))
 
     answer = blend.nested(fit, known.target, known.part)
-    if not known.tell(answer, "searched weights, on people not searched on", baseline):
+    if not known.log_score(answer, "searched weights, on people not searched on", baseline):
         print("the plain vote is not beaten: it stays")
         return None
     weights = weigh(np.ones(len(known.target), bool))
@@ -242,7 +157,8 @@ def search_weights(known, runs, vote, baseline):
 
 
 def decide(known, what, weigh, baseline):
-    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the bar stands.
+    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the
+    baseline stands.
 
     weigh: as search_weights gives it; the weights too are those of people other than the ones that are scored.
     """
@@ -259,7 +175,7 @@ def decide(known, what, weigh, baseline):
     def scores_at(weights):
         if weights.tobytes() not in kept:
             kept.clear()  # equal weights are the same for all parts, searched ones differ: one of them is enough
-            kept[weights.tobytes()] = {b: mean(weights, known.told, known.numbers, b) for b in bounds}
+            kept[weights.tobytes()] = {b: mean(weights, known.predictions, known.numbers, b) for b in bounds}
         return kept[weights.tobytes()]
 
     def choose(rows):
@@ -276,16 +192,16 @@ def decide(known, what, weigh, baseline):
         return lambda others: scores[others].argmax(1)
 
     title = f"decided {' and '.join(what)}, on people not decided on"
-    if not known.tell(blend.nested(fit, known.target, known.part), title, baseline):
+    if not known.log_score(blend.nested(fit, known.target, known.part), title, baseline):
         print("the plain answer is not beaten: it stays")
         return None
     weights, boundary, bias = choose(np.ones(len(known.target), bool))
     if boundary:
         print(f"the last class of {head.name} begins at {boundary:g}")
-    said = [f"{name} {task.head(name).classes[k]} {size:+.1f}" for (name, k), size in bias.items() if size]
-    if said:
-        print(f"log bias: {', '.join(said)}")
-    return lambda told, numbers: np.exp(blend.spread_bias(task, bias)) * mean(weights, told, numbers, boundary)
+    moved = [f"{name} {task.head(name).classes[k]} {size:+.1f}" for (name, k), size in bias.items() if size]
+    if moved:
+        print(f"log bias: {', '.join(moved)}")
+    return lambda members, numbers: np.exp(blend.spread_bias(task, bias)) * mean(weights, members, numbers, boundary)
 
 
 # ------------------------------------------------------------------------------------------------------ the answers
@@ -294,13 +210,13 @@ def decide(known, what, weigh, baseline):
 def by_run(task, runs, found, ids):
     """Means over each run's folds: (m, n, k) or (m, n), and what stands behind them (m, n, columns), None where a run
     has no numbers."""
-    told, numbers = [], []
+    means, numbers = [], []
     for run in runs:
         paths = [path for path in predictions.fold_files(run).values() if str(path) in found]
-        told.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
-        behind = read_numbers(task, paths, ids)
+        means.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
+        behind = oof.read_numbers(task, paths, ids)
         numbers.append(None if behind is None else behind.mean(0))
-    return np.stack(told), None if any(behind is None for behind in numbers) else np.stack(numbers)
+    return np.stack(means), None if any(behind is None for behind in numbers) else np.stack(numbers)
 
 
 USED = ("task", "data.layout", "data.eval", "data.box_pixels", "data.group", "data.roots")  # --help shows these
@@ -352,13 +268,13 @@ def main(argv: list[str] | None = None) -> None:
         )
     columns, known = {}, None
     try:
-        known = OofPredictions(task, runs)
+        known = oof.OofPredictions(task, runs)
         columns["training"] = known.target
         plain = introduce(known, runs, vote)
     except InputError as error:
         if choosing:
             raise
-        print(f"what the vote is worth can't be said: {error}")
+        print(f"no score of the vote: {error}")
     searched = search_weights(known, runs, vote, plain) if config.weights == "search" else None
     decision = None
     if config.decide:
@@ -367,17 +283,17 @@ def main(argv: list[str] | None = None) -> None:
     if decision:
         answer = decision(*by_run(task, runs, found, ids)).argmax(1)
     elif searched:
-        weights, (told, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
-        answer = blend.answer_of(np.tensordot(weights, blend.votes(told, vote), 1))
+        weights, (means, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
+        answer = blend.answer_of(np.tensordot(weights, blend.votes(means, vote), 1))
     else:  # nothing was chosen, or nothing chosen was better
         answer = VOTES[vote](task, np.stack(list(found.values())))
     write_csv(config.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
     if task.confused:
         print(f"warning: {config.submission}: {task.confused}", file=sys.stderr)
-    spread = task.spread(columns | {"answers": answer})
+    spread = predictions.spread(task, columns | {"answers": answer})
     print(spread)
     log_known_answers(task, rows, answer, config.data.group)
-    show(task, runs[0], config.output or runs[0], found, known.said if known else [], spread)
+    show(task, runs[0], config.output or runs[0], found, known.lines if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
         f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
@@ -388,12 +304,12 @@ def main(argv: list[str] | None = None) -> None:
 def agreement(task, found):
     """How far members agree, as a header and rows: the share of photos that two answer alike, or of numbers how far
     they are apart on average. found: {name: (n, k) or (n,)}."""
-    told = {str(k + 1): blend.answer_of(one) for k, one in enumerate(found.values())}
+    answers = {str(k + 1): blend.answer_of(one) for k, one in enumerate(found.values())}
     rows = []
-    for (number, mine), name in zip(told.items(), found, strict=True):
-        cells = [abs(mine - other).mean() if task.numeric else (mine == other).mean() for other in told.values()]
+    for (number, mine), name in zip(answers.items(), found, strict=True):
+        cells = [abs(mine - other).mean() if task.numeric else (mine == other).mean() for other in answers.values()]
         rows.append([f"{number} {name.removesuffix('.csv')}", *(f"{cell:.3f}" for cell in cells)])
-    return ["", *told], rows
+    return ["", *answers], rows
 
 
 def show(task, run, output, found, lines, spread):
@@ -427,8 +343,8 @@ def log_known_answers(task, rows, answer, group):
         return
     ids = rows["ImageID"].to_numpy(object)
     if group:
-        told = np.array(groups_by_name(group, ids), dtype=object)
-        ids = np.where(told == "", ids, told)
+        groups = np.array(groups_by_name(group, ids), dtype=object)
+        ids = np.where(groups == "", ids, groups)
     frame = rows[known].assign(ans=answer[known], id=ids[known])
     first, *others = predictions.describe(task, predictions.measured(task, frame))
     print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")

@@ -80,7 +80,7 @@ class Predictor:
         answers = predicting.answer_photos(self.nets, self.abouts, self.heads, [seen], self.config)[0]
         if self.task.numeric:
             head = self.task.answered[0]
-            number = head.said(answers[0])
+            number = head.describe(answers[0])
             found |= {"number": float(answers[0]), "label": number, "said": f"{number} {head.unit}".strip()}
             best = 0
         else:

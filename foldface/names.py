@@ -161,7 +161,7 @@ def spellings(classes):
     return found
 
 
-def one_of(names, most=8):
+def one_of(names: Iterable[str], most: int = 8) -> str:
     """ "one of a, b, c", in words that fit a line."""
     names = list(names)
     more = f" (and {len(names) - most} more)" if len(names) > most else ""

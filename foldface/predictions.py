@@ -77,6 +77,11 @@ def read_fold(task, path):
     return frame if task.numeric else frame.assign(ans=values.argmax(1))
 
 
+def values(task, frame):
+    """What a table of predictions votes with: its probabilities (n, k), or its numbers (n,)."""
+    return frame["ans" if task.numeric else task.probabilities].to_numpy()
+
+
 def read_oof(task, path):
     """Read out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target, ans int or float.
 
@@ -147,6 +152,25 @@ def describe(task, found):
     first = f"{metrics.title(task)} {found[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
     names = [name for name in metrics.score_names(task) if name != task.score]
     return [first] + [f"{metrics.title(task, name)} {found[name]:.3f}" for name in names]
+
+
+def spread(task, columns):
+    """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.
+
+    columns: {title: (n,)}.
+    """
+    titles = "".join(f"{title:>12}" for title in columns)
+    if task.numeric:
+        lines = [f"{task.answered[0].unit or 'quantile':24}" + titles]
+        for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+            cells = (f"{np.quantile(values, share):>12.1f}" for values in columns.values())
+            lines.append(f"{share:<24.0%}" + "".join(cells))
+        return "\n".join(lines)
+    lines = [f"{'class':24}" + titles]
+    shares = [np.bincount(np.asarray(v), minlength=task.size) / max(len(v), 1) for v in columns.values()]
+    for index, name in enumerate(task.classes):
+        lines.append(f"{index:2} {name:21}" + "".join(f"{share[index]:>12.1%}" for share in shares))
+    return "\n".join(lines)
 
 
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]

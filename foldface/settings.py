@@ -78,8 +78,8 @@ class TaskConfig:
     answer_as: Literal["index", "name"] = "index"
     """how submission.csv writes a class: its index, or the names of its heads' classes"""
     score: ScoreName = "f1"
-    """what tells better from worse: macro F1 or accuracy of classes; of numbers the mean absolute error, or the share
-    that comes as near to the truth as task.tolerance"""
+    """what tells better from worse: f1 (macro F1) or accuracy of classes; of numbers mae (the mean absolute error), or
+    within, the share that comes as near to the truth as task.tolerance"""
     tolerance: PositiveFloat = 5.0
     """largest error of a number that score within counts as right"""
 
@@ -145,10 +145,10 @@ class DataConfig:
     resize_mode: Literal["stretch", "pad", "crop"] = "stretch"
     """how a photo becomes square: stretched, with black bars, or its middle cut out"""
     augment: Augment = "light"
-    """how training photos are varied; diary is the list of recipes/tasks/diary.json, which cuts 400 x 256 pixels out of
-    whole photos, made for image_size 224; shapes turns, bends and blurs but leaves colours alone: for things that have
-    no upright, such as trash; trash is the list of recipes/tasks/trash_report.json: turns, rain or mud, light, blur or
-    noise, shadows, both flips"""
+    """how training photos are varied: none, light or strong; diary is the list of recipes/tasks/diary.json, which cuts
+    400 x 256 pixels out of whole photos, made for image_size 224; shapes turns, bends and blurs but leaves colours
+    alone: for things that have no upright, such as trash; trash is the list of recipes/tasks/trash_report.json: turns,
+    rain or mud, light, blur or noise, shadows, both flips"""
     flip: Optional[ClosedUnitInterval] = None
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     random_erasing: ClosedUnitInterval = 0.0
@@ -156,7 +156,7 @@ class DataConfig:
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Splitter = "pandas_streaming"
-    """which library deals people into folds"""
+    """which library deals people into folds: pandas_streaming or sklearn"""
     memory_gb: NonNegativeFloat = 2.0
     """memory for photos that were decoded and brought to data.image_size once, so that later epochs need not: 18,900 of
     192 pixels take 2.1; those that don't fit are decoded each time"""

@@ -68,7 +68,7 @@ class Head:
             self.low, self.high = map(float, range)
         self.index = spellings(self.classes)
 
-    def said(self, number):
+    def describe(self, number):
         """A number in words: as many decimals as tell numbers of the range apart, none of years."""
         return f"{number:.{max(0, 2 - math.floor(math.log10(self.high - self.low)))}f}"
 
@@ -169,9 +169,9 @@ class Task:
             )
         self.score, self.tolerance = score, tolerance
         self.answer_as = answer_as
-        self.settle()
+        self.set_classes()
 
-    def settle(self):
+    def set_classes(self):
         """Work out the answer's classes from those of its heads."""
         self.shape = () if self.numeric else tuple(len(head.classes) for head in self.answered)
         if math.prod(self.shape) > MOST_ANSWERS:  # a stranger's run could name billions
@@ -191,7 +191,7 @@ class Task:
         mine, theirs = ([(h.name, h.kind, h.classes, h.bounds) for h in one.answered] for one in (self, other))
         return mine == theirs
 
-    def said(self):
+    def describe(self):
         """What the task answers, in words that fit a line."""
         return one_of(self.classes) if self.classes else " and ".join(head.name for head in self.answered)
 
@@ -340,25 +340,6 @@ class Task:
             if wrong is None
             else f"class {self.classes[wrong]} is written as its index, {wrong}: --task.answer_as name writes the names"
         )
-
-    def spread(self, columns):
-        """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.
-
-        columns: {title: (n,)}.
-        """
-        titles = "".join(f"{title:>12}" for title in columns)
-        if self.numeric:
-            lines = [f"{self.answered[0].unit or 'quantile':24}" + titles]
-            for share in (0.05, 0.25, 0.5, 0.75, 0.95):
-                cells = (f"{np.quantile(values, share):>12.1f}" for values in columns.values())
-                lines.append(f"{share:<24.0%}" + "".join(cells))
-            return "\n".join(lines)
-        lines = [f"{'class':24}" + titles]
-        shares = [np.bincount(np.asarray(v), minlength=self.size) / max(len(v), 1) for v in columns.values()]
-        for index, name in enumerate(self.classes):
-            lines.append(f"{index:2} {name:21}" + "".join(f"{share[index]:>12.1%}" for share in shares))
-        return "\n".join(lines)
-
 
 def reserved(name):
     """Is this the name of a column that rows or predictions have themselves?"""

@@ -8,7 +8,7 @@ import pytest
 from helpers import MASK, guesses, people
 
 import ensemble
-from foldface import blend, metrics, predictions, task
+from foldface import blend, metrics, oof, predictions, task
 from foldface.files import InputError
 
 
@@ -221,7 +221,7 @@ def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(c
     ]
     competition.run(ensemble, "--runs", *homes, "--weights", "search", "--decide", "bias")
     out = capsys.readouterr().out
-    stack = ensemble.OofPredictions(MASK, homes).told
+    stack = oof.OofPredictions(MASK, homes).predictions
     everyone = np.ones(len(target), bool)
 
     def searched(rows):
@@ -275,6 +275,6 @@ def test_where_nothing_chosen_is_better_the_answers_are_the_plain_votes(runs, mo
     config = competition.config()
     competition.run(ensemble, "--runs", *homes, "--hard")
     plain = pd.read_csv(config.submission)
-    monkeypatch.setattr(ensemble.OofPredictions, "tell", lambda *_: False)
+    monkeypatch.setattr(oof.OofPredictions, "log_score", lambda *_: False)
     competition.run(ensemble, "--runs", *homes, "--hard", "--weights", "search")
     assert pd.read_csv(config.submission).equals(plain)

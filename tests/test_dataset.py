@@ -11,7 +11,7 @@ import pytest
 from helpers import write_photo
 
 import dataset
-from foldface.data import layouts
+from foldface.data import cleaning, layouts
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, write_csv
 
@@ -224,12 +224,12 @@ def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
     (home / "mask1.jpg").write_bytes(b"")
     rows, problems = dataset.training_rows(config)
     rows = manifest.with_files(rows, "")
-    kept = dataset.drop_unreadable(rows, config, problems)
+    kept = cleaning.drop_unreadable(rows, config, problems)
     assert len(kept) == 83 and "mask1.jpg" in problems.rows[0]["file"] and "empty" in problems.rows[0]["reason"]
     for n in range(5):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
-        dataset.drop_unreadable(rows, config, layouts.Problems())
+        cleaning.drop_unreadable(rows, config, layouts.Problems())
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ SCRIPTS = (*("dataset", "model", "loss", "face_crop", "train", "train_kfold", "i
 # from the ground up: a file imports what stands before it, or beside it in the same folder, never what stands after it
 ORDER = (
     *("foldface.runtime", "foldface.files", "foldface.registry", "foldface.names", "foldface.task", "foldface.metrics"),
-    *("foldface.predictions", "foldface.blend", "foldface.settings", "foldface.head_fields", "foldface.rules"),
-    *("foldface.cli", "foldface.runs"),
+    *("foldface.predictions", "foldface.blend", "foldface.oof", "foldface.settings", "foldface.head_fields"),
+    *("foldface.rules", "foldface.cli", "foldface.runs"),
     *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),
     *SCRIPTS,
     *("tools", "demo"),
@@ -25,10 +25,7 @@ LOCAL_IMPORTS = 234  # of packages that are optional or heavy, inside functions:
 LONGEST = 400  # lines of a file
 # what was longer before this rule and is still to be cut, each with the lines it had: it may only become shorter
 LONGER = {
-    "dataset.py": 566,
-    "ensemble.py": 438,
     "foldface/nn/learner.py": 555,
-    "foldface/task.py": 416,
     "train.py": 420,
 }
 

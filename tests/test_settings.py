@@ -355,7 +355,7 @@ def test_where_to_write_what_to_open_and_how_much_to_take_never_comes_from_a_run
     found = flatten(as_dict(runs.read_for_run("", argv=["--run", str(tmp_path)])))
     assert found == flatten(as_dict(Config())) | {"run": str(tmp_path)}
     missed = f'--{key} "/home/victim/.profile": not taken from a run'
-    assert (missed in capsys.readouterr().err) == (key in ("data.corrections", "data.roots"))
+    assert (missed in capsys.readouterr().err) == (key in runs.MISSED)
 
 
 def test_a_strangers_run_writes_over_no_file_of_mine(competition, capsys):

@@ -90,13 +90,13 @@ def test_the_interval_is_of_the_level_that_is_asked_for():
 
 def test_answers_are_shown_by_how_they_are_spread():
     kind = task.Task([{"name": "kind", "classes": ["cat", "dog"]}])
-    lines = kind.spread({"training": [0, 0, 0, 1], "answers": [1, 1]}).split("\n")
+    lines = predictions.spread(kind, {"training": [0, 0, 0, 1], "answers": [1, 1]}).split("\n")
     assert [line.split() for line in lines] == [
         ["class", "training", "answers"], ["0", "cat", "75.0%", "0.0%"], ["1", "dog", "25.0%", "100.0%"],
     ]  # fmt: skip
     for unit, title in (("years", "years"), ("", "quantile")):
         age = task.Task([{"name": "age", "range": [0, 100], "unit": unit}], score="mae")
-        lines = age.spread({"training": np.arange(101.0)}).split("\n")
+        lines = predictions.spread(age, {"training": np.arange(101.0)}).split("\n")
         assert [line.split() for line in lines] == [
             [title, "training"], ["5%", "5.0"], ["25%", "25.0"], ["50%", "50.0"], ["75%", "75.0"], ["95%", "95.0"],
         ]  # fmt: skip

@@ -19,7 +19,7 @@ import inference
 import loss
 import pseudo_label
 import train
-from foldface import blend, cli, files, metrics, predictions, runs
+from foldface import blend, cli, files, metrics, oof, predictions, runs
 from foldface.data import augment, folds, layouts, loader
 from foldface.data.photos import cv2
 from foldface.files import InputError, read_csv, read_json
@@ -580,10 +580,10 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     rows = [line for line in page.splitlines() if line.startswith(("| one", "| two"))]
     assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
     compare.picture(recipes, scores, aged / "compare.png")
-    known = ensemble.OofPredictions(results[0].task, [str(aged / "runs" / name) for name in scores.names])
-    plain = ensemble.soft_vote(known.task, known.told)
-    weights = blend.climb(known.task, known.told, known.target)
-    assert abs(weights @ known.told - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
+    known = oof.OofPredictions(results[0].task, [str(aged / "runs" / name) for name in scores.names])
+    plain = ensemble.soft_vote(known.task, known.predictions)
+    weights = blend.climb(known.task, known.predictions, known.target)
+    assert abs(weights @ known.predictions - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
 
 
 def test_names_that_are_not_utkfaces_are_reported(aged):

@@ -19,7 +19,7 @@ import pandas as pd
 import dataset
 from foldface import cli, runs
 from foldface.cli import run_main
-from foldface.data import folds
+from foldface.data import cleaning, folds
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
@@ -210,7 +210,7 @@ def fold_contents(config, rows, task):
     there = folds.folds_of(rows)
     tables = [folds.fold_table(task, rows, there)]
     if there and not task.numeric:
-        tables.append(folds.balance_table(task, dataset.capped(rows, config), there[0]))
+        tables.append(folds.balance_table(task, cleaning.capped(rows, config), there[0]))
     return [html.text(words), *(f"<pre>{escape(table)}</pre>" for table in tables)]
 
 

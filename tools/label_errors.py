@@ -163,7 +163,7 @@ def with_numbers(task, found, run, oof, rows):
     mine = found["head"] == head.name
     units = [photo or person for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)]
     table = pd.concat([rows.groupby(key)[head.name].median() for key in ("id", "ImageID")])
-    found.loc[mine, "given"] = [head.said(table[unit]) for unit in units]
+    found.loc[mine, "given"] = [head.describe(table[unit]) for unit in units]
     path = Path(run) / f"oof_{head.name}.csv"
     if not path.is_file():
         return found
@@ -174,7 +174,7 @@ def with_numbers(task, found, run, oof, rows):
         own[photo] if photo else mean[person]
         for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)
     ]
-    found.loc[mine, "value"] = [head.said(value) for value in expected]
+    found.loc[mine, "value"] = [head.describe(value) for value in expected]
     # the predicted number may lie in another class than the predicted one: then the value is unknown
     numbers_class = head.class_of(pd.to_numeric(found["value"][mine]), head.trained)
     found.loc[found.index[mine][numbers_class != found["predicted"][mine]], "value"] = ""

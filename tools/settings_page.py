@@ -19,6 +19,8 @@ def describe_type(kind):
         return " \\| ".join(f"`{value}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return f"list of {describe_type(typing.get_args(kind)[0])}"
+    if typing.get_args(kind)[1:] == (str,) and typing.get_origin(typing.get_args(kind)[0]) is typing.Literal:
+        return f"{describe_type(typing.get_args(kind)[0])} or a name of your own (docs/extending.md)"
     if typing.get_args(kind):
         return " or ".join(map(describe_type, typing.get_args(kind)))
     if hasattr(kind, "_restrictions"):

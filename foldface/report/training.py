@@ -222,7 +222,7 @@ def worst(task, oof, rows, crops, count):
     for file, row in zip(manifest.with_files(rows, crops)["file"], wrong.to_dict("records"), strict=True):
         if task.numeric:
             head = task.answered[0]
-            lines = [f"{head.said(row['ans'])}, is {head.said(row['target'])} {head.unit}", row["ImageID"]]
+            lines = [f"{head.describe(row['ans'])}, is {head.describe(row['target'])} {head.unit}", row["ImageID"]]
         else:
             lines = [f"{row['sure']:.0%} {task.classes[row['ans']]}", f"is {task.classes[row['target']]}"]
             lines.append(row["ImageID"])

@@ -1,0 +1,46 @@
+"""data.corrections: labels of rows as a CSV corrects them."""
+
+import re
+
+from foldface.files import InputError, read_csv
+
+
+def correct(rows, path, task):
+    """Apply the corrections of a CSV (photo or id, column, value) to the rows and print how many took effect."""
+    frame = read_csv(path, ["column", "value"])
+    keys = [key for key in ("photo", "id") if key in frame.columns]
+    if not keys:
+        raise InputError(f"{path}: has neither a column photo nor id; it has {', '.join(frame.columns)}")
+    rows, touched, columns, seen = rows.copy(), 0, [head.column for head in task.heads], {}
+    for line, row in enumerate(frame.to_dict("records"), start=2):
+        key = next((key for key in keys if row[key]), None)
+        if key is None:
+            raise InputError(f"{path}, row {line}: names neither a photo nor an id")
+        name = row[key]
+        column = "id" if key == "id" else "ImageID"
+        wanted = rows[column] == name
+        if not wanted.any():
+            others = rows[column][rows[column].str.fullmatch(rf"extra\d+/{re.escape(name)}")]
+            raise InputError(
+                f"{path}, row {line}: there is no {key} '{name}' among the rows to train on"
+                + (f"; data.extra has {others.iloc[0]}" if len(others) else "")
+            )
+        if key == "photo" and row.get("id") and row["id"] not in set(rows["id"][wanted]):
+            raise InputError(
+                f"{path}, row {line}: photo '{name}' is of id '{rows['id'][wanted].iloc[0]}', not '{row['id']}'"
+            )
+        if row["column"] not in columns:
+            raise InputError(f"{path}, row {line}: column is '{row['column']}', should be one of {', '.join(columns)}")
+        value, earlier = seen.setdefault((key, name, row["column"]), (row["value"], line))
+        if value != row["value"]:
+            raise InputError(
+                f"{path}, row {line}: {row['column']} of {key} '{name}' is '{row['value']}', by row {earlier} '{value}'"
+            )
+        for head in (head for head in task.heads if head.column == row["column"]):
+            value, reason = head.parse(row["value"])
+            if reason:
+                raise InputError(f"{path}, row {line}: {reason}")
+            touched += int((rows.loc[wanted, head.name] != value).sum())
+            rows.loc[wanted, head.name] = value
+    print(f"corrections: {len(frame)} rows of {path} changed {touched} labels")
+    return rows

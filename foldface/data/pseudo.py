@@ -1,0 +1,85 @@
+"""data.pseudo: photos to answer for as rows to train on, each with the answer of one fold's model, in that fold."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from foldface.data.layouts import BOX, groups_by_name
+from foldface.files import InputError, read_csv
+from foldface.predictions import PSEUDO_COLUMNS
+
+
+def pseudo_rows(config, task, photos, by_column=False):
+    """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone.
+
+    photos: dataset.eval_rows; by_column: data.group is a column of data.train. Raises InputError for a damaged row.
+    """
+    path = config.data.pseudo
+    frame = read_csv(path, PSEUDO_COLUMNS, "pseudo_label.py writes it", numbers=task.probabilities)
+    photos = photos.drop_duplicates("ImageID").set_index("ImageID")
+    answer, folds, sure = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold", "confidence"))
+    many = config.train.folds
+    answers = f"a number of {task.number.name}" if task.numeric else f"a class, 0 to {task.size - 1}"
+    soft = config.data.pseudo_soft and not task.numeric
+    if soft and not all(name in frame for name in task.probabilities):
+        raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
+    for bad, what in (
+        (~frame["ImageID"].isin(photos.index), f"is not in {config.data.eval}"),
+        (~folds.isin(range(many)), f"fold is not one of the folds 0 to {many - 1}"),
+        (~(np.isfinite(answer) if task.numeric else answer.isin(range(task.size))), f"ans is not {answers}"),
+        (~sure.between(0, 1), "confidence is not between 0 and 1"),
+        (pd.DataFrame({"ImageID": frame["ImageID"], "fold": folds}).duplicated(), "stands there for its fold already"),
+        (soft and ~probable(frame[task.probabilities].to_numpy()), "p0, p1, ... are not probabilities that sum to one"),
+    ):
+        if np.any(bad):
+            line = int(np.argmax(bad))
+            raise InputError(f"{path}, row {line + 2}: {frame['ImageID'][line]}: {what}")
+    heads = {head.name: -1 if head.kind == "named" else np.nan for head in task.heads}
+    if task.numeric:
+        heads[task.number.name] = answer.to_numpy(float)
+    found = pd.DataFrame(
+        {
+            "ImageID": frame["ImageID"],
+            "photo": photos.loc[frame["ImageID"], "photo"].to_numpy(),
+            "id": eval_ids(photos.loc[frame["ImageID"]].reset_index(), config.data.group, by_column),
+            **heads,
+            "source": "pseudo",
+            "split": "",
+            "label": answer if task.numeric else answer.astype(int),
+            "target": -1,
+            "gap": False,
+            "fold": folds.astype(int),
+        }
+    )
+    for name in BOX:
+        if name in photos:
+            found[name] = photos.loc[frame["ImageID"], name].to_numpy()
+    return pd.concat([found, frame[task.probabilities]], axis=1) if soft else found
+
+
+def probable(values):
+    """Which rows of (n, classes) are probabilities: (n,) bool."""
+    return np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01)
+
+
+def eval_ids(photos, group, by_column):
+    """What photos to answer for belong to, (n,) str: what data.group says of them, else each to itself.
+
+    photos: rows of `eval_rows`; by_column: data.group is a column of data.train.
+    """
+    alone = "eval/" + photos["ImageID"]
+    if not group:
+        return alone
+    if not by_column:
+        known = pd.Series(groups_by_name(group, photos["ImageID"]), photos.index)
+    else:
+        known = photos["id"] if "id" in photos else pd.Series("", photos.index)
+    without = known == ""
+    if without.any():
+        print(
+            f"warning: data.group {group} says nothing of {without.sum()} of {len(photos)} pseudo-labelled photos, "
+            f"such as {photos['ImageID'][without].iloc[0]}: each counts as a group of its own",
+            file=sys.stderr,
+        )
+    return known.where(~without, alone)

@@ -1,0 +1,85 @@
+"""The out-of-fold predictions of several runs, and what answers made of them score."""
+
+from pathlib import Path
+
+import numpy as np
+
+from foldface import blend, metrics, predictions
+from foldface.files import InputError, read_csv
+
+
+class OofPredictions:
+    """The out-of-fold predictions of several runs for the same photos.
+
+    target (n,), people (n,), part (n,) for blend.nested, predictions (m, n, k) or (m, n), numbers (m, n, columns) or
+    None; lines: what was printed of their scores.
+    """
+
+    def __init__(self, task, runs):
+        """Raises InputError where a run has none, or has them for other photos or with other true classes."""
+        first = None
+        for k, run in enumerate(runs):
+            path = Path(run) / "oof.csv"
+            frame = predictions.read_oof(task, path)
+            first = frame if first is None else first
+            if not np.array_equal(frame["ImageID"].to_numpy(), first["ImageID"].to_numpy()):
+                if sorted(frame["ImageID"]) != sorted(first["ImageID"]):
+                    raise InputError(
+                        f"{path}: has other photos than {runs[0]}/oof.csv: train all runs on the same data"
+                    )
+                twice = frame["ImageID"][frame["ImageID"].duplicated()]
+                if len(twice):
+                    raise InputError(f"{path}: {twice.iloc[0]} stands there twice: train all runs on the same data")
+                frame = frame.set_index("ImageID", drop=False).loc[first["ImageID"]]
+            if (frame["target"].to_numpy() != first["target"].to_numpy()).any():
+                raise InputError(f"{path}: has other targets than {runs[0]}/oof.csv: train all runs on the same labels")
+            mine = predictions.values(task, frame)
+            if k == 0:  # room for all: a list of them would be held twice
+                self.predictions = np.empty((len(runs), *mine.shape))
+            self.predictions[k] = mine
+        self.task, self.lines = task, []
+        self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
+        self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
+        self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
+
+    def log_score(self, answer, title, baseline=None):
+        """Print the score of answers (n,) with its interval, and its difference to a baseline's; returns whether it
+        is better."""
+        return self.log_scores([(answer, title, baseline)])[0]
+
+    def log_scores(self, lines):
+        """`log_score` for several (answer, title, baseline or None), all on the same people drawn: a list of bool."""
+        task, better = self.task, []
+        kept = {id(one): one for answer, _, baseline in lines for one in (answer, baseline) if one is not None}
+        values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people)
+        sampled = dict(zip(kept, values, strict=True))
+        for answer, title, baseline in lines:
+            low, high = np.quantile(sampled[id(answer)], [0.025, 0.975])
+            value = metrics.value(task, self.target, answer)
+            line, gain = f"{title}: out-of-fold {metrics.title(task)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
+            if baseline is not None:
+                gain = value - metrics.value(task, self.target, baseline)
+                low, high = np.quantile(sampled[id(answer)] - sampled[id(baseline)], [0.025, 0.975])
+                line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
+                    "; the 95 % interval contains 0" if low <= 0 <= high else ""
+                )
+            print(line)
+            self.lines.append(line)
+            better.append(metrics.sign(task) * gain > 0)
+        return better
+
+
+def read_numbers(task, paths, ids):
+    """What stands behind a cut head, task.number.columns beside the predictions of several runs or folds:
+    (m, n, columns) in the order of ids; None if any of them has none."""
+    if task.number is None or task.numeric:
+        return None
+    columns = task.number.columns
+    paths = [path.with_name(f"{path.stem}_{task.number.name}.csv") for path in paths]
+    if not all(path.is_file() for path in paths):
+        return None
+    frames = [read_csv(path, ["ImageID", *columns], numbers=columns) for path in paths]
+    if any(len(frame) != len(ids) or set(frame["ImageID"]) != set(ids) for frame in frames):
+        raise InputError(f"{paths[0]}: has other photos than the predictions beside it: run the same command again")
+    first = [frame.drop_duplicates("ImageID").set_index("ImageID") for frame in frames]
+    return np.stack([frame.loc[ids, columns].to_numpy(float) for frame in first])
