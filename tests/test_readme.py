@@ -80,11 +80,31 @@ def test_every_command_can_be_typed(page, tmp_path, monkeypatch):
             pytest.fail(f"python {name} {shlex.join(words)}: {error}")
 
 
-def test_the_readmes_house_shows_every_file():
-    house = (ROOT / "README.md").read_text().split("## The house")[1].split("\n## ")[0]
+def test_the_house_in_contributing_shows_every_file():
+    house = (ROOT / "CONTRIBUTING.md").read_text().split("## The house")[1].split("\n## ")[0]
     shown = set(re.findall(r"[a-z_0-9]+", house))
     assert [
         path
         for path in map(str, SOURCES)
         if not path.endswith("__init__.py") and path.rsplit("/")[-1][:-3] not in shown
     ] == []
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"(?m)^#+ (.*)", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if not path.startswith(("http:", "https:")):
+            target = (page.parent / path) if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180

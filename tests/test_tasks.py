@@ -660,8 +660,8 @@ def test_a_task_of_ones_own_needs_settings_alone(tmp_path):
     assert (tmp_path / "run" / "oof_weight.csv").is_file()
 
 
-def test_the_readmes_task_of_ones_own_is_a_task(tmp_path):
-    text = (ROOT / "README.md").read_text()
+def test_the_task_of_ones_own_in_the_docs_is_a_task(tmp_path):
+    text = (ROOT / "docs" / "tasks.md").read_text()
     text = text[text.index('{"run": "runs/mine"') :]
     content = json.loads(text[: text.index("}}") + 2])
     (tmp_path / "mine.json").write_text(json.dumps(content))
