@@ -341,6 +341,7 @@ class Task:
             else f"class {self.classes[wrong]} is written as its index, {wrong}: --task.answer_as name writes the names"
         )
 
+
 def reserved(name):
     """Is this the name of a column that rows or predictions have themselves?"""
     return name in ROW_COLUMNS or re.fullmatch(r"p\d+", name) is not None

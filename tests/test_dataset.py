@@ -324,7 +324,7 @@ def test_crops_that_are_taken_along_without_their_photos_are_used_and_that_is_sa
     rows, crops = cropped
     shutil.rmtree(competition.train / "images")
     assert len(manifest.with_files(rows, crops)) == 84
-    assert "84 of 84 photos are not there" in capsys.readouterr().err
+    assert "84 of 84 photos don't exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])

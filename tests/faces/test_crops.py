@@ -437,13 +437,13 @@ def small(tmp_path):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "00000A20.jpg"), np.full((60, 40, 3), colour, np.uint8))
         made.sets.append({"layout": "aaf", "path": str(tmp_path / name)})
-    made.words = lambda sets: ["--data.extra", json.dumps(sets), "--crop.detectors", "[centre]"]
+    made.extra_words = lambda sets: ["--data.extra", json.dumps(sets), "--crop.detectors", "[centre]"]
     return made
 
 
 def colours(people, sets):
     """The colour of the crop that each extra set's photo is trained on."""
-    config = people.config("--data.crops", people.root / "crops", *people.words(sets))
+    config = people.config("--data.crops", people.root / "crops", *people.extra_words(sets))
     rows = with_files(dataset.training_rows(config)[0], config.data.crops)
     means = [cv2.imread(file).mean((0, 1)) for file in rows["file"][rows["source"] == "extra"]]
     return ["red" if mean[2] > 200 else "blue" for mean in means]
@@ -452,18 +452,18 @@ def colours(people, sets):
 @pytest.mark.slow
 def test_photos_of_one_name_in_two_extra_sets_have_a_crop_each(small):
     red, blue = small.sets
-    first = crop(small, *small.words([red]))
+    first = crop(small, *small.extra_words([red]))
     assert "extra/00000A20.jpg" in set(first["crop"])  # as earlier versions called it: their crops stay
-    manifest = crop(small, *small.words([red, blue]))
+    manifest = crop(small, *small.extra_words([red, blue]))
     assert manifest["crop"].is_unique
     assert colours(small, [red, blue]) == ["red", "blue"] and colours(small, [blue, red]) == ["blue", "red"]
-    crop(small, *small.words([blue, red]))
+    crop(small, *small.extra_words([blue, red]))
     assert colours(small, [blue, red]) == ["blue", "red"]
 
 
 @pytest.mark.slow
 def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_again(small):
-    manifest = crop(small, *small.words(small.sets))
+    manifest = crop(small, *small.extra_words(small.sets))
     shared = manifest["crop"].str.startswith("extra/")
     last = manifest["crop"][shared].iloc[-1]
     (small.root / "crops" / last).rename(small.root / "crops" / "extra" / "00000A20.jpg")
@@ -471,13 +471,13 @@ def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_ag
     manifest.to_csv(small.root / "crops" / "manifest.csv", index=False)
     with pytest.raises(InputError, match=r"red/00000A20.jpg and .*blue/00000A20.jpg have the same crop: run face_crop"):
         colours(small, small.sets)
-    crop(small, *small.words(small.sets))
+    crop(small, *small.extra_words(small.sets))
     assert colours(small, small.sets) == ["red", "blue"]
 
 
 @pytest.mark.slow
 def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small, monkeypatch):
-    before = crop(small, *small.words(small.sets))
+    before = crop(small, *small.extra_words(small.sets))
     for folder in ("train", "eval", "red", "blue", "crops"):
         (small.root / folder).rename(small.root / f"moved-{folder}")
     (small.root / "moved-crops").rename(small.root / "crops")
@@ -487,7 +487,7 @@ def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small,
     assert colours(small, small.sets) == ["red", "blue"]
     monkeypatch.setattr(crops, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
     monkeypatch.setattr(crops, "guess", lambda *_: pytest.fail("photos were cropped twice"))
-    after = crop(small, *small.words(small.sets))
+    after = crop(small, *small.extra_words(small.sets))
     assert after.drop(columns="photo").equals(before.drop(columns="photo"))
     assert after["photo"].str.contains("/moved-").all()
     # the same bytes under another name, or other bytes under the same, are another photo

@@ -1,5 +1,6 @@
 """Heads, losses and ways to train: each does what its paper says, and none leaks."""
 
+import json
 import types
 
 import numpy as np
@@ -21,6 +22,7 @@ from foldface.nn import batchnorm, optim
 from foldface.nn.heads import LEARNED, ORDINAL_LOGIT_BIAS, Heads
 from foldface.nn.learner import Learner
 from foldface.settings import LossConfig, TrainConfig
+from foldface.task import MASK_TASK
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 IN_YEARS = ["distribution", "ordinal", "regression"]
@@ -121,6 +123,12 @@ def test_without_smoothing_it_is_cross_entropy(name):
     assert torch.allclose(values(logits, label, name=name), expected)
 
 
+def weighted(*weights):
+    """The mask task with these weights of its heads."""
+    described = [head | {"weight": weight} for head, weight in zip(MASK_TASK["heads"], weights, strict=True)]
+    return cli.read("", argv=["--task.heads", json.dumps(described)]).predicted
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_with_three_heads_it_is_the_cross_entropy_of_their_product(smoothing):
     reader, outputs, label = Heads(MASK, "multi"), torch.randn(50, 8), torch.randint(18, (50,))
@@ -128,8 +136,8 @@ def test_with_three_heads_it_is_the_cross_entropy_of_their_product(smoothing):
         reader.log_probabilities(outputs), label, reduction="none", label_smoothing=smoothing
     )
     assert torch.allclose(values(outputs, label, reader, smoothing=smoothing), expected, atol=1e-5)
-    heavier = values(outputs, label, reader, smoothing=smoothing, weights=[1.0, 1.0, 3.0])
-    age = make_loss(reader, label, weights=[0.0, 0.0, 1.0])
+    heavier = values(outputs, label, Heads(weighted(1.0, 1.0, 3.0), "multi"), smoothing=smoothing)
+    age = make_loss(Heads(weighted(0.0, 0.0, 1.0), "multi"), label)
     alone = age(outputs, *make_targets(label, smoothing=smoothing).of(torch.arange(50), "cpu"))
     assert torch.allclose(heavier, expected + 2 * alone, atol=1e-5)
 

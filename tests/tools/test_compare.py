@@ -129,7 +129,7 @@ def test_recipes_come_first_and_must_exist(tmp_path):
     assert compare.without(flagged, compare.FLAGS) == ["--config", "b.json", "--train.epochs", "3"]
     with pytest.raises(InputError, match="no such recipe"):
         compare.recipes_and_words(["gone.json"])
-    with pytest.raises(InputError, match="one name"):
+    with pytest.raises(InputError, match="two recipes are called a"):
         compare.recipes_and_words([str(path), str(path)])
 
 
