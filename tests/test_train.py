@@ -474,7 +474,7 @@ def test_what_differs_between_two_starts_is_named(competition, monkeypatch, caps
         monkeypatch.setattr(learner.Learner, "__init__", shaky)
     with pytest.raises(SystemExit):
         check_repeat.check(competition.config("--data.augment", "light"), 3)
-    assert f"at step 1 the first thing that differs is {expected}" in capsys.readouterr().out
+    assert f"not the same: the first difference is {expected} at step 1\n" in capsys.readouterr().out
 
 
 def unlike(honest, keyword, noise):
