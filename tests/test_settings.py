@@ -497,7 +497,7 @@ def test_a_runs_own_settings_are_checked_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--model.heads", "joint", "--task.heads.age.learn", "ordinal"], "needs an age head of its own"),
+        (["--model.heads", "joint", "--task.heads.age.learn", "ordinal"], "needs a head of its own"),
         (["--data.only", "[mask=none]"], "is no class or number of a head"),
         (["--train.weight_averaging", "swa", "--train.epochs", "3"], "none is left to average"),
         (["--train.warmup_epochs", "5", "--train.epochs", "5"], "none is left to train"),

@@ -20,7 +20,7 @@ from helpers import ROOT, write_photo
 from safetensors.torch import load_file
 
 import train
-from foldface import cli, runtime
+from foldface import cli
 from foldface.data import loader
 from foldface.data.loader import mmap
 from foldface.faces import crops
@@ -434,7 +434,7 @@ def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition,
     folder.mkdir(parents=True)
     (folder / "speed.csv").write_text("seconds,other_seconds\n100,20\n")
     os.utime(folder / "speed.csv", (2**33, 2**33))  # written before the clock went back
-    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
+    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     config = competition.config("--train.minutes", 5, "--train.scheduler", "cosine")
     fresh, after = (train.seconds_for(config, earlier, 1) for earlier in ([], [0]))
     assert fresh - after == pytest.approx(120, abs=1)

@@ -195,5 +195,5 @@ def test_what_wandb_refuses_is_one_line(competition, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: log is wandb, and W&B says: ") and "set WANDB_MODE=offline, or --log none" in last
+    assert last.startswith("error: log is wandb, and W&B refuses: ") and "set WANDB_MODE=offline, or --log none" in last
     assert not list(competition.root.glob("run/fold0/*.pt"))
