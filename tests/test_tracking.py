@@ -134,7 +134,8 @@ def test_a_fold_stopped_by_ctrl_c_goes_on_in_its_own_run(competition, log):
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all that the command has started, too
     assert first.wait() == 130
     before = len(pd.read_csv(run / "fold0" / "log.csv"))
-    assert 1 <= before < 9 and json.loads((run / "fold0" / f"{log}.json").read_text())["epochs"] == before
+    arrived = json.loads((run / "fold0" / f"{log}.json").read_text())["epochs"]
+    assert 1 <= before < 9 and arrived in (before - 1, before)  # the stop may come between log.csv and the tracker
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     if log == "wandb":
         assert {path.name.split("-")[-1] for path in run.glob("wandb/offline-run-*")} == {wandb_run(run, 0).info.run_id}
