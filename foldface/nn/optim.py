@@ -88,7 +88,7 @@ class Budget:
     """A course of the learning rate that is over when its seconds are, in the place of a scheduler.
 
     It goes on as the schedule does from its beginning to its end (Li, Yumer & Ramanan 2020: of a budget the schedule
-    has to be wholly in it); how far a step goes is planned anew every few steps, from what steps and looks at the
+    has to be wholly in it); how far a step goes is planned again every few steps, from what steps and looks at the
     validation photos have taken. `left` steps are planned, None before the first plan; `over` says that none is left.
     """
 
