@@ -73,7 +73,7 @@ def infer_classes(config, overwrite=False):
     classes = {}
     for head in config.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
-            counts = rows[head.name].astype(str).value_counts().to_dict()
+            counts = rows[task.head(head.name).key].astype(str).value_counts().to_dict()
             found, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
             print(*said, sep="\n", end="\n" if said else "")
             begun = [] if overwrite else classes_of_run(config.run, head.name)
@@ -118,7 +118,7 @@ def training_rows(config):
     rows["label"], rows["target"] = task.answer_of(rows, trained=True), task.answer_of(rows)
     rows["gap"] = False
     if task.number and task.number.train_gap:
-        gap, values = task.number.train_gap, rows[task.number.name]
+        gap, values = task.number.train_gap, rows[task.number.key]
         for bound in task.number.trained:
             rows["gap"] |= (values >= bound - gap) & (values < bound + gap)
     if data.pseudo:
@@ -167,9 +167,9 @@ def only(rows, task, words):
         if how == "=":
             wanted.setdefault(head, []).append(value)
         else:
-            kept &= (rows[head.name] >= value if how == ">=" else rows[head.name] < value) | rows[head.name].isna()
+            kept &= (rows[head.key] >= value if how == ">=" else rows[head.key] < value) | rows[head.key].isna()
     for head, classes in wanted.items():
-        values = task.decode(rows["label"])[head.name] if head in task.answered else rows[head.name]
+        values = task.decode(rows["label"])[head.name] if head in task.answered else rows[head.key]
         kept &= np.isin(values, classes)
     return rows[kept]
 

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     task, names = heads.task, rows[["ImageID"]]
     for fold, told in found.items():
         if heads.in_numbers:
-            path = output / f"fold{fold}_{task.number.name}.csv"
+            path = output / f"fold{fold}_{task.number.key}.csv"
             write_csv(path, predictions.with_numbers(task, names, told))
         write_csv(output / f"fold{fold}.csv", predictions.with_answers(task, names, told))
     kept.unlink(missing_ok=True)

@@ -61,9 +61,9 @@ class Targets:
                 self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
             self.weight = self.classes @ class_weights(task.size, config.balance, label)
         if task.number:
-            self.number = torch.tensor(rows[task.number.name].to_numpy("float32"))
+            self.number = torch.tensor(rows[task.number.key].to_numpy("float32"))
         beside = [head for head in task.heads if head.kind == "named" and head not in task.answered]
-        columns = [torch.tensor(rows[head.name].to_numpy("int64")) for head in beside]
+        columns = [torch.tensor(rows[head.key].to_numpy("int64")) for head in beside]
         self.beside = torch.stack(columns, 1) if columns else torch.empty(len(rows), 0, dtype=torch.int64)
 
     def __len__(self):

@@ -185,7 +185,7 @@ def describe(config, heads, net, precision, fold, rows):
     else:
         prior = np.bincount(rows["target"], minlength=task.size) / len(rows)
     if heads.in_numbers:
-        known = rows[task.number.name].to_numpy()
+        known = rows[task.number.key].to_numpy()
         prior = [*prior, known.mean(), *((known >= bound).mean() for bound in task.number.steps)]
     return {
         "backbone": config.model.backbone,
@@ -255,7 +255,7 @@ def finish(config, folder, validation, fold, learner, tracker):
     task, best = learner.task, learner.best.numpy()
     write_csv(folder / "oof_last.csv", predictions.with_answers(task, frame, learner.last.numpy()))
     if learner.heads.in_numbers:
-        name = f"oof_{task.number.name}.csv"
+        name = f"oof_{task.number.key}.csv"
         write_csv(folder / name, predictions.with_numbers(task, frame[["ImageID"]], best))
     oof = predictions.with_answers(task, frame, best)
     if tracker.active:

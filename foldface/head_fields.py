@@ -10,7 +10,7 @@ def split_heads(words):
     """({head: {field: value}} of all --task.heads.NAME.FIELD, the other words)."""
     changes, rest, words = {}, [], iter(words)
     for word in words:
-        match = re.fullmatch(r"--task\.heads\.(\w+)\.(\w+)(?:=(.*))?", word, re.DOTALL)
+        match = re.fullmatch(r"--task\.heads\.([^=]+)\.(\w+)(?:=(.*))?", word, re.DOTALL)
         if not match:
             rest.append(word)
             continue

@@ -171,7 +171,8 @@ def title(task: Task, name: str = "") -> str:
     name = name or task.score
     if name in names("score"):
         return score_named(name).title(task) or name.replace("_", " ")
-    return name.removesuffix("_f1")
+    key = name.removesuffix("_f1")
+    return next((head.name for head in task.heads if head.key == key), key)
 
 
 def score_names(task: Task) -> list[str]:
@@ -179,7 +180,7 @@ def score_names(task: Task) -> list[str]:
     found = [] if task.score in BUILT_IN["score"] else [task.score]
     if task.numeric:
         return [*found, "mae", "within"]
-    return [*found, "f1", "accuracy"] + [f"{head.name}_f1" for head in task.answered] * (len(task.answered) > 1)
+    return [*found, "f1", "accuracy"] + [f"{head.key}_f1" for head in task.answered] * (len(task.answered) > 1)
 
 
 def scores(task: Task, target, answer) -> dict[str, float]:
@@ -198,8 +199,9 @@ def scores(task: Task, target, answer) -> dict[str, float]:
     }
     if len(task.answered) > 1:
         truth, answered = task.decode(target), task.decode(answer)
-        for name in truth:
-            result[f"{name}_f1"] = f1_score(truth[name], answered[name], average="macro", zero_division=0)
+        for head in task.answered:
+            pair = truth[head.name], answered[head.name]
+            result[f"{head.key}_f1"] = f1_score(*pair, average="macro", zero_division=0)
     return {name: float(found) for name, found in result.items()}
 
 

@@ -75,7 +75,7 @@ def read_numbers(task, paths, ids):
     if task.number is None or task.numeric:
         return None
     columns = task.number.columns
-    paths = [path.with_name(f"{path.stem}_{task.number.name}.csv") for path in paths]
+    paths = [path.with_name(f"{path.stem}_{task.number.key}.csv") for path in paths]
     if not all(path.is_file() for path in paths):
         return None
     frames = [read_csv(path, ["ImageID", *columns], numbers=columns) for path in paths]

@@ -117,8 +117,8 @@ def gather(task, run, wanted, more=()):
         for name in ("oof.csv", "oof_last.csv")
     )
     write_csv(Path(run) / "oof.csv", best)
-    if task.number and (folders[min(folders)] / f"oof_{task.number.name}.csv").is_file():
-        name, columns = f"oof_{task.number.name}.csv", task.number.columns
+    if task.number and (folders[min(folders)] / f"oof_{task.number.key}.csv").is_file():
+        name, columns = f"oof_{task.number.key}.csv", task.number.columns
         frames = [read_csv(folder / name, ["ImageID", *columns], numbers=columns) for folder in folders.values()]
         write_csv(Path(run) / name, pd.concat(frames, ignore_index=True))
     found = measured(task, best)

@@ -94,11 +94,15 @@ def refuse_unknown_names(config):
     refuse_unknown("loss", config.loss.name, "loss.name")
 
 
+def conditional(head, config):
+    """Is a head one that data.only names? It need not be learned."""
+    return any(re.match(rf"\s*{re.escape(head.name)}\s*(>=|<|=)", words) for words in config.data.only)
+
+
 def check_task(config):
     """Refuse settings that don't go with the task (InputError)."""
     task, chosen = config.predicted, config.model
-    conditions = {name for words in config.data.only for name in re.findall(r"\w+", words)[:1]}  # need not be learned
-    beside = [head.name for head in task.heads if head not in task.answered and head.name not in conditions]
+    beside = [head.name for head in task.heads if head not in task.answered and not conditional(head, config)]
     if chosen.heads == "joint" and (task.numeric or beside):
         raise InputError("model.heads joint has an output for each class of the answer alone: model.heads multi")
     for head in task.heads if chosen.heads == "joint" else ():

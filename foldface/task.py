@@ -34,7 +34,8 @@ MASK_TASK = {
 }
 ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
 ROW_COLUMNS += ("near", "linked")
-ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2")
+ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2", "shared", "faceless", "answer_id", "size", "mtime")
+NOT_KEYS = (*ROW_COLUMNS, "train", "last")  # nor train_f1 of log.csv, nor oof_last.csv
 MOST_ANSWERS = 10_000  # of a task: the product of its heads' classes
 N_BINS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
 
@@ -44,7 +45,8 @@ class Head:
 
     kind: "named" (classes by their names), "cut" (a number cut into classes at `bounds`) or "number".
     bounds: where the next class begins, as answers are scored; trained: the same as they are trained on.
-    learn, train_gap, sigma, weight: as in HeadConfig.
+    learn, train_gap, sigma, weight: as in HeadConfig. key: its column in our rows, and its part of names of files and
+    scores: its name where that can be one (see `Task`).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Head:
         learn="classes", train_bounds=(), train_gap=0.0, sigma=None, weight=1.0,
     ):  # fmt: skip
         self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
+        self.key = name
         self.bounds, self.trained = tuple(bounds), tuple(train_bounds or bounds)
         self.learn, self.train_gap, self.sigma, self.weight = learn, train_gap, sigma, weight
         self.kind = "cut" if bounds else "number" if range else "named"
@@ -153,6 +156,8 @@ class Task:
     def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0):
         """heads: dicts of Head's fields; the rest as in TaskConfig. InputError where they don't go together."""
         self.heads = [Head(**head) for head in heads]
+        for place, head in enumerate(self.heads):
+            head.key = head.name if usable(head.name) else f"head{place}"
         names = [head.name for head in self.heads]
         numeric = [head for head in self.heads if head.kind != "named"]
         refuse_bad_heads(self.heads, numeric)
@@ -209,7 +214,8 @@ class Task:
 
         Raises InputError for what is none.
         """
-        match = re.fullmatch(r"\s*(\w+)\s*(>=|<|=)\s*(.+?)\s*", words)
+        names = sorted((re.escape(head.name) for head in self.heads), key=len, reverse=True)
+        match = re.fullmatch(rf"\s*({'|'.join(names)})\s*(>=|<|=)\s*(.+?)\s*", words)
         head = next((head for head in self.heads if match and head.name == match[1]), None)
         try:
             if head and match[2] == "=" and head.kind != "number":
@@ -221,13 +227,13 @@ class Task:
         raise InputError(f"data.only: {words!r} is no class or number of a head; write such as mask=normal or age>=20")
 
     def parse(self, row):
-        """A table's row, {column: text} -> ({head: class index or number}, ""), or (None, what is wrong).
+        """A table's row, {column: text} -> ({head's key: class index or number}, ""), or (None, what is wrong).
 
         Raises KeyError for a column that isn't there.
         """
         found = {}
         for head in self.heads:
-            found[head.name], reason = head.parse(row[head.column])
+            found[head.key], reason = head.parse(row[head.column])
             if reason:
                 return None, reason
         return found, ""
@@ -238,10 +244,10 @@ class Task:
         trained: by the bounds that training uses instead of those that scores use.
         """
         if self.numeric:
-            return rows[self.answered[0].name].to_numpy(float)
+            return rows[self.answered[0].key].to_numpy(float)
         parts = []
         for head in self.answered:
-            values = rows[head.name].to_numpy()
+            values = rows[head.key].to_numpy()
             parts.append(head.class_of(values, head.trained if trained else None) if head.kind == "cut" else values)
         return self.encode(*parts)
 
@@ -342,9 +348,10 @@ class Task:
         )
 
 
-def reserved(name):
-    """Is this the name of a column that rows or predictions have themselves?"""
-    return name in ROW_COLUMNS or re.fullmatch(r"p\d+", name) is not None
+def usable(name):
+    """Can a head's name be its column in our rows, and a part of names of files and scores? Not where rows have a
+    column of that name themselves, nor with blanks and signs in it."""
+    return name.isidentifier() and name not in NOT_KEYS and not re.fullmatch(r"(p|head)\d+", name)
 
 
 def refuse_bad_heads(heads, numeric):
@@ -353,8 +360,8 @@ def refuse_bad_heads(heads, numeric):
     if not heads:
         raise InputError('task.heads is empty: name at least one, such as {"name": "class"}')
     for head in heads:
-        if names.count(head.name) > 1 or not head.name.isidentifier() or reserved(head.name):
-            why = "stands there twice" if names.count(head.name) > 1 else "can't be a head's name"
+        if names.count(head.name) > 1 or not head.name.strip():
+            why = "stands there twice" if names.count(head.name) > 1 else "is no name"
             raise InputError(
                 f"task.heads: {head.name!r} {why}: call it otherwise; the table's column can be given as "
                 f'"column": "{head.column}"'

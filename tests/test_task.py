@@ -43,6 +43,15 @@ def test_a_column_that_is_called_age_is_like_any_other():
     assert task.MASK_TASK["heads"][2]["train_bounds"] == [30, 58]
 
 
+@pytest.mark.parametrize("name", ["label", "fold", "p0", "head1", "train", "last", "id", "Age (years)", "나이"])
+def test_a_heads_name_is_a_column_of_our_rows_only_where_rows_have_none_of_that_name(name):
+    own = task.Task([{"name": name, "classes": ["a", "b"]}, {"name": "kind", "classes": ["x", "y"]}])
+    assert [head.name for head in own.heads] == [name, "kind"]
+    assert [head.key for head in own.heads] == [name if name == "나이" else "head0", "kind"]
+    assert own.parse({name: "b", "kind": "x"}) == ({own.heads[0].key: 1, "kind": 0}, "")
+    assert own.condition(f"{name} = b") == (own.heads[0], "=", 1)
+
+
 def test_answers_are_written_as_the_competition_wants_them():
     for answer_as, expected in (("index", [1, 0]), ("name", ["dog", "cat"])):
         kind = task.Task([{"name": "kind", "classes": ["cat", "dog"]}], answer_as=answer_as)

@@ -79,7 +79,7 @@ def classes(task, rows):
         head, people = task.number, own.drop_duplicates("id")
 
         def ages(ax):
-            values = people[head.name].dropna()
+            values = people[head.key].dropna()
             ax.hist(values, bins=np.arange(values.min(), values.max() + 2) if np.ptp(values) < 150 else 60, color="0.7")
             for bound in head.bounds:
                 ax.axvline(bound, color="tab:red", lw=1)

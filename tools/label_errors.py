@@ -162,9 +162,9 @@ def with_numbers(task, found, run, oof, rows):
         return found
     mine = found["head"] == head.name
     units = [photo or person for photo, person in zip(found["photo"][mine], found["id"][mine], strict=True)]
-    table = pd.concat([rows.groupby(key)[head.name].median() for key in ("id", "ImageID")])
+    table = pd.concat([rows.groupby(key)[head.key].median() for key in ("id", "ImageID")])
     found.loc[mine, "given"] = [head.describe(table[unit]) for unit in units]
-    path = Path(run) / f"oof_{head.name}.csv"
+    path = Path(run) / f"oof_{head.key}.csv"
     if not path.is_file():
         return found
     columns = head.columns

@@ -40,7 +40,7 @@ def correct(rows, path, task):
             value, reason = head.parse(row["value"])
             if reason:
                 raise InputError(f"{path}, row {line}: {reason}")
-            touched += int((rows.loc[wanted, head.name] != value).sum())
-            rows.loc[wanted, head.name] = value
+            touched += int((rows.loc[wanted, head.key] != value).sum())
+            rows.loc[wanted, head.key] = value
     print(f"corrections: {len(frame)} rows of {path} changed {touched} labels")
     return rows

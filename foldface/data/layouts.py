@@ -113,7 +113,7 @@ def records(frame):
 
 def as_rows(found, task, more=()):
     """[(ImageID, photo, id, a value a head, ...)] -> DataFrame."""
-    return pd.DataFrame(found, columns=["ImageID", "photo", "id", *(head.name for head in task.heads), *more])
+    return pd.DataFrame(found, columns=["ImageID", "photo", "id", *(head.key for head in task.heads), *more])
 
 
 def refuse_missing(task, columns, layout):

@@ -126,7 +126,7 @@ def refuse_seen_weights(rows, config):
 def identity(rows, config):
     """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
     rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
-    taken = [*IDENTITY, *(head.name for head in config.predicted.heads)]
+    taken = [*IDENTITY, *(head.key for head in config.predicted.heads)]
     taken += [name for name in [*layouts.BOX, "fold", *config.predicted.probabilities] if name in rows]
     text = rows[taken].to_csv(index=False, float_format="%.6f", lineterminator="\n")
     crops = None

@@ -35,9 +35,9 @@ def pseudo_rows(config, task, photos, by_column=False):
         if np.any(bad):
             line = int(np.argmax(bad))
             raise InputError(f"{path}, row {line + 2}: {frame['ImageID'][line]}: {what}")
-    heads = {head.name: -1 if head.kind == "named" else np.nan for head in task.heads}
+    heads = {head.key: -1 if head.kind == "named" else np.nan for head in task.heads}
     if task.numeric:
-        heads[task.number.name] = answer.to_numpy(float)
+        heads[task.number.key] = answer.to_numpy(float)
     found = pd.DataFrame(
         {
             "ImageID": frame["ImageID"],

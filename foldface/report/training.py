@@ -181,7 +181,7 @@ def by_number(task, oof, rows):
     head = task.number
     if head is None or (head not in task.answered):
         return []
-    number = oof["ImageID"].map(rows.drop_duplicates("ImageID").set_index("ImageID")[head.name]).to_numpy(float)
+    number = oof["ImageID"].map(rows.drop_duplicates("ImageID").set_index("ImageID")[head.key]).to_numpy(float)
     if task.numeric:
         wrong, title = abs(oof["ans"] - oof["target"]).to_numpy(float), "mean absolute error"
     else:
