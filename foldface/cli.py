@@ -1,26 +1,24 @@
 """The settings of a command: args.json < the files of --config, in order < the command line.
 
-    python train.py --help                                        the settings that it uses, explained
+    python train.py --help                                        the settings that it uses, a line each
+    python train.py --help train                                  all about a group of them, or a setting
     python train.py --config recipes/people_small.json --config mine.json --train.epochs 3 --run runs/try
 
 All scripts share the args.json of the folder that the command is started in.
 """
 
-import argparse
 import dataclasses
-import difflib
 import errno
+import itertools
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 
 from foldface import registry
 from foldface.files import InputError, read_json, visible
@@ -29,9 +27,6 @@ from foldface.rules import check
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
 from foldface.settings import (
     GROUPS,
-    MOVED_TO_HEADS,
-    REMOVED,
-    RENAMED_KEYS,
     RENAMED_VALUES,
     SWITCHES,
     Config,
@@ -41,6 +36,7 @@ from foldface.settings import (
     flatten,
     put,
 )
+from foldface.usage import check_names, meant_by, show_help, types_in_words
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
 FREE = (
@@ -71,42 +67,16 @@ FREE = (
 DEFAULT_CONFIG = "args.json"
 
 
-def make_parser(doc, flags, used=tuple(GROUPS)):
-    """The jsonargparse parser of a script's own flags, of the settings that are in no group, and of those that are
-    `used`: groups (data) or single settings (data.eval)."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=command_name(),
-        usage="%(prog)s [--FLAG ...] [--config FILE ...] [--SETTING VALUE ...]",
-        description=doc,
-        epilog="All settings, those of other scripts too: docs/settings.md",
-        exit_on_error=False,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help=f"JSON file of settings, laid over {DEFAULT_CONFIG}; may be given several times",
-    )
+def make_parser(flags):
+    """The jsonargparse parser of a script's own flags and of all settings."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
     for flag, keywords in flags.items():
         parser.add_argument(flag, **keywords)
-    parser.add_class_arguments(Config, skip=set(GROUPS) - {name.split(".")[0] for name in used})
+    parser.add_class_arguments(Config)
     for action in parser._actions:
-        group, refused = action.dest.split(".")[0], action.dest in GROUPS  # --train FILE: `read` refuses it
-        unused = group in GROUPS and not {group, action.dest} & set(used)
-        if refused or unused or action.dest.endswith(".help"):
-            action.help = argparse.SUPPRESS
-        if action.dest == "print_config":
-            action.metavar, action.help = "[=FLAGS]", "print the settings of this command as JSON or YAML, and stop"
         action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
     return parser
-
-
-def command_name():
-    """How the command is typed: python train.py, python -m tools.compare."""
-    path = Path(sys.argv[0])
-    module = path.parent.name in ("tools", "demo", "foldface")
-    return f"python -m {path.parent.name}.{path.stem}" if module else f"python {path.name}"
 
 
 def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
@@ -121,17 +91,20 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help"} & set(argv):
-        make_parser(doc, flags or {}, used).parse_args(["--help"])
-    parser = make_parser(doc, flags or {})
+        show_help(doc, flags or {}, used, words_of_help(argv))
+        sys.exit(0)
+    parser = make_parser(flags or {})
     configs, rest = split_configs(with_true(argv))
     changes, rest = split_heads(rest)
     known = [action.dest for action in parser._actions] + [flag.lstrip("-") for flag in flags or {}]
-    typed = {word[2:].split("=")[0].removesuffix("+"): None for word in rest if word.startswith("--")}
+    typed = names_and_values(rest)
     check_names(typed, known, "--")
-    for group in typed:
+    for group, value in typed.items():
         if group in GROUPS:
-            raise InputError(f"--{group} is a group of settings: name one, --{group}.NAME VALUE; --help lists them")
-    typed |= {"task.heads": None} if changes else {}
+            meant = [f"; or did you mean --{key} {value}?" for key in known if key.endswith(f".{group}") and value]
+            raise InputError(f"--{group} is a group of settings: name one, --{group}.NAME VALUE; --help lists them"
+                             + "".join(meant))  # fmt: skip
+    typed |= {"task.heads": ""} if changes else {}
     given, shared = set(typed), [DEFAULT_CONFIG] * Path(DEFAULT_CONFIG).is_file()
     words, heads = [], as_dict(Config())["task"]["heads"]
     for number, path in enumerate(shared + configs):
@@ -155,6 +128,9 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         line = tidy(str(error))
+        unknown = re.match(r"unrecognized arguments: (.*)", line, re.IGNORECASE)
+        if unknown:
+            raise InputError(meant_by(unknown[1].split(" "), known)) from None
         for key, names in RENAMED_VALUES.items():
             for old, new in names.items():
                 line += f"; write {new} instead of {old}" if key in line and f": {old}" in line else ""
@@ -183,7 +159,7 @@ def read_settings(path, known):
     if not isinstance(content, dict):
         raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
     named = [name for name in flatten(content) if not name.startswith("task.heads.")]  # change_heads looks at those
-    check_names(named, known, f"{path}: ")
+    check_names(dict.fromkeys(named, ""), known, f"{path}: ")
     refuse_hosts(path, content)
     for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
         raise InputError(f"{path}: {key}: should be an object of settings")
@@ -209,20 +185,20 @@ def refuse_plugins_of_a_run(path, content):
                          "it: give --plugins on the command line, [] for none")  # fmt: skip
 
 
-class HelpFormatter(ArgumentParser().formatter_class):
-    """Leaves the script's docstring as it is written: its commands are lines of their own. At least 100 columns."""
+def words_of_help(argv):
+    """The words right after --help: what to explain in full."""
+    after = argv[min(argv.index(word) for word in ("-h", "--help") if word in argv) + 1 :]
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), after))
 
-    def __init__(self, prog, **keywords):
-        super().__init__(prog, max_help_position=28, width=max(100, shutil.get_terminal_size().columns - 2))
 
-    def _expand_help(self, action: argparse.Action) -> str:
-        """A setting's meaning and default, without what the choices before it say already."""
-        text = re.sub(r"\(type: .*?, default: ", "(default: ", super()._expand_help(action), flags=re.DOTALL)
-        text = re.sub(r"\(default: \[{'name'.*\)", "(default: those of the mask task)", text, flags=re.DOTALL)
-        return text.replace(" (default: )", "").replace(" (default: False)", "")
-
-    def _fill_text(self, text: str, width: int, indent: str) -> Any:
-        return "\n".join(indent + line for line in text.splitlines())
+def names_and_values(words):
+    """{name: value} of the words --NAME VALUE and --NAME=VALUE; "" for a value that isn't there."""
+    found = {}
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name.removesuffix("+")] = value if equals or after.startswith("--") else after
+    return found
 
 
 def split_configs(argv):
@@ -248,30 +224,11 @@ def with_true(argv):
     return words
 
 
-def check_names(names, known, where):
-    """Raise InputError for the first name that is no setting, and say which one may have been meant."""
-    for name in names:
-        if name in RENAMED_KEYS:
-            raise InputError(f"{where}{name}: is called {RENAMED_KEYS[name]} now")
-        if name in MOVED_TO_HEADS:
-            now = f"task.heads.NAME.{MOVED_TO_HEADS[name]}, such as task.heads.age.{MOVED_TO_HEADS[name]}"
-            raise InputError(f"{where}{name}: is a field of a head now: {now}")
-        if name in REMOVED:
-            now = REMOVED[name] if isinstance(REMOVED[name], str) else f"it is always {REMOVED[name]}"
-            raise InputError(f"{where}{name}: is no setting any more: {now}")
-        if name not in known and name not in ("help", "print_config"):
-            leaves = {key.rpartition(".")[2]: key for key in reversed(known)}  # --epochs was meant as --train.epochs
-            near = difflib.get_close_matches(name, [key for key in known if key.count(".") == name.count(".")], n=1)
-            near += [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)]
-            hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
-            raise InputError(f"{where}{name}: there is no such setting; {hint}")
-
-
 def tidy(message):
     """jsonargparse's message, in one line, without the names of Python's types."""
     line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
     line = re.sub(r"Problem with given class_path '\S+': ", "", line)
-    return line.replace("Literal", "one of ")
+    return types_in_words(line).replace("Literal", "one of ")
 
 
 def stop(number, frame):

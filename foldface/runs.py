@@ -169,7 +169,7 @@ def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
         group, _, name = key.rpartition(".")
         (wanted[group] if group else wanted)[name] = value
     try:
-        make_parser("", {}).parse_object(copy.deepcopy(wanted))  # it changes what it is given
+        make_parser({}).parse_object(copy.deepcopy(wanted))  # it changes what it is given
     except ArgumentError as error:
         raise InputError(f"{path}: {tidy(str(error))}") from None
     for key, value in taken.items():

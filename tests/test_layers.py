@@ -11,7 +11,7 @@ SCRIPTS = (*("dataset", "model", "loss", "face_crop", "train", "train_kfold", "i
 ORDER = (
     *("foldface.runtime", "foldface.files", "foldface.registry", "foldface.names", "foldface.task", "foldface.metrics"),
     *("foldface.predictions", "foldface.blend", "foldface.oof", "foldface.settings", "foldface.head_fields"),
-    *("foldface.rules", "foldface.cli", "foldface.runs"),
+    *("foldface.usage", "foldface.rules", "foldface.cli", "foldface.runs"),
     *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),
     *SCRIPTS,
     *("tools", "demo"),

@@ -24,6 +24,13 @@ SCRIPTS = sorted(
     if 'if __name__ == "__main__"' in path.read_text() and path.name != "args.py"
 )
 
+MODULES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("tools", "demo")
+    for path in (ROOT / folder).glob("*.py")
+    if "run_main(main)" in path.read_text()
+)
+
 
 def complaint(*words):
     with pytest.raises(InputError) as caught:
@@ -132,9 +139,20 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--train.epocks", "3"], "--train.epocks: there is no such setting; did you mean train.epochs?"),
-        (["--epochs", "3"], "did you mean train.epochs?"),
-        (["--train.epoch", "3"], "did you mean train.epochs?"),
+        (["--train.epocks", "3"], "--train.epocks: there is no such setting; did you mean --train.epochs 3?"),
+        (["--epochs", "3"], "--epochs: there is no such setting; did you mean --train.epochs 3?"),
+        (["--train.epoch", "3"], "did you mean --train.epochs 3?"),
+        (["--lr=0.1"], "did you mean --train.lr 0.1?"),
+        (["--train-epochs", "3"], "did you mean --train.epochs 3?"),
+        (["--batch-size", "8"], "did you mean --train.batch_size 8?"),
+        (["--learning-rate", "0.1"], "did you mean --train.lr 0.1?"),
+        (["-e", "3"], "-e: a setting is typed as --NAME VALUE: did you mean --train.epochs 3?"),
+        (["-lr=0.1"], "did you mean --train.lr 0.1?"),
+        (["data.train=x"], "did you mean --data.train x?"),
+        (["train.epochs", "3"], "did you mean --train.epochs 3?"),
+        (["epochs=3"], "did you mean --train.epochs 3?"),
+        (["--train", "photos"], "or did you mean --data.train photos?"),
+        (["--train.epochs", "2.5"], '"train.epochs": should be int > 0'),
         (["--train.epochs", "many"], "train.epochs"),
         (["--train.epochs", "0"], "train.epochs"),
         (["--train.lr", "nan"], "train.lr"),
@@ -151,7 +169,7 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--train.only_folds", "[5]"], "names fold 5, but train.folds is 5"),
         (["--crop.detectors", "[]"], "crop.detectors is []: name at least one"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
-        (["stray"], "stray"),
+        (["stray"], "stray: stands alone: a setting is typed as --NAME VALUE"),
         (["--train", '{"epochs": 3}'], "--train is a group of settings: name one"),
     ],
 )
@@ -185,17 +203,32 @@ def test_the_page_of_all_settings_is_that_of_their_declaration():
     assert [key for key in ALL if f"| `{key}` |" not in page] == []
 
 
-def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys):
-    def shown(used):
-        with pytest.raises(SystemExit):
-            cli.read("What it does.", {"--soft": {"action": "store_true", "help": "vote"}}, ["--help"], used)
-        return capsys.readouterr().out
+def help_of(capsys, *words, used=("data.eval", "train")):
+    with pytest.raises(SystemExit) as caught:
+        cli.read("What it does.", {"--soft": {"action": "store_true", "help": "vote"}}, ["--help", *words], used)
+    assert not caught.value.code
+    return capsys.readouterr().out
 
-    text = shown(("data.eval", "train"))
-    assert "What it does." in text and "--soft" in text and "--run RUN" in text and "docs/settings.md" in text
+
+def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys):
+    text = help_of(capsys)
+    assert "What it does." in text and "--soft" in text and "docs/settings.md" in text
     assert "--data.eval" in text and "--data.train" not in text and "--train.lr" in text and "--gan.lr" not in text
-    flat = " ".join(text.split())
-    assert "the photos to answer for: a folder with info.csv and images/" in flat and "(default: 0.001)" in flat
+    assert re.search(r"(?m)^  --run +runs/sample +folder that a run writes to$", text)
+    assert re.search(r"(?m)^  --train.optimizer +adamw +adam \| adamw \| sgd: ", text)
+    rows = [line for line in text.splitlines() if line.startswith("  --train.")]
+    assert len(rows) == sum(key.startswith("train.") for key in ALL) and max(map(len, rows)) <= 100
+
+
+def test_help_on_a_group_or_a_setting_tells_all_that_is_known_of_it(capsys):
+    text = " ".join(help_of(capsys, "data.eval", "train").split())
+    assert "--data.eval text; default data/sample/eval the photos to answer for: a folder with info.csv and" in text
+    assert "--train.lr float > 0; default 0.001" in text and "--train.only_folds list of int ≥ 0 or null" in text
+    assert "--data.crops" not in text and "--soft" not in text
+    everything = help_of(capsys, "all", used=tuple(GROUPS))
+    assert [key for key in ALL if f"--{key} " not in everything] == []
+    with pytest.raises(InputError, match=r"--help trane: there is no such setting or group; did you mean train\?"):
+        cli.read("", argv=["--help", "trane"])
 
 
 def test_every_group_of_settings_is_in_the_help_of_some_script():
@@ -215,7 +248,7 @@ def test_a_setting_of_another_scripts_group_is_read_and_no_run_holds_it(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *MODULES])
 def test_help_answers_at_once_and_without_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
@@ -228,8 +261,10 @@ def test_help_answers_at_once_and_without_torch(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "--run RUN" in done.stdout and script in done.stdout
-    assert script != "ensemble.py" or len(done.stdout.splitlines()) <= 120
+    module = "-m " + script.removesuffix(".py").replace("/", ".")
+    assert "--run " in done.stdout and (script if script in SCRIPTS else module) in done.stdout
+    assert not re.search(r"Optional|Positive|Union|ITEM", done.stdout)
+    assert len(done.stdout.splitlines()) <= 150, "a screen or two, not a book"
     # processor time, since the machine that runs the tests may be busy with something else
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 

@@ -5,31 +5,11 @@ python -m tools.settings_page > docs/settings.md
 
 import dataclasses
 import json
-import re
-import typing
 
 import docstring_parser
 
 from foldface.settings import GROUPS, Config, ExtraConfig, HeadConfig
-
-
-def describe_type(kind):
-    """A setting's type in words: "int > 0 or null", or its choices."""
-    if typing.get_origin(kind) is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return f"list of {describe_type(typing.get_args(kind)[0])}"
-    if typing.get_args(kind)[1:] == (str,) and typing.get_origin(typing.get_args(kind)[0]) is typing.Literal:
-        return f"{describe_type(typing.get_args(kind)[0])} or a name of your own (docs/extending.md)"
-    if typing.get_args(kind):
-        return " or ".join(map(describe_type, typing.get_args(kind)))
-    if hasattr(kind, "_restrictions"):
-        limits = " and ".join(f"{sign.__name__} {limit}" for sign, limit in kind._restrictions)
-        for word, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-            limits = re.sub(rf"\b{word}\b", sign, limits)
-        return f"{kind._type.__name__} {limits}"
-    names = {type(None): "null", bool: "true or false", str: "text", HeadConfig: "head", ExtraConfig: "set of photos"}
-    return names.get(kind) or kind.__name__
+from foldface.usage import type_in_words
 
 
 def table_of(kind, prefix, heading):
@@ -44,7 +24,8 @@ def table_of(kind, prefix, heading):
         shown = "" if default is dataclasses.MISSING else f"`{json.dumps(default, default=dataclasses.asdict)}`"
         shown = "the mask task" if prefix + field.name == "task.heads" else shown
         meaning = " ".join(meanings[field.name].split()).replace("|", "\\|")
-        lines.append(f"| `{prefix}{field.name}` | {describe_type(field.type)} | {shown} | {meaning} |")
+        kinds = type_in_words(field.type, "`{}`", " \\| ")
+        lines.append(f"| `{prefix}{field.name}` | {kinds} | {shown} | {meaning} |")
     return lines
 
 
