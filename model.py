@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from foldface.files import InputError
+from foldface.head import N_BINS
 from foldface.nn import agecnn, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.registry import refuse_unknown
 from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
-from foldface.task import N_BINS, Task
+from foldface.task import Task
 
 
 def origin(config: Config) -> str:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from foldface.files import InputError
+from foldface.head import plain
 from foldface.names import one_of
 from foldface.registry import BUILT_IN, lookup, names, register
-from foldface.task import Task, plain
+from foldface.task import Task
 
 BINS = 15  # of the expected calibration error
 

@@ -9,7 +9,15 @@ from helpers import ROOT
 SCRIPTS = (*("dataset", "model", "loss", "face_crop", "train", "train_kfold", "inference", "pseudo_label", "ensemble"),)
 # from the ground up: a file imports what stands before it, or beside it in the same folder, never what stands after it
 ORDER = (
-    *("foldface.runtime", "foldface.files", "foldface.registry", "foldface.names", "foldface.task", "foldface.metrics"),
+    *(
+        "foldface.runtime",
+        "foldface.files",
+        "foldface.registry",
+        "foldface.names",
+        "foldface.head",
+        "foldface.task",
+        "foldface.metrics",
+    ),
     *("foldface.predictions", "foldface.blend", "foldface.oof", "foldface.settings", "foldface.head_fields"),
     *("foldface.usage", "foldface.rules", "foldface.cli", "foldface.runs"),
     *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),

@@ -24,9 +24,10 @@ from foldface import blend, cli, files, metrics, oof, predictions, runs
 from foldface.data import augment, folds, layouts, loader
 from foldface.data.photos import cv2
 from foldface.files import InputError, read_csv, read_json
+from foldface.head import Head
 from foldface.nn.heads import Heads
 from foldface.settings import LossConfig
-from foldface.task import MASK_TASK, Head, Task
+from foldface.task import MASK_TASK, Task
 from tools import compare
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")

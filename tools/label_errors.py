@@ -20,8 +20,8 @@ from foldface import predictions, runs
 from foldface.cli import run_main
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, write_csv
+from foldface.head import plain
 from foldface.report import html
-from foldface.task import plain
 
 COLUMNS = ["photo", "id", "column", "value", "given", "probability", "by_chance", "evidence"]
 MIN_SHARED = 0.95  # share of people whose photos must agree for a label to belong to the person

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
-from foldface.task import N_BINS
+from foldface.head import N_BINS
 
 LEARNED = {"distribution": N_BINS, "ordinal": N_BINS - 1, "regression": 2, "sigmoid": 1}  # outputs
 LAPLACE_CENTRE, LAPLACE_STEP, LAPLACE_FLOOR = (
