@@ -57,6 +57,9 @@ from foldface.settings import as_dict, put
 # ----------------------------------------------------------------------------------------------------- the rows
 
 
+MOST_SHOWN = 20  # classes that are named in a line
+
+
 def infer_classes(config, overwrite=False):
     """Put the classes that the data has, in order, where the task names none; returns the labels.Task.
 
@@ -82,6 +85,9 @@ def infer_classes(config, overwrite=False):
                 some = "".join(f" ({name})" for name in found)
                 raise InputError(f"{config.data.train}: {len(found)} classes of {head.name} found{some}: a class a "
                                  "folder, or a table's column, and at least two of them")  # fmt: skip
+            shown = ", ".join(f"{name} ({counts.get(name, 0)})" for name in found[:MOST_SHOWN])
+            more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+            print(f"{config.data.train}: {head.name} has {len(found)} classes: {shown}{more}")
     put(config, "task.heads", [head | classes.get(head["name"], {}) for head in as_dict(config)["task"]["heads"]])
     return config.predicted
 

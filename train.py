@@ -413,7 +413,7 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     config = cli.read(__doc__, FLAGS, argv, USED)
     train_folds(config, [0], config.overwrite)
-    print(f"next: python inference.py --run {config.run}")
+    print(f"next: {runs.next_command(config)}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"dealt: {config.run}/folds.csv")
         return
     train.train_folds(config, folds, config.overwrite)
-    print(f"next: python inference.py --run {config.run}")
+    print(f"next: {runs.next_command(config)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from foldface import registry
 from foldface.files import InputError, read_json, visible
 from foldface.head_fields import heads_among, split_heads
-from foldface.rules import check
+from foldface.rules import check, follow_layout
 from foldface.runtime import Stopped, cores, is_main_process, keep_memory, quota
 from foldface.settings import (
     GROUPS,
@@ -150,6 +150,7 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
             raise InputError(f"{key} {value}: write {RENAMED_VALUES[key][value]} instead of {value}")
     put(config, "plugins", at_home([config.plugins] if isinstance(config.plugins, str) else config.plugins))
     registry.load(config.plugins)
+    follow_layout(config, given)
     return check(config)
 
 

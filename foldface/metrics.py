@@ -176,6 +176,11 @@ def title(task: Task, name: str = "") -> str:
     return next((head.name for head in task.heads if head.key == key), key)
 
 
+def full_title(task: Task, name: str) -> str:
+    """A score as it stands at the head of a column: mask_f1 -> mask F1."""
+    return title(task, name) + " F1" * name.endswith("_f1")
+
+
 def score_names(task: Task) -> list[str]:
     """The names of `scores`: first the task's own, where it is of the user's."""
     found = [] if task.score in BUILT_IN["score"] else [task.score]

@@ -12,6 +12,7 @@ from foldface import metrics
 from foldface.files import InputError, read_csv, write_csv, write_json
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
+SPENT = ["seconds", "other_seconds"]  # columns of speed.csv: of each epoch's steps, and of all else
 CONFIDENCE = "confidence"  # the probability that a number is within task.tolerance of the truth
 
 
@@ -125,6 +126,7 @@ def gather(task, run, wanted, more=()):
     found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], last["ans"])[task.score]
     found |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
     write_json(Path(run) / "metrics.json", found)
+    print(fold_table(task, folders, best, found))
     first, *others = describe(task, found)
     print(
         f"{run}: {len(folders)} of {len(wanted)} folds, out-of-fold {first}; "
@@ -133,6 +135,39 @@ def gather(task, run, wanted, more=()):
     if "test" in found:
         first, *others = describe(task, found["test"])
         print(f"test set, {found['test']['photos']} photos that no choice was made on: {first}), {', '.join(others)}")
+
+
+def fold_table(task, folders, oof, found):
+    """The scores of each fold, their mean, and those of all photos together, as lines of text.
+
+    folders: {fold: its folder}; oof: the out-of-fold predictions of all of them; found: what `measured` says of them.
+    """
+    names = [task.score, *(name for name in metrics.score_names(task) if name != task.score)]
+    header, rows = ["fold", "photos", "epochs", "minutes", *(metrics.full_title(task, name) for name in names)], []
+    scores = []
+    for fold, folder in folders.items():
+        mine, path = oof[oof["fold"] == fold], Path(folder) / "speed.csv"
+        speed = read_csv(path, SPENT, numbers=SPENT)[SPENT].to_numpy() if path.is_file() else np.empty((0, 2))
+        scores.append(metrics.scores(task, mine["target"], mine["ans"]))
+        rows.append(
+            [fold, len(mine), len(speed), f"{speed.sum() / 60:.1f}", *(f"{scores[-1][name]:.3f}" for name in names)]
+        )
+    if len(rows) > 1:
+        rows.append(["mean", "", "", "", *(f"{np.mean([one[name] for one in scores]):.3f}" for name in names)])
+    rows.append(["all", len(oof), "", "", *(f"{found[name]:.3f}" for name in names)])
+    rows.append(["95 %", "", "", "", f"{found[f'{task.score}_low']:.3f}-{found[f'{task.score}_high']:.3f}"])
+    return in_columns(header, rows)
+
+
+def in_columns(header, rows):
+    """A table as lines of text: the first column to the left, all others to the right; short rows end early."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[k]) for row in cells if k < len(row)) for k in range(len(header))]
+    lines = []
+    for row in cells:
+        first, *others = [cell.ljust(widths[0]) if k == 0 else cell.rjust(widths[k]) for k, cell in enumerate(row)]
+        lines.append("  ".join([first, *others]).rstrip())
+    return "\n".join(lines)
 
 
 def measured(task, frame):

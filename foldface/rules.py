@@ -1,12 +1,16 @@
-"""Settings that contradict one another are refused here, in one line each."""
+"""Settings that contradict one another are refused here, in one line each; what a layout implies is filled in."""
 
 import dataclasses
 import operator
 import re
+from pathlib import Path
 
 from foldface.files import InputError
 from foldface.registry import refuse_unknown
-from foldface.settings import FILES, TrainConfig, at_home, put
+from foldface.runtime import is_main_process
+from foldface.settings import FILES, Config, TrainConfig, at_home, put
+
+OF_CLASSES = {"folder": "a class a folder", "boxes": "the label of a box"}  # layouts that have one head, and no faces
 
 
 def check(config):
@@ -79,6 +83,32 @@ def check(config):
     if guesses and guesses[0] < len(chain) - len(guesses):
         raise InputError(f"crop.detectors is {chain}: person and centre guess, so they go last")
     return config
+
+
+def follow_layout(config: Config, given: set[str]) -> None:
+    """Where each photo has one class by its folder or box, the mask task and the sample data's paths, if nobody gave
+    them, make no sense: take the classes of the data and whole photos, and say so. given: dotted names."""
+    usual, data, said = Config(), config.data, []
+
+    def is_usual(key):
+        return key not in given and operator.attrgetter(key)(config) == operator.attrgetter(key)(usual)
+
+    if data.layout not in OF_CLASSES or is_usual("data.train"):
+        return
+    if is_usual("task.heads"):
+        put(config, "task.heads", [{"name": "class"}])
+        put(config, "task.answer_as", config.task.answer_as if "task.answer_as" in given else "name")
+        said.append(f"the task is {OF_CLASSES[data.layout]} (task.heads)")
+    if is_usual("data.crops"):
+        put(config, "data.crops", "")
+        said.append("photos are taken whole (data.crops)")
+    if is_usual("data.eval"):
+        put(config, "data.eval", "")
+    if is_usual("run") and "data.train" in given:
+        put(config, "run", f"runs/{Path(data.train).resolve().stem}")
+        said.append(f"the run is {config.run}")
+    if said and is_main_process():
+        print(f"data.layout {data.layout}: {', '.join(said)}")
 
 
 def refuse_unknown_names(config):

@@ -259,3 +259,10 @@ def output_folder(config):
         raise InputError(f"output {output}: is a run of its own, whose files would be replaced: name another folder")
     refuse_unwritable(output, "name a folder that can be, with --output")
     return output
+
+
+def next_command(config):
+    """What is typed after a training, to get answers; with --data.eval where the run has no photos to answer for."""
+    path = Path(config.data.eval)
+    named = bool(config.data.eval) and path.exists()
+    return f"python inference.py --run {config.run}" + ("" if named else " --data.eval FOLDER")

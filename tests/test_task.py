@@ -277,7 +277,13 @@ def test_the_predictions_of_finished_folds_are_put_together_and_scored(tmp_path,
     assert {key: saved[key] for key in ("folds", "photos", "people")} == {"folds": [0, 2], "photos": 60, "people": 20}
     assert saved["f1"] == pytest.approx(metrics.scores(MASK, best["target"], best["ans"])["f1"])
     assert saved["f1_last_epoch"] == pytest.approx(metrics.scores(MASK, last["target"], last["ans"])["f1"])
-    first, test = capsys.readouterr().out.splitlines()
+    header, zero, two, mean, everything, interval, first, test = capsys.readouterr().out.splitlines()
+    assert " ".join(header.split()) == "fold photos epochs minutes macro F1 accuracy mask F1 gender F1 age F1"
+    assert [line.split()[0] for line in (zero, two, mean, everything)] == ["0", "2", "mean", "all"]
+    alone = [metrics.scores(MASK, frames[k, "oof.csv"]["target"], frames[k, "oof.csv"]["ans"])["f1"] for k in (0, 2)]
+    assert [f"{one:.3f}" for one in (*alone, np.mean(alone))] == [zero.split()[4], two.split()[4], mean.split()[1]]
+    assert everything.split()[:3] == ["all", "60", f"{saved['f1']:.3f}"]
+    assert interval.split() == ["95", "%", f"{saved['f1_low']:.3f}-{saved['f1_high']:.3f}"]
     assert first.startswith(f"{tmp_path}: 2 of 3 folds, out-of-fold macro F1 {saved['f1']:.3f} (95 % ")
     assert f"{saved['f1_last_epoch']:.3f}" in first
     assert first.endswith(f"accuracy {saved['accuracy']:.3f}, mask {saved['mask_f1']:.3f}, gender "

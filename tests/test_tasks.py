@@ -106,6 +106,32 @@ def test_a_folder_a_class_goes_through_the_whole_chain(things, capsys):
 
 
 @pytest.mark.slow
+def test_a_folder_of_class_folders_needs_no_other_word_and_what_is_inferred_is_said(things, capsys, monkeypatch):
+    monkeypatch.chdir(things)
+    small = [word for word in map(str, SMALL) if word not in ("--data.crops", "")]
+    train.main(["--data.layout", "folder", "--data.train", str(things / "train"), *small])
+    out = capsys.readouterr().out
+    assert (
+        "the task is a class a folder (task.heads), photos are taken whole (data.crops), the run is runs/train" in out
+    )
+    counts = ", ".join(f"{name} (8)" for name in sorted(COLOURS))
+    assert f"{things / 'train'}: class has 3 classes: {counts}" in out
+    assert out.splitlines()[-1] == "next: python inference.py --run runs/train --data.eval FOLDER"
+    inference.main(["--run", "runs/train", "--data.eval", str(things / "eval"), "--device", "cpu"])
+    ensemble.main(["--soft", "--run", "runs/train", "--device", "cpu"])
+    assert set(pd.read_csv("submission.csv")["ans"]) <= set(COLOURS)  # by name, not by number
+
+
+def test_what_is_given_is_not_inferred(things):
+    words = ["--data.layout", "folder", "--data.train", str(things / "train")]
+    mine = cli.read("", argv=[*words, "--run", "runs/mine", "--data.crops", "crops", "--data.eval", "photos"])
+    assert (mine.run, mine.data.crops, mine.data.eval) == ("runs/mine", "crops", "photos")
+    assert [head.name for head in cli.read("", argv=[*words, "--task.heads", KIND]).predicted.heads] == ["kind"]
+    home = cli.read("", argv=["--data.train", "elsewhere"])  # the mask competition's own layout: nothing changes
+    assert (len(home.predicted.heads), home.data.crops) == (3, "data/sample/crops")
+
+
+@pytest.mark.slow
 def test_a_plain_folder_of_photos_is_answered_too(things):
     for n, name in enumerate(COLOURS):
         paint(things / "eval" / f"{n}.png", COLOURS[name], n)

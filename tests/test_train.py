@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 import dataset
 import model
 import train
-from foldface import metrics, predictions
+from foldface import metrics, predictions, runs
 from foldface.data import folds
 from foldface.files import InputError
 from foldface.nn import cpu_conv, learner, optim, predicting
@@ -627,3 +628,20 @@ def test_memory_that_was_freed_is_not_asked_for_again():
         for how in ("keep", "as it was")
     ]
     assert faults[0] < 100 and faults[0] < faults[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_accelerator")
+def test_in_a_pipe_an_epoch_is_one_plain_line_and_the_next_command_comes_last(competition, capsys):
+    competition.run(train)
+    out, err = capsys.readouterr()
+    assert err == "" and "\r" not in out and "\x1b" not in out
+    epochs = [line for line in out.splitlines() if "epoch" in line and line.startswith("fold 0")]
+    assert [line.split("  ")[0] for line in epochs] == ["fold 0 epoch 1/2", "fold 0 epoch 2/2"]
+    lines = out.splitlines()
+    assert lines[-1] == f"next: python inference.py --run {competition.root / 'run'}"
+    assert any(re.match(r"fold +photos +epochs +minutes +macro F1 ", line) for line in lines)
+
+
+def test_the_next_command_asks_for_photos_where_there_are_none(competition):
+    assert runs.next_command(competition.config("--data.eval", "")).endswith(" --data.eval FOLDER")
