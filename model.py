@@ -4,39 +4,34 @@ A weights file is safetensors; its metadata holds how the model was built and ho
 inference can't prepare them otherwise.
 """
 
+import dataclasses
 import json
 import math
 import types
 import typing
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torchvision
+from accelerate.utils import set_seed
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from foldface.files import InputError
+from foldface import runs
+from foldface.data.leaks import start_weights
+from foldface.data.loader import pixel_scale
+from foldface.files import InputError, read_json
 from foldface.head import N_BINS
-from foldface.nn import agecnn, weights
+from foldface.nn import agecnn, batchnorm, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.registry import refuse_unknown
-from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
+from foldface.settings import DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import Task
-
-
-def origin(config: Config) -> str:
-    """What training starts from, in words."""
-    name, pretrained = config.model.backbone, config.model.pretrained
-    if config.model.init_from_run:
-        return f"{name} starts from the weights of the run {config.model.init_from_run}"
-    if pretrained is False:
-        return f"{name} starts from random weights (model.pretrained false)"
-    where = "the weights that timm or torchvision publish" if pretrained is True else f"the weights of {pretrained}"
-    return f"{name} starts from {where}"
 
 
 def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default"):
@@ -80,6 +75,25 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0,
     return model
 
 
+def make(config, outputs, fold, accelerator):
+    """Seed everything by the fold, then build its network, with so many outputs, on the accelerator's device: its
+    lowest layers (train.freeze_layers) don't learn."""
+    seed, chosen = runs.fold_seed(config, fold), config.model
+    set_seed(seed)
+    start = start_weights(config, fold)
+    pretrained, drop = False if start else chosen.pretrained, (chosen.dropout, chosen.drop_path)
+    net = build(chosen.backbone, outputs, pretrained, config.data.image_size, *drop, chosen.init)
+    if start:
+        load_backbone(net, weights_of(str(start)))
+    if accelerator.num_processes > 1:
+        set_seed(seed, device_specific=True)  # dropout differs by process; the weights are process 0's
+        if accelerator.device.type == "cuda" and not chosen.freeze_bn:
+            net = timm.layers.convert_sync_batchnorm(net)
+    for layer in batchnorm.lowest_layers(net, config.train.freeze_layers):
+        layer.requires_grad_(False)
+    return net.to(accelerator.device, memory_format=torch.channels_last)
+
+
 def quiet_classifier(model):
     """Begin with near-equal probabilities. Some of timm's classifiers start so loud (EfficientNet's: a loss of 6
     where ln 18 = 2.9 is chance) that the first epochs of a short fit go into unlearning it."""
@@ -104,6 +118,43 @@ class AlexNet(torchvision.models.AlexNet):
 def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
     """AlexNet for timm.create_model. Its weights come as torchvision's file, by name."""
     return AlexNet(num_classes, drop_rate)
+
+
+def read_crop_settings(config):
+    """How the crops were made ({} for whole photos): it travels with the weights."""
+    if not config.data.crops:
+        return {}
+    return read_json(Path(config.data.crops) / "crop.json", "run face_crop.py again")
+
+
+def describe(config, heads, net, precision, fold, rows):
+    """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
+    photo is answered with: the labels' shares and, of an age in years, what the training ages come to; of a number the
+    median. precision: that it is trained in; rows: DataFrame of training rows."""
+    rows = rows[rows["source"] == "train"]
+    task, (mean, std) = heads.task, pixel_scale(net)
+    if task.numeric:
+        prior = [float(rows["target"].median()), np.nan]
+    else:
+        prior = np.bincount(rows["target"], minlength=task.size) / len(rows)
+    if heads.in_numbers:
+        known = rows[task.number.key].to_numpy()
+        prior = [*prior, known.mean(), *((known >= bound).mean() for bound in task.number.steps)]
+    return {
+        "backbone": config.model.backbone,
+        "heads": config.model.heads,
+        "task": dataclasses.asdict(config.task),
+        "classes": list(task.classes),
+        "image_size": config.data.image_size,
+        "fit": config.data.resize_mode,
+        "augment": config.data.augment,
+        "mean": list(mean),
+        "std": list(std),
+        "precision": precision,
+        "crops": read_crop_settings(config),
+        "fold": fold,
+        "prior": [float(value) for value in prior],
+    }
 
 
 def refuse_other_tensors(file, model):
@@ -218,8 +269,6 @@ def checkpoints(run):
 
 def load_folds(paths):
     """({fold: model}, {fold: what its file says of itself}, how outputs are read); InputError if folds differ."""
-    import torch
-
     nets, abouts = {}, {}
     for fold, path in paths.items():
         net, heads, abouts[fold] = load(path)

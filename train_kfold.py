@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     if not list(folds):
         refuse_unwritable(config.run, "name another --run")
         dataset.infer_classes(config)
-        with train.beginning(config, config.overwrite):
+        with runs.beginning(config, config.overwrite):
             prepare(config)
             runs.save(config)
         print(f"dealt: {config.run}/folds.csv")

@@ -4,6 +4,9 @@ import base64
 import html
 import io
 
+import pandas as pd
+
+from foldface.data.photos import cv2
 from foldface.files import InputError, read_json
 
 STYLE = """
@@ -28,8 +31,6 @@ def data_url(kind: str, content: bytes) -> str:
 
 def encode_image(image, ending: str) -> bytes:
     """(h, w, 3) uint8 RGB as the bytes of a ".jpg" or ".png" file."""
-    from foldface.data.photos import cv2
-
     return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
 
 
@@ -74,8 +75,6 @@ def as_csv(task, rows: list[tuple[str, dict]]) -> bytes:
 
     rows: [(file name, answer of serving.Predictor)].
     """
-    import pandas as pd
-
     lines = []
     for name, found in rows:
         label = found.get("label", "")

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 import traceback
-import types
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -166,64 +165,11 @@ class UploadDir:
 ARRIVING = contextvars.ContextVar("files of the upload that is being read")
 
 
-def separate_upload_folders():
-    """Give each upload a folder of its own. Gradio names folders by the content, so that two visitors who send the same
-    photo would share a file, and the first answer would delete it for the second."""
-    from gradio import route_utils
-
-    class Upload(route_utils.GradioUploadFile):
-        def __init__(self, *words, **named):
-            super().__init__(*words, **named)
-            self.sha.update(os.urandom(16))
-            ARRIVING.get().append(self.file.name)
-
-    route_utils.GradioUploadFile = Upload
-
-
-def file_field(**words):
-    """Gradio's File field, without the empty file that it writes beside each upload."""
-    import gradio as gr
-
-    field = gr.File(**words)
-    field._process_single_file = lambda file: file.path
-    return field
-
-
-def camera_field(**words):
-    """Gradio's Image field as a camera, which gives a still's path or a frame's data: URL. Gradio would decode them
-    without our limits."""
-    import gradio as gr
-
-    field = gr.Image(sources=["webcam"], type="filepath", **words)
-    field.preprocess = lambda sent: sent and ((sent.url if words.get("streaming") else sent.path) or None)
-    return field
-
-
-def disable_session_memory():
-    """Stop Gradio from keeping every session's inputs and answers, and from fetching URLs that a request names."""
-    from gradio import processing_utils, state_holder
-
-    state_holder.SessionState._update_value_in_config = lambda *_: None
-
-    async def refuse(*_, **__):
-        raise ValueError("photos must be uploaded, not linked")
-
-    processing_utils.async_ssrf_protected_download = refuse
-
-
 def print_error():
     """Print the type and place of the current error to stderr, without its message: it may quote a visitor's text."""
     error = sys.exc_info()[1]
     steps = [f"{Path(step.filename).name}:{step.lineno}" for step in traceback.extract_tb(error.__traceback__)]
     print(f"a request failed: {type(error).__name__} at {' > '.join(steps[-6:])}", file=sys.stderr, flush=True)
-
-
-def disable_tracebacks():
-    """Stop Gradio from printing tracebacks of failed requests, which quote what visitors sent."""
-    from gradio import queueing, route_utils, routes
-
-    quiet = types.SimpleNamespace(print_exc=print_error)
-    queueing.traceback = routes.traceback = route_utils.traceback = quiet
 
 
 def own_hosts(host: str, url: str = "") -> set[str]:

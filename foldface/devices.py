@@ -4,6 +4,9 @@ import contextlib
 import functools
 import os
 
+import torch
+from accelerate import Accelerator
+
 from foldface.files import InputError
 
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # {accelerate's name: torch's dtype}
@@ -14,14 +17,21 @@ def choose_device(config, weights=None):
     file says of itself, {} of others), one that answers. Raises InputError where the device is not there, and for
     training in fp16 on a CPU.
     """
-    import torch
-
     device, amp = named_device(config), config.train.amp
     if weights is None:
         precision = training_precision(device, amp)
     else:
         precision = answering_precision(device, amp, weights.get("precision"))
     return device, getattr(torch, PRECISIONS[precision])
+
+
+def make_accelerator(config):
+    """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
+    device, dtype = choose_device(config)
+    return Accelerator(
+        mixed_precision=precision_of(dtype),
+        cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
+    )
 
 
 def precision_of(dtype):
@@ -34,8 +44,6 @@ def named_device(config):
 
     On a CUDA GPU float32 products may be computed in TF32 from then on, wherever they are asked for.
     """
-    import torch
-
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes: they can't share one MPS device
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
     name = next(one for one in there if there[one]) if config.device == "auto" else config.device
@@ -49,8 +57,6 @@ def named_device(config):
 
 def has(device, precision):
     """Does a device compute in this precision by itself, not by way of another?"""
-    import torch
-
     if precision == "bf16" and device.type == "cuda":  # a V100 (compute capability 7.0) does in software only
         return torch.cuda.get_device_capability()[0] >= 8
     return precision != "fp16" or device.type != "cpu"
@@ -84,8 +90,6 @@ def answering_precision(device, amp, trained):
 
 def autocast(device, dtype):
     """A context in which a network computes in this dtype on a device."""
-    import torch
-
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
@@ -93,7 +97,5 @@ def autocast(device, dtype):
 def constant(values, device):
     """A tuple of numbers as a float32 tensor on a device, copied there once: a copy in each step would make a GPU
     wait."""
-    import torch
-
     with torch.inference_mode(False):  # else training could not use what was first asked for in inference
         return torch.tensor(values, dtype=torch.float32, device=device)

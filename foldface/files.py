@@ -18,6 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import filelock
+import pandas as pd
+
 from foldface.runtime import end_with_parent, is_main_process
 
 PREFIX, SUFFIX = ".foldface-", ".partial"  # of the names of temporary files
@@ -114,8 +117,6 @@ def try_lock(handle: int) -> bool | None:
     Returns True; False where another process holds the lock; None where there are no locks: on some network disks, and
     on Windows, where a locked file could not be written to by another descriptor.
     """
-    import filelock
-
     if os.name == "nt":
         return None
     try:
@@ -188,8 +189,6 @@ def folder_lock(folder, name="", wait=0.0):
     if not is_main_process():
         yield
         return
-    import filelock
-
     path = Path(folder) / f".{name or 'folder'}.lock"
     lock = filelock.FileLock(path)
     try:
@@ -257,7 +256,6 @@ def read_csv(path, columns, remedy="", numbers=()):
     columns: required names; numbers: names that are read as float32 if they exist. All other values stay text: 000600
     is not 600. Raises InputError that names the file, the missing column and the existing columns.
     """
-    import pandas as pd
 
     def read(numbers):
         return pd.read_csv(
@@ -302,8 +300,6 @@ def read_csv(path, columns, remedy="", numbers=()):
 
 def numbers_of(path, words):
     """A column of text as float32. Raises InputError that names the first row that is no number."""
-    import pandas as pd
-
     missing = words.isin(["", "nan", "NaN"])
     found = pd.to_numeric(words.where(~missing), errors="coerce")
     bad = found.isna() & ~missing

@@ -7,6 +7,7 @@ fold{k}.csv    ImageID, ans, p0, p1, ...                           target and an
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from foldface import metrics
 from foldface.files import InputError, read_csv, write_csv, write_json
@@ -26,8 +27,6 @@ def with_answers(task, frame, found):
 
     The class is the one of the largest probability after rounding to the six decimals of the file.
     """
-    import pandas as pd
-
     frame = frame.reset_index(drop=True)
     found = np.round(np.asarray(found, dtype=np.float64), 6)
     if task.numeric:
@@ -39,8 +38,6 @@ def with_answers(task, frame, found):
 
 def with_numbers(task, frame, found):
     """Append the columns of a number's distribution to a DataFrame. found: (n, width) of heads.Heads.answers."""
-    import pandas as pd
-
     columns = pd.DataFrame(np.asarray(found)[:, task.size :], columns=task.number.columns)
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
 
@@ -108,8 +105,6 @@ def gather(task, run, wanted, more=()):
 
     wanted: all folds, trained or not; more: further metrics, {"test": {...}} of a test set.
     """
-    import pandas as pd
-
     folders = {k: Path(run) / f"fold{k}" for k in wanted if (Path(run) / f"fold{k}" / "oof.csv").is_file()}
     if not folders:
         return

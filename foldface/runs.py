@@ -1,16 +1,19 @@
 """What a run says of itself, and what is taken from it: its args.json, whether it has begun, where answers go."""
 
+import contextlib
 import copy
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentError
 
 from foldface.cli import FREE, make_parser, read, tidy
-from foldface.files import InputError, read_json, refuse_unwritable, write_json
+from foldface.files import InputError, folder_lock, read_json, refuse_unwritable, write_json
 from foldface.rules import check
+from foldface.runtime import is_main_process
 from foldface.settings import GROUPS, OF_ONE_SCRIPT, REMOVED, Config, HeadConfig, as_dict, flatten, of_earlier, put
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
@@ -266,3 +269,43 @@ def next_command(config):
     path = Path(config.data.eval)
     named = bool(config.data.eval) and path.exists()
     return f"python inference.py --run {config.run}" + ("" if named else " --data.eval FOLDER")
+
+
+def fold_seed(config: Config, fold: int) -> int:
+    """The seed of a fold's initial weights, order and augmentation."""
+    return config.seed * 1009 + fold
+
+
+WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
+WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
+WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
+WRITTEN += ["report.html", "report.json"]
+WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
+
+
+@contextlib.contextmanager
+def beginning(config: Config, overwrite: bool = False):
+    """While the block runs no other process begins this run, or reads it with other settings than it was begun with.
+
+    With `overwrite` what is there is removed first. Raises InputError, and removes nothing, where another process
+    trains a fold or predicts.
+    """
+    run = Path(config.run)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder_lock(run, "beginning", wait=600))
+        if is_main_process() and overwrite:
+            for name in ("", *(path.name[1:].removesuffix(".lock") for path in run.glob(".fold[0-9]*.lock"))):
+                stack.enter_context(folder_lock(run, name))
+            reset_run(run)
+        if is_main_process():
+            refuse_other_settings(config)
+        yield
+
+
+def reset_run(run):
+    """Remove what training and all that follows it wrote into a run's folder, and nothing else that lies there."""
+    if not (Path(run) / "args.json").is_file():
+        return  # no run of ours
+    for pattern in WRITTEN:
+        for path in Path(run).glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

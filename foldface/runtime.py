@@ -84,3 +84,12 @@ def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
                     if int(limit) > 0:
                         found.append(int(limit) / int(period))
     return min(found)
+
+
+def no_processes():
+    """Why processes can't share locks, "" if they can: a container's /dev/shm may be full or read-only."""
+    try:
+        multiprocessing.get_context().Lock()
+    except OSError as error:
+        return f"/dev/shm can't be written to ({error.strerror})"
+    return ""

@@ -95,17 +95,16 @@ class ResumableTracker(Tracker):
 
 class TensorBoard(ResumableTracker):
     def open(self, config):
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils import tensorboard
 
         # TensorBoard shows the later point of an epoch that was logged twice
-        self.writer = SummaryWriter(self.folder, purge_step=self.arrived + 1 if self.state else None)
+        self.writer = tensorboard.SummaryWriter(self.folder, purge_step=self.arrived + 1 if self.state else None)
         if not self.state:
             flat = {
                 name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
                 for name, value in flatten(self.config).items()
             }
-            for summary in hparams(flat, {f"oof/{config.predicted.score}": None}):
+            for summary in tensorboard.summary.hparams(flat, {f"oof/{config.predicted.score}": None}):
                 self.writer.file_writer.add_summary(summary)
             self.state = {"epochs": 0}
             write_json(self.path, self.state)

@@ -10,8 +10,7 @@ import torch
 from helpers import ROOT, Competition, mounted
 
 import model
-from foldface import task
-from foldface.nn import learner
+from foldface import devices, task
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +77,7 @@ def accelerator():
 def one_accelerator(monkeypatch, accelerator):
     """accelerate keeps its state for the process; building it once is what the scripts do too."""
 
-    monkeypatch.setattr(learner, "make_accelerator", lambda config: accelerator)
+    monkeypatch.setattr(devices, "make_accelerator", lambda config: accelerator)
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import dataset
 import ensemble
 import inference
 import train
-from foldface import cli
+from foldface import cli, devices
 from foldface.data import folds
 from foldface.files import InputError
-from foldface.nn import learner
 
 PEOPLE = 24  # one of them is less than 5 % of the rows
 GOOD = np.random.default_rng(1).integers(0, 255, (40, 30, 3), dtype=np.uint8)
@@ -329,7 +328,7 @@ def test_a_photo_that_changes_or_vanishes_while_training_reads_it_is_one_line(pe
         change(photo)
         training, validation = folds.split(rows, 0)
         with pytest.raises(InputError, match=r"mask2.jpg: can't be read any more \(.*\); start again to leave it out"):
-            train.fit(training, validation, config, 0, learner.make_accelerator(config))
+            train.fit(training, validation, config, 0, devices.make_accelerator(config))
         photo.unlink(missing_ok=True)
         photo.write_bytes(content)
 

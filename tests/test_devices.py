@@ -6,12 +6,11 @@ import torch
 
 import model
 import train
-from demo import gan, serving
+from demo import gan_training, serving
 from foldface import devices
 from foldface.files import InputError
-from foldface.nn import learner, predicting
+from foldface.nn import gradcam, predicting
 from foldface.nn.heads import Heads
-from tools import explain
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -58,11 +57,11 @@ def test_a_device_that_is_not_there_is_refused_by_all_alike(competition, monkeyp
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     for start in (
-        lambda: learner.make_accelerator(config),
+        lambda: devices.make_accelerator(config),
         lambda: predicting.predict(*trained, competition_rows(competition), config),
         lambda: serving.Predictor(config),
-        lambda: gan.train(config),
-        lambda: explain.Explainer(config, [], "", ""),
+        lambda: gan_training.train(config),
+        lambda: gradcam.Explainer(config, model.load_folds(model.checkpoints(config.run)), [], "", ""),
     ):
         with pytest.raises(InputError, match=f"device is {name}, but torch sees no GPU of that kind"):
             start()
@@ -87,8 +86,8 @@ def test_on_an_apple_gpu_all_models_answer_there(competition, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", play(to))
     monkeypatch.setattr(torch.Tensor, "to", play(torch.Tensor.to))
     config = competition.config("--device", "mps")
-    assert learner.make_accelerator(config).device.type in ("mps", "cpu")  # accelerate has its own eyes
-    explain.Explainer(config, [], "", "")
+    assert devices.make_accelerator(config).device.type in ("mps", "cpu")  # accelerate has its own eyes
+    gradcam.Explainer(config, model.load_folds(model.checkpoints(config.run)), [], "", "")
     assert sent == [type(nets[0])]
     predicting.predict(nets, abouts, heads, competition_rows(competition), config)
     assert type(nets[0]) in sent[1:] and torch.Tensor in sent
@@ -173,7 +172,7 @@ def save_fold(competition, precision="no"):
     heads = Heads(task, "multi")
     rows, _ = dataset.training_rows(config)
     net = model.build("test_resnet", heads.size, False, 32)
-    about = train.describe(config, heads, net, precision, 0, rows)
+    about = model.describe(config, heads, net, precision, 0, rows)
     path = competition.root / "run" / "fold0" / "best.safetensors"
     model.save(path, net, about)
     return model.load_folds({0: path})

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 import dataset
 import model
 import train
-from foldface import metrics, predictions, runs
+from foldface import devices, metrics, predictions, runs
 from foldface.data import folds
 from foldface.files import InputError
-from foldface.nn import cpu_conv, learner, optim, predicting
+from foldface.nn import cpu_conv, learner, optim, predicting, training_log
 from foldface.settings import TrainConfig, as_dict
 from tools.stress import kills
 
@@ -350,7 +350,11 @@ def test_a_warm_up_that_ends_in_the_average_is_refused(competition):
 
 def test_patience_stops_when_f1_no_longer_rises():
     log = [{"f1": value} for value in (0.1, 0.3, 0.2, 0.3)]
-    assert learner.stalled(log, 2, MASK) and not learner.stalled(log, 3, MASK) and not learner.stalled(log, 0, MASK)
+    assert (
+        training_log.stalled(log, 2, MASK)
+        and not training_log.stalled(log, 3, MASK)
+        and not training_log.stalled(log, 0, MASK)
+    )
 
 
 def test_a_photo_that_vanishes_while_training_is_named():
@@ -364,7 +368,7 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
         pytest.skip("this machine has a GPU")
     for words, expected in ((["--device", "cuda"], "sees no GPU"), (["--train.amp", "fp16"], "needs a GPU")):
         with pytest.raises(InputError, match=expected):
-            learner.make_accelerator(competition.config(*words))
+            devices.make_accelerator(competition.config(*words))
 
 
 @pytest.mark.slow
@@ -424,7 +428,7 @@ def test_other_settings_are_refused_until_the_run_is_begun_anew(competition):
     assert json.loads((run / "metrics.json").read_text())["folds"] == [0]
     assert not (run / "fold1").exists() and (run / "notes.txt").read_text() == "mine"
     (competition.root / "fold0").mkdir()
-    train.reset_run(competition.root)  # no run
+    runs.reset_run(competition.root)  # no run
     assert (competition.root / "fold0").is_dir() and (competition.root / "train").is_dir()
     assert len(pd.read_csv(run / "fold0" / "log.csv")) == 1
 
@@ -583,7 +587,7 @@ def test_no_step_waits_for_the_device(competition, words):
     config = competition.config(*words)
     dataset.infer_classes(config)
     rows = dataset.prepare(config)
-    accelerator = learner.make_accelerator(config)
+    accelerator = devices.make_accelerator(config)
     mine = make_learner(config, rows, 10, accelerator)
     photos = torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
     mine.set_train_mode()
@@ -598,7 +602,7 @@ def test_convolutions_are_computed_the_faster_way_only_while_they_train(competit
     monkeypatch.setattr(cpu_conv, "helps", lambda device, precision: precision == "no")
     config = competition.config(*words)
     dataset.infer_classes(config)
-    mine = make_learner(config, dataset.prepare(config), 10, learner.make_accelerator(config))
+    mine = make_learner(config, dataset.prepare(config), 10, devices.make_accelerator(config))
 
     def replaced():
         return any("forward" in vars(layer) for layer in mine.module.modules())

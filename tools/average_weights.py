@@ -22,17 +22,6 @@ from foldface.files import InputError, folder_lock, read_csv, read_json, write_c
 from foldface.settings import as_dict
 
 
-def average(nets: list):
-    """The first model with the mean of all models' floating-point weights, in place."""
-    import torch
-
-    tables = [net.state_dict() for net in nets]
-    for name, value in tables[0].items():
-        if value.is_floating_point():
-            value.copy_(torch.stack([table[name].float() for table in tables]).mean(0))
-    return nets[0]
-
-
 def trained_on(config, folds):
     """The rows that any of these folds was trained on, without the test set and what data.only and the like left out.
 
@@ -53,12 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, argv=argv, used=USED)
     import model
     from foldface.data import loader
-    from foldface.nn import batchnorm
+    from foldface.nn import averaging, batchnorm
 
     nets, abouts, _ = model.load_folds(model.checkpoints(config.run))
     if len(nets) < 2:
         raise InputError(f"{config.run}: has one fold; an average needs two")
-    net, about = average(list(nets.values())), next(iter(abouts.values()))
+    net, about = averaging.mean_of(list(nets.values())), next(iter(abouts.values()))
     if not config.model.freeze_bn:
         rows = trained_on(config, nets)
         photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])

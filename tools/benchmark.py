@@ -28,9 +28,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from foldface import cli
 from foldface.cli import run_main
+from foldface.data import folds
 from foldface.files import InputError, refuse_unwritable, write_json
 from foldface.settings import Config
 from tools.benchmark_stages import STAGES, Seconds, predict_folds, train
@@ -55,8 +57,6 @@ WORK = {  # {kind of work: parts of the names that torch's profiler uses}; the f
 
 def profile(act) -> dict[str, float]:
     """{kind of work: share of a function's time on the main thread}, the largest first, by torch's profiler."""
-    import torch
-
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
         act()
     taken = dict.fromkeys([*WORK, "all else"], 0.0)
@@ -91,8 +91,6 @@ def made_up_rows(count: int, seed: int = 0) -> pd.DataFrame:
 
 def folds_seconds(people: int) -> float:
     """Seconds to assign so many people with seven photos each to five folds and write folds.csv."""
-    from foldface.data import folds
-
     rows = made_up_rows(people)
     with tempfile.TemporaryDirectory() as place:
         config = Config(run=place)

@@ -5,7 +5,22 @@ import dataclasses
 import tempfile
 import time
 
+import timm
+import torch
+import torchvision.transforms as T
+from facenet_pytorch import MTCNN
+from PIL import Image
+
+import dataset as dataset_module
+import face_crop
+import loss as loss_module
+import model
+from foldface import devices
+from foldface.data import loader as loader_module
+from foldface.faces import manifest
 from foldface.files import InputError
+from foldface.nn import averaging, batchnorm, heads, learner, onnx, optim, predicting
+from foldface.nn.heads import Heads
 from foldface.runtime import cores
 from foldface.settings import put
 
@@ -27,9 +42,6 @@ class Seconds:
 
 def sample_rows(config, crops: bool, count: int):
     """`count` rows of the training photos with their files, crops or whole photos."""
-    import dataset as dataset_module
-    from foldface.faces import manifest
-
     rows, _ = dataset_module.training_rows(config)
     rows = manifest.with_files(rows, config.data.crops if crops else "")
     return rows.sample(count, random_state=config.seed, replace=len(rows) < count).reset_index(drop=True)
@@ -64,16 +76,12 @@ class OurBatches:
     """An epoch of our training loader as a model's inputs: (b, 3, s, s) float32."""
 
     def __init__(self, rows, size, batch, workers, memory_gb):
-        from foldface.data import loader as loader_module
-
         photos = loader_module.PhotoDataset(rows, "light", size, True, memory_gb=memory_gb)
         self.feed = loader_module.make(
             photos, loader_module.SeededBatchSampler(len(rows), batch, shuffle=True), workers
         )
 
     def __iter__(self):
-        from foldface.data import loader as loader_module
-
         for _, photos, errors in self.feed:
             if any(errors):
                 raise InputError(f"a photo can't be read: {max(errors)}")
@@ -85,12 +93,6 @@ def loader_sides(config, kept, peer):
 
     kept: on both sides photos are decoded before, in memory; else both decode each time. peer: torchvision or timm.
     """
-    import timm
-    import torch
-    import torchvision.transforms as T
-    from PIL import Image
-
-    from foldface.data import loader as loader_module
 
     data, batch, size = config.data, 64, config.data.image_size
     rows = sample_rows(config, True, QUICK_PHOTOS if config.quick else PHOTOS)
@@ -156,10 +158,6 @@ def loader(config, folder, kept=False, peer="torchvision"):
 
 
 def crop(config, folder):
-    from facenet_pytorch import MTCNN
-    from PIL import Image
-
-    import face_crop
 
     chosen = copy.deepcopy(config)
     photos = face_crop.plan(chosen)["photo"].sample(80 if config.quick else 150, random_state=0, replace=True)
@@ -182,14 +180,6 @@ def crop(config, folder):
 
 
 def train(config, folder):
-    import torch
-
-    import dataset as dataset_module
-    import loss as loss_module
-    from foldface.data import loader as loader_module
-    from foldface.nn import batchnorm, learner, optim
-    from foldface.nn.heads import Heads
-    from train import make_net
 
     chosen, batch = copy.deepcopy(config), config.train.batch_size
     dataset_module.infer_classes(chosen)
@@ -203,10 +193,10 @@ def train(config, folder):
     photos = loader_module.PhotoDataset(rows, data.augment, data.image_size, True, *shown)
     batches = loader_module.SeededBatchSampler(len(rows), batch, shuffle=True)
     feed = loader_module.make(photos, batches, data.workers)
-    accelerator, read = learner.make_accelerator(chosen), Heads(chosen.predicted, chosen.model.heads)
-    net = make_net(chosen, read.size, 0, accelerator)
+    accelerator, read = devices.make_accelerator(chosen), Heads(chosen.predicted, chosen.model.heads)
+    net = model.make(chosen, read.size, 0, accelerator)
     criterion, targets = loss_module.make(read, rows, chosen.loss)
-    average, mixup = optim.make_average(net, course), loss_module.make_mixup(course)
+    average, mixup = averaging.make_average(net, course), loss_module.make_mixup(course)
     parameters = optim.parameter_groups(net, course)
     optimizer = optim.make_optimizer(parameters, course, fused=accelerator.scaler is None)
     scheduler = optim.make_scheduler(optimizer, course, steps)
@@ -250,13 +240,6 @@ def train(config, folder):
 
 def predict_folds(config, folder, backend):
     """Five models of one run on disk, predicted with in one pass, or by a timm loop for each fold."""
-    import timm
-    import torch
-    from PIL import Image
-
-    import dataset as dataset_module
-    import model
-    from foldface.nn import batchnorm, heads, onnx, predicting
 
     chosen, data = copy.deepcopy(config), config.data
     dataset_module.infer_classes(chosen)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 
 from tools.canvas import HEIGHT, MIDDLE, UNIT, WIDTH, X, Y, bell, both, clouds, darken, ink, paint, shaded, smooth
@@ -73,8 +74,6 @@ def put_on_mask(canvas: SimpleNamespace, p: SimpleNamespace, rng: np.random.Gene
 
 def light_up(canvas: SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
     """The canvas under a lamp in front and the light of the room: (rows, columns, 3) uint8 BGR."""
-    import cv2
-
     side, above = rng.uniform(-0.45, 0.45), rng.uniform(-0.6, -0.25)
     room, warmth = rng.uniform(0.40, 0.56), rng.normal(0.015, 0.02)
     across, down = canvas.slope
@@ -94,8 +93,6 @@ def shoot(canvas: SimpleNamespace, rng: np.random.Generator) -> tuple[np.ndarray
     The turn of the head, the mouth, scale, shift, tilt and focus are random; half of the photos are blurred, 3 of 10
     are mirrored.
     """
-    import cv2
-
     turn, nod = rng.uniform(-0.22, 0.22), rng.uniform(-0.14, 0.14)
     smile, squint = rng.uniform(-0.05, 0.30), rng.uniform(-0.1, 0.35)
     image, face = light_up(canvas, rng), (slice(148, 430), slice(104, 312))  # rows and columns: no other pixel moves

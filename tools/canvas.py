@@ -6,6 +6,7 @@ A canvas holds colour, (rows, columns, 3) float32 BGR in 0..1, and slope, [x, y]
 
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 
 WIDTH, HEIGHT = 384, 512  # of a photo, pixels
@@ -41,8 +42,6 @@ def disc(x: float, y: float, wide: float, high: float) -> np.ndarray:
 
 def ink(*curves, soft: float = 0.0, width: int = 0) -> np.ndarray:
     """The opacity of curves: filled, or as lines `width` pixels wide. soft: blur of the edge in pixels."""
-    import cv2
-
     # fixed point: with shift=4 OpenCV takes sixteenths of a pixel
     curves = [np.round((np.asarray(curve) * UNIT + MIDDLE) * 16).astype(np.int32) for curve in curves]
     mask = np.zeros(SHAPE, np.uint8)
@@ -65,8 +64,6 @@ def bell(x: float, y: float, wide: float, high: float) -> np.ndarray:
 
 def clouds(rng: np.random.Generator, cells: int) -> np.ndarray:
     """Soft noise with mean 0 and a deviation of about 1, `cells` patches high and wide: (rows, columns) float32."""
-    import cv2
-
     return cv2.resize(rng.standard_normal((cells, cells), np.float32), SHAPE[::-1], interpolation=cv2.INTER_CUBIC)
 
 
@@ -79,8 +76,6 @@ def window(opacity: np.ndarray) -> tuple[slice, slice]:
 
 def shaded(colour, light: np.ndarray) -> np.ndarray:
     """A colour under uneven light, (rows, columns): (rows, columns, 3). cv2.merge is faster than broadcasting."""
-    import cv2
-
     return cv2.merge([light * np.float32(part) for part in colour])
 
 

@@ -11,23 +11,27 @@ import sys
 import tempfile
 from dataclasses import replace
 
-from foldface import cli
+import loss
+import model
+from dataset import prepare
+from foldface import cli, devices, runs
 from foldface.cli import run_main
+from foldface.data import loader
+from foldface.data.folds import split
+from foldface.data.leaks import start_run
+from foldface.nn import averaging, optim
+from foldface.nn.heads import Heads
+from foldface.nn.learner import Learner
 
 
 def check(config, steps):
     """Take `steps` steps of fold 0 twice and compare them bit by bit; print the first difference and exit 1."""
-    from dataset import prepare
-    from foldface.data.folds import split
-    from foldface.data.leaks import start_run
-    from foldface.nn.learner import make_accelerator
-
     with tempfile.TemporaryDirectory() as folder:
         if config.model.init_from_run:  # a name means a run beside this one
             config = replace(config, model=replace(config.model, init_from_run=str(start_run(config).absolute())))
         config = replace(config, run=folder)
         rows, _ = split(prepare(config), 0)
-        accelerator = make_accelerator(config)
+        accelerator = devices.make_accelerator(config)
         first, second = (trace(rows, config, steps, accelerator) for _ in range(2))
     for (step, what, digest), (_, _, other) in zip(first, second, strict=True):
         if digest != other:
@@ -38,19 +42,14 @@ def check(config, steps):
 
 def trace(rows, config, steps, accelerator):
     """[(step, name, digest)] of all tensors of the first steps, in the order in which they are computed."""
-    import loss
-    from foldface.data import loader
-    from foldface.nn import optim
-    from foldface.nn.heads import Heads
-    from foldface.nn.learner import Learner
-    from train import fold_seed, make_net, make_scheduler
-
     seen, step = [], 0
 
     def note(what, tensor):
         seen.append((step, what, hashlib.sha1(tensor.detach().cpu().float().numpy().tobytes()).hexdigest()))
 
-    batches = loader.SeededBatchSampler(len(rows), config.train.batch_size, shuffle=True, seed=fold_seed(config, 0))
+    batches = loader.SeededBatchSampler(
+        len(rows), config.train.batch_size, shuffle=True, seed=runs.fold_seed(config, 0)
+    )
     data = config.data
     photos = loader.PhotoDataset(
         rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, flip=data.flip
@@ -59,12 +58,12 @@ def trace(rows, config, steps, accelerator):
     epochs = max(config.train.epochs, -(-steps // len(batches)))  # the schedule must be long enough
     config = replace(config, train=replace(config.train, epochs=epochs))
     heads = Heads(config.predicted, config.model.heads)
-    net = make_net(config, heads.size, 0, accelerator)
+    net = model.make(config, heads.size, 0, accelerator)
     criterion, targets = loss.make(heads, rows, config.loss)
-    average = optim.make_average(net, config.train)
+    average = averaging.make_average(net, config.train)
     parameters = optim.parameter_groups(net, config.train)
     optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
-    scheduler = make_scheduler(config, optimizer, len(batches), 0)
+    scheduler = optim.make_course(optimizer, config.train, len(batches), 0)
     mixup = loss.make_mixup(config.train)
     learner = Learner(net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup)
 

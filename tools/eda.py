@@ -19,7 +19,8 @@ import pandas as pd
 import dataset
 from foldface import cli, runs
 from foldface.cli import run_main
-from foldface.data import cleaning, folds
+from foldface.data import cleaning, duplicates, folds
+from foldface.data.photos import cv2, read_photo
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
@@ -36,9 +37,6 @@ MEASURES = ["width", "height", "brightness", "contrast", "sharpness"]
 
 def measure(seen):
     """Add brightness and contrast (0..255) and sharpness (standard deviation of the Laplacian) of the thumbnails."""
-    from foldface.data import duplicates
-    from foldface.data.photos import cv2
-
     rows = []
     for grey in seen["grey"]:
         image = np.frombuffer(grey, np.uint8).reshape(duplicates.SIDE, duplicates.SIDE) if grey else None
@@ -139,8 +137,6 @@ def shapes(seen, source):
 
 def duplicate_pairs(task, rows, photos, source, seen):
     """Section: identical and nearly identical photos, within and across people, classes, and train and eval."""
-    from foldface.data import duplicates
-
     pairs, _ = duplicates.near_duplicates(seen)
     twin = folds.twins(pd.DataFrame({"photo": photos}))
     first = rows.drop_duplicates("photo").set_index("photo")
@@ -178,8 +174,6 @@ def crops(config):
     several = int((pd.to_numeric(manifest["faces"], errors="coerce") > 1).sum())
     pieces = [html.table(["status", "detector", "photos"], rows), html.text(f"{several} photos have several faces.")]
     if (folder / "review.png").is_file():
-        from foldface.data.photos import read_photo
-
         pieces += [
             html.text("Doubtful faces (review.png):"),
             html.thumbnail(read_photo(folder / "review.png"), 1600),
@@ -272,8 +266,6 @@ USED = ("task", "data")  # --help shows these groups of settings
 def main(argv: list[str] | None = None) -> None:
     config = cli.read(__doc__, argv=argv, used=USED)
     page = runs.output_folder(config) / "eda.html"
-    from foldface.data import duplicates
-
     put(config, "data.strict", False)  # bad rows are shown, and stop nothing
     rows, problems = dataset.training_rows(config.without_pseudo())
     task = config.predicted

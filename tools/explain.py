@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 import dataset
-from foldface import devices, predictions, runs
+from foldface import predictions, runs
 from foldface.cli import run_main
+from foldface.data.photos import cv2
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
 from foldface.files import InputError, atomic_write, read_csv, read_json
-from foldface.nn.gradcam import default_layer, maps, overlay, spatial_layers
 from foldface.report import html
 
 N_PHOTOS = 12  # unless photos are named
@@ -81,87 +82,11 @@ def heat_inside(heat: np.ndarray, box: tuple) -> float:
     return float(heat[y1:y2, x1:x2].sum() / total) if total > 0 else float("nan")
 
 
-# ----------------------------------------------------------------------------------------------------- what is asked
-
-
-class Explainer:
-    """The folds of a run, the layers to explain, and the class whose evidence is shown."""
-
-    def __init__(self, config, layers, head, of):
-        """layers: names, [] = the last one; head: a name, "" = the answer; of: a class, "" = the predicted one."""
-        import model
-
-        self.nets, self.abouts, self.heads = model.load_folds(model.checkpoints(config.run))
-        self.about, self.task = next(iter(self.abouts.values())), self.heads.task
-        self.config = config
-        self.device, _ = devices.choose_device(config, {})
-        for net in self.nets.values():
-            net.to(self.device)
-        first = next(iter(self.nets.values()))
-        known = spatial_layers(first, self.about["image_size"])
-        self.layers = layers or [default_layer(first, known)]
-        for name in self.layers:
-            if name not in known:
-                near = [other for other in known if "." not in other or other.count(".") == 1]
-                raise InputError(f"--layers {name}: has no map of the photo; layers that have: {', '.join(near[:40])}")
-        self.place, self.of = None, None
-        if head:
-            if head not in [one.name for one in self.task.answered] or self.heads.kind == "joint":
-                raise InputError(f"--head {head}: the model has no such head")
-            self.place = self.task.heads.index(self.task.head(head))
-        if of:
-            names = self.task.heads[self.place].classes if head else self.task.classes
-            if of not in names:
-                raise InputError(f"--of {of}: is no class; the classes are {', '.join(names)}")
-            self.of = names.index(of)
-
-    def explain(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(the model's input photos (n, size, size, 3) uint8, heat (n, layers, size, size), classes (n,))."""
-        import torch
-
-        from foldface.data import loader
-
-        photos = loader.PhotoDataset(
-            rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
-        )
-        seen, heat, classes = [], [], []
-        for k, fold in enumerate(rows["fold"]):
-            _, image, error = photos[k, 0]
-            if error:
-                raise InputError(f"{rows['file'].iloc[k]}: can't be read ({error})")
-            fold = int(fold) if int(fold) in self.nets else next(iter(self.nets))
-            net, inputs = self.nets[fold], torch.from_numpy(image[None]).to(self.device)
-            inputs = loader.normalize(inputs, self.about["mean"], self.about["std"])
-            if self.of is not None or self.task.numeric:
-                answer = self.of or 0
-            else:
-                with torch.no_grad():
-                    with devices.autocast(*devices.choose_device(self.config, self.abouts[fold])):
-                        outputs = net(inputs)
-                    parts = self.heads.parts(outputs)
-                    found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
-                answer = int(found.argmax(1))
-            modules = dict(net.named_modules())
-            chosen = [modules[name] for name in self.layers]
-            heat.append(maps(net, self.heads, chosen, image[None], self.about, self.place, [answer])[0])
-            seen.append(image)
-            classes.append(answer)
-        return np.stack(seen), np.stack(heat), np.array(classes)
-
-    def class_name(self, index: int) -> str:
-        """The name of a class index of the head, or of the answer."""
-        if self.task.numeric:
-            return f"more {self.task.answered[0].unit or 'of it'}"
-        return (self.task.classes if self.place is None else self.task.heads[self.place].classes)[index]
-
-
-def write_png(seen: np.ndarray, heat: np.ndarray, path: Path) -> None:
-    """Write all photos, each beside its maps, as one PNG."""
-    from foldface.data.photos import cv2
-
+def write_png(seen: np.ndarray, overlays: list, path: Path) -> None:
+    """Write all photos (n, size, size, 3) uint8, each beside its `overlays` (a list of such pictures), as one PNG."""
     lines = []
-    for image, layers in zip(seen, heat, strict=True):
-        tiles = [image, *(overlay(image, one) for one in layers)]
+    for image, drawn in zip(seen, overlays, strict=True):
+        tiles = [image, *drawn]
         lines.append(np.concatenate([cv2.resize(tile, (TILE, TILE)) for tile in tiles], 1))
     _, data = cv2.imencode(".png", np.concatenate(lines)[..., ::-1])
     with atomic_write(path) as partial:
@@ -178,8 +103,6 @@ def check(config, explainer, count):
     manifest = read_csv(Path(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
     found = manifest.iloc[placed(manifest, known)].to_dict("records")
     crop = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py")
-    from tqdm import tqdm
-
     shares = []
     for k in tqdm(range(len(known)), "explaining", unit="photo", disable=None):
         row = known.iloc[[k]].reset_index(drop=True)
@@ -228,8 +151,12 @@ FLAGS = {
 
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
+    import model
+    from foldface.nn import gradcam
+
     home = runs.output_folder(config)
-    explainer = Explainer(config, config.layers, config.head, config.of)
+    folds = model.load_folds(model.checkpoints(config.run))
+    explainer = gradcam.Explainer(config, folds, config.layers, config.head, config.of)
     if config.check:
         check(config, explainer, config.check)
         return
@@ -237,12 +164,13 @@ def main(argv: list[str] | None = None) -> None:
     if not len(rows):
         raise InputError(f"{config.run}/oof.csv: has no mistake; name photos with --photos")
     seen, heat, classes = explainer.explain(rows)
-    write_png(seen, heat, home / "explain.png")
+    overlays = [[gradcam.overlay(seen[k], one) for one in heat[k]] for k in range(len(seen))]
+    write_png(seen, overlays, home / "explain.png")
     shown = []
     for k, row in enumerate(rows.to_dict("records")):
         shown.append((seen[k], [row["ImageID"]]))
-        for layer, one in zip(explainer.layers, heat[k], strict=True):
-            shown.append((overlay(seen[k], one), [f"for {explainer.class_name(classes[k])}", layer]))
+        for layer, one in zip(explainer.layers, overlays[k], strict=True):
+            shown.append((one, [f"for {explainer.class_name(classes[k])}", layer]))
     intro = "Red: the strongest evidence for the named class, by the fold that was not trained on the photo's person."
     html.write(home / "explain.html", f"{config.run}: Grad-CAM", intro, [("Maps", [html.gallery(shown)])])
     print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")

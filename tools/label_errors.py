@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 import dataset
 from foldface import predictions, runs
@@ -34,8 +36,6 @@ def calibrate(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
     Without it, a head that is often and confidently wrong (age) would fill the list.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
 
     def cost(log_temperature):
         return -log_softmax(logits / np.exp(log_temperature), 1)[np.arange(len(label)), label].mean()
@@ -51,19 +51,18 @@ def score_labels(unit: np.ndarray, label: np.ndarray, probabilities: np.ndarray)
     unlikely if all were right); flagged (by confident learning, Northcutt et al. 2021, and less than half by chance).
     unit, label: (n,); probabilities: (n, k). The photos of a unit vote by their mean log probability.
     """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
+    from cleanlab import filter, rank
 
     logs = pd.DataFrame(np.log(np.maximum(probabilities, MIN_PROBABILITY))).groupby(unit, sort=True).mean()
     given = pd.Series(label).groupby(unit, sort=True).agg(lambda values: values.mode()[0]).to_numpy()
     names, dense = np.unique(given, return_inverse=True)  # cleanlab needs every class to occur
     fair = calibrate(dense, logs.to_numpy()[:, names])
     frame = pd.DataFrame({"given": given, "predicted": names[fair.argmax(1)]}, index=logs.index)
-    frame["probability"] = get_label_quality_scores(dense, fair, method="self_confidence")
+    frame["probability"] = rank.get_label_quality_scores(dense, fair, method="self_confidence")
     frame["by_chance"] = expected_by_chance(fair, frame["probability"].to_numpy())
     if len(names) < 2:
         return frame.assign(flagged=False)
-    issue = find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1)
+    issue = filter.find_label_issues(dense, fair, filter_by="confident_learning", n_jobs=1)
     return frame.assign(
         flagged=issue & (frame["by_chance"] <= MAX_FALSE_SHARE * frame["probability"].rank(method="max"))
     )

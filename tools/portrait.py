@@ -5,6 +5,7 @@ Nothing here is taken from a photo.
 
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 
 from tools.canvas import MIDDLE, SHAPE, UNIT, X, Y, bell, both, clouds, darken, disc, ink, paint, shaded, smooth
@@ -173,8 +174,6 @@ def relief(p, rng):
 
 def draw_skin(canvas, p, rng):
     """Draw the neck, the ears and the face with its folds, without eyes, brows and mouth."""
-    import cv2
-
     edge = head_edge(p)
     around = np.concatenate([edge, edge[-2:0:-1] * (-1, 1)])
     # the curve overlaps itself by a few points, so that rounding leaves no seam at the crown
@@ -283,8 +282,6 @@ def hair_edges(p):
 
 def draw_hair(canvas, p, rng):
     """Draw the hair in front: a soft shape with some hundred strands on it, some of them grey."""
-    import cv2
-
     outer, inner = hair_edges(p)
     cover = np.full(SHAPE, 1 - 0.3 * p.thin, np.float32)
     if p.recede > 0.72:  # a bald head keeps the hair at its sides

@@ -13,8 +13,11 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
+from tqdm import tqdm
 
+from foldface import cli
 from foldface.cli import run_main
 from foldface.files import InputError, folder_lock, read_json, write_json
 from foldface.task import MASK_TASK, Task
@@ -97,9 +100,6 @@ def remove(folder):
 
 def fill(folder, people, eval_people, seed, progress):
     """Write all of the data set's files into a new folder."""
-    import cv2
-    from tqdm import tqdm
-
     for part in ("train", "eval"):
         (folder / part / "images").mkdir(parents=True)
     table, answers, landmarks, task = [], [], [], Task(**MASK_TASK)
@@ -147,8 +147,6 @@ USED = ("sample",)  # --help shows these groups of settings
 
 
 def main(argv: list[str] | None = None) -> None:
-    from foldface import cli
-
     config = cli.read(__doc__, argv=argv, used=USED)
     folder, people, eval_people = Path(config.sample.folder), config.sample.people, config.sample.eval_people
     if about(people, eval_people, config.seed).items() <= drawn(folder).items():

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
+from foldface.data import duplicates
 from foldface.data.layouts import BOX, Problems
+from foldface.data.photos import PhotoError, cut_box, read_photo
 from foldface.files import InputError, write_csv
 from foldface.runtime import cores
 
@@ -43,8 +46,6 @@ def clean(rows, config, problems, others):
     data.duplicates there is a column near, a number that photos share which are nearly the same, and duplicates.csv.
     """
     data, task = config.data, config.predicted
-    from foldface.data import duplicates
-
     everything = pd.concat([rows[rows["source"] != "pseudo"], others], ignore_index=True)
     photos = everything["photo"].drop_duplicates(ignore_index=True)
     seen = duplicates.fingerprint(photos.tolist())
@@ -76,8 +77,6 @@ def capped(rows, config):
     most, task = config.data.max_per_class, config.predicted
     if not most:
         return rows
-    from foldface.data import duplicates
-
     own = (rows["source"].isin(["train", "extra"]) & ~((rows["split"] == "valid") | rows["gap"])).to_numpy()
     over = np.zeros(len(rows), bool)
     over[own] = ~duplicates.cap(rows["label"][own], most, config.seed)
@@ -114,9 +113,6 @@ def drop_unreadable(rows, config, problems):
 
     Whole photos are decoded once for this; of crops the manifest knows. Raises InputError below 95 % of the rows.
     """
-    from tqdm import tqdm
-
-    from foldface.data.photos import PhotoError, cut_box, read_photo
 
     def reason(file, box):
         try:

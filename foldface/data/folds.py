@@ -81,8 +81,7 @@ def digests(rows):
 def groups(rows):
     """Number the rows so that all photos of a person, and of people with an identical (or, if there is a column near,
     nearly identical) photo, share a number: (n,) int. Ids that are the same to a reader are one."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_array, csgraph
 
     code, ids = pd.factorize(rows["id"])
     person = pd.factorize(np.array([folded(one) for one in ids], object))[0][code]
@@ -92,7 +91,7 @@ def groups(rows):
         size = int(ends[-1].max()) + 1
     starts, ends = np.tile(person, len(ends)), np.concatenate(ends)
     links = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(size, size))
-    return connected_components(links, directed=False)[1][person]
+    return csgraph.connected_components(links, directed=False)[1][person]
 
 
 def strata(rows, group):

@@ -18,6 +18,7 @@ import pandas as pd
 import regex
 
 from foldface.data.paths import Fence, located, photo_root, photos_below
+from foldface.data.photos import turned_box, turned_by
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.names import Finder
 from foldface.registry import lookup, register
@@ -223,8 +224,6 @@ def boxes_of(path, problems, data):
 
     The numbers are pixels of the upright photo. Where EXIF turns photos, data.box_pixels says what the file's are.
     """
-    from foldface.data.photos import turned_box, turned_by
-
     content = read_json(path, "layout boxes wants a JSON file")
     if not isinstance(content, list):
         raise InputError(f'{path}: should be a list of {{"image": ..., "label": ..., "bbox": [x1, y1, x2, y2]}}')

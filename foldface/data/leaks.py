@@ -211,3 +211,14 @@ def seen_by(weights):
     if met and weights is not None and weights not in met:
         warn_once(f"{weights}, which {home} started from, is not there: the people it was trained on are not compared")
     return ids, photos
+
+
+def start_weights(config, fold):
+    """The weights that this fold starts from (model.init_from_run), or None. Raises InputError where there are none."""
+    if not config.model.init_from_run:
+        return None
+    home = start_run(config)
+    path = home / f"fold{fold}" / "best.safetensors"
+    if not path.is_file():
+        raise InputError(f"model.init_from_run {config.model.init_from_run}: there is no {path}: train that run first")
+    return path

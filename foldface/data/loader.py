@@ -10,11 +10,14 @@ import threading
 
 import cv2
 import numpy as np
+import pandas as pd
+import torch
 
 from foldface import devices
+from foldface.data import augment as augment_module
 from foldface.data.photos import PhotoError, cut_box, read_photo
 from foldface.files import InputError
-from foldface.runtime import cores
+from foldface.runtime import cores, no_processes
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,8 +53,6 @@ class PhotoDataset:
         """rows: DataFrame with file (a path, "" = none) and, for boxes, x1, y1, x2, y2 in pixels (NaN = the whole
         photo); memory_gb: size of the cache of resized photos, which are then decoded only once; the rest as in
         augment.shape and augment.variation."""
-        from foldface.data import augment as augment_module
-
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
@@ -156,13 +157,33 @@ def make(photos, batches, workers):
     return PhotoLoader(photos, batches, 0 if why else workers)
 
 
-def no_processes():
-    """Why processes can't share locks, "" if they can: a container's /dev/shm may be full or read-only."""
-    try:
-        multiprocessing.get_context().Lock()
-    except OSError as error:
-        return f"/dev/shm can't be written to ({error.strerror})"
-    return ""
+def make_both(config, train_rows, valid_rows, seed, accelerator):
+    """The PhotoLoaders of the training rows (shuffled, augmented) and of the validation rows (as they are): of several
+    processes each is given its slice of every batch."""
+    data, train = config.data, config.train
+    rank_slice = accelerator.process_index, accelerator.num_processes
+    if len(train_rows) < 2 * accelerator.num_processes:
+        raise InputError(f"{len(train_rows)} photos are too few for {accelerator.num_processes} processes")
+    weights = balanced(train_rows) if train.sampler == "balanced" else None
+    batches = SeededBatchSampler(len(train_rows), train.batch_size, True, seed, rank_slice=rank_slice, weights=weights)
+    memory = data.memory_gb / accelerator.num_processes
+    photos = PhotoDataset(
+        train_rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, memory, data.flip
+    )
+    train_loader = make(photos, batches, data.workers)
+    memory -= photos.kept.nbytes / 1e9
+    photos = PhotoDataset(valid_rows, data.augment, data.image_size, False, 0.0, data.resize_mode, memory)
+    batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
+    return train_loader, make(photos, batches, data.workers)
+
+
+def balanced(rows):
+    """Probability of each training photo to be drawn (n,): every class as likely, in it every person, of them every
+    photo."""
+    person = pd.factorize(rows["id"])[0]
+    class_people = rows.assign(person=person).groupby("label")["person"].nunique()
+    photos = rows.groupby([rows["label"], person])["label"].transform("size")
+    return (1 / (len(class_people) * rows["label"].map(class_people) * photos)).to_numpy(float)
 
 
 class WorkerLost(InputError):
@@ -174,8 +195,6 @@ class PhotoLoader:
     start once."""
 
     def __init__(self, photos, batches, workers):
-        import torch
-
         self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
         self.ring = SharedBatchBuffers(workers, batches.most, photos.size)
         self.pin = torch.cuda.is_available()
@@ -195,8 +214,6 @@ class PhotoLoader:
 
     def __iter__(self):
         """Raises WorkerLost, between two batches, if a worker was killed."""
-        import torch
-
         try:
             batches = iter(self.source)
             # torch's own handler would raise at any place when a worker is killed
@@ -233,8 +250,6 @@ class SharedBatchBuffers:
 
     def put(self, items):
         """The collate_fn: items -> (indices, images or their place in the shared memory, errors)."""
-        import torch
-
         indices, images, errors = zip(*items, strict=True)
         worker = torch.utils.data.get_worker_info()
         if worker is None or self.places is None:
@@ -246,8 +261,6 @@ class SharedBatchBuffers:
 
     def take(self, place):
         """The images of `put`: copied from their place, which is used again."""
-        import torch
-
         return torch.from_numpy(self.places[place].copy()) if isinstance(place, tuple) else place
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from foldface.data.photos import is_photo
 from foldface.files import InputError
 from foldface.names import one_of
 
@@ -68,8 +69,6 @@ def photos_below(folder, roots, problems, wanted):
     """Photos below a folder, sorted: yields (path below it with /, whole path). A photo is what images.is_photo says.
 
     Links that lead out, and names that aren't UTF-8, are problems."""
-    from foldface.data.photos import is_photo
-
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; {wanted}")
     fence, passed = Fence(folder, roots), []

@@ -11,7 +11,9 @@ import struct
 
 import cv2
 import numpy as np
+import PIL.Image
 import simplejpeg  # gives OpenCV's pixels, and reports damage that OpenCV ignores
+from PIL import Image
 
 from foldface.cli import LIMITS
 from foldface.files import refuse_special
@@ -92,8 +94,6 @@ def opencv(data, flag):
 
 def refuse_without_memory(data):
     """Raise MemoryError if there is too little memory to decode these bytes, since OpenCV only returns None."""
-    import PIL.Image
-
     try:
         with PIL.Image.open(io.BytesIO(data)) as photo:  # only its header
             width, height = photo.size
@@ -187,8 +187,6 @@ def upright(image, turn):
 
 def turned_by(path: str | os.PathLike) -> tuple[int, int, int]:
     """(EXIF orientation 1 to 8, width, height as stored) of a photo's file; (1, 0, 0) where it can't be read."""
-    from PIL import Image
-
     try:
         refuse_special(path)
         with Image.open(path) as image:

@@ -11,15 +11,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from foldface import registry
+from foldface.data.photos import PhotoError, read_photo
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, placed
 from foldface.faces.review import remove_review, review
 from foldface.files import InputError, atomic_write, read_csv, read_json, write_csv, write_json
-from foldface.runtime import cores, end_with_parent
+from foldface.runtime import cores, end_with_parent, no_processes
 
 CHUNK = 8  # photos of a job
 MAX_PIXELS = 50_000_000  # of the photos that a process holds at the same time
@@ -35,8 +38,6 @@ def crop_square(image, face, size, margin, align):
 
     image: (h, w, 3) uint8; face: (9,) in pixels; margin: share of the box on each side; align: turn the eyes level.
     """
-    import cv2
-
     x1, y1, x2, y2 = face[:4]
     side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
     angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and not np.isnan(face[5]) else 0.0
@@ -57,8 +58,6 @@ def crop_square(image, face, size, margin, align):
 
 def encoded(crop: np.ndarray) -> np.ndarray:
     """A crop (s, s, 3) uint8 RGB as JPEG (quality 95): (n,) uint8, the same bytes for the same pixels."""
-    import cv2
-
     ok, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     assert ok
     return data
@@ -76,8 +75,6 @@ def crop_chunk(chunk):
     chunk: (folder, crop settings, [(photo, crop, sha1)]). A chunk is done as a whole, so that a detector's batches, and
     the last bits of its boxes, don't depend on where a run was stopped.
     """
-    from foldface.data.photos import PhotoError, read_photo
-
     folder, crop_settings, photos = chunk
     rows, waiting, pixels = [], [], 0
     for photo, crop, sha1 in photos:
@@ -114,8 +111,6 @@ def guess(job):
 
     job: (folder, crop settings, manifest row, crop's path, manifest rows of the person's photos with a face).
     """
-    from foldface.data.photos import PhotoError, read_photo
-
     folder, crop, row, path, others = job
     try:
         image = read_photo(row["photo"])
@@ -140,8 +135,6 @@ def guess(job):
 
 def relative_box(row):
     """A manifest row's box as shares of its photo's width and height, (4,)."""
-    from foldface.data.photos import read_photo
-
     height, width = read_photo(row["photo"]).shape[:2]
     return np.array([float(row[key]) for key in CORNERS]) / [width, height, width, height]
 
@@ -215,8 +208,6 @@ def finished(folder, todo):
 
 def crop_plan(todo, folder, crop, retry=False):
     """Crop the photos of a plan that are not done yet; returns the manifest as a DataFrame."""
-    from tqdm import tqdm
-
     begin(folder, crop, retry)
     manifest, saved = Path(folder) / "manifest.csv", time.monotonic()
     before = read_csv(manifest, MANIFEST_COLUMNS) if manifest.is_file() else pd.DataFrame(columns=MANIFEST_COLUMNS)
@@ -279,8 +270,6 @@ def processes(count):
 
     None, with a warning, where processes can't be started.
     """
-    from foldface.data.loader import no_processes
-
     why = no_processes()
     if why:
         print(f"warning: {why}: photos are cropped by one process, which is slower", file=sys.stderr)

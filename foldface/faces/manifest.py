@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from foldface import names
 from foldface.cli import LIMITS
@@ -49,8 +50,6 @@ def digests(photos, known):
 
     known: (n, 3), the same of an earlier start; only photos whose size or time has changed are read again.
     """
-    from tqdm import tqdm
-
     with ThreadPoolExecutor(cores(most=8)) as pool:
         stamps = list(pool.map(stamp_of, photos))
         same = [stamp == (size, mtime) for stamp, (_, size, mtime) in zip(stamps, known, strict=True)]

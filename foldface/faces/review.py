@@ -3,9 +3,13 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
+from foldface.data.photos import PhotoError, read_photo
 from foldface.faces import detect
 from foldface.faces.manifest import CORNERS
 from foldface.files import atomic_write
@@ -34,9 +38,6 @@ def remove_review(folder):
 
 def review(folder, manifest, detectors):
     """Write the doubtful photos with their boxes to review.png, and review-2.png, ... if there are many."""
-    from PIL import Image, ImageDraw, ImageFont
-    from tqdm import tqdm
-
     rows = doubtful(manifest, detectors)
     font, height = ImageFont.load_default(11), TILE + 30
     pages = [rows.iloc[at : at + PAGE] for at in range(0, len(rows), PAGE)] or [rows]
@@ -61,9 +62,6 @@ def review(folder, manifest, detectors):
 
 def thumbnail(row, crop_square):
     """A manifest row's photo with its box drawn, (h, w, 3) uint8 of TILE pixels at most; grey if it can't be read."""
-    import cv2
-
-    from foldface.data.photos import PhotoError, read_photo
 
     try:
         image = read_photo(row["photo"])

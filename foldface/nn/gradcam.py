@@ -1,6 +1,14 @@
 """Grad-CAM: the layers that have a map, the class to explain, the map over the photo."""
 
 import numpy as np
+import pandas as pd
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import show_cam_on_image
+
+from foldface import devices
+from foldface.data import loader
+from foldface.files import InputError
 
 # ------------------------------------------------------------------------------------------------------- the maps
 
@@ -10,8 +18,6 @@ def spatial_layers(net, size: int) -> dict:
 
     Outputs are (n, c, h, w), (n, h, w, c) as in Swin, or (n, tokens, c) as in ViT, with more than one place.
     """
-    import torch
-
     found = {}
 
     def note(name):
@@ -83,11 +89,6 @@ def maps(net, heads, layers: list, photos: np.ndarray, about: dict, place: int |
 
     photos: (n, size, size, 3) uint8; place: index of the head, None = the answer; classes: (n,) the class to explain.
     """
-    import torch
-    from pytorch_grad_cam import GradCAM
-
-    from foldface.data import loader
-
     photos = torch.from_numpy(photos).to(device_of(net))
     inputs = loader.normalize(photos, about["mean"], about["std"]).requires_grad_()
     targets, found = [ClassScoreTarget(heads, place, int(index)) for index in classes], []
@@ -99,6 +100,70 @@ def maps(net, heads, layers: list, photos: np.ndarray, about: dict, place: int |
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Heat (h, w) in 0..1 laid over a photo (h, w, 3) uint8: (h, w, 3) uint8."""
-    from pytorch_grad_cam.utils.image import show_cam_on_image
-
     return show_cam_on_image(image.astype(np.float32) / 255, heat, use_rgb=True, image_weight=0.55)
+
+
+class Explainer:
+    """The folds of a run, the layers to explain, and the class whose evidence is shown."""
+
+    def __init__(self, config, folds, layers, head, of):
+        """folds: of model.load_folds; layers: names, [] = the last one; head: a name, "" = the answer; of: a class,
+        "" = the predicted one."""
+        self.nets, self.abouts, self.heads = folds
+        self.about, self.task = next(iter(self.abouts.values())), self.heads.task
+        self.config = config
+        self.device, _ = devices.choose_device(config, {})
+        for net in self.nets.values():
+            net.to(self.device)
+        first = next(iter(self.nets.values()))
+        known = spatial_layers(first, self.about["image_size"])
+        self.layers = layers or [default_layer(first, known)]
+        for name in self.layers:
+            if name not in known:
+                near = [other for other in known if "." not in other or other.count(".") == 1]
+                raise InputError(f"--layers {name}: has no map of the photo; layers that have: {', '.join(near[:40])}")
+        self.place, self.of = None, None
+        if head:
+            if head not in [one.name for one in self.task.answered] or self.heads.kind == "joint":
+                raise InputError(f"--head {head}: the model has no such head")
+            self.place = self.task.heads.index(self.task.head(head))
+        if of:
+            names = self.task.heads[self.place].classes if head else self.task.classes
+            if of not in names:
+                raise InputError(f"--of {of}: is no class; the classes are {', '.join(names)}")
+            self.of = names.index(of)
+
+    def explain(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(the model's input photos (n, size, size, 3) uint8, heat (n, layers, size, size), classes (n,))."""
+        photos = loader.PhotoDataset(
+            rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
+        )
+        seen, heat, classes = [], [], []
+        for k, fold in enumerate(rows["fold"]):
+            _, image, error = photos[k, 0]
+            if error:
+                raise InputError(f"{rows['file'].iloc[k]}: can't be read ({error})")
+            fold = int(fold) if int(fold) in self.nets else next(iter(self.nets))
+            net, inputs = self.nets[fold], torch.from_numpy(image[None]).to(self.device)
+            inputs = loader.normalize(inputs, self.about["mean"], self.about["std"])
+            if self.of is not None or self.task.numeric:
+                answer = self.of or 0
+            else:
+                with torch.no_grad():
+                    with devices.autocast(*devices.choose_device(self.config, self.abouts[fold])):
+                        outputs = net(inputs)
+                    parts = self.heads.parts(outputs)
+                    found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
+                answer = int(found.argmax(1))
+            modules = dict(net.named_modules())
+            chosen = [modules[name] for name in self.layers]
+            heat.append(maps(net, self.heads, chosen, image[None], self.about, self.place, [answer])[0])
+            seen.append(image)
+            classes.append(answer)
+        return np.stack(seen), np.stack(heat), np.array(classes)
+
+    def class_name(self, index: int) -> str:
+        """The name of a class index of the head, or of the answer."""
+        if self.task.numeric:
+            return f"more {self.task.answered[0].unit or 'of it'}"
+        return (self.task.classes if self.place is None else self.task.heads[self.place].classes)[index]

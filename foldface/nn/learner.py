@@ -1,58 +1,28 @@
-"""A model and all that moves it: accelerator, one step, one epoch, one look at the others, its state on disk.
+"""A model and all that moves it: one step, one epoch, the answers to other photos, its state on disk.
 
 Several processes (accelerate launch, torchrun) share each batch: a step is the same step, whatever their number.
 """
 
 import contextlib
 import copy
-import gc
 import math
-import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
-from foldface import devices, metrics
+from foldface import metrics
+from foldface.data.loader import WorkerLost, normalize, pixel_scale
 from foldface.files import InputError, atomic_write, write_csv
-from foldface.nn import optim, resume
+from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
+from foldface.nn.mixup import mix
+from foldface.nn.training_log import EpochStats, log_columns, stalled
+from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
 
-if TYPE_CHECKING:
-    import torch
-
 AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
-
-
-def make_accelerator(config):
-    """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
-    from accelerate import Accelerator
-
-    device, dtype = devices.choose_device(config)
-    return Accelerator(
-        mixed_precision=devices.precision_of(dtype),
-        cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
-    )
-
-
-class EpochStats(NamedTuple):
-    """What an epoch's steps came to."""
-
-    train_loss: float
-    """mean over the photos"""
-    answers: "torch.Tensor"
-    """what each training photo was answered with: (n,) float32 on the CPU, NaN where it was not drawn, or was mixed"""
-    speed: dict[str, float]
-    """columns of speed.csv: seconds, photos_per_second, waited (share of the seconds without photos), memory_gb"""
-
-
-class Validation(NamedTuple):
-    """What an epoch's model answers to the validation photos, and how good that is."""
-
-    answers: "torch.Tensor"
-    """(n, width) float32, as heads.Heads.answers"""
-    scores: dict[str, float]
-    """{column of log.csv: value}"""
 
 
 class Learner:
@@ -73,15 +43,10 @@ class Learner:
         parameters; scheduler: optim.make_scheduler's, or an optim.Budget, whose seconds then count instead of
         train.epochs; average: optim.make_average's; mixup: loss.make_mixup's; folder: where end_epoch and save write,
         runs/NAME/fold{k}; about: what the weights file says of itself; belongs: resume.belongs of the fold."""
-        import torch
-
-        from foldface.data import loader
-        from foldface.nn import batchnorm
-
         self.task, self.heads = criterion.heads.task, criterion.heads
         self.config, self.accelerator, self.device = config.train, accelerator, accelerator.device
         self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
-        self.scale = loader.pixel_scale(net)
+        self.scale = pixel_scale(net)
         self.lowest = batchnorm.lowest_layers(net, config.train.freeze_layers)
         self.average, self.mixup = average, mixup
         if config.train.compile:
@@ -119,18 +84,6 @@ class Learner:
         others = {"scaler": self.accelerator.scaler, "average": self.average}
         return parts | {name: part for name, part in others.items() if part is not None}
 
-    def refuse_other_state(self, before):
-        """Raise ValueError where a state is of another fold, other rows or other settings: to go on from another fold's
-        would be to validate on people who were trained on."""
-        for name, now in self.belongs.items():
-            if name == "settings":
-                changed = [key for key in now if key in before[name] and before[name][key] != now[key]]
-                if changed:
-                    raise ValueError(f"it was saved with other settings: {', '.join(changed)}")
-            elif before[name] != now:
-                what = f"it is of fold {before[name]}" if name == "fold" else "it was trained on other photos or labels"
-                raise ValueError(what)
-
     @property
     def state_path(self):
         """Path of what a stopped fold goes on from."""
@@ -138,9 +91,6 @@ class Learner:
 
     def save(self):
         """Write everything to state.pt, atomically. All processes call it, the first one writes."""
-        import torch
-        from accelerate.utils import gather_object
-
         states = gather_object([resume.random_states()])
         if is_main_process():
             content = {name: part.state_dict() for name, part in self.parts().items()}
@@ -155,7 +105,7 @@ class Learner:
             return
         try:
             content = resume.load_tensors(self.state_path)
-            self.refuse_other_state(content["belongs"])
+            resume.refuse_other_state(self.belongs, content["belongs"])
             for name, part in self.parts().items():
                 part.load_state_dict(content[name])
             for name in self.KEPT:
@@ -179,13 +129,9 @@ class Learner:
 
         Nothing here waits for the GPU, but loss scaling (fp16), which looks at one number.
         """
-        import torch
-
-        from foldface.data import loader
-
-        inputs = loader.normalize(photos.to(self.device, non_blocking=True), *self.scale)
+        inputs = normalize(photos.to(self.device, non_blocking=True), *self.scale)
         first = self.targets.of(indices, self.device)
-        second, kept_share = self.mix(inputs, first)
+        second, kept_share = mix(self.mixup, inputs, first)
 
         def compute(micro_batches):
             total, parts_out, count = 0.0, [], min(micro_batches, len(inputs))
@@ -232,87 +178,15 @@ class Learner:
         """Does the classifier alone learn in this epoch?"""
         return self.epoch < self.config.freeze_epochs
 
-    def mix(self, inputs, targets):
-        """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, in place, by timm.
-
-        Returns (targets of the photos that were mixed in, (b,) the share of each photo itself), or (None, None).
-        For CutMix the share is the area that was really left, so that targets are mixed as the pixels are.
-        """
-        import torch
-
-        if self.mixup is None or len(inputs) < 2:
-            return None, None
-        even = len(inputs) // 2 * 2  # timm pairs the first with the last; an odd one out stays as it is
-        self.mixup.num_classes = even
-        _, mixed = self.mixup(inputs[:even], torch.arange(even, device=inputs.device))
-        share = torch.ones(len(inputs), device=inputs.device)
-        share[:even] = mixed.diagonal()
-        order = torch.arange(len(inputs), device=inputs.device)
-        order[:even] = order[:even].flip(0)
-        return [target[order] for target in targets], share
-
-    def average_epoch(self, loader):
-        """Take an epoch's end into SWA's average and refresh its batch norm with the training photos. (EMA averages the
-        statistics at every step, so that they are never far behind its weights.)"""
-        from foldface.data.loader import normalize
-        from foldface.nn import batchnorm
-
-        if self.config.weight_averaging != "swa" or self.epoch < self.config.swa_start:
-            return
-        self.average.update_parameters(self.module)
-        if self.freeze_bn:
-            return
-        inputs = (normalize(photos.to(self.device, non_blocking=True), *self.scale) for _, photos, _ in loader)
-        with self.accelerator.autocast():
-            kept = batchnorm.lowest_layers(self.average.module, self.config.freeze_layers)
-            batchnorm.refresh_batch_norm(self.average.module, inputs, kept)
-        for name, value in self.average.module.named_buffers():
-            if name.endswith(("running_mean", "running_var")) and self.accelerator.num_processes > 1:
-                value.copy_(self.accelerator.reduce(value, "mean"))
-
     def fitting(self, compute, photos):
-        """compute(micro_batches), with twice as many each time that memory ran out: the step stays the same step, but
-        for batch norm that learns its statistics, which then sees micro-batches: that is said.
-
-        Raises InputError where that can't help: a photo or two at a time is too much, or several processes would
-        have to do it at once.
-        """
-        import torch
-        from accelerate.utils.memory import should_reduce_batch_size
-
-        while True:
-            try:
-                return compute(self.micro_batches)
-            except (RuntimeError, MemoryError) as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if self.accelerator.num_processes > 1 or 4 * self.micro_batches > photos:
-                    raise InputError(
-                        f"out of memory with {photos} photos in {self.micro_batches} micro-batches: start again with "
-                        f"--train.accumulate {2 * self.micro_batches}, or with a smaller --data.image_size"
-                    ) from None
-            self.optimizer.zero_grad()
-            self.micro_batches *= 2
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            norms = [part for part in self.module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
-            learning = torch.is_grad_enabled() and any(part.training for part in norms)
-            print(
-                f"out of memory: a batch is now computed in {self.micro_batches} micro-batches; "
-                + (
-                    "batch norm takes its statistics from each micro-batch alone from now on, which changes the steps: "
-                    "--model.freeze_bn true, or a smaller --data.image_size, would leave them as they are"
-                    if learning
-                    else "steps stay as they are"
-                ),
-                flush=True,
-            )
+        """compute(micro_batches) of so many photos, with twice as many micro-batches when memory runs out."""
+        found, self.micro_batches = memory.fitting(
+            compute, self.micro_batches, photos, self.module, self.optimizer, self.accelerator.num_processes
+        )
+        return found
 
     def set_train_mode(self):
         """Put all that learns in this epoch into training mode, and the frozen rest into eval mode."""
-        from foldface.nn import batchnorm
-
         self.net.train()
         if self.freeze_bn:
             batchnorm.freeze_batch_norm(self.net)
@@ -330,11 +204,6 @@ class Learner:
 
         loader: a loader.PhotoLoader; title: of the progress bar. On Ctrl-C, and every few minutes, everything is saved.
         """
-        import torch
-        from tqdm import tqdm
-
-        from foldface.nn import cpu_conv
-
         batches, waited, start = loader.batch_sampler, 0.0, time.perf_counter()
         batches.go_to(self.epoch, self.step)
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
@@ -370,11 +239,18 @@ class Learner:
         self.loss = self.summed(total)
         seconds = self.spent + time.perf_counter() - start
         speed = {"seconds": seconds, "photos_per_second": self.seen / seconds, "waited": waited / seconds}
-        speed["memory_gb"] = peak_memory()
+        speed["memory_gb"] = memory.peak_memory()
         self.spent, self.steps_ended = 0.0, time.perf_counter()
         batches.go_to(self.epoch, 0)
         self.average_epoch(loader)
         return EpochStats(self.loss / self.seen, self.take_answers(), speed)
+
+    def average_epoch(self, loader):
+        """Take the weights of an epoch's end into SWA's average. (EMA's takes those of every step.)"""
+        if self.config.weight_averaging == "swa" and self.epoch >= self.config.swa_start:
+            self.average.update_parameters(self.module)
+            if not self.freeze_bn:
+                averaging.refresh(self.average.module, loader, self.scale, self.accelerator, self.config.freeze_layers)
 
     def end_epoch(self, stats, training, validation=None):
         """Close an epoch: its row of log.csv, its weights where they are the best so far, the counters, state.pt.
@@ -406,8 +282,6 @@ class Learner:
 
     def keep_best(self, row, answers):
         """Write the weights of an epoch of the best score so far, or, with train.checkpoint last, of any."""
-        from foldface.nn.weights import save as save_weights
-
         self.last = answers
         value, best = row[self.task.score], self.best_score
         sign = metrics.sign(self.task)
@@ -418,8 +292,6 @@ class Learner:
 
     def saving(self, loader, total, stop):
         """The batches of a loader. Where a worker was killed everything is saved before WorkerLost goes on."""
-        from foldface.data.loader import WorkerLost
-
         try:
             yield from loader
         except WorkerLost:
@@ -448,8 +320,6 @@ class Learner:
 
     def plan(self, epoch_steps):
         """Plan the rest of a budget: the first process does, for all. The first plan is said."""
-        from accelerate.utils import broadcast_object_list
-
         budget, first = self.budget, self.budget.left is None
         plan = [budget.plan() if is_main_process() else None]
         if self.accelerator.num_processes > 1:
@@ -465,8 +335,6 @@ class Learner:
 
     def agreed(self, *wishes):
         """What this process wishes, or, of several, what any of them does; those ask each other now and then only."""
-        import torch
-
         if self.accelerator.num_processes == 1:
             return wishes
         if self.step % AGREE_STEPS:
@@ -477,8 +345,6 @@ class Learner:
     def take_answers(self):
         """What this epoch's training photos were answered with, as its steps saw them: (n,) float32 on the CPU, NaN
         where a photo was not drawn. The next epoch begins without. All processes call it."""
-        import torch
-
         found = self.accelerator.gather(self.answers[None])
         first = (~found.isnan()).int().argmax(0, keepdim=True)  # the first process that saw the photo
         self.answers = torch.full_like(self.answers, torch.nan)
@@ -490,12 +356,6 @@ class Learner:
 
     def predict(self, loader):
         """heads.Heads.answers of all photos of a loader, in its order: (n, width) float32, on every process's CPU."""
-        import torch
-        from accelerate.utils import gather_object
-
-        from foldface.data.loader import normalize
-        from foldface.nn import batchnorm
-
         net = copy.deepcopy(self.answering).eval()
         batchnorm.fold_batch_norm(net)
         slices = []
@@ -517,35 +377,6 @@ class Learner:
             slices = gather_object(slices)
         order = torch.cat([indices for indices, _ in slices]).argsort()
         return torch.cat([found for _, found in slices])[order]
-
-
-LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
-
-
-def log_columns(task):
-    """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
-    return [*LOG_COLUMNS, *metrics.score_names(task), *(f"train_{name}" for name in metrics.score_names(task)[:2])]
-
-
-def stalled(log, patience, task):
-    """Has the score not improved for `patience` epochs? log: rows of log.csv."""
-    if not patience or len(log) <= patience:
-        return False
-    values = [metrics.sign(task) * row[task.score] for row in log]
-    return max(values[-patience:]) <= max(values[:-patience])
-
-
-def peak_memory():
-    """The most memory that this process has held, in GB: of the GPU where there is one, else of the machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def refuse_unreadable(errors, indices, files):

@@ -1,11 +1,16 @@
-"""What moves a model: optimizers and their groups of parameters, the learning rate's course, averaged weights.
+"""What moves a model: optimizers and their groups of parameters, and the learning rate's course.
 
-settings are args.Train everywhere. torch and timm are imported where they are used.
+config is config.train everywhere, a TrainConfig.
 """
 
 import collections
+import dataclasses
 import math
 import time
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.optim import lr_scheduler
 
 
 def parameter_groups(net, config):
@@ -14,8 +19,6 @@ def parameter_groups(net, config):
     As in timm's optimizer factory, biases, norm weights and what the model itself names (no_weight_decay) do not decay.
     The backbone may have a learning rate of its own, and each layer less than the one above (layer_decay).
     """
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-
     options = {"weight_decay": config.weight_decay}
     if hasattr(net, "no_weight_decay"):
         options["no_weight_decay_list"] = net.no_weight_decay()
@@ -42,8 +45,6 @@ def make_optimizer(parameters, config, fused=True):
     called for a step that is to be skipped too, which nothing then can tell, and SGD's momentum, made in its first
     step, would never be filled.
     """
-    import torch
-
     options = {"weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
         momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
@@ -58,8 +59,6 @@ def make_scheduler(optimizer, config, steps):
     A rise comes before it (warmup_epochs; onecycle's own rise takes that long instead), and, once weights are averaged,
     SWA's constant rate after it.
     """
-    from torch.optim import lr_scheduler
-
     warm, total = config.warmup_epochs * steps, config.epochs * steps
     end = min(config.swa_start * steps, total) if config.weight_averaging == "swa" else total
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -166,10 +165,6 @@ class Budget:
 
 def curves_of(optimizer, config, points):
     """What a schedule sets over its course: for each group of parameters {"lr": [points + 1 values], ...}."""
-    import dataclasses
-
-    import torch
-
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": group["lr"]} for group in optimizer.param_groups]
     dummy = make_optimizer(groups, config)
     scheduler = make_scheduler(dummy, dataclasses.replace(config, epochs=1), points + 1)
@@ -184,14 +179,9 @@ def curves_of(optimizer, config, points):
     return found
 
 
-def make_average(net, config):
-    """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average."""
-    if config.weight_averaging == "swa":
-        from torch.optim.swa_utils import AveragedModel
-
-        return AveragedModel(net)
-    if config.weight_averaging == "ema":
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(net, config.ema_decay, use_warmup=True)
-    return None
+def make_course(optimizer, config, steps, valid_photos, seconds=None):
+    """What moves the learning rates, `steps` to an epoch: a schedule over epochs, or one over `seconds`."""
+    if seconds is None:
+        return make_scheduler(optimizer, config, steps)
+    look = valid_photos / config.batch_size / 3  # no gradients: a third of a step's work
+    return Budget(optimizer, config, seconds, steps * config.val_interval, look)

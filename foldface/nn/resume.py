@@ -8,6 +8,8 @@ import threading
 import zipfile
 
 import numpy as np
+import pandas as pd
+import torch
 
 from foldface import cli, runs
 from foldface.runtime import Stopped
@@ -18,8 +20,6 @@ def load_tensors(path):
     """What torch.save wrote, of tensors and plain values alone, on the CPU: no pickle runs code. A file takes no more
     memory than it is large: torch would unpack a compressed one, whatever it grows to. Raises ValueError for that, and
     what torch.load raises."""
-    import torch
-
     refuse_compressed(path)
     return torch.load(path, "cpu", weights_only=True)
 
@@ -38,8 +38,6 @@ def belongs(config, fold, rows):
     """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
     that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
     files lie is not part of it."""
-    import pandas as pd
-
     frame = rows.drop(columns=["photo", "file"], errors="ignore").reset_index(drop=True)
     words = frame.select_dtypes(exclude=["number", "bool"]).columns
     frame = frame.astype(dict.fromkeys(words, str))
@@ -49,10 +47,21 @@ def belongs(config, fold, rows):
     return {"fold": fold, "rows": digest, "settings": said}
 
 
+def refuse_other_state(now, before):
+    """Raise ValueError where a state (before: its `belongs`) is of another fold, other rows or other settings than this
+    fit (now): to go on from another fold's would be to validate on people who were trained on."""
+    for name, value in now.items():
+        if name == "settings":
+            changed = [key for key in value if key in before[name] and before[name][key] != value[key]]
+            if changed:
+                raise ValueError(f"it was saved with other settings: {', '.join(changed)}")
+        elif before[name] != value:
+            what = f"it is of fold {before[name]}" if name == "fold" else "it was trained on other photos or labels"
+            raise ValueError(what)
+
+
 def random_states():
     """The state of every source of random numbers of this process, as what torch.load(weights_only=True) takes."""
-    import torch
-
     numpy = np.random.get_state(legacy=False)
     numpy["state"]["key"] = numpy["state"]["key"].tolist()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -61,8 +70,6 @@ def random_states():
 
 def set_random_states(states):
     """Back to what random_states() gave."""
-    import torch
-
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])

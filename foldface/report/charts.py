@@ -5,8 +5,11 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 from foldface import metrics
 from foldface.files import atomic_write
@@ -21,11 +24,7 @@ def figure(draw: Draw, width: float, height: float, columns: int = 1, share: str
 
     share: the axis, "x" or "y", that all columns have in common.
     """
-    import matplotlib
-
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     # the same chart has the same bytes; a $ in the name of a class is no formula
     with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9, "text.parse_math": False}):
         shared = {"sharex": share == "x", "sharey": share == "y"}
@@ -67,8 +66,6 @@ def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Tas
     logs: {name: [content of a log.csv]}. A name has one colour. Several logs of a name are thin lines, and their mean
     is a bold one.
     """
-    from matplotlib.ticker import MaxNLocator
-
     scores = metrics.score_names(task)[:2]
     columns = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in scores)]
     for k, (name, several) in enumerate(logs.items()):

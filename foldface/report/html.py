@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.files import InputError, atomic_write, read_json, write_json
 
 TEMPLATES = jinja2.Environment(
@@ -40,8 +41,6 @@ def side_by_side(*drawn: str) -> str:
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """A photo (h, w, 3) uint8 with at most `side` pixels on its longer side and at least one on the other."""
-    from foldface.data.photos import cv2
-
     height, width = image.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -52,8 +51,6 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 
 def thumbnail(image: np.ndarray, side: int = 150, quality: int = 80) -> str:
     """A photo (h, w, 3) uint8 RGB as an <img> of at most `side` pixels a side that holds its own bytes."""
-    from foldface.data.photos import cv2
-
     small = shrink(image, side)
     _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     height, width = small.shape[:2]
@@ -66,8 +63,6 @@ def gallery(photos: list[tuple[str | np.ndarray, list]]) -> str:
 
     photos: [(path or (h, w, 3) uint8 RGB, [lines of the caption])].
     """
-    from foldface.data.photos import PhotoError, read_photo
-
     found = []
     for photo, lines in photos:
         try:

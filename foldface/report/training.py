@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import confusion_matrix
 
 from foldface import metrics, predictions
+from foldface.data.photos import PhotoError, read_photo
 from foldface.faces import manifest
 from foldface.files import InputError, read_json
 from foldface.report import charts, html
@@ -80,8 +82,6 @@ def matrix(names: list[str], truth, predicted, title: str) -> tuple:
 
     truth, predicted: (n,) indices of names. Returns (function that draws, width, height in inches).
     """
-    from sklearn.metrics import confusion_matrix
-
     counts = confusion_matrix(truth, predicted, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
@@ -241,8 +241,6 @@ def mistakes(task, oof, rows, crops):
 
 def pictures(task, oof, rows, crops):
     """The images of a fold for a tracker, {name: [(h, w, 3) uint8]}: the confusion matrix and the worst mistakes."""
-    from foldface.data.photos import PhotoError, read_photo
-
     found = {}
     if not task.numeric and task.size <= MAX_CLASSES:
         drawn = matrix(task.classes, oof["target"], oof["ans"], f"all {task.size} classes")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import MASK, Competition
 
-from demo import app, serving, uploads
+from demo import page, serving, uploads
 from foldface import runs
 
 
@@ -12,7 +12,6 @@ from foldface import runs
 def served(tmp_path_factory):
     """A run with random weights for the mask task, served: (address, desk, settings, answerer)."""
     import model
-    import train
 
     root = tmp_path_factory.mktemp("app")
     competition = Competition(root)
@@ -27,7 +26,7 @@ def served(tmp_path_factory):
     import dataset
 
     rows, _ = dataset.training_rows(config)
-    model.save(folder / "best.safetensors", net, train.describe(config, told, net, "no", 0, rows))
+    model.save(folder / "best.safetensors", net, model.describe(config, told, net, "no", 0, rows))
     from demo import gan_networks
 
     maker = gan_networks.make_generator("projected", 32, MASK.size, 4, 40)
@@ -38,10 +37,10 @@ def served(tmp_path_factory):
     model.save(root / "run" / "gan" / "best.safetensors", maker, about)
     config.folds, config.share, config.examples = [], False, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", "set by app.start")
+        patch.setenv("GRADIO_TEMP_DIR", "set by page.start")
         desk = uploads.UploadDir(int(config.app.upload_mb * 1e6))
-        page = app.start(config, desk)
-        yield page.local_url, desk, config, serving.Predictor(config), page
-        page.close(verbose=False)
+        shown = page.start(config, desk)
+        yield shown.local_url, desk, config, serving.Predictor(config), shown
+        shown.close(verbose=False)
         desk.close()
     assert not desk.folder.exists()

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers import MASK, ROOT, write_photo
 
-from demo import app, cards, serving, uploads
+from demo import cards, page, serving, uploads
 from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.faces import detect
 from foldface.files import InputError
@@ -369,12 +369,12 @@ def test_no_photo_of_mine_is_shown_unless_it_is_named(served, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("x")
     plain = SimpleNamespace(needs_faces=False, task=SimpleNamespace(number=None))
     words = vars(config)
-    assert app.examples(SimpleNamespace(**words), plain) == []
-    assert len(app.examples(SimpleNamespace(**words), answerer)) == 3  # drawn people
-    named = app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine")]}), plain)
+    assert page.examples(SimpleNamespace(**words), plain) == []
+    assert len(page.examples(SimpleNamespace(**words), answerer)) == 3  # drawn people
+    named = page.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine")]}), plain)
     assert [word for _, word in named] == ["cat"]
     with pytest.raises(InputError, match="--examples"):
-        app.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine" / "notes.txt")]}), plain)
+        page.examples(SimpleNamespace(**words | {"examples": [str(tmp_path / "mine" / "notes.txt")]}), plain)
 
 
 @pytest.mark.slow
@@ -386,19 +386,19 @@ def test_eight_cameras_at_once_and_an_upload_beside_them(served, tmp_path):
     write_photo(tmp_path / "a.jpg", 1, (120, 90))
     frame = cards.data_url("image/jpeg", cards.encode_image(np.zeros((480, 640, 3), np.uint8), ".jpg"))
     url, pages, answers = served[0], [], []
-    demo = app.Demo(served[2], served[3], served[1])
+    demo = page.Demo(served[2], served[3], served[1])
 
     def film():
         for _ in range(5):
             pages.append(demo.live(frame))
 
-    cameras = [threading.Thread(target=film) for _ in range(app.MAX_CAMERAS)]
+    cameras = [threading.Thread(target=film) for _ in range(page.MAX_CAMERAS)]
     for one in cameras:
         one.start()
     answers = Client(url, verbose=False).predict([handle_file(str(tmp_path / "a.jpg"))], api_name="/answer")
     for one in cameras:
         one.join()
-    assert len(pages) == 5 * app.MAX_CAMERAS and all("sure" in page for page in pages) and answers[0]["label"]
+    assert len(pages) == 5 * page.MAX_CAMERAS and all("sure" in page for page in pages) and answers[0]["label"]
 
 
 def test_what_is_printed_is_what_is_bound(served, capsys):
@@ -458,7 +458,7 @@ def test_no_session_remembers_what_was_sent(served, tmp_path):
 def demo(served, tmp_path):
     _, _, config, answerer, _ = served
     desk = uploads.UploadDir()
-    yield app.Demo(config, answerer, desk), desk
+    yield page.Demo(config, answerer, desk), desk
     desk.close()
 
 
@@ -618,7 +618,7 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
     (tmp_path / "sent.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
     desk = SimpleNamespace(holds=lambda _: True, delete=lambda _: None)
     visited = SimpleNamespace(upload_dir=desk, limit=10**6, predictor=answerer)
-    found = app.Demo.answer_file(visited, str(tmp_path / "sent.jpg"))
+    found = page.Demo.answer_file(visited, str(tmp_path / "sent.jpg"))
     for name, shares in MASK.by_head(told[0][:, : MASK.size]).items():
         assert list(found["heads"][name].values()) == pytest.approx(shares[0].tolist(), abs=1e-6)
 

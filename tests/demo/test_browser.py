@@ -88,7 +88,7 @@ def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, widt
         page.locator("input[type=file]").first.set_input_files([tmp_path / "a.jpg", tmp_path / "b.jpg"])
         page.locator(".card").nth(1).wait_for()
         assert "sure" in page.locator(".card").nth(0).inner_text()
-        assert "can't be answered for: not readable" in page.locator(".card").nth(1).inner_text()
+        assert "can't be classified: not readable" in page.locator(".card").nth(1).inner_text()
     with page.expect_download() as download:
         page.get_by_text("Save answers.csv").click()
     assert download.value.suggested_filename == "answers.csv"

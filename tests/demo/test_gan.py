@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT, write_photo
 
 import dataset
-from demo import gan, gan_metrics, gan_networks, gan_trainer
+from demo import gan, gan_metrics, gan_networks, gan_trainer, gan_training
 from foldface import cli, runtime
 from foldface.files import InputError
 from foldface.nn import features
@@ -209,7 +209,7 @@ def words(tmp_path, *more):
 @pytest.mark.parametrize(("first", "each", "least"), [(10, 12, 95), (2, 50, 80)])  # the first says little of the others
 def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monkeypatch, first, each, least):
     now = types.SimpleNamespace(seconds=runtime.PROCESS_START)
-    monkeypatch.setattr(gan.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(gan_training.time, "monotonic", lambda: now.seconds)
 
     class SlowRuler(FakeRuler):
         def __init__(self, *_):
@@ -223,16 +223,16 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
         now.seconds += 10
         return step(self, *words)
 
-    monkeypatch.setattr(gan_metrics, "GanMetrics", SlowRuler)
+    monkeypatch.setattr(gan_training, "GanMetrics", SlowRuler)
     monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", slow)
-    log = gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
+    log = gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
     taken = now.seconds - runtime.PROCESS_START
     assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
     assert np.isfinite(log[-1]["frechet"]) and (tmp_path / "run" / "gan" / "last.safetensors").is_file()
     steps = len(log)
-    assert len(gan.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))) == steps  # they are over
+    assert len(gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))) == steps  # they are over
     with pytest.raises(InputError, match="over before training begins"):
-        gan.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"))
+        gan_training.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"))
 
 
 @pytest.mark.slow
@@ -258,9 +258,9 @@ def test_the_vanilla_recipe_is_the_reports():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
     FakeRuler.told = [90.0, 30.0, 60.0]
-    log = gan.train(words(tmp_path, "--gan.epochs", 3))
+    log = gan_training.train(words(tmp_path, "--gan.epochs", 3))
     home = tmp_path / "run" / "gan"
     _, best = gan_networks.load(home / "best.safetensors")
     _, last = gan_networks.load(home / "last.safetensors")
@@ -276,9 +276,9 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
         learned.extend(rows["ImageID"])
         raise InputError("enough")
 
-    monkeypatch.setattr(gan, "read_photos", read)
+    monkeypatch.setattr(gan_training, "read_photos", read)
     with pytest.raises(InputError, match="enough"):
-        gan.train(config)
+        gan_training.train(config)
     rows = dataset.prepare(config)
     aside = set(rows["ImageID"][rows["source"] == "test"])
     assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
@@ -287,9 +287,9 @@ def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
     FakeRuler.told = None
-    gan.train(words(tmp_path, "--gan.epochs", 3))
+    gan_training.train(words(tmp_path, "--gan.epochs", 3))
     whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
     step, taken = gan_trainer.GanTrainer.train_step, []
 
@@ -305,17 +305,17 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
     config = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
     monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        gan.train(config)
+        gan_training.train(config)
     monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", step)
     assert not (tmp_path / "other/gan/last.safetensors").exists()
-    log = gan.train(config)
+    log = gan_training.train(config)
     ours, theirs = (
         gan_networks.load(path)[0].state_dict()
         for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
     )
     assert whole and all(torch.equal(ours[name], theirs[name]) for name in ours) and len(log) == 3
     with pytest.raises(InputError, match="lr has changed"):
-        gan.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
+        gan_training.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("one_accelerator")
@@ -328,7 +328,7 @@ def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monke
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of the former training")
     with pytest.raises(KeyboardInterrupt):
-        gan.train(words(tmp_path, "--gan.epochs", 1), overwrite=True)
+        gan_training.train(words(tmp_path, "--gan.epochs", 1), overwrite=True)
     assert not old.exists()
 
 
@@ -341,17 +341,17 @@ def test_who_measures_draws_nothing():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_metrics, "GanMetrics", FakeRuler)
+    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
     monkeypatch.setattr(gan_networks.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
     config = words(tmp_path, "--gan.epochs", 1)
-    gan.train(config)
+    gan_training.train(config)
     (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
     (tmp_path / "run" / "folds.csv").unlink()
     with pytest.raises(InputError, match="photos and labels has changed"):
-        gan.train(config)
+        gan_training.train(config)
     (tmp_path / "run" / "gan" / "state.pt").write_bytes(b"half of it")
     with pytest.raises(InputError, match="can't go on from it"):
-        gan.train(config)
+        gan_training.train(config)
     with pytest.raises(InputError, match="multiple of 4"):
         words(tmp_path, "--gan.width", 6)
 

@@ -88,7 +88,7 @@ def test_each_photo_is_shown_to_the_fold_that_was_not_trained_on_it(trained):
         net.get_classifier().bias.data = torch.isin(torch.arange(8), torch.tensor(said)).float()
         model.save(path, net, about)
     files = [str(competition.eval / "images" / name) for name in competition.images[:4]]
-    explainer = explain.Explainer(config, [], "", "")
+    explainer = gradcam.Explainer(config, model.load_folds(model.checkpoints(config.run)), [], "", "")
     _, _, told = explainer.explain(pd.DataFrame({"file": files, "fold": [1, 0, 0, 1]}))
     assert [explainer.class_name(k) for k in told[:2]] == ["incorrect female 30-59", "wear male <30"]
     assert told.tolist() == [told[0], told[1], told[1], told[0]]

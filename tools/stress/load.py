@@ -15,7 +15,10 @@ import threading
 import time
 from pathlib import Path
 
+import bad_photos
 import numpy as np
+
+from foldface.data.photos import cv2, read_photo
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -39,9 +42,6 @@ def uploaded(folder):
 
 def bad_uploads(folder, photo):
     """Write 40 files that are no photos, or damaged or oversized ones."""
-    import bad_photos
-
-    from foldface.data.photos import cv2
 
     kinds = [name for name in bad_photos.UNREADABLE if name not in bad_photos.NO_FILES]
     bad_photos.write(folder, photo, kinds)
@@ -160,8 +160,6 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(statuses)} hostile bodies ({counts}) beside {len(taken)} uploads, {time.perf_counter() - began:.0f} s, "
         f"{len(lost)} uploads lost; memory {start:.0f} -> {memory(server):.0f} MB; at most {peak(server):.0f} MB"
     )
-    from foldface.data.photos import read_photo
-
     sentences = []
     with tempfile.TemporaryDirectory() as place:
         for path in bad_uploads(Path(place), read_photo(words.photos[0])):
