@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from foldface import names, runs
-from foldface.data import cleaning, corrections, pseudo
+from foldface.data import cleaning, corrections, pseudo, tables
 from foldface.data.folds import (
     RECORD,
     assign_folds,
@@ -40,7 +40,7 @@ from foldface.data.folds import (
     split,
     twins,
 )
-from foldface.data.layouts import BOX, PHOTO_COLUMNS, Problems, boxes_of, grouped, read_layout
+from foldface.data.layouts import BOX, Problems, boxes_of, grouped, read_layout
 from foldface.data.leaks import (
     digest_of,
     identity,
@@ -49,7 +49,7 @@ from foldface.data.leaks import (
     refuse_other_folds,
     refuse_seen_weights,
 )
-from foldface.data.paths import Fence, located, photo_root, photos_below
+from foldface.data.paths import photos_below
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
 from foldface.settings import as_dict, put
@@ -190,7 +190,7 @@ def eval_rows(config):
     path = Path(config.data.eval)
     if not config.data.eval:
         raise InputError("data.eval is empty: name the photos to answer for, such as --data.eval FOLDER")
-    if os.path.exists(path) and not path.is_dir() and path.suffix.lower() not in (".csv", ".json"):
+    if os.path.exists(path) and not path.is_dir() and path.suffix.lower() not in (*tables.TABLES, ".json"):
         raise InputError(
             f"data.eval {path}: is neither a folder nor a .csv or .json file: name the folder of the photos"
         )
@@ -219,7 +219,7 @@ def eval_rows(config):
             if unknown:
                 print(f"{path}: photos in {', '.join(unknown[:8])} can't be scored: the task has no such class")
     else:
-        rows = listed_rows(path, config.data.roots, config.data.group)
+        rows = listed_rows(path, config.data)
     if not len(rows):
         raise InputError(f"{path}: has no {'rows' if path.is_file() else 'photos'}: there is nothing to answer for")
     return rows.assign(source="eval")
@@ -233,28 +233,33 @@ def answerable(config):
     )
 
 
-def listed_rows(path, roots, group=""):
-    """The photos of a CSV: a folder's info.csv (ImageID, photos below images/), or a file (as layout table has it)."""
-    if path.suffix.lower() == ".csv":
-        table, frame = path, read_csv(path, [])
-        column = next((name for name in PHOTO_COLUMNS if name in frame.columns), None)
-        if column is None:
-            raise InputError(f"{path}: has no column photo; it has {', '.join(frame.columns)}")
-        home = photo_root(path.parent, frame[column])
+def listed_rows(path, data):
+    """The photos of a table: a folder's info.csv (ImageID, photos below images/), or a file (as layout table has it).
+
+    data: config.data. answer_id: what the submission calls a row, where data.id_column names it.
+    """
+    if path.suffix.lower() in tables.TABLES:
+        table, frame = path, tables.read_table(path, [data.id_column] if data.id_column else [])
+        photos = tables.Photos(table, frame, data)
+        column, locate, ids = photos.column, photos.locate, tables.ids_of(frame, data, photos.column)
     else:
-        table, home, column = path / "info.csv", path / "images", "ImageID"
+        table, column = path / "info.csv", "ImageID"
         frame = read_csv(table, [column], "data.eval should be a folder that holds info.csv, or one of photos alone")
-    fence, finder, photos = Fence(home, roots), names.Finder(home), []
+        photos = tables.Listed(path / "images", column, data.roots)
+        locate, ids = photos.locate, frame[column]
+    found = []
     for line, name in enumerate(frame[column], start=2):
-        real, reason = located(finder, fence, column, name) if name else ("", f"{column} is empty")
+        photo, reason = locate(name) if name else ("", f"{column} is empty")
         if reason:
             raise InputError(f"{table}, row {line}: {reason}")
-        photos.append(os.path.join(home, real))
+        found.append(photo)
     if not len(frame):
         raise InputError(f"{table}: has no rows: there is nothing to answer for")
-    finder.report(table)
-    rows = pd.DataFrame({"ImageID": frame[column], "photo": photos})
-    return rows.assign(id=frame[group]) if group in frame else rows
+    photos.report(table)
+    rows = pd.DataFrame({"ImageID": ids, "photo": found})
+    if path.suffix.lower() in tables.TABLES and tables.id_column_of(frame, data):
+        rows["answer_id"] = frame[tables.id_column_of(frame, data)]
+    return rows.assign(id=frame[data.group]) if data.group in frame else rows
 
 
 def with_folds(rows, config, problems, now):

@@ -17,10 +17,9 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import dataset
-from foldface import blend, oof, predictions
+from foldface import blend, oof, predictions, submission
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_json, refuse_unwritable, write_csv
@@ -219,7 +218,8 @@ def by_run(task, runs, found, ids):
     return np.stack(means), None if any(behind is None for behind in numbers) else np.stack(numbers)
 
 
-USED = ("task", "data.layout", "data.eval", "data.box_pixels", "data.group", "data.roots")  # --help shows these
+USED = ("task", "data.layout", "data.eval", "data.id_column", "data.sample_submission", "data.box_pixels", "data.group")
+USED += ("data.roots",)  # --help shows these
 FLAGS = {
     "--soft": {"action": "store_true", "help": "mean of the probabilities (the default)"},
     "--hard": {"action": "store_true", "help": "majority of the answers"},
@@ -266,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{config.data.eval} has other rows ({len(wanted)}) than {next(iter(found))} ({len(ids)}): "
             "run inference.py again with the same data.eval"
         )
+    submission.form_for(config, task, rows)  # what can't be made is refused before the work
     columns, known = {}, None
     try:
         known = oof.OofPredictions(task, runs)
@@ -280,15 +281,21 @@ def main(argv: list[str] | None = None) -> None:
     if config.decide:
         equal = np.full(len(runs), 1 / len(runs))
         decision = decide(known, config.decide, *(searched or (lambda _: equal, plain)))
+    stack = np.stack(list(found.values()))
     if decision:
-        answer = decision(*by_run(task, runs, found, ids)).argmax(1)
+        scores = decision(*by_run(task, runs, found, ids))
+        answer = scores.argmax(1)
     elif searched:
         weights, (means, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
-        answer = blend.answer_of(np.tensordot(weights, blend.votes(means, vote), 1))
+        scores = np.tensordot(weights, blend.votes(means, vote), 1)
+        answer = blend.answer_of(scores)
     else:  # nothing was chosen, or nothing chosen was better
-        answer = VOTES[vote](task, np.stack(list(found.values())))
-    write_csv(config.submission, pd.DataFrame({"ImageID": ids, "ans": task.written(answer)}))
-    if task.confused:
+        scores, answer = blend.votes(stack, vote).mean(0), VOTES[vote](task, stack)
+    frame, delimiter, said = submission.make(config, task, rows, answer, None if task.numeric else scores)
+    write_csv(config.submission, frame, delimiter)
+    if said:
+        print(f"{config.submission}, as {config.data.sample_submission} has it: {said}")
+    if task.confused and not said:
         print(f"warning: {config.submission}: {task.confused}", file=sys.stderr)
     spread = predictions.spread(task, columns | {"answers": answer})
     print(spread)

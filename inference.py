@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import dataset
-from foldface import predictions, runs
+from foldface import predictions, runs, submission
 from foldface.cli import run_main
 from foldface.data import layouts
 from foldface.faces import manifest
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     paths, output = checkpoints(config.run), runs.output_folder(config)
     rows = dataset.eval_rows(config)
     nets, abouts, heads = load_folds(paths)
+    submission.form_for(config, heads.task, rows)  # what ensemble.py would refuse is refused before the work
     refuse_other_crops(next(iter(abouts.values()))["crops"], config.data.crops)
     rows = manifest.with_files(rows, config.data.crops)
     if config.inference.backend == "onnx":

@@ -36,6 +36,7 @@ from foldface.settings import (
     flatten,
     put,
 )
+from foldface.unpacked import fill_in
 from foldface.usage import check_names, meant_by, show_help, types_in_words
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
@@ -48,6 +49,8 @@ FREE = (
     "save_minutes",
     "plugins",
     "data.eval",
+    "data.id_column",
+    "data.sample_submission",
     "data.workers",
     "data.memory_gb",
     "crop.workers",
@@ -150,6 +153,8 @@ def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
             raise InputError(f"{key} {value}: write {RENAMED_VALUES[key][value]} instead of {value}")
     put(config, "plugins", at_home([config.plugins] if isinstance(config.plugins, str) else config.plugins))
     registry.load(config.plugins)
+    if (said := fill_in(config, given)) and is_main_process():
+        print(said)
     follow_layout(config, given)
     return check(config)
 

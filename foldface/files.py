@@ -243,18 +243,21 @@ def read_json(path, remedy):
         raise InputError(f"{path}: can't be read as JSON ({error}): {remedy}") from None
 
 
-def write_csv(path, frame):
+def write_csv(path, frame, delimiter=","):
     """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
     with atomic_write(path) as partial:
         how = {"float_format": "%.6f", "lineterminator": "\n", "quoting": csv.QUOTE_MINIMAL}
-        frame.to_csv(partial, index=False, errors="backslashreplace", **how)  # names of files may be no UTF-8
+        frame.to_csv(
+            partial, index=False, sep=delimiter, errors="backslashreplace", **how
+        )  # names of files may be no UTF-8
 
 
-def read_csv(path, columns, remedy="", numbers=()):
+def read_csv(path, columns, remedy="", numbers=(), encoding="utf-8-sig", delimiter=","):
     """Read a CSV as a DataFrame of stripped strings, with any line ends, with or without a byte-order mark.
 
     columns: required names; numbers: names that are read as float32 if they exist. All other values stay text: 000600
-    is not 600. Raises InputError that names the file, the missing column and the existing columns.
+    is not 600. encoding, delimiter: of another table than ours, see data/tables.py. Raises InputError that names the
+    file, the missing column and the existing columns.
     """
 
     def read(numbers):
@@ -263,7 +266,8 @@ def read_csv(path, columns, remedy="", numbers=()):
             dtype=collections.defaultdict(lambda: str, dict.fromkeys(numbers, "float32")),
             keep_default_na=False,
             na_values={name: ["", "nan", "NaN"] for name in numbers},
-            encoding="utf-8-sig",
+            encoding=encoding,
+            sep=delimiter,
             skipinitialspace=True,
             index_col=False,  # an extra comma at the end of each row must not make the first column an index
         )

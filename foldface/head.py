@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from foldface.files import InputError
-from foldface.names import folded, meaning, one_of, spellings
+from foldface.names import index_in, one_of, spellings
 
 ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "target", "gap", "fold", "twin", "sha1")
 ROW_COLUMNS += ("near", "linked")
@@ -73,10 +73,7 @@ class Head:
 
     def index_of(self, name):
         """The index of the class that a name means, whatever its spelling; None if it means none."""
-        for spelled in (name, meaning(name), folded(meaning(name))):
-            if spelled in self.index:
-                return self.index[spelled]
-        return None
+        return index_in(self.index, name)
 
     def class_of(self, values, bounds=None):
         """Class indices of numbers, of any shape: int64. bounds: the head's own unless others are given."""

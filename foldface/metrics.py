@@ -21,10 +21,11 @@ BINS = 15  # of the expected calibration error
 class Score:
     """One way to score answers. `value` is all that a new one needs.
 
-    numbers: does it score numbers, not classes; less_is_better: is 0 the best, as of an error.
+    numbers: does it score numbers, not classes; less_is_better: is 0 the best, as of an error; probabilities: does it
+    score the (n, k) probabilities of the classes, not the answers.
     """
 
-    numbers = less_is_better = False
+    numbers = less_is_better = probabilities = False
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
         """The score of answers (n,)."""
@@ -155,6 +156,11 @@ def score_of(task: Task) -> Score:
         kind = "a number" if task.numeric else "a class"
         raise InputError(f"task.score {task.score}: the answer is {kind}: choose {fitting}")
     return score
+
+
+def of_probabilities(task: Task) -> bool:
+    """Does the task's score look at probabilities, not at answers?"""
+    return score_of(task).probabilities
 
 
 def sign(task: Task) -> int:

@@ -161,6 +161,11 @@ def spellings(classes):
     return found
 
 
+def index_in(known: Mapping[str, int], text: str) -> int | None:
+    """The class index that a text means, whatever its spelling; None if it means none. known: of `spellings`."""
+    return next((known[one] for one in (text, meaning(text), folded(meaning(text))) if one in known), None)
+
+
 def one_of(names: Iterable[str], most: int = 8) -> str:
     """ "one of a, b, c", in words that fit a line."""
     names = list(names)

@@ -18,6 +18,7 @@ from foldface.settings import GROUPS, OF_ONE_SCRIPT, REMOVED, Config, HeadConfig
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
+DATA_PATHS += ("data.photo_column", "data.photo_folder", "data.photo_suffix")
 
 
 # What a command that follows a run takes from the run's args.json: what decides answers, and where the photos lie. A
@@ -45,6 +46,11 @@ OF_A_RUN = (
     "data.only",
     "data.strict",
     "data.image_size",
+    "data.photo_column",
+    "data.photo_folder",
+    "data.photo_suffix",
+    "data.id_column",
+    "data.sample_submission",
     "data.box_pixels",
     "data.resize_mode",
     "data.augment",
@@ -125,7 +131,8 @@ OF_A_COMMAND = (
     "gan.",
     "app.",
 )
-PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "model.pretrained")  # said when taken
+PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "data.sample_submission")
+PATHS += ("data.photo_folder", "model.pretrained")  # said when taken
 # said when not taken: without them rows are other rows, or a loss has no meaning
 MISSED = ("data.corrections", "data.roots", "plugins")
 

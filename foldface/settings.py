@@ -101,13 +101,26 @@ class DataConfig:
     layout: Layout = "competition"
     """competition: train.csv + images/<path>/<seven photos>; aaf: All-Age-Faces' 00000A02.jpg; utkface:
     age_gender_race_date.jpg; folder: a folder a class, maybe below train, valid and test; boxes: JSON of
-    {"image", "label", "bbox": [x1, y1, x2, y2]}; table: a CSV with photo, the heads' columns and, if photos belong
-    together, id"""
+    {"image", "label", "bbox": [x1, y1, x2, y2]}; table: a CSV with a column that names the photo, the heads' columns
+    and, if photos belong together, id"""
     train: str = "data/sample/train"
     """folder of train.csv, or of the photos; for layouts table and boxes the file"""
     eval: str = "data/sample/eval"
     """the photos to answer for: a folder with info.csv and images/, a folder of photos or of class folders, or a CSV
     (photo) or JSON of boxes beside them"""
+    photo_column: str = ""
+    """of layout table, and of a table in data.eval: the column that names the photo; empty = the one by which photos
+    are found"""
+    photo_folder: Union[List[str], str] = ""
+    """folder, or several, beside the table, in which its photos lie; empty = found by looking"""
+    photo_suffix: str = ""
+    """what is added to the column's cells, such as .png; empty = found by looking"""
+    id_column: str = ""
+    """column of the table in data.eval that the submission names; empty = the photo's, or what the first column of
+    data.sample_submission holds"""
+    sample_submission: str = ""
+    """the competition's own sample: submission.csv gets its columns, ids, order and kinds of numbers; empty = ImageID,
+    ans"""
     box_pixels: Literal["upright", "stored"] = "upright"
     """which pixels the boxes of layout boxes are in, where EXIF turns a photo: those of the photo as it is seen, or as
     it is stored"""
@@ -449,6 +462,8 @@ FILES = (
     "data.pseudo",
     "data.crops",
     "data.corrections",
+    "data.photo_folder",
+    "data.sample_submission",
     "sample.folder",
     "model.pretrained",
     "model.init_from_run",

@@ -19,14 +19,22 @@ ORDER = (
         "foldface.metrics",
     ),
     *("foldface.predictions", "foldface.blend", "foldface.oof", "foldface.settings", "foldface.head_fields"),
-    *("foldface.usage", "foldface.rules", "foldface.cli", "foldface.runs"),
-    *("foldface.tracking", "foldface.devices", "foldface.data", "foldface.faces", "foldface.nn", "foldface.report"),
+    *("foldface.usage", "foldface.rules", "foldface.unpacked", "foldface.cli", "foldface.runs"),
+    *(
+        "foldface.tracking",
+        "foldface.devices",
+        "foldface.data",
+        "foldface.submission",
+        "foldface.faces",
+        "foldface.nn",
+        "foldface.report",
+    ),
     *SCRIPTS,
     *("tools", "demo"),
 )
 WITHOUT_TORCH = (
     *("foldface.data", "foldface.settings", "foldface.cli", "foldface.task", "foldface.metrics"),
-    *("foldface.predictions", "foldface.blend"),
+    *("foldface.predictions", "foldface.blend", "foldface.submission"),
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch

@@ -103,7 +103,8 @@ def test_a_task_that_is_not_the_runs_is_said_and_not_taken(folder, capsys):
 
 
 # settings of text that are no paths; a new one is to be put here or into args.FILES
-TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host", "app.root_url"}
+TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host", "app.root_url", "plugins"}
+TEXTS |= {"data.photo_column", "data.photo_suffix", "data.id_column"}
 
 
 def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_every_setting_that_is_a_path_knows_the_home_folder(tmp_path, monkeypatc
     found = flatten(as_dict(config))
     assert [key for key in FILES if found[key] not in ("/home/anna/x", ["/home/anna/x"])] == []
     assert config.data.extra[0].path == "/home/anna/more" and config.photos == ["/home/anna/a", "b~"]
-    kinds = (str, typing.List[str], typing.Union[bool, str])
+    kinds = (str, typing.List[str], typing.Union[bool, str], typing.Union[typing.List[str], str])
     texts = {
         f"{prefix}{field.name}"
         for prefix, kind in [("", Config), *((f"{name}.", kind) for name, kind in GROUPS.items())]

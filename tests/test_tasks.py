@@ -782,7 +782,7 @@ def test_what_is_answered_for_may_be_a_table_too(tmp_path):
     rows = dataset.eval_rows(config)
     assert rows["ImageID"].tolist() == ["2.png", "0.png", "2.png"]
     assert rows["photo"][0] == str(tmp_path / "images" / "2.png")
-    (tmp_path / "test.csv").write_text("name\n1\n")
+    (tmp_path / "test.csv").write_text("name\nnone\n")
     with pytest.raises(InputError, match=r"has no column photo; it has name"):
         dataset.eval_rows(config)
     with pytest.raises(InputError, match=r"data\.eval is empty"):

@@ -4,7 +4,7 @@
     aaf, utkface   photos whose names hold age and gender
     folder         a folder a class, maybe below train, valid and test
     boxes          JSON of {"image", "label", "bbox": [x1, y1, x2, y2]}
-    table          a CSV with photo and the columns of the task's heads
+    table          a CSV with a column that names the photo and those of the task's heads
 
 A bad row or photo is never dropped in silence: it becomes a problem, with file, row and reason.
 """
@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 import regex
 
-from foldface.data.paths import Fence, located, photo_root, photos_below
+from foldface.data import tables
+from foldface.data.paths import Fence, located, photos_below
 from foldface.data.photos import turned_box, turned_by
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.names import Finder
 from foldface.registry import lookup, register
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
-PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # of a table, the first that it has
 BOX = ["x1", "y1", "x2", "y2"]
 MATCH_SECONDS = 2  # that the regular expression data.group may take on one path
 AAF_NAME = re.compile(r"(\d{5})A(\d{2,3})(?:\.\w+)?", re.IGNORECASE)
@@ -267,36 +267,33 @@ def boxes_of(path, problems, data):
 
 @register("layout", "table")
 def read_table(table, task, problems, data):
-    """A CSV with photo (or file, image, path), the heads' columns and, if photos belong together, id; photos lie below
-    the CSV's folder, or below images/ there."""
-    frame = read_csv(table, [head.column for head in task.heads], "layout table wants a CSV file")
-    named = next((name for name in PHOTO_COLUMNS if name in frame.columns), None)
-    if named is None:
-        raise InputError(f"{table}: has no column photo; it has {', '.join(frame.columns)}")
-    root = photo_root(Path(table).parent, frame[named])
-    group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else named
-    found, seen, fence, finder = [], set(), Fence(root, data.roots), Finder(root)
-    for line, row in enumerate(records(frame), start=2):
-        photo = real = row[named]
+    """A CSV with the heads' columns, one that names the photo (tables.Photos finds it, and where the photos lie) and,
+    if photos belong together, id."""
+    frame = tables.read_table(table, [head.column for head in task.heads], "layout table wants a CSV file")
+    photos = tables.Photos(table, frame, data, [head.column for head in task.heads])
+    group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else photos.column
+    found, seen = [], set()
+    for line, (name, row) in enumerate(zip(tables.ids_of(frame, data, photos.column), records(frame), strict=True), 2):
+        photo = row[photos.column]
         values, reason = task.parse(row)
         if reason:
             pass
         elif not photo:
-            reason = f"{named} is empty"
+            reason = f"{photos.column} is empty"
         elif not row[group]:
             reason = f"{group} is empty"
         else:
-            real, reason = located(finder, fence, named, photo)
+            real, reason = photos.locate(photo)
         if not reason and real in seen:
-            reason = f"{named} '{photo}' stands on an earlier row already"
-        elif not reason and not os.path.isfile(root / real):
-            reason = f"there is no photo {root / real}"
+            reason = f"{photos.column} '{photo}' stands on an earlier row already"
+        elif not reason and not os.path.isfile(real):
+            reason = f"there is no photo {real}"
         if reason:
             problems.add(table, line, reason)
             continue
         seen.add(real)
-        found.append((photo, f"{root / real}", row[group], *values.values()))
-    finder.report(table)
+        found.append((name, real, row[group], *values.values()))
+    photos.report()
     return as_rows(found, task).assign(grouped=group == data.group)
 
 
