@@ -1,4 +1,4 @@
-"""Tables and folders of photos -> rows: one schema whatever the layout, labels corrected, what is wrong said.
+"""Tables and folders of photos -> rows: one schema whatever the layout, labels corrected, what is wrong is printed.
 
 A row is a photo, or a box in one. Columns of the rows that all scripts share:
 
@@ -77,8 +77,8 @@ def infer_classes(config, overwrite=False):
     for head in config.task.heads:
         if not task.head(head.name).classes and task.head(head.name).kind == "named":
             counts = rows[task.head(head.name).key].astype(str).value_counts().to_dict()
-            found, said = names.classes_of(counts, f"{config.data.train}: {head.name}")
-            print(*said, sep="\n", end="\n" if said else "")
+            found, notes = names.classes_of(counts, f"{config.data.train}: {head.name}")
+            print(*notes, sep="\n", end="\n" if notes else "")
             begun = [] if overwrite else classes_of_run(config.run, head.name)
             classes[head.name] = {"classes": begun if sorted(begun) == sorted(found) else found}
             if len(found) < 2:
@@ -133,8 +133,8 @@ def training_rows(config):
 
 
 def one_spelling(rows, where):
-    """The rows with one id where ids are the same to a reader (kim and Kim, é in two Unicode forms), which is said;
-    photos whose names are the same to a reader stay two, which is said too."""
+    """The rows with one id where ids are the same to a reader (kim and Kim, é in two Unicode forms), which is printed;
+    photos whose names are the same to a reader stay two, which is printed too."""
     same = names.one_spelling(rows["id"].unique())
     if same:
         rows["id"] = rows["id"].replace(same)
@@ -273,7 +273,7 @@ def with_folds(rows, config, problems, now):
     begun, brought = runs.begun(config.run), path.is_file()
     if not begun and record.get("dealt") and record.get("folds") == digest_of(path):
         brought = False
-    rows = assign_folds(rows, config, problems, anew=not brought)
+    rows = assign_folds(rows, config, problems, remake=not brought)
     if not (begun and record):
         about = {"folds": digest_of(path), "dealt": not brought, "extra": beside_folds(rows)}
         write_json(path.with_name(RECORD), now | about)

@@ -72,11 +72,11 @@ def main(argv: list[str] | None = None) -> None:
     elif report.is_file():
         os.remove(report)
     task, names = heads.task, rows[["ImageID"]]
-    for fold, told in found.items():
+    for fold, answers in found.items():
         if heads.in_numbers:
             path = output / f"fold{fold}_{task.number.key}.csv"
-            write_csv(path, predictions.with_numbers(task, names, told))
-        write_csv(output / f"fold{fold}.csv", predictions.with_answers(task, names, told))
+            write_csv(path, predictions.with_numbers(task, names, answers))
+        write_csv(output / f"fold{fold}.csv", predictions.with_answers(task, names, answers))
     kept.unlink(missing_ok=True)
     if output.resolve() != Path(config.run).resolve():
         carry(config.run, output)

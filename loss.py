@@ -176,9 +176,9 @@ class SoftF1(torch.nn.Module):
     """1 - macro F1 of probabilities over the last `span` photos, as a loss a photo.
 
     F1 is a ratio of sums: a batch of 32 photos and 18 classes says little of it, and the mean of batches' F1 is no F1.
-    So sums of true, told and both are kept over a span, and each photo is charged with what it moves the span's F1:
-    the derivative of F1 = 2 both / (true + told) at those sums, times the span. A class that the span does not hold
-    is left out. Probabilities, not answers, are summed: argmax has no gradient.
+    So sums of true, predicted and both are kept over a span, and each photo is charged with what it moves the span's
+    F1: the derivative of F1 = 2 both / (true + predicted) at those sums, times the span. A class that the span does not
+    hold is left out. Probabilities, not answers, are summed: argmax has no gradient.
     """
 
     def __init__(self, size, label, span):
@@ -186,17 +186,17 @@ class SoftF1(torch.nn.Module):
         share = torch.bincount(torch.tensor(label), minlength=size) / len(label)
         self.span = span
         self.register_buffer("true", share * span)
-        self.register_buffer("told", share * span)
+        self.register_buffer("predicted", share * span)
         self.register_buffer("both", share * share * span)
 
     def value(self):
         """Macro F1 of the span, a scalar."""
         held = self.true > 0
-        return (2 * self.both[held] / (self.true + self.told)[held]).mean()
+        return (2 * self.both[held] / (self.true + self.predicted)[held]).mean()
 
     def forward(self, probabilities, classes):
         """probabilities, classes (n, k) -> (n,): minus what they move the span's macro F1 by, times the span."""
-        held, size = self.true > 0, (self.true + self.told).clamp(min=1e-6)
+        held, size = self.true > 0, (self.true + self.predicted).clamp(min=1e-6)
         slope = (2 * classes * size - 2 * self.both) / size**2
         return -(probabilities * slope * held).sum(1) * self.span / held.sum()
 
@@ -204,10 +204,10 @@ class SoftF1(torch.nn.Module):
     def update(self, sums, photos):
         """Move the span on by a step's f1_sums (3, k) over so many photos, all processes' together."""
         keep = max(0.0, 1 - photos / self.span)
-        for total, new in zip((self.true, self.told, self.both), sums, strict=True):
+        for total, new in zip((self.true, self.predicted, self.both), sums, strict=True):
             total.mul_(keep).add_(new)
 
 
 def f1_sums(probabilities, classes):
-    """(n, k) each -> how much of each class is true, told, and both: (3, k)."""
+    """(n, k) each -> how much of each class is true, predicted, and both: (3, k)."""
     return torch.stack([classes.sum(0), probabilities.sum(0), (classes * probabilities).sum(0)])

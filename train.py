@@ -226,7 +226,7 @@ def train_folds(config, folds, overwrite=False):
             seconds = seconds_for(config, earlier, len(todo) - done) if config.train.minutes else None
             with folder_lock(config.run, f"fold{k}"), tracking.opened(config, k) as tracker:
                 with runs.beginning(config):
-                    pass  # another process may have begun it anew since
+                    pass  # another process may have started it again since
                 fit(training, validation, config, k, accelerator, seconds, tracker)
     if is_main_process():
         with folder_lock(config.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all

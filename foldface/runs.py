@@ -132,8 +132,8 @@ OF_A_COMMAND = (
     "app.",
 )
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "data.sample_submission")
-PATHS += ("data.photo_folder", "model.pretrained")  # said when taken
-# said when not taken: without them rows are other rows, or a loss has no meaning
+PATHS += ("data.photo_folder", "model.pretrained")  # printed when taken
+# printed when not taken: without them rows are other rows, or a loss has no meaning
 MISSED = ("data.corrections", "data.roots", "plugins")
 
 
@@ -142,8 +142,8 @@ def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
     command line.
 
     So `inference.py --run runs/x` answers for the photos that runs/x was started with, though its command named
-    them and this one doesn't. Each value that is given now and is not the run's is said in one line. Raises InputError
-    where the run's args.json holds values that can't be.
+    them and this one doesn't. Each value that is given now and is not the run's is printed in one line. Raises
+    InputError where the run's args.json holds values that can't be.
     """
     config = read(doc, flags, argv, used)
     first = (getattr(config, "runs", None) or [config.run])[0]  # ensemble.py names several
@@ -212,7 +212,7 @@ def refuse_other_settings(config):
     path = Path(config.run) / "args.json"
     if not path.is_file() or not begun(config.run):
         return
-    before, now = of_earlier(read_json(path, "remove the run's folder to begin anew")), flatten(as_dict(config))
+    before, now = of_earlier(read_json(path, "remove the run's folder to start again")), flatten(as_dict(config))
     before = flatten(as_dict(Config())) | before  # what was not a setting then was as its default is
     free = FREE + (DATA_PATHS if path.with_name("data.json").is_file() else ())
     before, now = by_field(before), by_field(now)
@@ -229,7 +229,7 @@ def refuse_other_settings(config):
     if changed:
         raise InputError(
             f"{config.run} was begun with other settings ({'; '.join(changed)}): choose another "
-            "--run, or begin this one anew with --overwrite"
+            "--run, or start this one again with --overwrite"
         )
 
 

@@ -153,9 +153,11 @@ def overview(doc: str, flags: dict, groups: dict, width: int) -> list[str]:
     for heading, mine in groups.items():
         lines += ["", styled(heading, "heading")]
         for name in mine:
-            told = default[name] if len(default[name]) <= middle else default[name][: middle - 1] + "…"
+            value = default[name] if len(default[name]) <= middle else default[name][: middle - 1] + "…"
             first, *more = in_short(words[name], choices_of(kinds[name]), width - left - middle - 6)
-            lines.append(f"  {styled(f'--{name}'.ljust(left), 'name')}  {styled(told.ljust(middle), 'value')}  {first}")
+            lines.append(
+                f"  {styled(f'--{name}'.ljust(left), 'name')}  {styled(value.ljust(middle), 'value')}  {first}"
+            )
             lines += [" " * (left + middle + 6) + line for line in more]
     several = [name.split(".")[0] for name in names if "." in name]
     example = "train" if "train" in several else (several or [NO_GROUP])[0]
@@ -178,8 +180,8 @@ def explained(groups: dict, width: int) -> list[str]:
     for heading, names in groups.items():
         lines += ["", styled(heading, "heading")]
         for name in names:
-            told = styled(default_in_words(name, default[name]), "value")
-            lines.append(f"  {styled(f'--{name}', 'name')}  {type_in_words(kinds[name])}; default {told}")
+            shown = styled(default_in_words(name, default[name]), "value")
+            lines.append(f"  {styled(f'--{name}', 'name')}  {type_in_words(kinds[name])}; default {shown}")
             lines += [f"      {line}" for line in textwrap.wrap(words[name], width - 6)]
     return lines[1:]
 

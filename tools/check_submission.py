@@ -70,10 +70,10 @@ def of_cells(cells, wanted):
     name, empty = cells.name, cells.isin(["", "nan", "NaN", "None", "NA", "null"])
     if empty.any() and not (wanted == "").any():
         yield f"{name} is empty in {empty.sum()} rows, first in row {row_of(empty)}"
-    numbers, told = pd.to_numeric(cells[~empty], errors="coerce"), pd.to_numeric(wanted, errors="coerce")
-    if not len(wanted) or told.isna().any():
+    numbers, expected = pd.to_numeric(cells[~empty], errors="coerce"), pd.to_numeric(wanted, errors="coerce")
+    if not len(wanted) or expected.isna().any():
         kinds = set(wanted) - {""}
-        if len(kinds) > 1 and told.isna().all() and not any(" " in kind for kind in kinds):
+        if len(kinds) > 1 and expected.isna().all() and not any(" " in kind for kind in kinds):
             strange = cells[~empty & ~cells.isin(kinds)]
             if len(strange):
                 yield (
@@ -90,7 +90,7 @@ def of_cells(cells, wanted):
     if whole.all() and wanted.nunique() > 1 and fraction.any():
         row = fraction.index[fraction.argmax()]
         yield f"{name} is {cells[row]} in row {row + 2}; the sample has whole numbers"
-    if told.between(0, 1).all() and (told % 1 > 0).any() and not numbers.between(0, 1).all():
+    if expected.between(0, 1).all() and (expected % 1 > 0).any() and not numbers.between(0, 1).all():
         row = numbers.index[(~numbers.between(0, 1)).argmax()]
         yield f"{name} is {cells[row]} in row {row + 2}; the sample has probabilities, 0 to 1"
 

@@ -207,8 +207,8 @@ def read_boxes(path, task, problems, data):
     """[{"image": path beside the file, "label", "bbox": [x1, y1, x2, y2]}] -> a row a box, named image#number."""
     found = []
     for name, whole, box, item in boxes_of(path, problems, data):
-        told = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
-        row = {key: str(value) for key, value in told.items() if not isinstance(value, bool)}
+        scalars = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
+        row = {key: str(value) for key, value in scalars.items() if not isinstance(value, bool)}
         row["class"] = row.get("label", "")
         missing = [head.column for head in task.heads if head.column not in row]
         values, reason = (None, f"has no {missing[0]}") if missing else task.parse(row)

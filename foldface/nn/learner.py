@@ -319,7 +319,7 @@ class Learner:
         return last or (self.epoch + 1) % self.config.val_interval == 0
 
     def plan(self, epoch_steps):
-        """Plan the rest of a budget: the first process does, for all. The first plan is said."""
+        """Plan the rest of a budget: the first process does it for all. Prints the first plan."""
         budget, first = self.budget, self.budget.left is None
         plan = [budget.plan() if is_main_process() else None]
         if self.accelerator.num_processes > 1:

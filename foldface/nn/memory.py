@@ -13,7 +13,7 @@ def fitting(compute, micro_batches, photos, net, optimizer, processes):
     """(compute(micro_batches), the micro_batches that fitted): twice as many each time that memory ran out. The step
     stays the same step, but for batch norm that learns its statistics, which then sees micro-batches: that is printed.
 
-    compute: a function of an int; photos: of the batch; net, optimizer: whose gradients begin anew then. Raises
+    compute: a function of an int; photos: of the batch; net, optimizer: whose gradients are then set to zero. Raises
     InputError where that can't help: a photo or two at a time is too much, or several processes would have to do it at
     once.
     """

@@ -42,9 +42,9 @@ def belongs(config, fold, rows):
     words = frame.select_dtypes(exclude=["number", "bool"]).columns
     frame = frame.astype(dict.fromkeys(words, str))
     digest = hashlib.sha1(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
-    said = flatten(as_dict(config))
-    said = {key: repr(value) for key, value in said.items() if not key.startswith((*cli.FREE, *runs.DATA_PATHS))}
-    return {"fold": fold, "rows": digest, "settings": said}
+    values = flatten(as_dict(config))
+    values = {key: repr(value) for key, value in values.items() if not key.startswith((*cli.FREE, *runs.DATA_PATHS))}
+    return {"fold": fold, "rows": digest, "settings": values}
 
 
 def refuse_other_state(now, before):
