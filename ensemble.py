@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from foldface import blend, oof, predictions, submission
+from foldface import blend, metrics, oof, predictions, submission
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_json, refuse_unwritable, write_csv
@@ -74,17 +74,17 @@ def refuse_other_tasks(task, runs):
             )
 
 
-# A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers.
+# A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers, or what task.score looks at.
 
 
 def soft_vote(task, members):
     """The class of the largest mean probability, or the mean number."""
-    return blend.answer_of(np.mean(members, axis=0))
+    return blend.told(task, np.mean(members, axis=0))
 
 
 def rank_vote(task, members):
     """The class of the highest mean rank among the photos."""
-    return blend.answer_of(blend.votes(np.asarray(members), "rank").mean(0))
+    return blend.told(task, blend.votes(np.asarray(members), "rank").mean(0))
 
 
 def hard_vote(task, members):
@@ -95,6 +95,8 @@ def hard_vote(task, members):
     """
     if task.numeric:
         return np.median(members, axis=0)
+    if metrics.of_probabilities(task):
+        return blend.votes(np.asarray(members), "hard").mean(0)
     each = np.argmax(members, axis=2)
     votes = (each[:, :, None] == np.arange(task.size)).sum(0)
     part, own = task.decode(np.arange(task.size)), task.decode(each)
@@ -110,7 +112,7 @@ def introduce(known, runs, vote):
     """Print each run's own score, and what the vote of all loses without it. Returns the vote's answers (n,)."""
     everyone, lines = VOTES[vote](known.task, known.predictions), []
     if len(runs) > 1:
-        lines += [(blend.answer_of(known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
+        lines += [(blend.told(known.task, known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
         others = votes_without_one(known.task, vote, known.predictions)
         lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
     lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
@@ -126,7 +128,7 @@ def votes_without_one(task, vote, members):
     if vote != "soft":  # ranks and votes tie often
         return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
     total = members.sum(0)  # all but one are the sum less that one: no pass over all members for each
-    return [blend.answer_of((total - one) / (len(members) - 1)) for one in members]
+    return [blend.told(task, (total - one) / (len(members) - 1)) for one in members]
 
 
 def search_weights(known, runs, vote, baseline):
@@ -144,7 +146,7 @@ def search_weights(known, runs, vote, baseline):
 
     def fit(rows):
         weights = weigh(rows)
-        return lambda others: blend.answer_of(np.tensordot(weights, stack[:, others], 1))
+        return lambda others: blend.told(known.task, np.tensordot(weights, stack[:, others], 1))
 
     answer = blend.nested(fit, known.target, known.part)
     if not known.log_score(answer, "searched weights, on people not searched on", baseline):
@@ -257,6 +259,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "--decide and --rank are about classes; the answer is a number: --soft (mean) or --hard (median)"
         )
+    if config.decide and metrics.of_probabilities(task):
+        raise InputError(
+            f"--decide chooses among answers; task.score {task.score} looks at probabilities: leave it out"
+        )
     refuse_other_tasks(task, runs)
     ids, found = members(task, runs, dict.fromkeys(config.folds))
     rows = dataset.eval_rows(config)
@@ -290,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         scores = np.tensordot(weights, blend.votes(means, vote), 1)
         answer = blend.answer_of(scores)
     else:  # nothing was chosen, or nothing chosen was better
-        scores, answer = blend.votes(stack, vote).mean(0), VOTES[vote](task, stack)
+        scores, answer = blend.votes(stack, vote).mean(0), blend.answer_of(VOTES[vote](task, stack))
     frame, delimiter, said = submission.make(config, task, rows, answer, None if task.numeric else scores)
     write_csv(config.submission, frame, delimiter)
     if said:
@@ -299,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"warning: {config.submission}: {task.confused}", file=sys.stderr)
     spread = predictions.spread(task, columns | {"answers": answer})
     print(spread)
-    log_known_answers(task, rows, answer, config.data.group)
+    log_known_answers(task, rows, answer, scores, config.data.group)
     show(task, runs[0], config.output or runs[0], found, known.lines if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
@@ -340,7 +346,7 @@ def show(task, run, output, found, lines, spread):
     html.add_section(report, "Ensemble", pieces, Path(output) / "report.html")
 
 
-def log_known_answers(task, rows, answer, group):
+def log_known_answers(task, rows, answer, scores, group):
     """Print the scores where the folders or names of data.eval say what is true, with the interval over the people or
     objects that data.group (a regular expression) tells of their names, else over photos."""
     if "target" not in rows:
@@ -353,6 +359,8 @@ def log_known_answers(task, rows, answer, group):
         groups = np.array(groups_by_name(group, ids), dtype=object)
         ids = np.where(groups == "", ids, groups)
     frame = rows[known].assign(ans=answer[known], id=ids[known])
+    if any(metrics.of_probabilities(task, name) for name in metrics.own_names(task)):
+        frame[task.probabilities] = scores[known]
     first, *others = predictions.describe(task, predictions.measured(task, frame))
     print(f"{int(known.sum())} photos whose folder or name tells the truth: {first}), {', '.join(others)}")
 

@@ -90,7 +90,7 @@ def training_scores(task, rows, answers):
         return {}
     target, answers = rows["target"].to_numpy()[seen], answers[seen]
     scores = metrics.scores(task, target, answers if task.numeric else answers.astype(int))
-    return {f"train_{name}": scores[name] for name in metrics.score_names(task)[:2]}
+    return {f"train_{name}": scores[name] for name in metrics.training_names(task)}
 
 
 def validation_metrics(task, found, target):
@@ -99,7 +99,7 @@ def validation_metrics(task, found, target):
         answer = found[:, 0]
         loss = np.abs(answer - target).mean()
     else:
-        answer = found[:, : task.size].argmax(1)
+        answer = found[:, : task.size]
         loss = -np.log(np.maximum(found[np.arange(len(target)), target], 1e-7)).mean()
     return {"val_loss": float(loss), **metrics.scores(task, target, answer)}
 

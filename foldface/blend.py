@@ -22,6 +22,11 @@ def answer_of(summed: np.ndarray) -> np.ndarray:
     return summed.argmax(1) if summed.ndim == 2 else summed
 
 
+def told(task, summed: np.ndarray) -> np.ndarray:
+    """Summed votes as the task's score looks at them: answers (n,), or, of a score of probabilities, (n, k)."""
+    return summed if metrics.of_probabilities(task) else answer_of(summed)
+
+
 def votes(probabilities: np.ndarray, vote: str) -> np.ndarray:
     """(m, n, k) probabilities -> the votes that are averaged; numbers (m, n) stay as they are.
 
@@ -48,7 +53,7 @@ def climb(task, stack, target):
     best, kept = -np.inf, counts
     for done in range(1, ROUNDS + 1):
         share = done if task.numeric else 1  # a factor changes numbers, but not the largest class
-        found = [metrics.gain(task, target, answer_of((total + member) / share)) for member in stack]
+        found = [metrics.gain(task, target, told(task, (total + member) / share)) for member in stack]
         pick = int(np.argmax(found))
         counts, total = counts + (np.arange(len(stack)) == pick), total + stack[pick]
         if found[pick] > best:
@@ -116,13 +121,15 @@ def spread_bias(task, bias):
 
 
 def nested(fit, target, part):
-    """Answers (n,), each by a choice that was fitted without the photo's person.
+    """Answers, (n,) or (n, k), each by a choice that was fitted without the photo's person.
 
     fit(rows) -> a function of rows that returns answers; rows: (n,) bool. part: (n,) the part of the photo's person.
     """
-    answer = np.empty_like(target)
+    answer = None
     for k in np.unique(part):
-        answer[part == k] = fit(part != k)(part == k)
+        mine = fit(part != k)(part == k)
+        answer = np.empty((len(target), *mine.shape[1:]), mine.dtype) if answer is None else answer
+        answer[part == k] = mine
     return answer
 
 

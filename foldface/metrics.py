@@ -1,88 +1,32 @@
 """How good answers are: scores, their spread over people (bootstrap), calibration. Needs no torch.
 
-Targets and answers are (n,): class indices of the task's answer, or numbers. `people` are the (n,) ids of the photos:
+Targets are (n,): class indices of the task's answer, or numbers. Answers too, or the probabilities (n, k) of its
+classes, of which the scores of answers take the largest. `people` are the (n,) ids of the photos:
 photos of one person err together, so intervals are over people.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from foldface import scorers
 from foldface.files import InputError
 from foldface.head import plain
 from foldface.names import one_of
-from foldface.registry import BUILT_IN, lookup, names, register
+from foldface.registry import lookup, names, refuse_unknown, register
+from foldface.score import MeanOfPhotos, Ratio, Score
 from foldface.task import Task
 
 BINS = 15  # of the expected calibration error
 
 
-class Score:
-    """One way to score answers. `value` is all that a new one needs.
-
-    numbers: does it score numbers, not classes; less_is_better: is 0 the best, as of an error; probabilities: does it
-    score the (n, k) probabilities of the classes, not the answers.
-    """
-
-    numbers = less_is_better = probabilities = False
-
-    def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
-        """The score of answers (n,)."""
-        raise NotImplementedError
-
-    def title(self, task: Task) -> str:
-        """The score as it is printed; "" = by its name."""
-        return ""
-
-    def resampled(self, task: Task, target, answer, person, n: int) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of (samples, n) int, how often a sample holds each of n people, that gives each sample's score:
-        (samples,) float. person: (n_photos,) index of each photo's person."""
-
-        def scores_of(times):
-            photos = np.arange(len(target))
-            drawn = (np.repeat(photos, count[person]) for count in times)
-            return np.array([self.value(task, target[rows], answer[rows]) for rows in drawn])
-
-        return scores_of
-
-
-class Ratio(Score):
-    """A score that is the mean of k ratios, each of two sums over photos: many samples of it are a matrix product."""
-
-    exact = False  # are the sums whole numbers? float32 holds them below 2**24, and is twice as fast
-
-    def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The numerators and denominators of each person: (n, k) float each."""
-        raise NotImplementedError
-
-    def resampled(self, task: Task, target, answer, person, n: int) -> Callable[[np.ndarray], np.ndarray]:
-        above, below = self.sums(task, target, answer, person, n)
-        kind = np.float32 if self.exact and n * below.max() < 2**24 else float
-        above, below = above.astype(kind), below.astype(kind)
-
-        def scores_of(times):
-            times = times.astype(kind)
-            parts, wholes = (times @ above).astype(float), (times @ below).astype(float)
-            ratio = np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0)
-            return ratio.sum(1) / (wholes > 0).sum(1)
-
-        return scores_of
-
-
-class MeanOfPhotos(Ratio):
-    """A score that is a mean over photos."""
-
-    def each(self, task: Task, target: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        """What each photo adds: (n,) float."""
-        raise NotImplementedError
-
-    def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
-        return float(self.each(task, target, answer).mean())
-
-    def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
-        photos = np.bincount(person, minlength=n)[:, None].astype(float)
-        return np.bincount(person, self.each(task, target, answer), n)[:, None], photos
+def macro_f1(target: np.ndarray, answer: np.ndarray, size: int) -> float:
+    """The mean of F1 over those of `size` classes that are in the truth or the answers, (n,) int each."""
+    true, answered = np.bincount(target, minlength=size), np.bincount(answer, minlength=size)
+    both = np.bincount(target[target == answer], minlength=size)
+    seen = true + answered > 0
+    return float((2 * both[seen] / (true + answered)[seen]).mean())
 
 
 @register("score", "f1")
@@ -92,10 +36,7 @@ class MacroF1(Ratio):
     exact = True
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
-        true, answered = np.bincount(target, minlength=task.size), np.bincount(answer, minlength=task.size)
-        both = np.bincount(target[target == answer], minlength=task.size)
-        seen = true + answered > 0
-        return float((2 * both[seen] / (true + answered)[seen]).mean())
+        return macro_f1(target, answer, task.size)
 
     def title(self, task: Task) -> str:
         return "macro F1"
@@ -144,23 +85,43 @@ class Within(MeanOfPhotos):
 
 
 def score_named(name: str) -> Score:
-    """The score of this name. Raises InputError where there is none."""
-    return lookup("score", name)()
+    """The score of this name: ours, the user's or scikit-learn's. Raises InputError where there is none."""
+    refuse_unknown_score(name, "score")
+    return lookup("score", name)() if name in names("score") else scorers.of_sklearn(name)
+
+
+def refuse_unknown_score(name: str, setting: str) -> None:
+    """Raise InputError for a name that is no score of ours, the user's or scikit-learn's."""
+    if name not in names("score") and scorers.of_sklearn(name) is None:
+        refuse_unknown("score", name, setting, scorers.sklearn_names(), "and scikit-learn's scorers")
+
+
+def fitting(task: Task, name: str, setting: str = "task.score") -> Score:
+    """The score of this name. Raises InputError where it doesn't go with the task's answer."""
+    score = score_named(name)
+    if score.numbers != task.numeric:
+        ours = one_of([one for one in names("score") if score_named(one).numbers == task.numeric], most=20)
+        kind = "a number" if task.numeric else "a class"
+        raise InputError(f"{setting} {name}: the answer is {kind}: choose {ours}")
+    if task.size and isinstance(score, scorers.OfSklearn):
+        score.refuse_other_answers(task, setting)
+    return score
 
 
 def score_of(task: Task) -> Score:
     """The score that tells better from worse in a task. Raises InputError where it doesn't go with the answer."""
-    score = score_named(task.score)
-    if score.numbers != task.numeric:
-        fitting = one_of([name for name in names("score") if score_named(name).numbers == task.numeric])
-        kind = "a number" if task.numeric else "a class"
-        raise InputError(f"task.score {task.score}: the answer is {kind}: choose {fitting}")
-    return score
+    return fitting(task, task.score)
 
 
-def of_probabilities(task: Task) -> bool:
-    """Does the task's score look at probabilities, not at answers?"""
-    return score_of(task).probabilities
+def of_probabilities(task: Task, name: str = "") -> bool:
+    """Does a score, the task's own unless named, look at probabilities, not at answers?"""
+    return score_named(name or task.score).probabilities
+
+
+def seen_by(score: Score, answer) -> np.ndarray:
+    """What a score looks at: probabilities (n, k) as they are, or the answers (n,) that they make."""
+    answer = np.asarray(answer)
+    return answer.argmax(1) if answer.ndim == 2 and not score.probabilities else answer
 
 
 def sign(task: Task) -> int:
@@ -168,18 +129,23 @@ def sign(task: Task) -> int:
     return -1 if score_of(task).less_is_better else 1
 
 
+def worth(task: Task, found: float) -> float:
+    """A score as a number of which more is better; what can't be scored (NaN) is worth the least."""
+    return -np.inf if np.isnan(found) else sign(task) * found
+
+
 def gain(task: Task, target, answer) -> float:
     """`value`, negated where less is better: the larger the better."""
-    return sign(task) * value(task, target, answer)
+    return worth(task, value(task, target, answer))
 
 
 def title(task: Task, name: str = "") -> str:
     """A score as it is printed, the task's own unless named: f1 -> macro F1, mask_f1 -> mask."""
     name = name or task.score
-    if name in names("score"):
-        return score_named(name).title(task) or name.replace("_", " ")
-    key = name.removesuffix("_f1")
-    return next((head.name for head in task.heads if head.key == key), key)
+    of_heads = {f"{head.key}_f1": head.name for head in task.heads}
+    if name in of_heads and name not in names("score"):
+        return of_heads[name]
+    return score_named(name).title(task) or name.replace("_", " ")
 
 
 def full_title(task: Task, name: str) -> str:
@@ -187,39 +153,53 @@ def full_title(task: Task, name: str) -> str:
     return title(task, name) + " F1" * name.endswith("_f1")
 
 
-def score_names(task: Task) -> list[str]:
-    """The names of `scores`: first the task's own, where it is of the user's."""
-    found = [] if task.score in BUILT_IN["score"] else [task.score]
+def usual_names(task: Task) -> list[str]:
+    """The names of the scores that every task of this kind has."""
     if task.numeric:
-        return [*found, "mae", "within"]
-    return [*found, "f1", "accuracy"] + [f"{head.key}_f1" for head in task.answered] * (len(task.answered) > 1)
+        return ["mae", "within"]
+    return ["f1", "accuracy"] + [f"{head.key}_f1" for head in task.answered] * (len(task.answered) > 1)
+
+
+def score_names(task: Task) -> list[str]:
+    """The names of `scores`: first the task's own and those of task.reported, where they are not among the usual."""
+    usual = usual_names(task)
+    return [*(name for name in own_names(task) if name not in usual), *usual]
+
+
+def own_names(task: Task) -> list[str]:
+    """The score that decides, and those that task.reported names: all have an interval."""
+    return list(dict.fromkeys([task.score, *task.reported]))
+
+
+def training_names(task: Task) -> list[str]:
+    """The first two scores that answers (n,) are enough for: what is said of the training photos."""
+    usual = usual_names(task)
+    return [name for name in score_names(task) if name in usual or not of_probabilities(task, name)][:2]
 
 
 def scores(task: Task, target, answer) -> dict[str, float]:
-    """{name: float}: macro F1 and accuracy of classes, and macro F1 of each head if several make the answer; mean
-    absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own score, if it is of
-    the user's. target, answer: (n,)."""
-    from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
-
-    own = {} if task.score in BUILT_IN["score"] else {task.score: value(task, target, answer)}
-    if task.numeric:
-        near = np.abs(np.asarray(target) - np.asarray(answer)) <= task.tolerance
-        return own | {"mae": float(mean_absolute_error(target, answer)), "within": float(near.mean())}
-    result = own | {
-        "f1": f1_score(target, answer, average="macro", zero_division=0),
-        "accuracy": accuracy_score(target, answer),
-    }
-    if len(task.answered) > 1:
-        truth, answered = task.decode(target), task.decode(answer)
+    """{name: float} of `score_names`: macro F1 and accuracy of classes, and macro F1 of each head if several make the
+    answer; mean absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own, and
+    those of task.reported. target (n,); answer (n,), or the probabilities (n, k), without which the scores of
+    probabilities are left out."""
+    target, answer, result = np.asarray(target), np.asarray(answer), {}
+    usual = usual_names(task)
+    for name in score_names(task):
+        if name in ("f1", "accuracy", "mae", "within") or name not in usual:
+            score = score_named(name)
+            if answer.ndim == 2 or not score.probabilities:
+                result[name] = score.value(task, target, seen_by(score, answer))
+    if not task.numeric and len(task.answered) > 1:
+        truth, answered = task.decode(target), task.decode(answer.argmax(1) if answer.ndim == 2 else answer)
         for head in task.answered:
-            pair = truth[head.name], answered[head.name]
-            result[f"{head.key}_f1"] = f1_score(*pair, average="macro", zero_division=0)
+            result[f"{head.key}_f1"] = macro_f1(truth[head.name], answered[head.name], len(head.classes))
     return {name: float(found) for name, found in result.items()}
 
 
 def value(task: Task, target, answer) -> float:
-    """The task's score alone, in a fraction of the time that `scores` takes. target, answer: (n,)."""
-    return float(score_of(task).value(task, np.asarray(target), np.asarray(answer)))
+    """The task's score alone, in a fraction of the time that `scores` takes. target (n,); answer (n,) or (n, k)."""
+    score = score_of(task)
+    return float(score.value(task, np.asarray(target), seen_by(score, answer)))
 
 
 def bootstrap_scores(
@@ -228,12 +208,13 @@ def bootstrap_scores(
     """The score of several answers in each of `samples` samples of the people, drawn with replacement (Efron 1979).
 
     All answers are scored on the same samples, so that their differences may be taken. target (n,); answers: list of
-    (n,); people: (n,) ids; name: of another score than the task's own. Returns (len(answers), samples) float.
+    (n,), or of probabilities (n, k); people: (n,) ids; name: of another score than the task's own. Returns
+    (len(answers), samples) float, NaN where a sample can't be scored.
     """
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     n, target, score = person.max() + 1, np.asarray(target), score_named(name) if name else score_of(task)
     rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
-    resampled = [score.resampled(task, target, np.asarray(answer), person, n) for answer in answers]
+    resampled = [score.resampled(task, target, seen_by(score, answer), person, n) for answer in answers]
     block = max(1, min(samples, 2_000_000 // n))  # samples at a time: one matrix product, within some 16 MB
     for start in range(0, samples, block):
         count = min(block, samples - start)
@@ -244,12 +225,18 @@ def bootstrap_scores(
     return values
 
 
+def quantiles(values, ends=(0.025, 0.975)) -> np.ndarray:
+    """Quantiles of the values that are numbers; NaN where none is."""
+    values = np.asarray(values)[~np.isnan(values)]
+    return np.quantile(values, ends) if len(values) else np.full(len(ends), np.nan)
+
+
 def interval(
     task: Task, target, answer, people, samples: int = 1000, level: float = 0.95, seed: int = 0, name: str = ""
 ) -> tuple[float, float]:
     """The interval (low, high) of a score over `bootstrap_scores`. target, answer: (n,); people: (n,) ids."""
     found = bootstrap_scores(task, target, [answer], people, samples, seed, name)[0]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = quantiles(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -43,8 +43,8 @@ class OofPredictions:
         self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
 
     def log_score(self, answer, title, baseline=None):
-        """Print the score of answers (n,) with its interval, and its difference to a baseline's; returns whether it
-        is better."""
+        """Print the score of answers, (n,) or probabilities (n, k), with its interval, and its difference to a
+        baseline's; returns whether it is better."""
         return self.log_scores([(answer, title, baseline)])[0]
 
     def log_scores(self, lines):
@@ -54,12 +54,12 @@ class OofPredictions:
         values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people)
         sampled = dict(zip(kept, values, strict=True))
         for answer, title, baseline in lines:
-            low, high = np.quantile(sampled[id(answer)], [0.025, 0.975])
+            low, high = metrics.quantiles(sampled[id(answer)])
             value = metrics.value(task, self.target, answer)
             line, gain = f"{title}: out-of-fold {metrics.title(task)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
             if baseline is not None:
                 gain = value - metrics.value(task, self.target, baseline)
-                low, high = np.quantile(sampled[id(answer)] - sampled[id(baseline)], [0.025, 0.975])
+                low, high = metrics.quantiles(sampled[id(answer)] - sampled[id(baseline)])
                 line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
                     "; the 95 % interval contains 0" if low <= 0 <= high else ""
                 )

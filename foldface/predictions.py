@@ -118,7 +118,7 @@ def gather(task, run, wanted, more=()):
         frames = [read_csv(folder / name, ["ImageID", *columns], numbers=columns) for folder in folders.values()]
         write_csv(Path(run) / name, pd.concat(frames, ignore_index=True))
     found = measured(task, best)
-    found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], last["ans"])[task.score]
+    found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], told(task, last))[task.score]
     found |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
     write_json(Path(run) / "metrics.json", found)
     print(fold_table(task, folders, best, found))
@@ -143,7 +143,7 @@ def fold_table(task, folders, oof, found):
     for fold, folder in folders.items():
         mine, path = oof[oof["fold"] == fold], Path(folder) / "speed.csv"
         speed = read_csv(path, SPENT, numbers=SPENT)[SPENT].to_numpy() if path.is_file() else np.empty((0, 2))
-        scores.append(metrics.scores(task, mine["target"], mine["ans"]))
+        scores.append(metrics.scores(task, mine["target"], told(task, mine)))
         rows.append(
             [fold, len(mine), len(speed), f"{speed.sum() / 60:.1f}", *(f"{scores[-1][name]:.3f}" for name in names)]
         )
@@ -165,13 +165,20 @@ def in_columns(header, rows):
     return "\n".join(lines)
 
 
+def told(task, frame):
+    """What scores look at of a DataFrame of predictions: its probabilities (n, k), or, without them and of numbers,
+    ans (n,)."""
+    columns = task.probabilities
+    return frame[columns if columns and all(name in frame for name in columns) else "ans"].to_numpy()
+
+
 def measured(task, frame):
-    """metrics.scores of a DataFrame of id, target and ans; the task's score and f1 with their 95 % intervals."""
-    others = metrics.scores(task, frame["target"], frame["ans"])
-    first = [task.score] if task.numeric or task.score == "f1" else [task.score, "f1"]
+    """metrics.scores of a DataFrame of id, target, ans and probabilities; the task's own, those of task.reported and f1
+    with their 95 % intervals."""
+    others, answer = metrics.scores(task, frame["target"], told(task, frame)), told(task, frame)
     found = {}
-    for name in first:
-        low, high = metrics.interval(task, frame["target"], frame["ans"], frame["id"], name=name)
+    for name in dict.fromkeys([*metrics.own_names(task), *([] if task.numeric else ["f1"])]):
+        low, high = metrics.interval(task, frame["target"], answer, frame["id"], name=name)
         found |= {name: others.pop(name), f"{name}_low": low, f"{name}_high": high}
     return found | others
 
@@ -181,7 +188,7 @@ def describe(task, found):
     low, high = found[f"{task.score}_low"], found[f"{task.score}_high"]
     first = f"{metrics.title(task)} {found[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
     names = [name for name in metrics.score_names(task) if name != task.score]
-    return [first] + [f"{metrics.title(task, name)} {found[name]:.3f}" for name in names]
+    return [first] + [f"{metrics.title(task, name)} {found[name]:.3f}" for name in names if name in found]
 
 
 def spread(task, columns):

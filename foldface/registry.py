@@ -19,11 +19,13 @@ from foldface.files import InputError
 
 # The names of ours, so that --help and a wrong name need not import what they stand for (torch, cv2); a test holds
 # that they are those that register.
+SCORES = ("roc_auc", "average_precision", "log_loss")
+SCORES += ("cohen_kappa", "cohen_kappa_linear", "cohen_kappa_quadratic")
 BUILT_IN = {
     "loss": ("cross_entropy", "neighbour", "focal", "f1"),
     "augment": ("none", "light", "diary", "strong", "shapes", "trash"),
     "detector": ("retinaface", "facenet", "yunet", "person", "centre"),
-    "score": ("f1", "accuracy", "mae", "within"),
+    "score": ("f1", "accuracy", "mae", "within", *SCORES),
     "layout": ("competition", "aaf", "utkface", "folder", "boxes", "table"),
     "splitter": ("pandas_streaming", "sklearn"),
 }
@@ -54,15 +56,17 @@ def names(kind: str) -> list[str]:
     return list(dict.fromkeys((*BUILT_IN[kind], *REGISTERED[kind])))
 
 
-def refuse_unknown(kind: str, name: str, setting: str) -> None:
-    """Raise InputError for a name that is none of a kind, with the names that there are."""
+def refuse_unknown(kind: str, name: str, setting: str, more: Sequence[str] = (), others: str = "") -> None:
+    """Raise InputError for a name that is none of a kind, with the names that there are. more: further names, of a
+    library; others: what they are, in words."""
     known, word = names(kind), WORDS.get(kind, kind)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, [*known, *more], n=1)
         raise InputError(
             f"{setting} {name}: there is no such {word}; "
             + (f"did you mean {near[0]}? " if near else "")
-            + f"There are {', '.join(known)}; for one of your own name its file: --plugins FILE.py"
+            + f"There are {', '.join(known)}{', ' + others if others else ''}; for one of your own name its file: "
+            "--plugins FILE.py"
         )
 
 

@@ -5,6 +5,7 @@ import operator
 import re
 from pathlib import Path
 
+from foldface import metrics
 from foldface.files import InputError
 from foldface.registry import refuse_unknown
 from foldface.runtime import is_main_process
@@ -113,7 +114,9 @@ def follow_layout(config: Config, given: set[str]) -> None:
 
 def refuse_unknown_names(config):
     """Raise InputError for a loss, score, ... that is neither ours nor of a file in plugins."""
-    refuse_unknown("score", config.task.score, "task.score")
+    metrics.refuse_unknown_score(config.task.score, "task.score")
+    for name in config.task.reported:
+        metrics.refuse_unknown_score(name, "task.reported")
     refuse_unknown("layout", config.data.layout, "data.layout")
     for extra in config.data.extra:
         refuse_unknown("layout", extra.layout, "data.extra: layout")

@@ -31,6 +31,7 @@ OF_A_RUN = (
     "task.answer",
     "task.answer_as",
     "task.score",
+    "task.reported",
     "task.tolerance",
     "data.layout",
     "data.train",
@@ -137,6 +138,9 @@ PATHS += ("data.photo_folder", "model.pretrained")  # printed when taken
 MISSED = ("data.corrections", "data.roots", "plugins")
 
 
+LATER = ("task.answer_as", "task.reported")  # of the task, what may be said when it is answered
+
+
 def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
     """read(), for what comes after training: args.json < what the run says of its answers (OF_A_RUN) < --config files <
     command line.
@@ -159,7 +163,7 @@ def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
     taken, missed = {}, []
     for key in (key for key in now if key in then):
         given, differs = key in config.given, then[key] != now[key]
-        if key.startswith("task.") and not (key == "task.answer_as" and given):  # the run's models answer no other task
+        if key.startswith("task.") and not (key in LATER and given):  # the run's models answer no other task
             taken[key] = then[key]
             if given and not same_setting(key, now[key], then[key]):
                 print(f"warning: {key} {json.dumps(now[key])}: is not taken, the models of {first} answer "

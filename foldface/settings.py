@@ -79,7 +79,10 @@ class TaskConfig:
     """how submission.csv writes a class: its index, or the names of its heads' classes"""
     score: ScoreName = "f1"
     """what tells better from worse: f1 (macro F1) or accuracy of classes; of numbers mae (the mean absolute error), or
-    within, the share that comes as near to the truth as task.tolerance"""
+    within, the share that comes as near to the truth as task.tolerance; or any of scikit-learn's scorers by its name:
+    roc_auc, log_loss, balanced_accuracy, matthews_corrcoef, top_5_accuracy, rmse, r2, ..."""
+    reported: List[ScoreName] = field(default_factory=list)
+    """further scores, each with its interval; nothing is chosen by them"""
     tolerance: PositiveFloat = 5.0
     """largest error of a number that score within counts as right"""
 
@@ -438,6 +441,8 @@ class Config:
         """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
         task = task_module.Task(**dataclasses.asdict(self.task))
         metrics.score_of(task)
+        for name in task.reported:
+            metrics.fitting(task, name, "task.reported")
         return task
 
 

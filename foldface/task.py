@@ -44,10 +44,10 @@ class Task:
         heads, number                all heads; the one that learns from numbers, or None
         answered, shape              heads that make the answer; how many classes each has, () if it is a number
         classes, probabilities       names of the answer's classes; their columns p0, p1, ... in our CSVs
-        score, tolerance             name of the score (foldface/metrics.py); largest error that counts as near
+        score, reported, tolerance   name of the score (foldface/metrics.py); largest error that counts as near
     """
 
-    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0):
+    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0, reported=()):
         """heads: dicts of Head's fields; the rest as in TaskConfig. InputError where they don't go together."""
         keys = [head["name"] if usable(head["name"]) else f"head{place}" for place, head in enumerate(heads)]
         self.heads = [Head(**head, key=key) for head, key in zip(heads, keys, strict=True)]
@@ -65,7 +65,7 @@ class Task:
                 f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
                 'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
             )
-        self.score, self.tolerance = score, tolerance
+        self.score, self.tolerance, self.reported = score, tolerance, tuple(reported)
         self.answer_as = answer_as
         self.set_classes()
 

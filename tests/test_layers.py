@@ -16,6 +16,8 @@ ORDER = (
         "foldface.names",
         "foldface.head",
         "foldface.task",
+        "foldface.score",
+        "foldface.scorers",
         "foldface.metrics",
     ),
     *("foldface.predictions", "foldface.blend", "foldface.oof", "foldface.settings", "foldface.head_fields"),

@@ -44,7 +44,10 @@ def test_help_lists_every_name_of_ours(capsys):
             "loss.name focl: there is no such loss; did you mean focal? There are cross",
         ),
         (["--data.augment", "snow"], "data.augment snow: there is no such augmentation; There are none, light,"),
-        (["--task.score", "f2"], "task.score f2: there is no such score; There are f1, accuracy, mae, within;"),
+        (
+            ["--task.score", "f2"],
+            "task.score f2: there is no such score; There are f1, accuracy, mae, within, roc_auc,",
+        ),
         (["--data.layout", "zip"], "data.layout zip: there is no such layout; There are competition, aaf,"),
         (["--data.splitter", "random"], "data.splitter random: there is no such splitter; There are pandas_streaming"),
         (
@@ -122,7 +125,7 @@ def test_a_score_of_numbers_where_less_is_better_chooses_the_lowest(own_registry
     assert metrics.gain(age, [1.0], [2.0]) > metrics.gain(age, [1.0], [3.0]) and metrics.title(age) == "worst"
     low, high = metrics.interval(age, [1.0, 2.0], [1.0, 5.0], ["a", "b"])
     assert (low, high) == (0.0, 3.0)
-    with pytest.raises(InputError, match="the answer is a class: choose f1 or accuracy"):
+    with pytest.raises(InputError, match="the answer is a class: choose one of f1, accuracy"):
         metrics.score_of(task.Task(task.MASK_TASK["heads"], score="worst"))
 
 

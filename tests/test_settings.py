@@ -308,6 +308,7 @@ ANOTHER = {  # values other than the defaults that a run may have and that go wi
     "data.splitter": "sklearn",
     "crop.missing": "drop",
     "task.answer_as": "name",
+    "task.reported": ["accuracy"],
     "model.pretrained": False,
     "model.init": "default",  # another needs random weights
     "model.heads": "joint",

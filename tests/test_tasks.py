@@ -760,7 +760,7 @@ def test_the_task_of_ones_own_in_the_docs_is_a_task(tmp_path):
         ('[{"name": "a"}]', ["--task.heads.a.lern", "ordinal"], r"task\.heads\.a\.lern: a head has no such field"),
         ('[{"name": "a", "classes": ["x"]}]', [], "has one class"),
         ('[{"name": "a"}, {"name": "b", "range": [0, 1]}]', [], "can't make one answer"),
-        ('[{"name": "a"}]', ["--task.score", "mae"], "the answer is a class: choose f1 or accuracy"),
+        ('[{"name": "a"}]', ["--task.score", "mae"], "the answer is a class: choose one of f1, accuracy"),
         ('[{"name": "a", "range": [0, 1]}]', [], "the answer is a number: choose mae or within"),
         ('[{"name": "a", "range": [0, 1]}]', ["--task.score", "mae"], r"task\.heads\.a\.learn classes: a is a number"),
         ('[{"name": "a"}]', ["--task.answer", "[b]"], "task.answer names b, which is no head"),

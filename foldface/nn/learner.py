@@ -284,8 +284,8 @@ class Learner:
         """Write the weights of an epoch of the best score so far, or, with train.checkpoint last, of any."""
         self.last = answers
         value, best = row[self.task.score], self.best_score
-        sign = metrics.sign(self.task)
-        if best is None or sign * value > sign * best or self.config.checkpoint == "last":
+        better = best is None or metrics.worth(self.task, value) > metrics.worth(self.task, best)
+        if better or self.config.checkpoint == "last":
             self.best_score, self.best = value, answers
             if is_main_process():
                 save_weights(self.folder / "best.safetensors", self.answering, self.about | row)

@@ -33,12 +33,12 @@ LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the
 
 def log_columns(task):
     """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
-    return [*LOG_COLUMNS, *metrics.score_names(task), *(f"train_{name}" for name in metrics.score_names(task)[:2])]
+    return [*LOG_COLUMNS, *metrics.score_names(task), *(f"train_{name}" for name in metrics.training_names(task))]
 
 
 def stalled(log, patience, task):
     """Has the score not improved for `patience` epochs? log: rows of log.csv."""
     if not patience or len(log) <= patience:
         return False
-    values = [metrics.sign(task) * row[task.score] for row in log]
+    values = [metrics.worth(task, row[task.score]) for row in log]
     return max(values[-patience:]) <= max(values[:-patience])

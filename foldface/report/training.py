@@ -63,7 +63,7 @@ def training(task, run):
 def scores(task, saved):
     """Section: the scores of metrics.json."""
     rows = []
-    for name in metrics.score_names(task):
+    for name in (name for name in metrics.score_names(task) if name in saved):
         low, high = saved.get(f"{name}_low"), saved.get(f"{name}_high")
         interval = f"{low:.3f} to {high:.3f}" if low is not None else ""
         rows.append([metrics.title(task, name), saved[name], interval])
