@@ -117,7 +117,16 @@ def introduce(known, runs, vote):
         lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
     lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
     known.log_scores(lines)
+    log_reported(known, vote, everyone)
     return everyone
+
+
+def log_reported(known, vote, everyone):
+    """Print the scores of task.reported of the vote, with their intervals. everyone: as `introduce` returns it."""
+    votes = everyone if known.task.numeric else blend.votes(known.predictions, vote).mean(0)
+    for name in metrics.own_names(known.task)[1:]:
+        of_votes = metrics.of_probabilities(known.task, name)
+        known.log_interval(votes if of_votes else blend.answer_of(everyone), name)
 
 
 def votes_without_one(task, vote, members):

@@ -47,6 +47,13 @@ class OofPredictions:
         baseline's; returns whether it is better."""
         return self.log_scores([(answer, title, baseline)])[0]
 
+    def log_interval(self, answer, name):
+        """Print another score than the task's own, by its name, of answers (n,) or (n, k), with its interval."""
+        value = metrics.scores(self.task, self.target, answer)[name]
+        low, high = metrics.interval(self.task, self.target, answer, self.people, name=name)
+        self.lines.append(f"  {metrics.title(self.task, name)} {value:.4f} ({low:.3f}-{high:.3f})")
+        print(self.lines[-1])
+
     def log_scores(self, lines):
         """`log_score` for several (answer, title, baseline or None), all on the same people drawn: a list of bool."""
         task, better = self.task, []

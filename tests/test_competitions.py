@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
 from test_tasks import COLOURS, SMALL, paint
 
 import ensemble
@@ -79,9 +80,58 @@ def test_numbers(tmp_path, play):
         "data/sample_submission.csv", index=False
     )
     heads = json.dumps([{"name": "Pawpularity", "range": [1, 100], "learn": "distribution"}])
-    _, frame, saved = play("--data.train", "data", "--task.heads", heads, "--task.score", "mae")
+    _, frame, saved = play("--data.train", "data", "--task.heads", heads, "--task.score", "rmse")
     assert frame["Id"].tolist() == test and frame["Pawpularity"].astype(float).between(1, 100).all()
-    assert saved["mae_low"] <= saved["mae"] <= saved["mae_high"]
+    oof = pd.read_csv("run/oof.csv")
+    assert saved["rmse"] == pytest.approx(np.sqrt(((oof["target"] - oof["ans"]) ** 2).mean()), abs=1e-4)
+    assert saved["rmse_low"] <= saved["rmse"] <= saved["rmse_high"] and saved["mae"] <= saved["rmse"]
+
+
+@pytest.mark.slow
+def test_grades_of_patients_by_quadratic_kappa(tmp_path, play):
+    """Diabetic retinopathy: trainLabels.csv, PATIENT_left and PATIENT_right, levels 0 to 4; both eyes share a fold."""
+    eyes = [f"{p}_{side}" for p in range(10, 30) for side in ("left", "right")]
+    test = [f"{p}_{side}" for p in range(40, 43) for side in ("left", "right")]
+    draw(tmp_path / "data/train", [f"{name}.jpeg" for name in eyes])
+    draw(tmp_path / "data/test", [f"{name}.jpeg" for name in test], 1)
+    level = np.arange(40) % 5
+    pd.DataFrame({"image": eyes, "level": level}).to_csv("data/trainLabels.csv", index=False)
+    pd.DataFrame({"image": test, "level": 0}).to_csv("data/sampleSubmission.csv", index=False)
+    words = ["--data.train", "data", "--task.heads", '[{"name": "level"}]', "--task.score", "cohen_kappa_quadratic"]
+    out, frame, saved = play(*words, "--data.group", r"^(\d+)_", sample="data/sampleSubmission.csv")
+    assert "quadratic kappa" in out and "the photos are train/<image>.jpeg" in out
+    assert frame["image"].tolist() == test and set(frame["level"]) <= set("01234")
+    oof = pd.read_csv("run/oof.csv")
+    kappa = cohen_kappa_score(oof["target"], oof["ans"], weights="quadratic")
+    assert saved["cohen_kappa_quadratic"] == pytest.approx(kappa) and saved["people"] == 20
+    sides = oof.assign(patient=oof["ImageID"].str.split("_").str[0]).groupby("patient")["fold"].nunique()
+    assert (sides == 1).all() and len(sides) == 20
+
+
+@pytest.mark.slow
+def test_two_photos_a_patient_are_answered_together(tmp_path, play):
+    """Mammography: train.csv has a row a photo, test.csv too with prediction_id, of which both photos of a breast have
+    one; photos lie in PATIENT/IMAGE.png; a probability by the score's name."""
+    rng, rows = np.random.default_rng(0), []
+    for image in range(24):
+        rows.append((image // 2 + 100, image + 500, int(image // 2 % 2)))
+        paint(tmp_path / f"data/train_images/{rows[-1][0]}/{rows[-1][1]}.png", COLOURS[NAMES[rows[-1][2]]], image)
+    pd.DataFrame(rows, columns=["patient_id", "image_id", "cancer"]).to_csv("data/train.csv", index=False)
+    asked = [(200 + k // 2, 700 + k, f"{200 + k // 2}_L") for k in rng.permutation(8)]
+    for patient, image, _ in asked:
+        paint(tmp_path / f"data/test_images/{patient}/{image}.png", COLOURS["green"], image)
+    test = pd.DataFrame(asked, columns=["patient_id", "image_id", "prediction_id"])
+    test.to_csv("data/test.csv", index=False)
+    ids = sorted(test["prediction_id"].unique())
+    pd.DataFrame({"prediction_id": ids, "cancer": 0.021}).to_csv("data/sample_submission.csv", index=False)
+    words = ["--data.train", "data", "--task.heads", '[{"name": "cancer"}]', "--task.score", "average_precision"]
+    out, frame, saved = play(*words, "--data.group", "patient_id")
+    assert "8 photos make 4 answers, the mean of each prediction_id's" in out
+    assert "the photos are train_images/" in out and saved["people"] == 12
+    fold = [pd.read_csv(f"run/fold{k}.csv").assign(id=test["prediction_id"]) for k in (0, 1)]
+    mean = pd.concat(fold).groupby("id")["p1"].mean()
+    assert frame["prediction_id"].tolist() == ids
+    assert np.allclose(frame["cancer"].astype(float), mean[ids], atol=2e-6)
 
 
 def test_what_an_unpacked_folder_says_is_taken_only_where_nothing_is_given(tmp_path, monkeypatch, capsys):

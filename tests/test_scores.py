@@ -213,6 +213,8 @@ def test_a_score_of_probabilities_decides_in_training_ensemble_compare_and_repor
         ensemble.main([vote, "--run", str(run), "--runs", str(run), "--submission", str(tmp_path / "submission.csv")])
     out = capsys.readouterr().out
     assert f"{run}: out-of-fold log loss {saved['log_loss']:.4f}" in out
+    assert f"  ROC AUC {saved['roc_auc']:.4f} ({saved['roc_auc_low']:.3f}-{saved['roc_auc_high']:.3f})" in out
+    assert f"  balanced accuracy {saved['balanced_accuracy']:.4f} (" in out
     with pytest.raises(InputError, match=r"train all runs on the same"):
         (tmp_path / "runs/1/oof.csv").write_text("ImageID,id,fold,target,ans,p0,p1,p2\nx,y,0,0,0,1,0,0\n")
         ensemble.main(["--weights", "search", *both])
@@ -221,4 +223,6 @@ def test_a_score_of_probabilities_decides_in_training_ensemble_compare_and_repor
     result = compare.Result(tmp_path / "runs", "0")
     scores = compare.differences({"0": {0: result}})
     assert scores.values.mean() == pytest.approx(saved["log_loss"], rel=0.5)
-    assert "| log loss |" in compare.table({"0": {0: result}}, scores)
+    page = compare.table({"0": {0: result}}, scores)
+    assert page.startswith("| recipe | log loss | ROC AUC | balanced accuracy | macro F1 |")
+    assert f"| {saved['roc_auc']:.3f} ({saved['roc_auc_low']:.3f}-{saved['roc_auc_high']:.3f}) |" in page

@@ -203,7 +203,7 @@ def table(recipes, scores, lost=None):
         cells = [mean_range([m[task.score] for m in saved])]
         if not several:
             cells[0] += f" ({saved[0][f'{task.score}_low']:.3f}-{saved[0][f'{task.score}_high']:.3f})"
-        cells += [mean_range([m[other] for m in saved]) for other in others]
+        cells += [with_interval(saved, other, several) for other in others]
         cells += [f"{sum(run.learns for run in found)} of {len(found)}"]
         cells += [
             mean_range([run.last.get(column, np.nan) for run in found]) for column in (f"train_{measure}", measure)
@@ -235,6 +235,14 @@ def table(recipes, scores, lost=None):
         pairs = len(order) * (len(order) - 1) // 2
         lines += ["", f"Of {pairs} pairs about {pairs * 0.05:.0f} would have no ~ if all recipes were equal."]
     return "\n".join(lines) + "\n"
+
+
+def with_interval(saved: list[dict], name: str, several: bool) -> str:
+    """A table cell: a score of metrics.json, of one seed with its interval where it has one. saved: one a seed."""
+    cell = mean_range([one.get(name, np.nan) for one in saved])
+    if several or f"{name}_low" not in saved[0]:
+        return cell
+    return f"{cell} ({saved[0][f'{name}_low']:.3f}-{saved[0][f'{name}_high']:.3f})"
 
 
 def describe_difference(value: float, low: float, high: float) -> str:
