@@ -83,8 +83,6 @@ def load(paths: Sequence[str]) -> None:
     """
     for path in paths:
         file, name = Path(path).resolve(), Path(path).stem
-        if PLUGINS.get(name) == str(file):
-            continue
         if not file.is_file() or file.suffix != ".py" or not re.fullmatch(r"[\w-]+", name):
             raise InputError(f"plugins: {path}: should be a Python file, such as mine.py")
         if str(file.parent) not in sys.path:
