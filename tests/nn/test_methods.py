@@ -21,6 +21,7 @@ from foldface.files import InputError, read_csv
 from foldface.nn import batchnorm, optim
 from foldface.nn.heads import LEARNED, ORDINAL_LOGIT_BIAS, Heads
 from foldface.nn.learner import Learner
+from foldface.nn.mixup import mix
 from foldface.settings import LossConfig, TrainConfig
 from foldface.task import MASK_TASK
 
@@ -232,10 +233,10 @@ def test_the_f1_loss_is_the_slope_of_macro_f1_over_its_span():
 
 def test_the_span_of_the_f1_loss_forgets_what_lies_further_back():
     span = loss.SoftF1(2, np.array([0, 0, 0, 1]), 100)
-    assert span.true.tolist() == span.told.tolist() == [75, 25] and span.both.tolist() == [56.25, 6.25]
+    assert span.true.tolist() == span.predicted.tolist() == [75, 25] and span.both.tolist() == [56.25, 6.25]
     span.update(torch.tensor([[4.0, 6.0], [5.0, 5.0], [3.0, 2.0]]), 10)
     assert span.true.tolist() == pytest.approx([75 * 0.9 + 4, 25 * 0.9 + 6])
-    assert span.told.tolist() == pytest.approx([75 * 0.9 + 5, 25 * 0.9 + 5])
+    assert span.predicted.tolist() == pytest.approx([75 * 0.9 + 5, 25 * 0.9 + 5])
     assert span.both.tolist() == pytest.approx([56.25 * 0.9 + 3, 6.25 * 0.9 + 2])
     span.update(torch.full((3, 2), 50.0), 200)  # more than a span: nothing is left of before
     assert span.true.tolist() == [50, 50]
@@ -566,7 +567,7 @@ def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
     inputs = torch.zeros(5, 3, 32, 32)
     inputs[:] = torch.arange(5.0)[:, None, None, None]
     targets = mine.targets.of(torch.arange(5), "cpu")
-    other, share = mine.mix(inputs, targets)
+    other, share = mix(mine.mixup, inputs, targets)
     assert torch.equal(other[0], targets[0][[3, 2, 1, 0, 4]]) and share[4] == 1
     for k in range(4):
         assert (inputs[k] == k).float().mean() == pytest.approx(share[k].item(), abs=1e-6)
@@ -574,10 +575,10 @@ def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
 
 def test_balanced_draws_make_classes_and_people_as_likely():
     rows = pd.DataFrame({"id": ["a"] * 5 + ["b"] * 5 + ["c"], "label": [0] * 10 + [2]})
-    weights = train.balanced(rows)
+    weights = loader.balanced(rows)
     assert weights.sum() == pytest.approx(1) and weights[:10].sum() == pytest.approx(0.5)
     rows = pd.DataFrame({"id": ["a"] * 9 + ["b"], "label": 1})
-    assert train.balanced(rows)[:9].sum() == pytest.approx(0.5)
+    assert loader.balanced(rows)[:9].sum() == pytest.approx(0.5)
     batches = loader.SeededBatchSampler(10, 4, shuffle=True, weights=np.eye(10)[3])
     assert {index for batch in batches for index, _ in batch} == {3}
 
