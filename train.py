@@ -1,16 +1,20 @@
-"""One fit on one split; by itself, a grouped stratified hold-out: fold 0 of train_kfold.py.
+"""Train one fold: alone, fold 0 of train_kfold.py, a hold-out that is grouped by person and stratified by class.
 
     python train.py                                            the sample data, two minutes on a laptop
     python train.py --config recipes/people_small.json --data.train DIR --data.crops DIR --run runs/try
 
-Stopped, the same command goes on where it was. Reads photos or crops, writes runs/NAME/fold0/best.safetensors and
+The same command resumes a stopped training. Reads photos or crops, writes runs/NAME/fold0/best.safetensors and
 log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the other folds.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,17 +27,33 @@ from foldface.data.folds import folds_of, split
 from foldface.files import InputError, folder_lock, refuse_unwritable, write_csv
 from foldface.nn.training_log import Validation
 from foldface.runtime import PROCESS_START, is_main_process
+from foldface.settings import Config
+from foldface.task import Task
+
+if TYPE_CHECKING:  # these import torch, which --help does without
+    from accelerate import Accelerator
+
+    from foldface.data.loader import PhotoLoader
+    from foldface.nn.learner import Learner
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
 
-def fit(train_rows, valid_rows, config, fold, accelerator, seconds=None, tracker=tracking.NONE):
-    """Train on `train_rows`, choose the epoch of best score over all of `valid_rows`.
+def fit(
+    train_rows: pd.DataFrame,
+    valid_rows: pd.DataFrame,
+    config: Config,
+    fold: int,
+    accelerator: Accelerator,
+    seconds: float | None = None,
+    tracker: tracking.Tracker = tracking.NONE,
+) -> None:
+    """Train on `train_rows` and keep the weights of the epoch with the best score on `valid_rows`.
 
     train_rows, valid_rows: rows of dataset.prepare with `file`, `label` and `target`. Writes into runs/NAME/fold{k}:
     best.safetensors, log.csv (a row an epoch), speed.csv, oof.csv (last: its presence means finished) and, while it
-    runs, state.pt, from which the same call goes on. seconds: what it may take, instead of train.epochs. tracker: gets
-    each epoch and the fold's scores. Raises InputError when a photo can't be read.
+    runs, state.pt, from which the same call resumes. seconds: time limit, replaces train.epochs. tracker: gets each
+    epoch and the fold's scores. Raises InputError when a photo can't be read.
     """
     import loss
     import model
@@ -42,24 +62,35 @@ def fit(train_rows, valid_rows, config, fold, accelerator, seconds=None, tracker
     from foldface.nn.heads import Heads
     from foldface.nn.learner import Learner
 
-    task, folder = config.predicted, Path(config.run) / f"fold{fold}"
+    task = config.predicted
+    folder = Path(config.run) / f"fold{fold}"
     heads = Heads(task, config.model.heads)
     net = model.make(config, heads.size, fold, accelerator)
     criterion, targets = loss.make(heads, train_rows, config.loss)
-    train_loader, valid_loader = loader.make_both(
-        config, train_rows, valid_rows, runs.fold_seed(config, fold), accelerator
-    )
+    seed = runs.fold_seed(config, fold)
+    train_loader, valid_loader = loader.make_both(config, train_rows, valid_rows, seed, accelerator)
+
     average = averaging.make_average(net, config.train)
     parameters = optim.parameter_groups(net, config.train)
     optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
     scheduler = optim.make_course(optimizer, config.train, len(train_loader), len(valid_rows), seconds)
     mixup = loss.make_mixup(config.train)
-    about = model.describe(config, heads, net, accelerator.mixed_precision, fold, train_rows)
-    belongs = resume.belongs(config, fold, train_rows)
     learner = Learner(
-        net, criterion, targets, optimizer, scheduler, config, accelerator, average, mixup, folder, about, belongs
+        net,
+        criterion,
+        targets,
+        optimizer,
+        scheduler,
+        config,
+        accelerator,
+        average=average,
+        mixup=mixup,
+        folder=folder,
+        about=model.describe(config, heads, net, accelerator.mixed_precision, fold, train_rows),
+        belongs=resume.belongs(config, fold, train_rows),
     )
-    learner.resume()
+
+    learner.resume()  # from state.pt, if there is one
     for row in learner.log:
         tracker.log(row)
     while not learner.finished:
@@ -75,16 +106,18 @@ def fit(train_rows, valid_rows, config, fold, accelerator, seconds=None, tracker
     finish(config, folder, valid_rows, fold, learner, tracker)
 
 
-def evaluate(learner, loader, rows):
-    """The Validation of an epoch's model: its answers to the photos of `rows`, and what log.csv says of them."""
+def evaluate(learner: Learner, loader: PhotoLoader, rows: pd.DataFrame) -> Validation:
+    """Predict the photos of `rows`, which `loader` loads, and score the predictions."""
     answers = learner.predict(loader)
     return Validation(answers, validation_metrics(learner.task, answers.numpy(), rows["target"].to_numpy()))
 
 
-def training_scores(task, rows, answers):
-    """What log.csv says of an epoch's answers (n,) to the training photos: task's scores as train_NAME; {} where
-    there are none, as with mixup. Photos are seen augmented and by the model of their step, extra and pseudo rows are
-    left out."""
+def training_scores(task: Task, rows: pd.DataFrame, answers: np.ndarray) -> dict[str, float]:
+    """Scores of the training photos (metrics.training_names): {train_NAME: value} for log.csv.
+
+    answers: (n,) classes or numbers of EpochStats, NaN = none; {} if all are NaN, as with mixup. They were predicted
+    during the epoch, on augmented photos. Extra and pseudo rows are not scored.
+    """
     seen = (rows["source"] == "train").to_numpy() & ~np.isnan(answers)
     if not seen.any():
         return {}
@@ -93,27 +126,31 @@ def training_scores(task, rows, answers):
     return {f"train_{name}": scores[name] for name in metrics.training_names(task)}
 
 
-def validation_metrics(task, found, target):
-    """What log.csv says of validation answers (n, width): their loss and scores against true targets (n,)."""
+def validation_metrics(task: Task, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """{"val_loss": value, score: value, ...} for log.csv. predicted: (n, width) of Heads.answers; target: (n,) truth.
+
+    val_loss is the cross entropy, or of numbers the mean absolute error.
+    """
     if task.numeric:
-        answer = found[:, 0]
+        answer = predicted[:, 0]
         loss = np.abs(answer - target).mean()
     else:
-        answer = found[:, : task.size]
-        loss = -np.log(np.maximum(found[np.arange(len(target)), target], 1e-7)).mean()
+        answer = predicted[:, : task.size]
+        probability = predicted[np.arange(len(target)), target]
+        loss = -np.log(np.maximum(probability, 1e-7)).mean()
     return {"val_loss": float(loss), **metrics.scores(task, target, answer)}
 
 
-def title_of(config, fold, learner):
-    """An epoch as it is printed: fold 0 epoch 3/5; without an end where minutes count."""
+def title_of(config: Config, fold: int, learner: Learner) -> str:
+    """Name an epoch: fold 0 epoch 3/5; with train.minutes fold 0 epoch 3, since their number is unknown."""
     return f"fold {fold} epoch {learner.epoch + 1}" + ("" if learner.budget else f"/{config.train.epochs}")
 
 
-def log_epoch(task, title, row, speed):
+def log_epoch(task: Task, title: str, row: dict, speed: dict[str, float]) -> None:
     """Print an epoch in one line, and what to do if the model waited for photos."""
-    wait = (
-        f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers" if speed["waited"] > 0.05 else ""
-    )
+    wait = ""
+    if speed["waited"] > 0.05:
+        wait = f", {speed['waited']:.0%} of the time waiting for photos: raise data.workers"
     names = [task.score, *(name for name in metrics.score_names(task) if name not in (task.score, "accuracy"))]
     titles = {name: metrics.title(task, name).replace("macro ", "") for name in names if name in row}
     scores = "  ".join(f"{title} {row[name]:.3f}" for name, title in titles.items())
@@ -126,43 +163,49 @@ def log_epoch(task, title, row, speed):
 # --------------------------------------------------------------------------------------------- folds and scores
 
 
-def finish(config, folder, validation, fold, learner, tracker):
-    """Write the fold's out-of-fold predictions of its best epoch, and of its last; a fold with oof.csv is finished."""
-    frame = validation[["ImageID", "id"]].assign(fold=fold, target=validation["target"])
-    task, best = learner.task, learner.best.numpy()
+def finish(
+    config: Config, folder: Path, valid_rows: pd.DataFrame, fold: int, learner: Learner, tracker: tracking.Tracker
+) -> None:
+    """Write the out-of-fold predictions of the last epoch and of the best one. oof.csv marks the fold as finished."""
+    frame = valid_rows[["ImageID", "id"]].assign(fold=fold, target=valid_rows["target"])
+    task = learner.task
+    best = learner.best.numpy()
     write_csv(folder / "oof_last.csv", predictions.with_answers(task, frame, learner.last.numpy()))
     if learner.heads.in_numbers:
         name = f"oof_{task.number.key}.csv"
         write_csv(folder / name, predictions.with_numbers(task, frame[["ImageID"]], best))
     oof = predictions.with_answers(task, frame, best)
     if tracker.active:
-        summarize(tracker, config, fold, validation, oof)
+        summarize(tracker, config, fold, valid_rows, oof)
     write_csv(folder / "oof.csv", oof)
     learner.state_path.unlink(missing_ok=True)
 
 
-def summarize(tracker, config, fold, validation, oof):
-    """Give a tracker the fold's out-of-fold scores with their intervals (oof/), those of all the people in the folds
-    that are finished by now (all_folds/), the fold's confusion matrix and its worst mistakes."""
+def summarize(
+    tracker: tracking.Tracker, config: Config, fold: int, valid_rows: pd.DataFrame, oof: pd.DataFrame
+) -> None:
+    """Send a tracker the fold's out-of-fold scores with their intervals (oof/), the scores of all folds that are
+    finished so far (all_folds/), the fold's confusion matrix and its worst mistakes."""
     from foldface.report import training as training_report
 
-    task, finished = config.predicted, {fold: oof}
+    task = config.predicted
+    finished = {fold: oof}
     for path in Path(config.run).glob("fold*/oof.csv"):
         finished.setdefault(int(path.parent.name[4:]), predictions.read_oof(task, path))
     together = pd.concat([finished[k] for k in sorted(finished)], ignore_index=True)
     scores = {f"oof/{name}": value for name, value in predictions.measured(task, oof).items()}
     scores |= {f"all_folds/{name}": value for name, value in predictions.measured(task, together).items()}
-    pictures = training_report.pictures(task, oof, validation, config.data.crops)
+    pictures = training_report.pictures(task, oof, valid_rows, config.data.crops)
     tracker.conclude(scores | {"all_folds/folds": len(finished)}, pictures)
 
 
-def answer_test(config, rows):
-    """The finished folds' mean answers for the test set that was put aside: writes test.csv, returns its scores.
+def answer_test(config: Config, rows: pd.DataFrame) -> dict[str, dict]:
+    """Predict the held-out test set with the mean of the finished folds: writes test.csv, returns {"test": scores}.
 
-    {} where there is no test set. Nothing was chosen by it, so its scores are what other photos may expect.
+    {} if there is no test set. Nothing was selected on it, so its scores are an unbiased estimate for new photos.
     """
-    aside = rows[rows["source"] == "test"].reset_index(drop=True)
-    if not len(aside):
+    test_rows = rows[rows["source"] == "test"].reset_index(drop=True)
+    if not len(test_rows):
         return {}
     import model
     from foldface.nn import predicting
@@ -170,9 +213,10 @@ def answer_test(config, rows):
     task = config.predicted
     paths = model.checkpoints(config.run)
     paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
-    found, _ = predicting.predict(*model.load_folds(paths), aside, config)
-    frame = aside[["ImageID", "id", "target"]]
-    frame = predictions.with_answers(task, frame, np.mean(list(found.values()), 0))
+    nets, abouts, heads = model.load_folds(paths)
+    by_fold, _ = predicting.predict(nets, abouts, heads, test_rows, config)
+    mean = np.mean(list(by_fold.values()), axis=0)
+    frame = predictions.with_answers(task, test_rows[["ImageID", "id", "target"]], mean)
     write_csv(Path(config.run) / "test.csv", frame)
     return {"test": predictions.measured(task, frame) | {"photos": len(frame)}}
 
@@ -188,8 +232,8 @@ def origin(config) -> str:
     return f"{name} starts from {where}"
 
 
-def train_folds(config, folds, overwrite=False):
-    """Train these folds, those that are finished left alone, and put together all that are finished."""
+def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -> None:
+    """Train these folds, except those that are finished; then write the scores and report of all finished folds."""
     from foldface import devices
     from foldface.report import training as training_report
 
@@ -203,50 +247,52 @@ def train_folds(config, folds, overwrite=False):
     with runs.beginning(config, overwrite), accelerator.main_process_first() if several else contextlib.nullcontext():
         if not (is_main_process() or (Path(config.run) / "args.json").is_file()):
             raise InputError(f"{config.run}: is not the first process's folder: all machines need one shared --run")
-        rows = prepare(config)  # the others read the folds.csv that the first has made
+        rows = prepare(config)  # rank 0 makes folds.csv, the other processes read it
         if is_main_process():
-            runs.save(config)  # not before: what the data refuses leaves the run as it was
+            runs.save(config)  # after prepare: if that refuses the data, the run stays as it was
     if (rows["split"] == "valid").any():
         print(f"{config.data.train} brings its own validation set: it is fold 0, and there is no other")
-    there, asked = folds_of(rows), folds
-    folds = [k for k in asked if k in there]
-    if not folds:
-        raise InputError(f"train.only_folds {list(asked)}: there are the folds {', '.join(map(str, there))}")
-    todo = [k for k in folds if not (Path(config.run) / f"fold{k}" / "oof.csv").is_file()]
-    for k in sorted(set(folds) - set(todo)):
+    existing = folds_of(rows)
+    chosen = [k for k in folds if k in existing]
+    if not chosen:
+        raise InputError(f"train.only_folds {list(folds)}: there are the folds {', '.join(map(str, existing))}")
+    todo = [k for k in chosen if not (Path(config.run) / f"fold{k}" / "oof.csv").is_file()]
+    finished = [k for k in chosen if k not in todo]
+    for k in sorted(set(finished)):
         if is_main_process():
-            (Path(config.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # of a kill in the very last moment
+            (Path(config.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # left by a kill after oof.csv
         print(f"fold {k} is finished")
     if todo:
         print(origin(config))
         accelerator = accelerator or devices.make_accelerator(config)
         for done, k in enumerate(todo):
-            training, validation = split(rows, k)
-            earlier = [one for one in folds if one not in todo]
-            seconds = seconds_for(config, earlier, len(todo) - done) if config.train.minutes else None
+            train_rows, valid_rows = split(rows, k)
+            seconds = seconds_for(config, finished, len(todo) - done) if config.train.minutes else None
             with folder_lock(config.run, f"fold{k}"), tracking.opened(config, k) as tracker:
                 with runs.beginning(config):
-                    pass  # another process may have started it again since
-                fit(training, validation, config, k, accelerator, seconds, tracker)
+                    pass  # only its check: another process may have begun the run anew with other settings
+                fit(train_rows, valid_rows, config, k, accelerator, seconds, tracker)
     if is_main_process():
-        with folder_lock(config.run, wait=ENDING):  # of folds that are trained side by side the last one gathers all
-            predictions.gather(config.predicted, config.run, there, answer_test(config, rows))
+        with folder_lock(config.run, wait=ENDING):  # commands may train folds side by side: the last one gathers all
+            predictions.gather(config.predicted, config.run, existing, answer_test(config, rows))
             training_report.draw_history(config.run, config.predicted)
             if (Path(config.run) / "metrics.json").is_file():
                 training_report.write(config, rows)
                 print(f"look at it: {config.run}/report.html")
 
 
-ENDING = 3600  # seconds that a training waits for another one of the run to write its scores
-FINISHING = 5  # seconds for scores, drawings and report.html
+ENDING = 3600  # seconds to wait while another command of the same run writes its scores
+FINISHING = 5  # seconds that scores, drawings and report.html take
 
 
-def seconds_for(config, earlier, left):
-    """Seconds that the next of `left` folds may take: its share of what train.minutes leaves, counted from the start of
-    this process and with what the folds that earlier starts have finished took. Raises InputError where nothing is
-    left."""
+def seconds_for(config: Config, finished: Sequence[int], left: int) -> float:
+    """Seconds for the next of `left` folds: an equal share of what remains of train.minutes.
+
+    Spent are the time since this process began and the training time of the folds that were `finished` before it.
+    Raises InputError if nothing remains.
+    """
     spent = FINISHING + time.monotonic() - PROCESS_START
-    for k in earlier:
+    for k in finished:
         path = Path(config.run) / f"fold{k}" / "speed.csv"
         if path.is_file():
             spent += pd.read_csv(path)[["seconds", "other_seconds"]].sum().sum()

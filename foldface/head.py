@@ -81,7 +81,7 @@ class Head:
 
     @property
     def grid(self):
-        """The points at which a distribution over the range is learned: (POINTS,) float64."""
+        """The points at which a distribution over the range is learned: (N_BINS,) float64."""
         return np.linspace(self.low, self.high, N_BINS)
 
     @property

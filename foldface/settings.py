@@ -438,7 +438,7 @@ class Config:
 
     @property
     def predicted(self):
-        """The task that these settings describe, a labels.Task. Raises InputError if it can't be."""
+        """The task that these settings describe, a task.Task. Raises InputError if it can't be."""
         task = task_module.Task(**dataclasses.asdict(self.task))
         metrics.score_of(task)
         for name in task.reported:

@@ -11,11 +11,10 @@ from torch.nn.functional import logsigmoid, softplus
 from foldface.head import N_BINS
 
 LEARNED = {"distribution": N_BINS, "ordinal": N_BINS - 1, "regression": 2, "sigmoid": 1}  # outputs
-LAPLACE_CENTRE, LAPLACE_STEP, LAPLACE_FLOOR = (
-    0.4,
-    0.15,
-    0.005,
-)  # shares of the range: where a regression begins, its unit, its least width
+# of a regression's Laplace distribution, as shares of the range
+LAPLACE_CENTRE = 0.4  # its mean where the output is 0
+LAPLACE_STEP = 0.15  # how far an output of 1 moves the mean
+LAPLACE_FLOOR = 0.005  # its least width
 ORDINAL_LOGIT_BIAS = 4.0  # added to an ordinal head's logits: from zero outputs ages begin near 50 years, not near 1
 TINY = 1e-12
 
@@ -50,7 +49,7 @@ class Heads:
         return int(np.searchsorted(self.number.grid.astype(np.float32), bound))
 
     def points(self, device):
-        """The grid (POINTS,) float32 on a device, copied there once: a copy a step would have a GPU wait."""
+        """The grid (N_BINS,) float32 on a device, copied there once: a copy a step would have a GPU wait."""
         if device not in self.copies:
             self.copies[device] = self.grid.to(device)
         return self.copies[device]
@@ -60,7 +59,7 @@ class Heads:
         return outputs.float().split(self.sizes, 1)
 
     def log_grid(self, raw):
-        """The outputs of a head of numbers -> log probability of each point of its range: (n, POINTS)."""
+        """The outputs of a head of numbers -> log probability of each point of its range: (n, N_BINS)."""
         if self.learned == "distribution":
             return raw.log_softmax(1)
         if self.learned == "ordinal":  # output k: is it above point k, if it is above point k - 1?
@@ -77,16 +76,16 @@ class Heads:
     def laplace(self, raw):
         """(n, 2) outputs of a regression -> mean and width in the head's unit, each (n, 1)."""
         unit = LAPLACE_STEP * self.range
-        return self.number.low + LAPLACE_CENTRE * self.range + unit * raw[
-            :, :1
-        ], LAPLACE_FLOOR * self.range + unit * softplus(raw[:, 1:] - 1)
+        mean = self.number.low + LAPLACE_CENTRE * self.range + unit * raw[:, :1]
+        width = LAPLACE_FLOOR * self.range + unit * softplus(raw[:, 1:] - 1)
+        return mean, width
 
     def scaled(self, raw):
         """(n, 1) outputs of a sigmoid -> numbers in the range: (n,)."""
         return self.number.low + self.range * raw[:, 0].sigmoid()
 
     def by_class(self, log_grid):
-        """(n, POINTS) log probabilities of the range -> (n, classes) by the bounds of training."""
+        """(n, N_BINS) log probabilities of the range -> (n, classes) by the bounds of training."""
         cuts = [self.cut(bound) for bound in self.number.trained]
         sizes = [high - low for low, high in zip([0, *cuts], [*cuts, N_BINS], strict=True)]
         return torch.stack([part.logsumexp(1) for part in log_grid.split(sizes, 1)], 1)

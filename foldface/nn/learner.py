@@ -1,4 +1,4 @@
-"""A model and all that moves it: one step, one epoch, the answers to other photos, its state on disk.
+"""The training loop: `train_step` updates the weights, `train_epoch` runs an epoch, `predict` answers other photos.
 
 Several processes (accelerate launch, torchrun) share each batch: a step is the same step, whatever their number.
 """
@@ -8,28 +8,29 @@ import copy
 import math
 import time
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from foldface import metrics
-from foldface.data.loader import WorkerLost, normalize, pixel_scale
+from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import mix
-from foldface.nn.training_log import EpochStats, log_columns, stalled
+from foldface.nn.training_log import EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
 
-AGREE_STEPS = 10  # several processes ask each other every so many steps whether to stop or to save
+AGREE_STEPS = 10  # several processes agree on whether to stop or to save once in so many steps
 
 
 class Learner:
-    """A model and all that moves it: whatever a fit needs to go on in mid-epoch as if it had never stopped.
+    """A network with its loss, optimizer and scheduler, and the state that a fit needs to resume in mid-epoch.
 
-    It builds nothing: train.fit shows what it is made of. Nobody but its own methods writes its attributes.
-    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation answers).
+    It builds nothing: train.fit shows what it is made of. Only its own methods write its attributes.
+    Public: net, epoch and step (how far it is), log (a dict an epoch), best and last (validation predictions).
     """
 
     KEPT = ("epoch", "step", "steps", "loss", "seen", "log", "best_score", "best", "last", "micro_batches", "spent")
@@ -40,9 +41,9 @@ class Learner:
         average=None, mixup=None, folder=None, about=None, belongs=None,
     ):  # fmt: skip
         """net: a timm model on the accelerator's device; criterion, targets: of loss.make; optimizer: of the net's
-        parameters; scheduler: optim.make_scheduler's, or an optim.Budget, whose seconds then count instead of
-        train.epochs; average: optim.make_average's; mixup: loss.make_mixup's; folder: where end_epoch and save write,
-        runs/NAME/fold{k}; about: what the weights file says of itself; belongs: resume.belongs of the fold."""
+        parameters; scheduler: of optim.make_course, if an optim.Budget its seconds replace train.epochs; config: the
+        whole Config; average: of averaging.make_average; mixup: of loss.make_mixup; folder: runs/NAME/fold{k}, where
+        end_epoch and save write; about: metadata of best.safetensors; belongs: of resume.belongs, kept in state.pt."""
         self.task, self.heads = criterion.heads.task, criterion.heads
         self.config, self.accelerator, self.device = config.train, accelerator, accelerator.device
         self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
@@ -51,46 +52,51 @@ class Learner:
         self.average, self.mixup = average, mixup
         if config.train.compile:
             net.compile()  # in place: its weights keep their names
-        if accelerator.scaler is not None:  # its own: what an earlier fold came to is no beginning
+        if accelerator.scaler is not None:  # a fresh one: the loss scale of an earlier fold is no start
             accelerator.scaler = torch.amp.GradScaler(self.device.type)
         self.scheduler = scheduler
         self.budget = scheduler if isinstance(scheduler, optim.Budget) else None
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.weights = list(self.net.parameters())  # listing them takes 2 ms, each time
         self.criterion, self.targets = criterion.to(self.device), targets
-        self.epoch, self.step, self.steps, self.loss, self.seen = 0, 0, 0, 0.0, 0
-        self.log, self.best_score, self.best, self.last = [], None, None, None
-        self.spent, self.speed = 0.0, []
-        self.answers = torch.full((len(targets),), torch.nan, device=self.device)
+        self.epoch = 0  # epochs that are finished
+        self.step, self.seen = 0, 0  # batches and photos of this epoch that are done
+        self.steps = 0  # updates of the weights in all epochs
+        self.loss = 0.0  # summed over the photos of this epoch, as of the last save
+        self.spent = 0.0  # seconds of this epoch, as of the last save
+        self.log, self.speed = [], []  # rows of log.csv and speed.csv
+        self.best_score, self.best, self.last = None, None, None
+        self.answers = torch.full((len(targets),), torch.nan, device=self.device)  # this epoch's, of training photos
         self.micro_batches = config.train.accumulate
         self.folder, self.about, self.belongs = folder, about or {}, belongs
-        self.saved, self.steps_ended = time.monotonic(), time.perf_counter()
+        self.saved = time.monotonic()
+        self.steps_ended = time.perf_counter()
 
     @property
-    def module(self):
-        """The model itself, without what accelerate wraps around it."""
+    def module(self) -> torch.nn.Module:
+        """The model without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.net)
 
     @property
-    def answering(self):
-        """The model that answers: the average, where there is one already."""
+    def answering(self) -> torch.nn.Module:
+        """The model that predicts and is saved: the averaged weights once there are any, else the model itself."""
         begun = self.average is not None and getattr(self.average, "n_averaged", 1) > 0
         return self.average.module if begun else self.module
 
     def parts(self):
-        """What has a state_dict."""
-        parts = {"model": self.module, "optimizer": self.optimizer.optimizer, "scheduler": self.scheduler}
-        parts |= {"criterion": self.criterion}
+        """{name in state.pt: object with a state_dict}."""
+        parts = {"model": self.module, "criterion": self.criterion}
+        parts |= {"optimizer": self.optimizer.optimizer, "scheduler": self.scheduler}
         others = {"scaler": self.accelerator.scaler, "average": self.average}
         return parts | {name: part for name, part in others.items() if part is not None}
 
     @property
     def state_path(self):
-        """Path of what a stopped fold goes on from."""
+        """Path of the file that a stopped fold resumes from."""
         return self.folder / "state.pt"
 
-    def save(self):
-        """Write everything to state.pt, atomically. All processes call it, the first one writes."""
+    def save(self) -> None:
+        """Write everything to state.pt, atomically. All processes call it, only rank 0 writes."""
         states = gather_object([resume.random_states()])
         if is_main_process():
             content = {name: part.state_dict() for name, part in self.parts().items()}
@@ -99,8 +105,8 @@ class Learner:
                 torch.save(content | {"random": states, "belongs": self.belongs}, file)
         self.saved = time.monotonic()
 
-    def resume(self):
-        """Go back to what was saved, if anything was. Raises InputError if the file is damaged."""
+    def resume(self) -> None:
+        """Load state.pt, if it exists. Raises InputError if it is damaged, or of other rows or settings."""
         if not self.state_path.is_file():
             return
         try:
@@ -120,73 +126,75 @@ class Learner:
             ) from None
         self.micro_batches = max(self.micro_batches, self.config.accumulate)
         if not is_main_process():
-            self.loss = 0.0  # it is a sum over the processes, and the first one carries it
+            self.loss = 0.0  # the saved sum is over all processes: only rank 0 takes it over
         print(f"{self.folder}: going on at epoch {self.epoch + 1}, step {self.step + 1}")
 
-    def train_step(self, indices, photos, global_batch):
-        """One update. indices (b,) int64 into the labels, photos (b, h, w, 3) uint8: this process's slice of a batch
-        of `global_batch` photos. Returns the slice's summed loss, on the device.
+    def train_step(self, indices: torch.Tensor, photos: torch.Tensor, global_batch: int) -> torch.Tensor:
+        """Update the weights once. indices (b,) int64 into the targets, photos (b, h, w, 3) uint8: this process's slice
+        of a batch of `global_batch` photos. Returns the slice's summed loss, a scalar on the device.
 
-        Nothing here waits for the GPU, but loss scaling (fp16), which looks at one number.
+        Nothing here waits for the GPU, except loss scaling (fp16), which reads one number.
         """
         inputs = normalize(photos.to(self.device, non_blocking=True), *self.scale)
-        first = self.targets.of(indices, self.device)
-        second, kept_share = mix(self.mixup, inputs, first)
+        targets = self.targets.of(indices, self.device)
+        mixed_in, own_share = mix(self.mixup, inputs, targets)
 
-        def compute(micro_batches):
-            total, parts_out, count = 0.0, [], min(micro_batches, len(inputs))
+        def forward_backward(micro_batches):
+            total, all_outputs, count = 0.0, [], min(micro_batches, len(inputs))
             for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(count), start=1):
-                waits = self.accelerator.no_sync(self.net) if k < count else contextlib.nullcontext()
-                with waits:  # processes exchange gradients once, at the last micro-batch
+                sync = self.accelerator.no_sync(self.net) if k < count else contextlib.nullcontext()
+                with sync:  # processes exchange gradients once, at the last micro-batch
                     outputs = self.net(inputs[part] if count > 1 else inputs)
-                    each = self.criterion(outputs, *(target[part] for target in first))
-                    if second:
-                        other = self.criterion(outputs, *(target[part] for target in second))
-                        each = kept_share[part] * each + (1 - kept_share[part]) * other
-                    value = each.sum() / global_batch
-                    self.accelerator.backward(value * self.accelerator.num_processes)  # they are averaged
-                total = total + value.detach() * global_batch
-                parts_out.append(outputs.detach())
-            return total, torch.cat(parts_out)
+                    losses = self.criterion(outputs, *(target[part] for target in targets))
+                    if mixed_in:
+                        other = self.criterion(outputs, *(target[part] for target in mixed_in))
+                        losses = own_share[part] * losses + (1 - own_share[part]) * other
+                    loss = losses.sum() / global_batch
+                    self.accelerator.backward(loss * self.accelerator.num_processes)  # DDP averages the gradients
+                total = total + loss.detach() * global_batch
+                all_outputs.append(outputs.detach())
+            return total, torch.cat(all_outputs)
 
-        total, outputs = self.fitting(compute, len(indices))
+        total, outputs = self.fitting(forward_backward, len(indices))
         if self.frozen:
             head = {id(value) for value in self.module.get_classifier().parameters()}
             for value in self.module.parameters():
-                value.grad = value.grad if id(value) in head else None  # without one the optimizer passes it over
+                value.grad = value.grad if id(value) in head else None  # the optimizer skips what has no gradient
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.weights, self.config.clip_grad)
         self.optimizer.step()
-        if not self.optimizer.step_was_skipped:  # fp16: a step whose gradients overflowed doesn't count
+        if not self.optimizer.step_was_skipped:  # skipped: fp16 gradients overflowed
             self.scheduler.step()
             self.steps += 1
             if self.config.weight_averaging == "ema":
                 self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
-        if self.mixup is None:  # a mixed photo has no right answer
+        if self.mixup is None:  # for the training scores; a mixed photo has no right answer
             found = self.heads.answers(outputs)
             found = found[:, 0] if self.task.numeric else found[:, : self.task.size].argmax(1).float()
             self.answers[indices.to(self.device, non_blocking=True)] = found
         if self.criterion.name == "f1":
-            classes = first[0] if not second else kept_share[:, None] * first[0] + (1 - kept_share[:, None]) * second[0]
+            classes = targets[0]
+            if mixed_in:
+                classes = own_share[:, None] * classes + (1 - own_share[:, None]) * mixed_in[0]
             sums = self.criterion.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
             self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), global_batch)
         return torch.as_tensor(total)
 
     @property
-    def frozen(self):
-        """Does the classifier alone learn in this epoch?"""
+    def frozen(self) -> bool:
+        """True while only the classifier learns (train.freeze_epochs)."""
         return self.epoch < self.config.freeze_epochs
 
     def fitting(self, compute, photos):
-        """compute(micro_batches) of so many photos, with twice as many micro-batches when memory runs out."""
+        """compute(micro_batches) for so many photos, again with twice as many micro-batches if memory runs out."""
         found, self.micro_batches = memory.fitting(
             compute, self.micro_batches, photos, self.module, self.optimizer, self.accelerator.num_processes
         )
         return found
 
-    def set_train_mode(self):
-        """Put all that learns in this epoch into training mode, and the frozen rest into eval mode."""
+    def set_train_mode(self) -> None:
+        """Put the layers that learn in this epoch into training mode, the frozen ones into eval mode."""
         self.net.train()
         if self.freeze_bn:
             batchnorm.freeze_batch_norm(self.net)
@@ -199,29 +207,31 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
 
-    def train_epoch(self, loader, title):
-        """Train on the rest of this epoch's batches, then take its weights into SWA's average. Returns an EpochStats.
+    def train_epoch(self, loader: PhotoLoader, title: str) -> EpochStats:
+        """Train on the batches of this epoch that are left, then update SWA's average.
 
-        loader: a loader.PhotoLoader; title: of the progress bar. On Ctrl-C, and every few minutes, everything is saved.
+        title: of the progress bar. Saves everything on Ctrl-C and every save_minutes.
         """
-        batches, waited, start = loader.batch_sampler, 0.0, time.perf_counter()
-        batches.go_to(self.epoch, self.step)
+        sampler = loader.batch_sampler
+        sampler.go_to(self.epoch, self.step)
+        start, waited = time.perf_counter(), 0.0  # seconds
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
-        bar = tqdm(total=batches.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
+        bar = tqdm(total=sampler.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
         self.set_train_mode()
         with bar, cpu_conv.where_it_helps(self), resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()
-            photos_left = () if self.over else self.saving(loader, total, stop)  # over: saved at a budget's last step
-            for indices, photos, errors in photos_left:
+            batches = () if self.over else self.saving(loader, total, stop)  # over: resumed after a budget's last step
+            for indices, photos, errors in batches:
                 waited += time.perf_counter() - asked
                 refuse_unreadable(errors, indices, loader.dataset.files)
-                global_batch = batches.size(self.step)
+                global_batch = sampler.size(self.step)
                 total += self.train_step(indices, photos, global_batch)
-                self.step, self.seen = self.step + 1, self.seen + global_batch
+                self.step += 1
+                self.seen += global_batch
                 bar.update(global_batch)
-                if not bar.disable and self.step % 20 == 0:  # .item() waits for the GPU: now and then, not every step
+                if not bar.disable and self.step % 20 == 0:  # rarely, since .item() waits for the GPU
                     best = {} if self.best_score is None else {self.task.score: f"{self.best_score:.3f}"}
                     bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", **best)
                 stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > self.save_seconds)
@@ -232,7 +242,7 @@ class Learner:
                 if stopping:
                     stop.end()
                 if self.budget and self.budget.due:
-                    self.plan(len(batches))
+                    self.plan(len(sampler))
                 if self.over:
                     break
                 asked = time.perf_counter()
@@ -241,22 +251,22 @@ class Learner:
         speed = {"seconds": seconds, "photos_per_second": self.seen / seconds, "waited": waited / seconds}
         speed["memory_gb"] = memory.peak_memory()
         self.spent, self.steps_ended = 0.0, time.perf_counter()
-        batches.go_to(self.epoch, 0)
+        sampler.go_to(self.epoch, 0)
         self.average_epoch(loader)
         return EpochStats(self.loss / self.seen, self.take_answers(), speed)
 
     def average_epoch(self, loader):
-        """Take the weights of an epoch's end into SWA's average. (EMA's takes those of every step.)"""
+        """Add the weights at the end of an epoch to SWA's average. (train_step updates EMA's.)"""
         if self.config.weight_averaging == "swa" and self.epoch >= self.config.swa_start:
             self.average.update_parameters(self.module)
             if not self.freeze_bn:
                 averaging.refresh(self.average.module, loader, self.scale, self.accelerator, self.config.freeze_layers)
 
-    def end_epoch(self, stats, training, validation=None):
-        """Close an epoch: its row of log.csv, its weights where they are the best so far, the counters, state.pt.
+    def end_epoch(self, stats: EpochStats, training: dict, validation: Validation | None = None) -> dict:
+        """Close an epoch: write its row of log.csv, its weights if they are the best so far, and state.pt.
 
-        stats: train_epoch's; training: {column: score} of the training photos; validation: a Validation, None where
-        should_validate is false. Returns the row. Raises InputError where the loss is no number.
+        training: {column: score} of the training photos; validation: None where should_validate is false.
+        Returns the row. Raises InputError if the loss is NaN or infinite.
         """
         row = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": stats.train_loss}
         row |= training | (validation.scores if validation else {})
@@ -276,12 +286,12 @@ class Learner:
         self.save()
         return row
 
-    def next_epoch(self):
-        """The counters of the next epoch, of which no step is done."""
+    def next_epoch(self) -> None:
+        """Set the counters to the start of the next epoch."""
         self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
 
     def keep_best(self, row, answers):
-        """Write the weights of an epoch of the best score so far, or, with train.checkpoint last, of any."""
+        """Write best.safetensors if the epoch's score is the best so far; always with train.checkpoint last."""
         self.last = answers
         value, best = row[self.task.score], self.best_score
         better = best is None or metrics.worth(self.task, value) > metrics.worth(self.task, best)
@@ -291,35 +301,35 @@ class Learner:
                 save_weights(self.folder / "best.safetensors", self.answering, self.about | row)
 
     def saving(self, loader, total, stop):
-        """The batches of a loader. Where a worker was killed everything is saved before WorkerLost goes on."""
+        """Yield the batches of a loader. If a worker was killed, save everything, then raise WorkerLost."""
         try:
             yield from loader
         except WorkerLost:
             if self.accelerator.num_processes == 1:  # several would have to save together
                 self.loss = self.summed(total)
                 self.save()
-            if stop.asked:  # who stops a whole group of processes kills the workers too
+            if stop.asked:  # a stop of the whole process group kills the workers too
                 stop.end()
             raise
 
     @property
-    def over(self):
-        """Is there nothing left to train?"""
+    def over(self) -> bool:
+        """True if all epochs, or the whole budget, are trained."""
         return self.budget.over if self.budget else self.epoch >= self.config.epochs
 
     @property
-    def finished(self):
-        """Is there no epoch to begin, and none that was stopped on its way?"""
+    def finished(self) -> bool:
+        """True if no epoch is to begin (all are trained, or patience ran out) and none was stopped halfway."""
         return not self.step and (self.over or stalled(self.log, self.config.patience, self.task))
 
     @property
-    def should_validate(self):
-        """Do the validation photos come after this epoch's steps? Always after the last epoch's."""
+    def should_validate(self) -> bool:
+        """True if this epoch is validated: every train.val_interval epochs, and the last one."""
         last = self.budget.over if self.budget else self.epoch + 1 >= self.config.epochs
         return last or (self.epoch + 1) % self.config.val_interval == 0
 
     def plan(self, epoch_steps):
-        """Plan the rest of a budget: the first process does it for all. Prints the first plan."""
+        """Plan how many steps still fit into the budget; rank 0 plans for all. Prints the first plan."""
         budget, first = self.budget, self.budget.left is None
         plan = [budget.plan() if is_main_process() else None]
         if self.accelerator.num_processes > 1:
@@ -334,7 +344,7 @@ class Learner:
             )
 
     def agreed(self, *wishes):
-        """What this process wishes, or, of several, what any of them does; those ask each other now and then only."""
+        """Each of the bool `wishes`, true if any process has it. Several processes ask each other every AGREE_STEPS."""
         if self.accelerator.num_processes == 1:
             return wishes
         if self.step % AGREE_STEPS:
@@ -343,19 +353,19 @@ class Learner:
         return [count > 0 for count in counts.tolist()]
 
     def take_answers(self):
-        """What this epoch's training photos were answered with, as its steps saw them: (n,) float32 on the CPU, NaN
-        where a photo was not drawn. The next epoch begins without. All processes call it."""
+        """This epoch's predictions of the training photos, as EpochStats has them, of all processes; resets them. All
+        processes call it."""
         found = self.accelerator.gather(self.answers[None])
         first = (~found.isnan()).int().argmax(0, keepdim=True)  # the first process that saw the photo
         self.answers = torch.full_like(self.answers, torch.nan)
         return found.gather(0, first)[0].cpu()
 
     def summed(self, total):
-        """A sum over this process's slices -> over all processes', a float."""
+        """The sum of a scalar tensor over all processes, a float."""
         return self.accelerator.reduce(total.clone(), "sum").item()
 
-    def predict(self, loader):
-        """heads.Heads.answers of all photos of a loader, in its order: (n, width) float32, on every process's CPU."""
+    def predict(self, loader: PhotoLoader) -> torch.Tensor:
+        """Heads.answers of all photos of a loader, in the order of its rows: (n, width) float32 on the CPU."""
         net = copy.deepcopy(self.answering).eval()
         batchnorm.fold_batch_norm(net)
         slices = []
@@ -368,7 +378,7 @@ class Learner:
                         normalize(part.to(self.device, non_blocking=True), *self.scale)
                         for part in photos.tensor_split(min(micro_batches, len(photos)))
                     )
-                    with self.accelerator.autocast():  # the network alone: what is made of its outputs is float32
+                    with self.accelerator.autocast():  # only the network: everything after it is float32
                         outputs = [net(part).float() for part in inputs]
                     return self.heads.answers(torch.cat(outputs))
 
@@ -379,7 +389,7 @@ class Learner:
         return torch.cat([found for _, found in slices])[order]
 
 
-def refuse_unreadable(errors, indices, files):
+def refuse_unreadable(errors: list[str], indices: torch.Tensor, files: np.ndarray) -> None:
     """Raise InputError if a photo that was readable when training began no longer is."""
     for error, index in zip(errors, indices.tolist(), strict=True):
         if error:
