@@ -13,7 +13,6 @@ predictions, scored on people that they were not chosen on, and used only if the
 """
 
 import sys
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +349,7 @@ def show(task, run, output, found, lines, spread):
         *map(html.text, lines),
         html.text(alike),
         html.table(*agreement(task, found)),
-        f"<pre>{escape(spread)}</pre>",
+        html.columns(spread),
     ]
     html.add_section(report, "Ensemble", pieces, Path(output) / "report.html")
 

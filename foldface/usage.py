@@ -285,7 +285,7 @@ def meant_by(words: list[str], known: list[str]) -> str:
     """What to type instead of words that the parser does not recognize: data.train=x, -e 3, train.lr 0.1."""
     first, after = words[0], words[1] if len(words) > 1 else ""
     bare, _, value = first.lstrip("-").partition("=")
-    near = bare if bare in known else nearest(bare, known)
+    near = bare if bare in known and bare not in GROUPS else nearest(bare, [key for key in known if key not in GROUPS])
     value = value or after
     if near and (first.startswith("-") or "=" in first or bare in known):
         return f"{first}: a setting is typed as --NAME VALUE: did you mean --{near}{' ' * bool(value)}{value}?"

@@ -28,8 +28,11 @@ MODULES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("tools", "demo")
     for path in (ROOT / folder).glob("*.py")
-    if "run_main(main)" in path.read_text()
+    if "run_main(main)" in path.read_text() and path.stem not in ("benchmark", "check_repeat")  # they time networks
 )
+
+# what --help must not import: of the scripts nothing that takes long; tools draw, and read photos
+HEAVY = {True: {"torch", "timm", "albumentations", "sklearn", "onnxruntime"}, False: {"torch", "timm"}}
 
 
 def complaint(*words):
@@ -255,7 +258,7 @@ def test_help_answers_at_once_and_without_torch(script):
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
         f"try: runpy.run_path('{ROOT / script}', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'timm', 'albumentations', 'sklearn', 'onnxruntime'} & set(sys.modules)\n"
+        f"heavy = {HEAVY[script in SCRIPTS]} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -267,7 +270,8 @@ def test_help_answers_at_once_and_without_torch(script):
     assert not re.search(r"Optional|Positive|Union|ITEM", done.stdout)
     assert len(done.stdout.splitlines()) <= 150, "a screen or two, not a book"
     # processor time, since the machine that runs the tests may be busy with something else
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < (1.5 if script in SCRIPTS else 3)
 
 
 def test_a_run_refuses_other_settings_and_names_what_changed(competition):

@@ -6,9 +6,9 @@
 
 Each recipe (a+b: b over a) is read after --config and the command line's settings and trained by train_kfold.py as
 RUN/NAME, with --seeds as RUN/NAME-seed<k>. Finished runs are not trained again; a stopped start goes on.
-Writes RUN/compare.md and RUN/compare.png: the out-of-fold score (such as macro F1) with its interval, F1 by head, how
-many runs learn, training and validation accuracy of the last epoch, accuracy on a test set, minutes, photos/s and
-memory, and the difference of each pair; and RUN/curves.png: loss and scores by epoch.
+Writes RUN/compare.html, a page, and what it shows as RUN/compare.md, compare.png and curves.png: the out-of-fold score
+(such as macro F1) with its interval, F1 by head, how many runs learn, training and validation accuracy of the last
+epoch, accuracy on a test set, minutes, photos/s and memory; the difference of each pair; loss and scores by epoch.
 """
 
 import json
@@ -22,9 +22,9 @@ import pandas as pd
 from foldface import cli, metrics, predictions
 from foldface.cli import run_main
 from foldface.files import InputError, atomic_write, read_csv, read_json, refuse_unwritable, run_command
-from foldface.report.charts import write_curves, write_png
 from foldface.settings import task_of
 from foldface.task import Task
+from tools import compare_page
 
 SPEED = ["seconds", "photos_per_second", "waited", "memory_gb", "other_seconds"]
 USED = ("task", "data", "crop", "model", "loss", "train")  # --help shows these groups of settings
@@ -252,49 +252,6 @@ def describe_difference(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" + (" ~" if low <= 0 <= high else "")
 
 
-def picture(recipes, scores, path):
-    """Write a PNG: the score of each recipe, and its difference to the first one, with intervals."""
-    runs = {name: list(recipes[name].values()) for name in scores.names}
-    first, base = next(iter(runs.values()))[0], scores.names[0]
-    task, several = first.task, scores.ends == (0, 1)
-    value = {name: np.mean([run.metrics[task.score] for run in found]) for name, found in runs.items()}
-    ordered = sorted(runs, key=lambda name: metrics.sign(task) * value[name])
-
-    def draw(axes):
-        left, right = axes
-        for k, name in enumerate(ordered):
-            low, high = (
-                min(run.metrics[task.score if several else f"{task.score}_low"] for run in runs[name]),
-                max(run.metrics[task.score if several else f"{task.score}_high"] for run in runs[name]),
-            )
-            left.plot([low, high], [k, k], color="0.6", lw=2)
-            left.plot(value[name], k, "o", color="black")
-            gain, low, high = scores.difference(name, base)
-            colour = "0.6" if low <= 0 <= high else "tab:green" if metrics.sign(task) * low > 0 else "tab:red"
-            right.plot([low, high], [k, k], color=colour, lw=2)
-            right.plot(gain, k, "o", color=colour)
-        what = "range over seeds" if several else "95 %"
-        left.set(yticks=np.arange(len(ordered)), yticklabels=ordered)
-        left.set(xlabel=f"out-of-fold {metrics.title(task)}, {what}")
-        right.set(xlabel=f"difference to {base}, {what}; grey: contains 0")
-        right.axvline(0, color="0.8", zorder=0)
-        for ax in axes:
-            ax.grid(axis="x", color="0.93")
-
-    write_png(path, draw, 11, 1.2 + 0.32 * len(ordered), columns=2, share="y")
-
-
-def curves(recipes, path):
-    """Write loss and scores by epoch of {recipe: {seed: Result}} as a PNG: a colour a recipe, a thin line a seed (of
-    one seed, a fold)."""
-    task = next(run.task for runs in recipes.values() for run in runs.values())
-    logs = {}
-    for name, runs in recipes.items():
-        by_seed = [pd.concat(run.logs).groupby("epoch").mean().reset_index() for run in runs.values()]
-        logs[name] = by_seed if len(runs) > 1 else next(iter(runs.values())).logs
-    write_curves(path, logs, task)
-
-
 def recipes_and_words(argv):
     """A command line -> ({name: [paths]} of the recipes, all other words).
 
@@ -348,9 +305,10 @@ def main(argv: list[str] | None = None) -> None:
         page = table(found, scores, lost)
         with atomic_write(home / "compare.md") as partial:
             partial.write_text(page, encoding="utf-8")
-        picture(found, scores, home / "compare.png")
-        curves(found, home / "curves.png")
-        print(page + f"{home}/compare.md, {home}/compare.png, {home}/curves.png")
+        compare_page.picture(found, scores, home / "compare.png")
+        compare_page.curves(found, home / "curves.png")
+        compare_page.write(found, scores, page, home)
+        print(page + f"{home}/compare.html, {home}/compare.md, {home}/compare.png, {home}/curves.png")
     if lost:
         (name, seed), reason = next(iter(lost.items()))
         more = f" (and {len(lost) - 1} more, see compare.md)" if len(lost) > 1 and found else ""

@@ -10,7 +10,6 @@ of your photos: keep it where the photos may be.
 
 import copy
 import tempfile
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def classes(task, rows):
 
         pieces += [
             html.side_by_side(
-                charts.svg(draw, 5, 0.8 + 0.22 * len(table)),
+                charts.svg(draw, charts.PAGE_WIDTH, 0.8 + 0.22 * len(table)),
                 html.table(["class", "photos", "people or groups", "share"], table),
             )
         ]
@@ -85,7 +84,7 @@ def classes(task, rows):
                 ax.axvline(bound, color="tab:orange", lw=1, ls="--")
             ax.set(title="people by " + head.name, xlabel=head.unit)
 
-        pieces.append(html.side_by_side(charts.svg(ages, 7, 3)))
+        pieces.append(html.side_by_side(charts.svg(ages)))
         if head.bounds:
             pieces.append(html.text("Red: where a class begins. Orange, dashed: where it begins in training."))
     others = rows["source"].value_counts().drop("train", errors="ignore")
@@ -96,9 +95,9 @@ def classes(task, rows):
 
 def unusable(problems, seen, photos):
     """Section: rows and photos that can't be used, with the reasons."""
-    rows = [[p["file"], p["row"] or "", p["reason"]] for p in problems.rows]
+    rows = [[html.Name(p["file"]), p["row"] or "", p["reason"]] for p in problems.rows]
     broken = np.flatnonzero((seen["reason"] != "").to_numpy())
-    rows += [[photos[k], "", seen["reason"][k]] for k in broken]
+    rows += [[html.Name(photos[k]), "", seen["reason"][k]] for k in broken]
     if not rows:
         return [html.text("Every row and photo can be used.")]
     more = f" The first 200 of {len(rows)}." if len(rows) > 200 else ""
@@ -119,7 +118,7 @@ def shapes(seen, source):
             ax.set(title=column, yticks=[])
             ax.legend(frameon=False, fontsize=7)
 
-        return charts.svg(draw, 3.6, 2.4)
+        return charts.svg(draw, 2.9, 2.2)
 
     rows = []
     for column in MEASURES:
@@ -157,7 +156,8 @@ def duplicate_pairs(task, rows, photos, source, seen):
             across[name] += bool(found)
         if len(shown) < 2 * PAIRS and any(differs.values()):
             why = ", ".join(name for name, found in differs.items() if found)
-            shown += [(photos[one], [why, photos[one]]), (photos[other], ["the other of the pair", photos[other]])]
+            shown += [(photos[one], [why, html.Name(photos[one])])]
+            shown += [(photos[other], ["the other of the pair", html.Name(photos[other])])]
     table = html.table(["pairs", ""], [[name, count] for name, count in (kinds | across).items()])
     words = "Pairs of photos that look nearly the same. data.duplicates keeps them in one fold, or drops them."
     return [html.text(words), table, html.gallery(shown) if shown else ""]
@@ -176,7 +176,7 @@ def crops(config):
     if (folder / "review.png").is_file():
         pieces += [
             html.text("Doubtful faces (review.png):"),
-            html.thumbnail(read_photo(folder / "review.png"), 1600),
+            html.thumbnail(read_photo(folder / "review.png"), 1600, alt="doubtful faces, boxed"),
         ]
     return pieces
 
@@ -205,7 +205,7 @@ def fold_contents(config, rows, task):
     tables = [folds.fold_table(task, rows, there)]
     if there and not task.numeric:
         tables.append(folds.balance_table(task, cleaning.capped(rows, config), there[0]))
-    return [html.text(words), *(f"<pre>{escape(table)}</pre>" for table in tables)]
+    return [html.text(words), *map(html.columns, tables)]
 
 
 def difference(config, rows, others):
@@ -236,9 +236,9 @@ def difference(config, rows, others):
         else "There is no clear difference."
     )
     mine, theirs = scores[: len(own)], scores[len(own) :]
-    typical_eval = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", asked["ImageID"].iloc[k]])
+    typical_eval = [(asked["photo"].iloc[k], [f"{theirs[k]:.0%} eval", html.Name(asked["ImageID"].iloc[k])])
                for k in np.argsort(-theirs)[:TYPICAL]]  # fmt: skip
-    typical_train = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", own["ImageID"].iloc[k]])
+    typical_train = [(own["photo"].iloc[k], [f"{1 - mine[k]:.0%} train", html.Name(own["ImageID"].iloc[k])])
                for k in np.argsort(mine)[:TYPICAL]]  # fmt: skip
     note = (
         "A classifier of a pretrained backbone's features separates the two; it is not trained on the photo that it "
@@ -252,6 +252,46 @@ def difference(config, rows, others):
         "<h3>Photos to train on that are most typical of them</h3>",
         html.gallery(typical_train),
     ]
+
+
+# --------------------------------------------------------------------------------------------------- the first screen
+
+
+def what_is_there(task, rows, others) -> list[str]:
+    """Photos, people and classes in a sentence each; the rarest class."""
+    own = rows[rows["source"] == "train"]
+    pieces = [html.big(str(len(own)), f"photos of {own['id'].nunique()} people or groups to train on")]
+    pieces.append(html.text(f"{0 if others is None else len(others)} photos to predict."))
+    if not task.numeric:
+        count = np.bincount(own["target"], minlength=task.size)
+        least, most = int(count.argmin()), int(count.argmax())
+        pieces.append(
+            html.text(
+                f"{task.size} classes: from {task.classes[least]} ({count[least]} photos) to {task.classes[most]} "
+                f"({count[most]}). Macro F1 counts them alike."
+            )
+        )
+    return pieces
+
+
+def what_is_wrong(problems, seen, sections) -> list[str]:
+    """How many rows and photos can't be used, and where to look."""
+    broken = int((seen["reason"] != "").sum())
+    pieces = [html.text(f"{len(problems.rows)} rows and {broken} photos can't be used.")]
+    place = {heading: f"#s{k}" for k, (heading, _) in enumerate([one for one in sections if one[1]], start=1)}
+    looks = [("What can't be used", "which"), ("Duplicates", "photos twice"), ("Train and eval", "how eval differs")]
+    found = [f'<a href="{place[heading]}">{words}</a>' for heading, words in looks if heading in place]
+    return [*pieces, f"<p>See {', '.join(found)}.</p>"]
+
+
+def what_next(config) -> list[str]:
+    """The commands that come next."""
+    words = f"--data.layout {config.data.layout} --data.train {config.data.train}"
+    pieces = []
+    if config.data.crops and not (Path(config.data.crops) / "manifest.csv").is_file():
+        pieces.append(html.command("python face_crop.py", "with the same --data.* words: there are no crops yet"))
+    pieces.append(html.command(f"python train_kfold.py {words} --run {config.run}", "trains all folds"))
+    return pieces
 
 
 def first_photos(rows):
@@ -278,7 +318,10 @@ def main(argv: list[str] | None = None) -> None:
     seen = measure(duplicates.fingerprint(photos))
     some = first_photos(rows)
     labels = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
-    some = [(photo, [label, name]) for photo, label, name in zip(some["photo"], labels, some["ImageID"], strict=True)]
+    some = [
+        (photo, [label, html.Name(name)])
+        for photo, label, name in zip(some["photo"], labels, some["ImageID"], strict=True)
+    ]
     sections = [
         ("Classes", classes(task, rows)),
         ("Some photos", [html.gallery(some)]),
@@ -293,7 +336,14 @@ def main(argv: list[str] | None = None) -> None:
     intro = (
         f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to predict."
     )
-    html.write(page, f"{config.data.train}: the data", intro, sections)
+    first = html.lead(
+        [
+            ("What is there?", what_is_there(task, rows, others)),
+            ("What is wrong?", what_is_wrong(problems, seen, sections)),
+            ("What next?", what_next(config)),
+        ]
+    )
+    html.write(page, f"{config.data.train}: the data", intro, sections, first)
     print(page)
 
 

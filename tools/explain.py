@@ -134,6 +134,52 @@ def select_right(config, task, count):
     return with_files(right, config.data.crops)
 
 
+COARSE = 4  # places a side: a map of so few or fewer has no shapes
+
+
+def write_page(config, explainer, rows, seen, overlays, classes, path):
+    """Write explain.html: each photo beside its maps, with its label and the answer.
+
+    seen (n, size, size, 3), classes (n,): as `Explainer.explain` gives them; overlays: a list of pictures a photo.
+    """
+    task, shown = explainer.task, []
+    for k, row in enumerate(rows.to_dict("records")):
+        lines = []
+        if row.get("target", np.nan) == row.get("target", np.nan):  # not of a file that isn't the run's
+            truth, answer = (
+                (task.classes[int(row[name])] for name in ("target", "ans"))
+                if not task.numeric
+                else (task.answered[0].describe(row[name]) for name in ("target", "ans"))
+            )
+            lines += [f"is {truth}", f"answered {answer}"]
+        lines += [f"map for {explainer.class_name(classes[k])} at {', '.join(explainer.layers)}"]
+        shown.append(([seen[k], *overlays[k]], [*lines, html.Name(row["ImageID"])]))
+    coarse = explainer.coarse_layers(COARSE)
+    words = ["Red is the strongest evidence for the named class, blue is none. Is it where it should be?"]
+    for name, (high, wide) in coarse.items():
+        words.append(
+            f"{name} has {high} x {wide} places for a photo of {explainer.about['image_size']} pixels: its map can "
+            "only be bands and corners, no shapes. A larger data.image_size or an earlier layer (--layers) shows more."
+        )
+    first = html.lead(
+        [
+            ("What is shown?", [html.big(str(len(rows)), "photos, each beside its map"), *map(html.text, words)]),
+            (
+                "What next?",
+                [
+                    html.command(
+                        f"python -m tools.explain --run {config.run} --layers {' '.join(explainer.earlier())}",
+                        "the same photos at earlier layers, which have more places",
+                    ),
+                    html.command(f"python -m tools.label_errors --run {config.run}", "labels that are likely wrong"),
+                ],
+            ),
+        ]
+    )
+    intro = "Each photo by the fold that was not trained on its person. Keep this page where the photos may be."
+    html.write(path, f"{config.run}: Grad-CAM", intro, [("Photos and maps", [html.gallery(shown)])], first)
+
+
 USED = ("task", "data", "inference")  # --help shows these groups of settings
 FLAGS = {
     "--photos": {"nargs": "+", "default": [], "help": "paths, or ImageIDs (default: the most confident mistakes)"},
@@ -166,13 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     seen, heat, classes = explainer.explain(rows)
     overlays = [[gradcam.overlay(seen[k], one) for one in heat[k]] for k in range(len(seen))]
     write_png(seen, overlays, home / "explain.png")
-    shown = []
-    for k, row in enumerate(rows.to_dict("records")):
-        shown.append((seen[k], [row["ImageID"]]))
-        for layer, one in zip(explainer.layers, overlays[k], strict=True):
-            shown.append((one, [f"for {explainer.class_name(classes[k])}", layer]))
-    intro = "Red: the strongest evidence for the named class, by the fold that was not trained on the photo's person."
-    html.write(home / "explain.html", f"{config.run}: Grad-CAM", intro, [("Maps", [html.gallery(shown)])])
+    write_page(config, explainer, rows, seen, overlays, classes, home / "explain.html")
     print(f"{home}/explain.png, {home}/explain.html: {len(rows)} photos at {', '.join(explainer.layers)}")
 
 

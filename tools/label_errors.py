@@ -197,7 +197,7 @@ def write_page(config, task, oof, rows, chosen, path):
         mine, photos = chosen[chosen["id"] == person], []
         for row in rows[rows["id"] == person].to_dict("records"):
             answer, label = task.classes[answers[row["ImageID"]]], task.classes[row["label"]]
-            photos.append((row["file"], [f"label: {label}", f"model: {answer}", row["ImageID"]]))
+            photos.append((row["file"], [f"label: {label}", f"model: {answer}", html.Name(row["ImageID"])]))
         issues = [
             [d["column"], d["given"], d["value"] or "?", d["probability"], d["evidence"]]
             for d in mine.to_dict("records")
@@ -211,7 +211,23 @@ def write_page(config, task, oof, rows, chosen, path):
     if task.number and task.number.trained != task.number.bounds:
         last = plain(task.number.trained[-1])
         intro += f" Labels are those that were trained on: the last class of {task.number.name} begins at {last}."
-    html.write(path, f"{config.run}: labels to check", intro, sections)
+    html.write(path, f"{config.run}: labels to check", intro, sections, first_screen(config, oof, chosen, path))
+
+
+def first_screen(config, oof, chosen, path) -> str:
+    """How many labels may be wrong, of which column, and what to do about it."""
+    people, everyone, file = chosen["id"].nunique(), oof["id"].nunique(), path.with_name("corrections.csv")
+    how_many = [html.big(f"{people} of {everyone}", "people or groups may have a wrong label")]
+    if len(chosen):
+        counts = chosen.groupby("column").agg(labels=("id", "size"), people=("id", "nunique"))
+        words = [f"{name}: {row['labels']} labels of {row['people']}" for name, row in counts.iterrows()]
+        how_many += map(html.text, words)
+    train = (
+        f"python train_kfold.py --config {config.run}/args.json --data.corrections {file} --run {config.run}-corrected"
+    )
+    steps = [html.text(f"Look at them below and delete from {file} the rows that you don't believe; then")]
+    steps.append(html.command(train, "trains with the corrected labels: your table is not changed"))
+    return html.lead([("How many?", how_many), ("What next?", steps if len(chosen) else [html.text("Nothing.")])])
 
 
 USED = ("task", "data")  # --help shows these groups of settings

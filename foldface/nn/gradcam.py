@@ -46,6 +46,15 @@ def places(net, out) -> int:
     return height * width
 
 
+def grid(net, layer, size: int) -> tuple[int, int]:
+    """The places of the photo, high and wide, in the output of one of `spatial_layers` for a photo of size x size."""
+    found = []
+    handle = layer.register_forward_hook(lambda module, _, out: found.append(tuple(as_map(net, out).shape[2:])))
+    net(next(net.parameters()).new_zeros(1, 3, size, size))
+    handle.remove()
+    return found[0]
+
+
 def as_map(net, out):
     """A layer's output -> (n, c, h, w): without ViT's prefix tokens; Swin's channels first."""
     if out.dim() == 3:
@@ -161,6 +170,19 @@ class Explainer:
             seen.append(image)
             classes.append(answer)
         return np.stack(seen), np.stack(heat), np.array(classes)
+
+    def coarse_layers(self, most: int) -> dict[str, tuple[int, int]]:
+        """{name: places (high, wide)} of the chosen layers with at most so many places a side: too few for shapes."""
+        net, size = next(iter(self.nets.values())), self.about["image_size"]
+        modules = dict(net.named_modules())
+        found = {name: grid(net, modules[name], size) for name in self.layers}
+        return {name: places for name, places in found.items() if min(places) <= most}
+
+    def earlier(self) -> list[str]:
+        """Two layers with more places than the default one: of a third and of two thirds of the way."""
+        layers = spatial_layers(next(iter(self.nets.values())), self.about["image_size"])
+        known = [name for name in layers if name.count(".") == 1] or list(layers)
+        return [known[len(known) // 3], known[2 * len(known) // 3]]
 
     def class_name(self, index: int) -> str:
         """The name of a class index of the head, or of the answer."""

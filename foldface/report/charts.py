@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -37,13 +38,18 @@ def figure(draw: Draw, width: float, height: float, columns: int = 1, share: str
     pyplot.close(made)
 
 
-def svg(draw: Draw, width: float = 5.2, height: float = 3.2, columns: int = 1) -> str:
-    """A chart as an <svg> element."""
+PAGE_WIDTH = 3.7  # inches of a chart that a phone shows as it is
+
+
+def svg(draw: Draw, width: float = PAGE_WIDTH, height: float = 2.9) -> str:
+    """A chart as an <svg> element, which is read out by the title of its axes."""
     file = io.StringIO()
-    with figure(draw, width, height, columns) as made:
+    with figure(draw, width, height) as made:
         made.savefig(file, format="svg", metadata={"Date": None})
+        words = "; ".join(filter(None, (ax.get_title() for ax in made.axes))) or "a chart"
     drawn = file.getvalue()
-    return drawn[drawn.index("<svg") :]
+    label = escape(f"chart: {words}", quote=True)
+    return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def pixels(draw: Draw, width: float = 5.2, height: float = 3.2) -> np.ndarray:
@@ -66,25 +72,52 @@ def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Tas
     logs: {name: [content of a log.csv]}. A name has one colour. Several logs of a name are thin lines, and their mean
     is a bold one.
     """
+    for ax, measure in zip(axes, curves_of(task), strict=True):
+        draw_curve(ax, logs, *measure)
+    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
+
+
+def curve_charts(logs: dict[str, list[pd.DataFrame]], task: Task) -> list[str]:
+    """The three charts of `draw_curves` as <svg> elements of their own."""
+
+    def drawing(measure):
+        def draw(ax):
+            draw_curve(ax, logs, *measure)
+            ax.legend(frameon=False, fontsize=7, title="validation; dashed: training", title_fontsize=7)
+
+        return draw
+
+    return [svg(drawing(measure)) for measure in curves_of(task)]
+
+
+def curves_of(task: Task) -> list[tuple[str, str, str]]:
+    """(column of training, column of validation, title) of the measures that curves show."""
     scores = metrics.score_names(task)[:2]
-    columns = [("train_loss", "val_loss"), *((f"train_{score}", score) for score in scores)]
+    return [("train_loss", "val_loss", "loss")] + [(f"train_{n}", n, metrics.title(task, n)) for n in scores]
+
+
+def draw_curve(ax, logs: dict[str, list[pd.DataFrame]], training: str, validation: str, title: str) -> None:
+    """Draw one measure by epoch: see `draw_curves`."""
     for k, (name, several) in enumerate(logs.items()):
         by_epoch = [log.set_index("epoch") for log in several]
-        for ax, pair in zip(axes, columns, strict=True):
-            for column, style in zip(pair, ("--", "-"), strict=True):
-                # not every epoch is validated, and runs of earlier versions have no training scores
-                lines = [log[column].dropna() for log in by_epoch if column in log]
-                for line in lines if len(lines) > 1 else ():
-                    ax.plot(line.index, line, style, color=f"C{k % 10}", lw=0.6, alpha=0.4)
-                if lines:
-                    mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
-                    label = {"label": name} if style == "-" else {}
-                    ax.plot(mean.index, mean, style, color=f"C{k % 10}", marker="o", markersize=3, **label)
-    for ax, title in zip(axes, ("loss", *(metrics.title(task, name) for name in scores)), strict=True):
-        ax.set(title=title, xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(color="0.93")
-    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
+        for column, style in ((training, "--"), (validation, "-")):
+            # not every epoch is validated, and runs of earlier versions have no training scores
+            lines = [log[column].dropna() for log in by_epoch if column in log]
+            for line in lines if len(lines) > 1 else ():
+                ax.plot(line.index, line, style, color=f"C{k % 10}", lw=0.6, alpha=0.4)
+            if lines:
+                mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
+                label = {"label": name} if style == "-" else {}
+                ax.plot(mean.index, mean, style, color=f"C{k % 10}", marker="o", markersize=3, **label)
+    ax.set(title=title, xlabel="epoch")
+    whole_epochs(ax)
+    ax.grid(color="0.93")
+
+
+def whole_epochs(ax) -> None:
+    """Ticks at whole epochs alone: there is no epoch 1.5."""
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def write_curves(path: Path, logs: dict[str, list[pd.DataFrame]], task: Task) -> None:

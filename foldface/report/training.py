@@ -17,9 +17,9 @@ from foldface import metrics, predictions
 from foldface.data.photos import PhotoError, read_photo
 from foldface.faces import manifest
 from foldface.files import InputError, read_json
-from foldface.report import charts, html
+from foldface.report import charts, html, summary
 
-N_MISTAKES, N_TRACKED = 36, 12  # mistakes in the gallery; mistakes for a tracker
+N_MISTAKES, N_TRACKED, N_CONFUSED = 36, 12, 10  # mistakes in the gallery; for a tracker; pairs that are confused
 MAX_CLASSES, MAX_CLASSES_SHARES = 40, 20  # of a confusion matrix; of one with shares
 
 
@@ -42,6 +42,7 @@ def training(task, run):
         for log in logs.values():
             ax.plot(log["epoch"], log["lr"], "o-", ms=3, lw=1)
         ax.set(title="learning rate at the epoch's end", xlabel="epoch")
+        charts.whole_epochs(ax)
 
     rows = []
     for name in logs:
@@ -52,9 +53,8 @@ def training(task, run):
             rate_, waited = speed["photos_per_second"].median(), speed["waited"].mean()
             rows.append([name, len(speed), f"{minutes:.1f}", f"{rate_:.0f}", f"{waited:.1%}"])
     by_fold = {name: [log] for name, log in logs.items()}
-    curves = charts.svg(lambda axes: charts.draw_curves(axes, by_fold, task), 12, 3.2, columns=3)
     costs = html.table(["fold", "epochs", "minutes", "photos/s", "waiting for photos"], rows)
-    return [curves, charts.svg(rate, 4, 3), costs]
+    return [html.side_by_side(*charts.curve_charts(by_fold, task), charts.svg(rate)), costs]
 
 
 # -------------------------------------------------------------------------------------------------- the predictions
@@ -66,7 +66,7 @@ def scores(task, saved):
     for name in (name for name in metrics.score_names(task) if name in saved):
         low, high = saved.get(f"{name}_low"), saved.get(f"{name}_high")
         interval = f"{low:.3f} to {high:.3f}" if low is not None else ""
-        rows.append([metrics.title(task, name), saved[name], interval])
+        rows.append([metrics.full_title(task, name), saved[name], interval])
     last = f"{task.score}_last_epoch"
     if last in saved:
         rows.append([f"{metrics.title(task)} of the last epochs (not selected)", saved[last], ""])
@@ -82,7 +82,7 @@ def matrix(names: list[str], truth, predicted, title: str) -> tuple:
 
     truth, predicted: (n,) indices of names. Returns (function that draws, width, height in inches).
     """
-    counts = confusion_matrix(truth, predicted, labels=range(len(names)))
+    counts = counted(truth, predicted, len(names))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
     def draw(ax):
@@ -103,18 +103,39 @@ def matrix(names: list[str], truth, predicted, title: str) -> tuple:
 
 
 def confusions(task, oof):
-    """Section: confusion matrices of the answer and of each head."""
+    """Section: confusion matrices of each head and of the answer, and what is most often taken for what."""
     drawn, target, predicted = [], oof["target"].to_numpy(), oof["ans"].to_numpy()
     if len(task.answered) > 1:
         truth, answer = task.decode(target), task.decode(predicted)
         for head in task.answered:
             if len(head.classes) <= MAX_CLASSES:
-                drawn.append(charts.svg(*matrix(head.classes, truth[head.name], answer[head.name], head.name)))
+                counts = counted(truth[head.name], answer[head.name], len(head.classes))
+                drawn.append(html.matrix(head.classes, counts, head.name))
+    pieces = [html.text("Colours are shares of a row, numbers are photos."), html.side_by_side(*drawn)]
     if task.size > MAX_CLASSES:
         note = f"{task.size} classes are too many to draw; see the most confident mistakes below."
-        return [html.side_by_side(*drawn), html.text(note, note=True)]
-    drawn.append(charts.svg(*matrix(task.classes, target, predicted, f"all {task.size} classes")))
-    return [html.text("Colours are shares of a row, numbers are photos."), html.side_by_side(*drawn)]
+        return [*pieces, html.text(note, note=True)]
+    counts = counted(target, predicted, task.size)
+    pieces.append(html.matrix(task.classes, counts, f"all {task.size} classes"))
+    rows = [
+        [task.classes[row], task.classes[column], int(counts[row, column]), f"{share:.0%}"]
+        for row, column, share in most_confused(counts, N_CONFUSED)
+    ]
+    table = html.table(["truth", "answer", "photos", "of the truth's"], rows)
+    return [*pieces, "<h3>Most often taken for another</h3>", table] if rows else pieces
+
+
+def counted(truth, predicted, size: int) -> np.ndarray:
+    """How many photos of each class (row) were given each answer (column): (size, size) int."""
+    return confusion_matrix(truth, predicted, labels=range(size))
+
+
+def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, float]]:
+    """[(true class, answer, share of the class's photos)] of the `most` most frequent confusions."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    places = [np.unravel_index(k, wrong.shape) for k in order if wrong.flat[k]]
+    return [(int(row), int(column), wrong[row, column] / counts[row].sum()) for row, column in places]
 
 
 def by_class(task, oof):
@@ -146,7 +167,7 @@ def by_class(task, oof):
         for k in seen
     ]
     table = html.table(["class", "photos", "people", "F1", "precision", "recall"], rows)
-    return [html.side_by_side(charts.svg(draw, 5, 0.8 + 0.24 * len(seen)), table)]
+    return [html.side_by_side(charts.svg(draw, charts.PAGE_WIDTH, 0.8 + 0.24 * len(seen)), table)]
 
 
 def calibration(task, oof):
@@ -173,7 +194,7 @@ def calibration(task, oof):
         f"Expected calibration error {error:.3f} ({metrics.BINS} bins). Mean confidence {confidence.mean():.3f}, "
         f"share of right answers {right.mean():.3f}: {verdict}."
     )
-    return [html.text(words), html.side_by_side(charts.svg(draw, 4, 3.6))]
+    return [html.text(words), html.side_by_side(charts.svg(draw))]
 
 
 def by_number(task, oof, rows):
@@ -186,26 +207,32 @@ def by_number(task, oof, rows):
         wrong, title = abs(oof["ans"] - oof["target"]).to_numpy(float), "mean absolute error"
     else:
         predicted, truth = task.decode(oof["ans"])[head.name], task.decode(oof["target"])[head.name]
-        wrong, title = (predicted != truth).astype(float), f"share of photos with the wrong class of {head.name}"
+        wrong, title = (predicted != truth).astype(float), f"share of wrong classes of {head.name}"
     span = np.ptp(number[np.isfinite(number)])
     step = max(1.0 if span >= 20 else 1e-6, span / 60)
     place = np.round(number / step).astype(int)
     found = [(k * step, wrong[place == k].mean(), int((place == k).sum())) for k in np.unique(place)]
 
-    def draw(axes):
-        at, error, count = map(np.array, zip(*found, strict=True))
-        axes[0].bar(at, count, width=step * 0.9, color="0.8")
-        axes[0].set(title="photos", xlabel=head.unit or head.name)
-        axes[1].plot(at, error, "o-", ms=3, lw=1)
-        axes[1].set(title=title, xlabel=head.unit or head.name, ylim=(0, None))
-        for ax in axes:
-            for bound in head.bounds:
-                ax.axvline(bound, color="tab:red", lw=1)
-            for bound in set(head.trained) - set(head.bounds):
-                ax.axvline(bound, color="tab:orange", lw=1, ls="--")
+    at, error, count = map(np.array, zip(*found, strict=True))
+
+    def bounds(ax):
+        for bound in head.bounds:
+            ax.axvline(bound, color="tab:red", lw=1)
+        for bound in set(head.trained) - set(head.bounds):
+            ax.axvline(bound, color="tab:orange", lw=1, ls="--")
+
+    def photos(ax):
+        ax.bar(at, count, width=step * 0.9, color="0.8")
+        ax.set(title="photos", xlabel=head.unit or head.name)
+        bounds(ax)
+
+    def errors(ax):
+        ax.plot(at, error, "o-", ms=3, lw=1)
+        ax.set(title=title, xlabel=head.unit or head.name, ylim=(0, None))
+        bounds(ax)
 
     words = "Red: where a class begins. Orange, dashed: where it begins in training." if head.bounds else ""
-    return [html.text(words)] * bool(words) + [charts.svg(draw, 9, 3.2, columns=2)]
+    return [html.text(words)] * bool(words) + [html.side_by_side(charts.svg(photos), charts.svg(errors))]
 
 
 def worst(task, oof, rows, crops, count):
@@ -222,10 +249,13 @@ def worst(task, oof, rows, crops, count):
     for file, row in zip(manifest.with_files(rows, crops)["file"], wrong.to_dict("records"), strict=True):
         if task.numeric:
             head = task.answered[0]
-            lines = [f"{head.describe(row['ans'])}, is {head.describe(row['target'])} {head.unit}", row["ImageID"]]
+            lines = [
+                f"{head.describe(row['ans'])}, is {head.describe(row['target'])} {head.unit}",
+                html.Name(row["ImageID"]),
+            ]
         else:
             lines = [f"{row['sure']:.0%} {task.classes[row['ans']]}", f"is {task.classes[row['target']]}"]
-            lines.append(row["ImageID"])
+            lines.append(html.Name(row["ImageID"]))
         found.append((file, lines))
     return found
 
@@ -284,7 +314,8 @@ def write(config, rows, output=None):
         f"on it; folds {', '.join(map(str, saved['folds']))}; {config.model.backbone}, {config.data.image_size} "
         "pixels. Thumbnails are of the photos themselves: keep this page where the photos may be."
     )
-    html.write_report(Path(output or run) / "report.html", str(run), intro, sections)
+    first = summary.lead(config, saved, oof, logs_of(run))
+    html.write_report(Path(output or run) / "report.html", str(run), intro, sections, first)
 
 
 def draw_history(run, task):

@@ -23,16 +23,16 @@ def stands_alone(path):
     """The page's text, after a look for anything that a browser would fetch."""
     page = path.read_text()
     fetched = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", page)
-    assert not fetched and "<script" not in page and "url(http" not in page
+    assert {*fetched} <= {*html.PAGES} and "<script" not in page and "url(http" not in page
     assert page.count("<img") == page.count('src="data:image/')
     return page
 
 
 def test_a_page_escapes_the_text_that_it_is_given(tmp_path):
     pieces = [html.table(["<i>"], [["<script>"]])]
-    html.write_report(tmp_path / "a.html", "<b>", "a & b", [("x<y", pieces), ("none", [])])
+    html.write_report(tmp_path / "a.html", "<b>", "a & b", [("x<y", pieces), ("empty one", [])])
     page = stands_alone(tmp_path / "a.html")
-    assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "none" not in page
+    assert "&lt;script&gt;" in page and "a &amp; b" in page and "x&lt;y" in page and "empty one" not in page
     html.add_section(tmp_path / "a.html", "--><script>", ["<p>1</p>"])
     html.add_section(tmp_path / "a.html", "--><script>", ["<p>2</p>"])
     assert stands_alone(tmp_path / "a.html").count("<h2") == 2
@@ -48,6 +48,47 @@ def test_a_section_that_is_added_twice_is_there_once(tmp_path):
     assert "new" in page and "old" not in page and page.count("<h2") == 3 and page.count('href="#s3">more') == 1
     assert "<p>1</p>" in page and "<p>3</p>" not in page  # a page written elsewhere leaves its source as it is
     assert other.index("<p>3</p>") < other.index("<p>2</p>") < other.index("new") and "<p>1</p>" not in other
+
+
+def test_the_pages_of_a_run_link_one_another_whichever_was_written_first(tmp_path):
+    for name in ("report.html", "eda.html", "other.html"):
+        html.write(tmp_path / name, "<!-- pages -->", "intro", [("first", ["<p>1</p>"])])
+    report, data, other = ((tmp_path / name).read_text() for name in ("report.html", "eda.html", "other.html"))
+    assert '<a href="eda.html">Data</a>' in report and "<strong>Scores</strong>" in report
+    assert '<a href="report.html">Scores</a>' in data and report.count("href=") == data.count("href=")
+    assert "report.html" not in other  # no page of a run
+
+
+def test_a_file_name_breaks_after_a_slash_alone_and_an_image_says_what_it_shows():
+    page = html.gallery([(np.zeros((20, 20, 3), np.uint8), ["is <b>", html.Name("a b/c_d.jpg")])])
+    assert '<span class="name">a b/</span><wbr><span class="name">c_d.jpg</span>' in page
+    assert 'alt="is &lt;b&gt;, a b/c_d.jpg"' in page and 'title="a b/c_d.jpg"' in page
+    pair = html.gallery([([np.zeros((20, 20, 3), np.uint8)] * 2, ["is x"])])
+    assert pair.count("<figure") == 1 and pair.count("<img") == 2 and 'alt="map over it: is x"' in pair
+    assert 'aria-label="chart: a &lt; b"' in charts.svg(lambda ax: ax.set_title("a < b"))
+
+
+def test_a_matrix_is_a_table_whose_colours_are_shares_of_a_row():
+    page = html.matrix(["x", "<y>"], np.array([[3, 1], [0, 2]]), "kind")
+    assert page.count("&lt;y&gt;") == 2 and '--s:0.75" title="75%">3<' in page and '--s:0.00"><' in page
+    assert "wide" not in page and 'class="scroll wide"' in html.matrix(list("abcdefghijk"), np.eye(11, dtype=int), "k")
+
+
+def test_a_table_of_the_terminal_becomes_one_of_the_page():
+    page = html.columns("            fold 0  fold 1\nphotos           7      12\n  <red>          2       3")
+    assert "<th></th><th>fold 0</th><th>fold 1</th>" in page and "<td>&lt;red&gt;</td><td>2</td><td>3</td>" in page
+    assert html.columns("one  two  three\nfour").startswith("<pre>")
+
+
+def test_an_axis_of_epochs_has_whole_numbers():
+    from matplotlib import pyplot
+
+    for count in (1, 2, 3, 12):
+        _, ax = pyplot.subplots(figsize=(3.7, 2.9))
+        ax.plot(range(1, count + 1), range(count))
+        charts.whole_epochs(ax)
+        assert all(tick == int(tick) for tick in ax.get_xticks())
+        pyplot.close("all")
 
 
 def test_a_page_of_an_earlier_version_gets_no_section_and_the_line_names_the_command(tmp_path):
@@ -92,6 +133,11 @@ def test_training_ends_with_a_page_that_says_what_metrics_json_says(competition)
     saved = pd.read_json(competition.root / "run" / "metrics.json", typ="series")
     for heading in ("Scores", "Training", "Confusions", "By class", "Calibration", "Errors by age", "mistakes"):
         assert heading in page
+    first = page[: page.index("<h2")]  # the first screen
+    assert f"<strong>{saved['f1']:.3f}</strong> macro F1, 95 % {saved['f1_low']:.3f} to {saved['f1_high']:.3f}" in first
+    assert first.count("<tr>") == 1 + 3 and "worst classes" in first and "taken for" in first
+    assert f"python inference.py --run {competition.root / 'run'}" in first and "train.epochs 2" in first
+    assert "mask F1" in first and "age F1" in first
     assert f"{saved['f1']:.3f}" in page and "fold1" in page and page.count("<figure>") > 5
 
 

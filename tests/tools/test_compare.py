@@ -12,7 +12,7 @@ from helpers import MASK, guesses, people
 from foldface import metrics, predictions, task
 from foldface.files import InputError
 from foldface.settings import Config, as_dict
-from tools import compare
+from tools import compare, compare_page
 
 
 def write_result(home, name, strength, seed=0, photos=None, test=None):
@@ -50,7 +50,7 @@ def test_the_table_marks_what_luck_could_explain_and_nothing_else(tmp_path):
     assert "~" in rows["b"] and "~" not in rows["c"] and "6.0 | 50 | 1.5" in rows["c"]
     assert f"{results[2].metrics['f1'] - results[0].metrics['f1']:+.3f} (" in rows["c"]
     assert page.count("| ~ ") == 2  # a and b, both ways
-    compare.picture(found, scores, tmp_path / "compare.png")
+    compare_page.picture(found, scores, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -82,8 +82,8 @@ def test_of_several_seeds_the_table_has_mean_and_range_and_pairs_are_compared_wi
     assert (cells["a"]["learn"], cells["b"]["learn"]) == ("3 of 3", "2 of 2")
     assert cells["a"]["training accuracy"] == "0.900" and cells["a"]["validation accuracy"] == "0.700 (0.700-0.700)"
     assert cells["a"]["test accuracy"] == "0.800 (0.700-0.900)" and "Not compared: b-seed2: out of memory" in page
-    compare.picture(found, scores, tmp_path / "compare.png")
-    compare.curves(found, tmp_path / "curves.png")
+    compare_page.picture(found, scores, tmp_path / "compare.png")
+    compare_page.curves(found, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -112,7 +112,7 @@ def test_a_stage_on_fewer_photos_stands_in_the_table_but_is_compared_with_nobody
     found = {result.name: {None: result} for result in results[::-1]}  # the stage comes first
     scores = compare.differences(found)
     assert scores.names == ["all"]
-    compare.picture(found, scores, tmp_path / "compare.png")
+    compare_page.picture(found, scores, tmp_path / "compare.png")
     page = compare.table(found, scores)
     assert "part (on 70 photos)" in page and "Differences of macro F1 to all" in page
 
@@ -149,7 +149,7 @@ def test_recipes_are_trained_with_their_seed_and_not_twice_and_one_that_is_refus
     assert "| second | " in first.stdout and "fold 0 is finished" in again.stdout and "| second | " in again.stdout
     assert again.stdout.count("epoch 1/1") == 0 and first.stdout.count("epoch 1/1") == 2
     home = competition.root / "runs"
-    assert {"compare.md", "compare.png", "curves.png"} <= {path.name for path in home.iterdir()}
+    assert {"compare.html", "compare.md", "compare.png", "curves.png"} <= {path.name for path in home.iterdir()}
     config = json.loads((home / "second-seed3" / "args.json").read_text())
     assert (config["seed"], config["model"]["init_from_run"]) == (3, "plain-seed3")
     assert config["train"]["only_folds"] == [0]

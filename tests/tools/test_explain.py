@@ -1,5 +1,7 @@
 """Where a model looks: the map lies where the evidence is, for convolutions and for tokens."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,7 +105,11 @@ def test_a_run_is_explained_by_head_and_what_has_no_map_is_refused(competition):
     what = ["--photos", *names, "--layers", "layer2", "layer3", "--head", "gender", "--of", "female"]
     competition.run(explain, "--model.heads", "multi", *what)
     page = (competition.root / "run" / "explain.html").read_text()
-    assert page.count("for female") == 4 and page.count("<figure>") == 2 * 3 and "layer2" in page
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert page.count('<figure class="row">') == 2 and page.count("<img") == 2 * 3
+    assert re.match(r"is \w+ \w+ \S+<br>answered \w+ \w+ \S+<br>map for female at layer2, layer3<br>", captions[0])
+    assert captions[1].startswith("map for female at layer2, layer3<br>")  # a file: nobody knows what it is
+    assert "layer2 has 4 x 4 places for a photo of 32 pixels" in page and "can only be bands and corners" in page
     for wrong, word in (
         (["--layers", "fc"], "has no map"),
         (["--head", "hat"], "no such head"),
