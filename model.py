@@ -23,6 +23,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from foldface import runs
 from foldface.data.leaks import start_weights
 from foldface.data.loader import pixel_scale
+from foldface.faces.crops import TEMPLATES
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
 from foldface.nn import agecnn, batchnorm, from_onnx, weights
@@ -211,7 +212,7 @@ def refuse_untrue(about, heads):
     if crops:
         for name in crops["detectors"]:
             refuse_unknown("detector", name, "crop.detectors")
-        if not crops["detectors"] or type(crops["align"]) is not bool or not 0 <= crops["margin"] <= 10:
+        if not crops["detectors"] or crops["align"] not in (True, False, *TEMPLATES) or not 0 <= crops["margin"] <= 10:
             raise ValueError(f"crops are {crops!r}: no face is cut out like that")
     for name, least in (("mean", -math.inf), ("std", 0)):
         if len(about[name]) != 3 or not all(math.isfinite(value) and value > least for value in about[name]):

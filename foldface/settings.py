@@ -190,9 +190,11 @@ class CropConfig:
     size: ImageSize = 224
     """side of a crop in pixels"""
     margin: NonNegativeFloat = 0.25
-    """what is added on each side of the face, as a share of the face's longer side"""
-    align: bool = False
-    """turn the photo so that the eyes are level"""
+    """what is added on each side of the face, as a share of the face's longer side, or of the chip of crop.align"""
+    align: Union[bool, Literal["dlib", "arcface"]] = False
+    """true = turn the photo so that the eyes are level; dlib or arcface: turn, move and scale it so that the eyes, or
+    all five points, lie where networks that were trained on such chips have them (dlib's own chips have a margin of
+    0.2, ArcFace's of 0)"""
     workers: Optional[PositiveInt] = None
     """processes; null = one a core"""
     missing: Literal["guess", "drop"] = "guess"

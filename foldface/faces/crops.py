@@ -33,14 +33,46 @@ SAVE_SECONDS = 10  # of work that a kill may lose
 # ------------------------------------------------------------------------------------------------------ cropping
 
 
+# Where a network's chips have the points of a face, in squares of side 1: the eyes, the nose's tip, the corners of the
+# mouth, left ones first.
+TEMPLATES = {
+    # the eyes of dlib's mean face (get_face_chip_details, the middle of its corners); its nose point lies elsewhere
+    "dlib": [(0.2273, 0.2214), (0.7529, 0.2212)],
+    # ArcFace's 112 x 112 (Deng et al. 2019)
+    "arcface": [(0.3419, 0.4616), (0.6565, 0.4598), (0.5002, 0.6405), (0.3710, 0.8247), (0.6315, 0.8232)],
+}
+
+
+def face_square(face, margin, align) -> tuple[tuple[float, float], float, float]:
+    """The square of a crop in the photo: its centre (x, y), its side in pixels, and by how many degrees it is turned.
+
+    align: False = the face's box; True = turned so that the eyes are level; a name of TEMPLATES: turned, moved and
+    scaled so that the points come as near to the template's as they can (least squares; Umeyama 1991). Without points
+    the box is taken.
+    """
+    x1, y1, x2, y2 = face[:4]
+    found = np.asarray(face[5:]).reshape(-1, 2)
+    found = found[~np.isnan(found).any(1)]
+    if align in TEMPLATES and len(found) >= 2:
+        wanted = np.array(TEMPLATES[align])[: len(found)]
+        there, here = (points[:, 0] + 1j * points[:, 1] for points in (wanted, found[: len(wanted)]))
+        away = there - there.mean()
+        factor = (np.conj(away) * here).sum() / (abs(away) ** 2).sum()  # pixels a side of the template, and its turn
+        if abs(factor) >= 2:
+            centre = here.mean() + factor * (0.5 + 0.5j - there.mean())
+            return (centre.real, centre.imag), abs(factor) * (1 + 2 * margin), math.degrees(np.angle(factor))
+    side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
+    angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and len(found) >= 2 else 0.0
+    return centre, side, angle
+
+
 def crop_square(image, face, size, margin, align):
     """The square around a face, (size, size, 3) uint8; beyond the photo's border it is mirrored.
 
-    image: (h, w, 3) uint8; face: (9,) in pixels; margin: share of the box on each side; align: turn the eyes level.
+    image: (h, w, 3) uint8; face: as detect has it, in pixels; margin: share of the box, or of the template, on each
+    side; align: see face_square.
     """
-    x1, y1, x2, y2 = face[:4]
-    side, centre = max(x2 - x1, y2 - y1, 2.0) * (1 + 2 * margin), ((x1 + x2) / 2, (y1 + y2) / 2)
-    angle = math.degrees(math.atan2(face[8] - face[6], face[7] - face[5])) if align and not np.isnan(face[5]) else 0.0
+    centre, side, angle = face_square(face, margin, align)
     # shrink by averaging first, since warpAffine reads only four pixels and takes no side of 32,767 or more; then one
     # warp rotates, cuts and mirrors
     most = MAX_SIDE / max(image.shape[:2])

@@ -1,6 +1,7 @@
 """Find the main face of a photo: three detectors whose packages carry their weights, tried in order and scales.
 
-A face is (9,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, right eye's x, y (as seen in the photo).
+A face is (9,) or (15,) float64: x1, y1, x2, y2 in pixels, score 0..1, left eye's x, y, right eye's x, y (as seen in the
+photo) and, of detectors that find them, the nose's tip and the left and right corner of the mouth.
 """
 
 import importlib.metadata
@@ -33,7 +34,7 @@ class Detector:
         """Load the weights. A failure here is an error, not a photo without a face."""
 
     def find(self, images: np.ndarray) -> list[np.ndarray]:
-        """The faces in photos (n, h, w, 3) uint8 RGB: n arrays (k, 9)."""
+        """The faces in photos (n, h, w, 3) uint8 RGB: n arrays (k, 9) or (k, 15)."""
         raise NotImplementedError
 
 
@@ -77,10 +78,10 @@ class RetinaFace(Detector):
         return np.array(
             [
                 [f.x, f.y, f.x + f.width, f.y + f.height, f.score]
-                + [value for eye in f.landmarks[:2] for value in (eye.x, eye.y)]
+                + [value for point in f.landmarks for value in (point.x, point.y)]
                 for f in found
             ]
-        ).reshape(-1, 9)
+        ).reshape(-1, 15)
 
 
 @register("detector", "facenet")
@@ -96,10 +97,10 @@ class FaceNet(Detector):
         faces = []
         for boxes, scores, points in zip(*facenet_model().detect(images, landmarks=True), strict=True):
             if boxes is None:
-                faces.append(np.empty((0, 9)))
+                faces.append(np.empty((0, 15)))
                 continue
             boxes, scores, points = (np.array(list(part), np.float64) for part in (boxes, scores, points))
-            found = np.column_stack([boxes, scores, points[:, 0], points[:, 1]])
+            found = np.column_stack([boxes, scores, points.reshape(-1, 10)])
             faces.append(found[scores >= self.least_score])
         return faces
 
@@ -123,10 +124,10 @@ class YuNet(Detector):
         for image in images:
             _, found = model.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             if found is None:
-                faces.append(np.empty((0, 9)))
+                faces.append(np.empty((0, 15)))
                 continue
             found = found.astype(np.float64)  # x, y, width, height, five points (the eye on the left first), score
-            faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:8]]))
+            faces.append(np.column_stack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 14], found[:, 4:14]]))
         return faces
 
 
@@ -165,7 +166,7 @@ def find_faces(images: list[np.ndarray], detectors: list[str]) -> list[tuple[str
     """The main face of each photo, by the first detector and scale that finds a plausible one.
 
     images: n photos (h, w, 3) uint8 RGB of any sizes; those that shrink to one size are a batch. detectors: names, of
-    which the guesses are ignored. Returns n of (detector, face (9,) in the photo's pixels, number of plausible faces),
+    which the guesses are ignored. Returns n of (detector, face in the photo's pixels, number of plausible faces),
     ("", None, 0) where no detector finds a face.
     """
     found = [("", None, 0)] * len(images)
@@ -210,7 +211,8 @@ def shrunk_size(image: np.ndarray, side: int) -> tuple[int, int]:
 def choose(faces, image, size, name):
     """(name, the main face, number of plausible faces) of the faces found at `size`, or ("", None, 0)."""
     height, width = image.shape[:2]
-    faces = faces * np.array([width / size[0], height / size[1]] * 2 + [1] + [width / size[0], height / size[1]] * 2)
+    scale = [width / size[0], height / size[1]]
+    faces = faces * np.array([*scale, *scale, 1, *scale * ((faces.shape[1] - 5) // 2)])
     faces = faces[[plausible(face, width, height) for face in faces]]
     if not len(faces):
         return "", None, 0

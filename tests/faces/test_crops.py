@@ -63,12 +63,13 @@ def test_facenet_sees_the_bare_faces(drawn):
 def test_yunet_sees_every_face_masked_or_bare_and_where_its_eyes_are(drawn):
     for photo, spots in drawn:
         name, face, count = look(photo[..., ::-1], "yunet")
-        assert (name, count, face.shape, face.dtype) == ("yunet", 1, (9,), np.float64)
+        assert (name, count, face.shape, face.dtype) == ("yunet", 1, (15,), np.float64)
         assert detect.YuNet.least_score <= face[4] <= 1
         left, right, mouth = np.array(spots).reshape(3, 2)
         assert all((face[:2] < point).all() and (point < face[2:4]).all() for point in (left, right, mouth))
         apart = np.linalg.norm(left - right)
         assert np.linalg.norm(face[5:7] - left) < 0.3 * apart > np.linalg.norm(face[7:9] - right)
+        assert face[11] < face[13] and np.linalg.norm(face[11:].reshape(2, 2).mean(0) - mouth) < 0.5 * apart
 
 
 @pytest.mark.parametrize("size", [(160, 213), (1200, 1600)])
@@ -167,6 +168,29 @@ def test_with_align_a_face_is_turned_about_its_middle_until_its_eyes_are_level(e
     assert apart(turned, np.rot90(upright, turns)) < 10 < 20 < apart(turned, upright)
     assert np.array_equal(crops.crop_square(image, face, 60, 0.25, False), upright)
     assert np.array_equal(crops.crop_square(image, np.array([*face[:5], *[np.nan] * 4]), 60, 0.25, True), upright)
+
+
+@pytest.mark.parametrize("degrees", [0, 25, -140])
+@pytest.mark.parametrize(("align", "points"), [("dlib", 2), ("arcface", 5)])
+def test_with_a_template_the_points_of_a_face_lie_where_it_has_them(align, points, degrees):
+    template = np.array(crops.TEMPLATES[align])
+    turn = np.deg2rad(degrees)
+    turned = template @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    seen = 150 + 80 * (turned - turned.mean(0))
+    face = np.array([0, 0, 5, 5, 1, *seen.ravel()])  # its box says nothing
+    for k in range(points):
+        image = np.zeros((300, 300, 3), np.uint8)
+        cv2.circle(image, np.round(seen[k]).astype(int).tolist(), 3, (255,) * 3, -1)
+        crop = crops.crop_square(image, face, 200, 0.5, align)[..., 0]
+        y, x = (np.average(at, weights=crop) for at in np.indices(crop.shape))
+        assert np.allclose([x, y], 200 * (template[k] + 0.5) / 2, atol=2)  # the margin lies on both sides
+
+
+def test_a_face_without_points_is_cut_by_its_box_whatever_the_template():
+    image, face = soft(120), np.array([40, 30, 80, 70, 1, *[np.nan] * 4])
+    assert np.array_equal(crops.crop_square(image, face, 60, 0.25, "dlib"), image[20:80, 30:90])
+    same = np.array([*face[:5], 60, 50, 60, 50])  # both eyes at one place
+    assert np.array_equal(crops.crop_square(image, same, 60, 0.25, "dlib"), image[20:80, 30:90])
 
 
 def test_a_crop_is_read_as_it_was_cut(tmp_path):
@@ -273,7 +297,7 @@ def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(m
 @pytest.mark.parametrize("size", [(60, 800), (9, 9), (1, 1), (5000, 1), (1, 5000), (300, 40_000)])
 def test_a_face_can_be_cut_out_of_a_photo_of_any_shape(size):
     image = np.full((*size, 3), 90, np.uint8)
-    for align in (False, True):
+    for align in (False, True, "dlib"):
         for box in ([0, 0, size[1], size[0]], [size[1] / 2 - 0.25, size[0] / 2 - 0.25, size[1] / 2, size[0] / 2]):
             assert (crops.crop_square(image, np.array([*box, 1, 1, 1, 3, 2]), 224, 0.25, align) == 90).all()
 
