@@ -1,4 +1,12 @@
-"""Load batches of photos: worker processes, a cache of decoded photos, a seeded order."""
+"""Load batches of photos: worker processes, a cache of decoded photos, a seeded order.
+
+The path of a photo, from its file to the network:
+
+    PhotoDataset.read         photos.read_photo decodes the file, cut_box cuts a box out, augment.shape resizes it
+    PhotoDataset.__getitem__  augment.variation augments it in training: (size, size, 3) uint8
+    PhotoLoader               worker processes make batches: (b, size, size, 3) uint8
+    normalize                 on the device: (b, 3, size, size) float32
+"""
 
 import math
 import mmap
@@ -7,30 +15,33 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 
 from foldface import devices
 from foldface.data import augment as augment_module
 from foldface.data.photos import PhotoError, cut_box, read_photo
 from foldface.files import InputError
 from foldface.runtime import cores, no_processes
+from foldface.settings import Config
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pixel_scale(net) -> list[tuple[float, float, float]]:
-    """Mean and standard deviation of the pixels, shares of white, that a timm model's weights were trained with."""
+    """[mean, standard deviation] of the pixels, RGB from 0 to 1, that a timm model's weights were trained with."""
     return [net.pretrained_cfg.get(key, usual) for key, usual in zip(("mean", "std"), IMAGENET, strict=True)]
 
 
-def normalize(images, mean, std):
-    """(n, h, w, 3) uint8 tensor -> (n, 3, h, w) float32 in channels_last order, as Normalize(mean, std) would."""
-
-    mean, std = (devices.constant(tuple(values), images.device) * 255 for values in (mean, std))
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in channels_last order, (pixel / 255 - mean) / std."""
+    mean = devices.constant(tuple(mean), images.device) * 255
+    std = devices.constant(tuple(std), images.device) * 255
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
@@ -38,7 +49,7 @@ def normalize(images, mean, std):
 
 
 def side_of(augment: str, size: int) -> int:
-    """The `side` for photos.decode: the image size, or 0 (full size) where data.augment crops the photo."""
+    """The `side` for photos.decode: the image size, or 0 (full size) if data.augment itself crops the photo."""
     return 0 if augment == "diary" else size
 
 
@@ -49,17 +60,29 @@ class PhotoDataset:
     nor an interruption changes it.
     """
 
-    def __init__(self, rows, augment, size, training, erasing=0.0, fit="stretch", memory_gb=0.0, flip=None):
-        """rows: DataFrame with file (a path, "" = none) and, for boxes, x1, y1, x2, y2 in pixels (NaN = the whole
-        photo); memory_gb: size of the cache of resized photos, which are then decoded only once; the rest as in
-        augment.shape and augment.variation."""
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        augment: str,
+        size: int,
+        training: bool,
+        erasing: float = 0.0,
+        fit: str = "stretch",
+        memory_gb: float = 0.0,
+        flip: float | None = None,
+    ) -> None:
+        """rows: file (a path, "" = none) and, for boxes, x1, y1, x2, y2 in pixels (NaN = the whole photo); augment:
+        data.augment, applied only if `training`; size: pixels a side; erasing: data.random_erasing; fit:
+        data.resize_mode; memory_gb: size of the cache of resized photos, which are then decoded only once; flip:
+        data.flip."""
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
         self.side = 0 if self.boxes is not None else side_of(augment, size)  # boxes are cut out of the full size
         self.shape = augment_module.shape(augment, size, fit)
         self.vary = augment_module.variation(augment, erasing, flip) if training else None
-        self.kept = self.there = np.zeros(0, np.uint8)
+        self.kept = np.zeros(0, np.uint8)  # the cache: (count, size, size, 3)
+        self.there = np.zeros(0, np.uint8)  # (count,): 1 if a photo is in the cache
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
         try:
             if count:  # shared by all workers; pages are allocated when they are written
@@ -69,19 +92,21 @@ class PhotoDataset:
             what = f"data.memory_gb: {count} photos don't fit into memory ({error.strerror})"
             print(f"warning: {what}: they are decoded in each epoch", file=sys.stderr)
 
-    def read(self, index):
+    def read(self, index: int) -> np.ndarray:
         """A photo after augment.shape, (size, size, 3) uint8, decoded or from the cache. Raises PhotoError."""
         if index < len(self.there) and self.there[index]:
             return self.kept[index]
         photo = read_photo(self.files[index], self.side)
-        found = self.shape(image=cut_box(photo, None if self.boxes is None else self.boxes[index]))["image"]
+        if self.boxes is not None:
+            photo = cut_box(photo, self.boxes[index])
+        found = self.shape(image=photo)["image"]
         if index < len(self.there):
             self.kept[index] = found
             self.there[index] = 1  # after the pixels: another worker may read it
         return found
 
-    def __getitem__(self, key):
-        """(index, (size, size, 3) uint8, ""), or (index, zeros, why the photo can't be read)."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, np.ndarray, str]:
+        """(index, seed) -> (index, (size, size, 3) uint8, ""), or (index, zeros, why the photo can't be read)."""
         index, seed = key
         try:
             image = self.read(index)
@@ -94,7 +119,7 @@ class PhotoDataset:
         return index, image, ""
 
 
-def shared_by_fork():
+def shared_by_fork() -> bool:
     """True where worker processes inherit this process's memory: not on Windows and macOS."""
     return multiprocessing.get_start_method() == "fork"
 
@@ -102,42 +127,57 @@ def shared_by_fork():
 class SeededBatchSampler:
     """Batches of (index, seed) keys for one epoch: shuffled by (seed, epoch) in training, else in order.
 
-    weights: (count,) probabilities of an epoch's draws with replacement; rank_slice: (k, n), so that process k of n
-    gets every n-th photo of each batch, from the k-th on.
+    count: photos; batch_size: photos of all processes together; rank_slice (k, n): this is process k of n and gets
+    every n-th photo of each batch, from the k-th on; weights: None, or (count,) probabilities, by which an epoch's
+    photos are drawn with replacement.
     """
 
-    def __init__(self, count, batch_size, shuffle=False, seed=0, rank_slice=(0, 1), weights=None):
-        self.count, self.shuffle, self.seed, self.rank_slice, self.weights = count, shuffle, seed, rank_slice, weights
-        self.epoch, self.start = 0, 0  # start: batches of this epoch that are already done
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank_slice: tuple[int, int] = (0, 1),
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.count = count
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank_slice = rank_slice
+        self.weights = weights
+        self.epoch = 0
+        self.start = 0  # batches of this epoch that are already done
         ends = [*range(batch_size, count, batch_size), count]
         if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * rank_slice[1]:
-            del ends[-2]  # too few photos for batch norm join the batch before
+            del ends[-2]  # a last batch too small for batch norm joins the one before it
         self.spans = list(zip([0, *ends], ends, strict=False))
 
     def __len__(self):
         return len(self.spans)
 
     @property
-    def most(self):
-        """Photos in the largest slice of a batch."""
+    def most(self) -> int:
+        """Photos in this process's slice of the largest batch."""
         first, every = self.rank_slice
         return max((len(range(start + first, end, every)) for start, end in self.spans), default=0)
 
-    def go_to(self, epoch, step=0):
+    def go_to(self, epoch: int, step: int = 0) -> None:
         """Start the next iteration at this epoch's batch `step`."""
         self.epoch, self.start = epoch, step
 
-    def size(self, step):
-        """Photos in a batch of the epoch, of all processes together."""
+    def size(self, step: int) -> int:
+        """Photos in batch `step` of the epoch, of all processes together."""
         start, end = self.spans[step]
         return end - start
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
         if self.weights is not None:
             order = rng.choice(self.count, self.count, p=self.weights)
-        seeds, (first, every) = rng.integers(2**31, size=self.count), self.rank_slice
+        seeds = rng.integers(2**31, size=self.count)
+        first, every = self.rank_slice
         for start, end in self.spans[self.start :]:
             part = slice(start + first, end, every)
             keys = list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
@@ -145,10 +185,10 @@ class SeededBatchSampler:
                 yield keys
 
 
-def make(photos, batches, workers):
-    """A PhotoLoader of a PhotoDataset in the order of a SeededBatchSampler.
+def make(photos: PhotoDataset, batches: SeededBatchSampler, workers: int | None) -> "PhotoLoader":
+    """A PhotoLoader of these photos in these batches.
 
-    workers: None = one a core, at most eight. Where processes can't share locks there are none, with a warning.
+    workers: None = one per core, at most eight. If processes can't share locks here, none, with a warning.
     """
     workers = cores(most=8) if workers is None else workers
     why = no_processes() if workers else ""
@@ -157,29 +197,45 @@ def make(photos, batches, workers):
     return PhotoLoader(photos, batches, 0 if why else workers)
 
 
-def make_both(config, train_rows, valid_rows, seed, accelerator):
-    """The PhotoLoaders of the training rows (shuffled, augmented) and of the validation rows (as they are): of several
-    processes each is given its slice of every batch."""
+def make_both(
+    config: Config, train_rows: pd.DataFrame, valid_rows: pd.DataFrame, seed: int, accelerator: Accelerator
+) -> tuple["PhotoLoader", "PhotoLoader"]:
+    """The loaders of the training rows (shuffled, augmented) and of the validation rows (in order, not augmented).
+
+    With several processes each loads its slice of every batch. Raises InputError if there are too few rows for that.
+    """
     data, train = config.data, config.train
     rank_slice = accelerator.process_index, accelerator.num_processes
     if len(train_rows) < 2 * accelerator.num_processes:
         raise InputError(f"{len(train_rows)} photos are too few for {accelerator.num_processes} processes")
     weights = balanced(train_rows) if train.sampler == "balanced" else None
-    batches = SeededBatchSampler(len(train_rows), train.batch_size, True, seed, rank_slice=rank_slice, weights=weights)
-    memory = data.memory_gb / accelerator.num_processes
-    photos = PhotoDataset(
-        train_rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, memory, data.flip
+    train_batches = SeededBatchSampler(
+        len(train_rows), train.batch_size, shuffle=True, seed=seed, rank_slice=rank_slice, weights=weights
     )
-    train_loader = make(photos, batches, data.workers)
-    memory -= photos.kept.nbytes / 1e9
-    photos = PhotoDataset(valid_rows, data.augment, data.image_size, False, 0.0, data.resize_mode, memory)
-    batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
-    return train_loader, make(photos, batches, data.workers)
+    valid_batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
+    memory = data.memory_gb / accelerator.num_processes
+    train_photos = PhotoDataset(
+        train_rows,
+        data.augment,
+        data.image_size,
+        training=True,
+        erasing=data.random_erasing,
+        fit=data.resize_mode,
+        memory_gb=memory,
+        flip=data.flip,
+    )
+    memory -= train_photos.kept.nbytes / 1e9  # the training photos come first
+    valid_photos = PhotoDataset(
+        valid_rows, data.augment, data.image_size, training=False, fit=data.resize_mode, memory_gb=memory
+    )
+    return make(train_photos, train_batches, data.workers), make(valid_photos, valid_batches, data.workers)
 
 
-def balanced(rows):
-    """Probability of each training photo to be drawn (n,): every class as likely, in it every person, of them every
-    photo."""
+def balanced(rows: pd.DataFrame) -> np.ndarray:
+    """Probability (n,) to draw each training photo: equal for classes, in a class for people, of a person for photos.
+
+    rows: label and id.
+    """
     person = pd.factorize(rows["id"])[0]
     class_people = rows.assign(person=person).groupby("label")["person"].nunique()
     photos = rows.groupby([rows["label"], person])["label"].transform("size")
@@ -191,11 +247,13 @@ class WorkerLost(InputError):
 
 
 class PhotoLoader:
-    """Iterates over (indices (b,) int64, images (b, h, w, 3) uint8, errors [b]) of a PhotoDataset; its worker processes
-    start once."""
+    """Iterates over the batches of a PhotoDataset: indices (b,) int64, images (b, size, size, 3) uint8, and errors, b
+    strings, "" = the photo was read. Its worker processes start once and serve all epochs."""
 
-    def __init__(self, photos, batches, workers):
-        self.dataset, self.batch_sampler, self.num_workers = photos, batches, workers
+    def __init__(self, photos: PhotoDataset, batches: SeededBatchSampler, workers: int) -> None:
+        self.dataset = photos
+        self.batch_sampler = batches
+        self.num_workers = workers
         self.ring = SharedBatchBuffers(workers, batches.most, photos.size)
         self.pin = torch.cuda.is_available()
         self.source = torch.utils.data.DataLoader(
@@ -206,17 +264,17 @@ class PhotoLoader:
             prefetch_factor=SharedBatchBuffers.AHEAD if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
-            generator=torch.Generator(),  # its own generator, or a resumed run would draw other dropout
+            generator=torch.Generator(),  # torch's global one would shift dropout in a resumed run
         )
 
     def __len__(self):
         return len(self.batch_sampler)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         """Raises WorkerLost, between two batches, if a worker was killed."""
         try:
             batches = iter(self.source)
-            # torch's own handler would raise at any place when a worker is killed
+            # without this torch's handler would raise in the middle of a step when a worker is killed
             if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for indices, place, errors in batches:
@@ -232,24 +290,25 @@ class PhotoLoader:
 
 
 class SharedBatchBuffers:
-    """Where processes are forked: shared memory into which each worker writes its batches in turn.
+    """Shared memory in which each worker has AHEAD + 1 places for batches, used in turn; only if processes are forked.
 
     torch's own way, a new file in /dev/shm for each tensor, takes as long as a small batch itself, and fills a
-    container's 64 MB; it is used where processes are not forked. A worker has at most AHEAD batches that wait or are in
-    work, and one that is copied.
+    container's 64 MB; it is used if processes are not forked. AHEAD batches of a worker are being made or wait, and one
+    more is being copied by the main process.
     """
 
     AHEAD = 2  # as in torch
 
-    def __init__(self, workers, most, size):
-        """most: photos in the largest batch."""
-        self.turn, self.places = 0, None
+    def __init__(self, workers: int, most: int, size: int) -> None:
+        """most: photos in the largest batch; size: pixels a side."""
+        self.turn = 0  # batches that this worker has written
+        self.places = None  # (workers, AHEAD + 1, most, size, size, 3) uint8
         if workers and most and shared_by_fork():
             shape = workers, self.AHEAD + 1, most, size, size, 3
             self.places = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
-    def put(self, items):
-        """The collate_fn: items -> (indices, images or their place in the shared memory, errors)."""
+    def put(self, items: list) -> tuple:
+        """The collate_fn, in a worker: items -> (indices, images or their place in the shared memory, errors)."""
         indices, images, errors = zip(*items, strict=True)
         worker = torch.utils.data.get_worker_info()
         if worker is None or self.places is None:
@@ -259,12 +318,12 @@ class SharedBatchBuffers:
         self.turn += 1
         return np.array(indices), place, list(errors)
 
-    def take(self, place):
-        """The images of `put`: copied from their place, which is used again."""
+    def take(self, place: tuple | torch.Tensor) -> torch.Tensor:
+        """In the main process: the images of `put`, copied out of their place, which is then free again."""
         return torch.from_numpy(self.places[place].copy()) if isinstance(place, tuple) else place
 
 
-def quiet_worker(_):
-    """One thread a worker: the workers themselves are the parallelism. Ctrl-C is the parent's to answer."""
+def quiet_worker(_: int) -> None:
+    """Use one thread per worker, since there are many workers; leave Ctrl-C to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,9 +5,11 @@ Photos stay uint8 until they are on the device: a quarter of float32's bytes bet
 
 import contextlib
 import io
+import math
 import os
 import re
 import struct
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -20,15 +22,15 @@ from foldface.files import refuse_special
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 SUFFIXES += (".ppm", ".pgm")
-# the first bytes of image files (HEIC too, which OpenCV can't decode: it gets an error, and is not ignored)
+# the first bytes of image files (HEIC too: OpenCV can't decode it, but it must give an error, not be ignored)
 BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s[\s\d#]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mif1|msf1)",
     re.DOTALL,
 )
 HEIC = re.compile(rb"....ftyp(?:hei|hev|mif1|msf1)", re.DOTALL)
-# libjpeg's warnings about missing or wrong pixels; others (about ICC profiles, or odd scan numbers of phones) are
-# about complete photos
+# libjpeg's warnings about missing or wrong pixels; its other warnings (about ICC profiles, or scan numbers that phones
+# write) come with complete photos
 DAMAGE = re.compile(r"Premature end|Corrupt JPEG data(?!: bad ICC)|Inconsistent progression")
 PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
@@ -40,10 +42,10 @@ class PhotoError(Exception):
 
 
 def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
-    """Read a photo as (height, width, 3) uint8 RGB, upright by its EXIF tag: `decode` of a file's bytes.
+    """Read a photo's file as (height, width, 3) uint8 RGB, turned upright by its EXIF tag. side: see `decode`.
 
-    Raises PhotoError (missing, empty, no regular file, and what `decode` refuses); MemoryError or OSError where memory
-    or open files are used up, which is not the photo's fault.
+    Raises PhotoError (missing, empty, no regular file, and what `decode` refuses); MemoryError or OSError if memory or
+    open files run out, which is not the photo's fault.
     """
     try:
         if refuse_special(path).st_size > MAX_BYTES:
@@ -75,7 +77,7 @@ def decode(data: np.ndarray, side: int = 0) -> np.ndarray:
     return opencv(data, cv2.IMREAD_ANYDEPTH)
 
 
-def opencv(data, flag):
+def opencv(data: np.ndarray, flag: int) -> np.ndarray:
     """Decode with OpenCV: (n,) uint8 -> (h, w, 3) uint8 RGB. Raises PhotoError."""
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | flag)
@@ -92,8 +94,8 @@ def opencv(data, flag):
     return image
 
 
-def refuse_without_memory(data):
-    """Raise MemoryError if there is too little memory to decode these bytes, since OpenCV only returns None."""
+def refuse_without_memory(data: np.ndarray) -> None:
+    """Raise MemoryError if there is too little memory to decode these bytes: OpenCV returns None for that too."""
     try:
         with PIL.Image.open(io.BytesIO(data)) as photo:  # only its header
             width, height = photo.size
@@ -107,17 +109,19 @@ def refuse_without_memory(data):
 REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # the bits of cv2.IMREAD_REDUCED_COLOR_2, _4 and _8
 
 
-def decode_jpeg(data, side):
-    """`decode` for JPEGs."""
+def decode_jpeg(data: np.ndarray, side: int) -> np.ndarray:
+    """`decode` for JPEGs: simplejpeg, or OpenCV for CMYK and for what simplejpeg can't decode."""
     truncated = b"\xff\xd9" not in data[-4096:].tobytes()
     if data[-2:].tobytes() != b"\xff\xd9":  # add an end marker; decoders stop at the first one
         data = np.append(data, np.array([0xFF, 0xD9], np.uint8))
     width, height, colours, turn = jpeg_header(data)
     if width * height > MAX_PIXELS:
         raise PhotoError("too many pixels")
-    times = next((times for times in (8, 4, 2) if min(width, height) >= times * side), 1) if side else 1
+    times = 1  # how many times smaller it is decoded
+    if side:
+        times = next((times for times in (8, 4, 2) if min(width, height) >= times * side), 1)
     how = {"colorspace": "CMYK" if colours == 4 else "RGB"}
-    how |= {"min_height": -(-height // times), "min_width": -(-width // times)}
+    how |= {"min_height": math.ceil(height / times), "min_width": math.ceil(width / times)}
     try:
         image = simplejpeg.decode_jpeg(data, **how)
     except ValueError as error:
@@ -136,17 +140,21 @@ def decode_jpeg(data, side):
         raise PhotoError("truncated" if truncated else str(error)) from None
 
 
-def only_padded(data, warning):
-    """True if the extra bytes before a JPEG's end marker all have one value: then no pixel is missing."""
+def only_padded(data: np.ndarray, warning: str) -> bool:
+    """True if the extra bytes before a JPEG's end marker all have one value: then no pixel is missing.
+
+    warning: of libjpeg, which says how many extra bytes there are.
+    """
     found = PADDING.search(warning)
     count = int(found[1]) if found else 0
     return 0 < count < 2**16 and re.search(rb"(.)\1{%d}\xff\xd9" % (count - 1), data.tobytes(), re.DOTALL) is not None
 
 
-def jpeg_header(data):
-    """A JPEG's header (ITU T.81, B.1 and B.2): (width, height, number of colours, EXIF orientation); width and height
-    are 0 where they are missing."""
-    at, turn = 2, 1
+def jpeg_header(data: np.ndarray) -> tuple[int, int, int, int]:
+    """A JPEG's header (ITU T.81, B.1 and B.2): (width, height, number of colours, EXIF orientation 1 to 8); width and
+    height in pixels, as stored, 0 if they are missing."""
+    at = 2  # bytes
+    turn = 1
     while at + 9 <= len(data) and data[at] == 0xFF:
         kind = int(data[at + 1])
         if kind == 0xFF:  # a fill byte
@@ -162,8 +170,8 @@ def jpeg_header(data):
     return 0, 0, 0, turn
 
 
-def exif_orientation(tiff):
-    """The Orientation tag, 1 to 8, in the bytes of an EXIF block; 1 where there is none."""
+def exif_orientation(tiff: bytes) -> int:
+    """The Orientation tag, 1 to 8, in the bytes of an EXIF block; 1 if there is none."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
@@ -177,8 +185,8 @@ def exif_orientation(tiff):
     return 1
 
 
-def upright(image, turn):
-    """Turn a photo as stored upright, by its EXIF orientation (1 to 8)."""
+def upright(image: np.ndarray, turn: int) -> np.ndarray:
+    """Turn a photo (h, w, 3) upright. turn: its EXIF orientation, 1 to 8."""
     if turn >= 5:
         image = cv2.transpose(image)
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(turn)
@@ -186,7 +194,7 @@ def upright(image, turn):
 
 
 def turned_by(path: str | os.PathLike) -> tuple[int, int, int]:
-    """(EXIF orientation 1 to 8, width, height as stored) of a photo's file; (1, 0, 0) where it can't be read."""
+    """(EXIF orientation 1 to 8, width, height as stored) of a photo's file; (1, 0, 0) if it can't be read."""
     try:
         refuse_special(path)
         with Image.open(path) as image:
@@ -196,7 +204,10 @@ def turned_by(path: str | os.PathLike) -> tuple[int, int, int]:
 
 
 def turned_box(box: list[float], turn: int, width: int, height: int) -> list[float]:
-    """A box x1, y1, x2, y2 in pixels of the photo as stored (width x height) -> in pixels of the upright photo."""
+    """A box x1, y1, x2, y2 in pixels of the photo as stored (width x height) -> the same box in the upright photo.
+
+    turn: the EXIF orientation, 1 to 8.
+    """
     x1, y1, x2, y2 = box
     if turn >= 5:
         x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
@@ -207,7 +218,7 @@ def turned_box(box: list[float], turn: int, width: int, height: int) -> list[flo
     return [x1, y1, x2, y2]
 
 
-def cut_box(image, box):
+def cut_box(image: np.ndarray, box: Sequence[float] | None) -> np.ndarray:
     """The part of a photo (h, w, 3) in a box x1, y1, x2, y2 in pixels; the whole photo if the box is None or NaN.
 
     Raises PhotoError if the box is outside of the photo.
