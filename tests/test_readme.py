@@ -11,7 +11,7 @@ from helpers import ROOT
 from foldface import cli
 from foldface.files import InputError
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
 SOURCES = sorted(
     path
     for folder in ("", "foldface", "tools", "demo")
@@ -109,3 +109,23 @@ def test_every_link_leads_somewhere(page):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+    assert len((ROOT / "README.ko.md").read_text().splitlines()) <= 190  # its sentences break elsewhere
+
+
+def same_in_every_language(text):
+    """What a translation leaves as it is: (commands and settings, the heads of headings, links, rows of tables)."""
+    blocks = [re.split(r" {2,}#", line)[0] for line in text.splitlines() if re.match(r" {4,}\S", line)]
+    inline = [code for code in re.findall(r"`([^`\n]+)`", text) if not code.startswith("README")]
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "README" not in link]
+    headings = [line.split(" ")[0] for line in text.splitlines() if line.startswith("#")]
+    rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    return [line.rstrip() for line in blocks], sorted(inline), sorted(links), headings, rows
+
+
+def test_the_korean_readme_has_the_same_commands_settings_headings_and_links():
+    english, korean = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    for one, other in zip(same_in_every_language(english), same_in_every_language(korean), strict=True):
+        assert one == other
+    assert "README.ko.md" in english and "README.md" in korean
+    sentences = [line for line in korean.splitlines() if re.search("[\uac00-\ud7a3]", line)]
+    assert len(sentences) > 80
