@@ -375,7 +375,7 @@ def test_the_interval_of_known_answers_is_drawn_over_objects_where_they_are_know
     answer = np.where((rng.random(20) < 0.6).repeat(10), target, (target + 1) % 18)  # all photos of an object, or none
     rows = pd.DataFrame({"ImageID": [f"object{k // 10}_{k}.jpg" for k in range(200)], "target": target})
     for group, ids in ((r"^(\w+?)_", np.arange(20).repeat(10).astype(str)), ("", rows["ImageID"])):
-        ensemble.log_known_answers(MASK, rows, answer, group)
+        ensemble.log_known_answers(MASK, rows, answer, np.eye(18)[answer], group)
         low, high = metrics.interval(MASK, target, answer, ids)
         width = high - low
         assert f"(95 % {low:.3f}-{high:.3f})" in capsys.readouterr().out and (width > 0.2) == bool(group)
