@@ -1,27 +1,29 @@
-"""Tables and folders of photos -> rows: one schema whatever the layout, labels corrected, what is wrong is printed.
+"""Tables and folders of photos -> rows of one schema, whatever the layout. `prepare` is what training calls.
 
 A row is a photo, or a box in one. Columns of the rows that all scripts share:
 
     source   train | extra | pseudo | test | eval
     split    of a folder that comes split: train | valid | test, else ""
-    ImageID  the photo's name in our CSVs: its path below the folder, or what the table calls it; of the n-th set of
-             data.extra with extraN/ before it, so that no two photos to train on have one name
-    photo    path of the photo as it was taken; `file` is what is read instead: its crop, or the photo itself
-    id       the person, or what else photos share that belong together: a string. Each table counts its own people, so
-             that of data.extra has extraN/ before it, and that of a photo to answer for eval/; not where data.group
-             says what belongs together, or a layout's names are the same everywhere (aaf, utkface)
-    mask, gender, age, ...    a column a head of the task: class index (-1 = unknown) or number (NaN = unknown)
-    label    the answer to train on: a class, by the train_bounds of its heads; or a number
-    gap      true where a number is too near to a bound to be trained on (train_gap)
-    target   the answer to be scored on, by the task's own bounds
-    fold     of a pseudo row, the fold that alone trains it; foldface/data/folds.py gives the others theirs
-    x1, y1, x2, y2    of layout boxes: the part of the photo that is read, in pixels
+    ImageID  the photo's name in our CSVs: its path below the folder, or its name in the table. Photos of the N-th set
+             of data.extra have extraN/ before it, so that all names differ
+    photo    path of the original photo
+    file     path of what is read: the photo's crop, or the photo itself; "" = can't be read
+    id       the group that must not be split, such as a person: a string. Two tables may give one id to two people, so
+             ids of data.extra have extraN/ before them, and ids of data.eval have eval/. They have not if data.group
+             makes the ids, or if a layout's ids are the same everywhere (aaf, utkface)
+    mask, gender, age, ...    a column per head of the task: class index (-1 = unknown) or number (NaN = unknown)
+    label    what is trained: a class, cut at the train_bounds of the heads; or a number
+    target   what is scored: a class, cut at the bounds of the heads; or a number
+    gap      true if a number is too close to a bound to be trained on (train_gap)
+    fold     the fold that validates the row (foldface/data/folds.py); of a pseudo row, the only fold that trains on it
+    x1, y1, x2, y2    layout boxes: the part of the photo that is read, in pixels
 
 Nothing here imports torch.
 """
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,8 @@ from foldface.data.leaks import (
 from foldface.data.paths import photos_below
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
-from foldface.settings import as_dict, put
+from foldface.settings import Config, DataConfig, ExtraConfig, as_dict, put
+from foldface.task import Task
 
 # ----------------------------------------------------------------------------------------------------- the rows
 
@@ -60,11 +63,10 @@ from foldface.settings import as_dict, put
 MOST_SHOWN = 20  # classes that are named in a line
 
 
-def infer_classes(config, overwrite=False):
-    """Put the classes that the data has, in order, where the task names none; returns the labels.Task.
+def infer_classes(config: Config, overwrite: bool = False) -> Task:
+    """Find the classes in the data, sorted, for heads that name none; put them into `config` and return its task.
 
-    They go into the run's args.json and its weights, which nothing that follows may contradict: a run that goes on
-    (not with overwrite) keeps the order that it was begun with.
+    A resumed run (not `overwrite`) keeps the order of classes in its args.json, since its weights depend on it.
     """
     task = config.predicted
     if task.settled:
@@ -92,19 +94,22 @@ def infer_classes(config, overwrite=False):
     return config.predicted
 
 
-def classes_of_run(run, name):
-    """The classes of a head in a run's args.json, [] if there are none."""
+def classes_of_run(run: str, name: str) -> list[str]:
+    """The classes of the head `name` in a run's args.json, [] if there are none."""
     path = Path(run) / "args.json"
     heads = read_json(path, "remove it").get("task", {}).get("heads", []) if path.is_file() else []
     return next((head.get("classes", []) for head in heads if head.get("name") == name), [])
 
 
-def training_rows(config):
-    """All rows that may be trained on, without folds: (rows, Problems).
+def training_rows(config: Config) -> tuple[pd.DataFrame, Problems]:
+    """All rows that may be trained on (data.train, data.extra, data.pseudo), without folds, and what is wrong with the
+    data.
 
-    Raises InputError for a bad row if data.strict, and where too few rows are left.
+    Raises InputError for a bad row if data.strict, and if no row of data.train is left.
     """
-    data, problems, task = config.data, Problems(), infer_classes(config)
+    data = config.data
+    problems = Problems()
+    task = infer_classes(config)
     rows = read_layout(data.layout, data.train, task, problems, data)
     by_column = "grouped" in rows and bool(rows["grouped"].any())
     rows = grouped(rows, data, problems, by_column)
@@ -121,7 +126,8 @@ def training_rows(config):
         raise InputError(
             f"{data.train}: no photo to train on is left" + (f": {problems.rows[0]['reason']}" if problems.rows else "")
         )
-    rows["label"], rows["target"] = task.answer_of(rows, trained=True), task.answer_of(rows)
+    rows["label"] = task.answer_of(rows, trained=True)
+    rows["target"] = task.answer_of(rows)
     rows["gap"] = False
     if task.number and task.number.train_gap:
         gap, values = task.number.train_gap, rows[task.number.key]
@@ -132,9 +138,9 @@ def training_rows(config):
     return rows, problems
 
 
-def one_spelling(rows, where):
-    """The rows with one id where ids are the same to a reader (kim and Kim, é in two Unicode forms), which is printed;
-    photos whose names are the same to a reader stay two, which is printed too."""
+def one_spelling(rows: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Merge ids that a reader takes for the same (kim and Kim, é in two Unicode forms); photos whose names look the
+    same stay apart. Prints both. where: the table or folder, for these messages."""
     same = names.one_spelling(rows["id"].unique())
     if same:
         rows["id"] = rows["id"].replace(same)
@@ -149,8 +155,11 @@ def one_spelling(rows, where):
     return rows
 
 
-def of_extra(found, extra, number, own):
-    """The rows of the number-th set of data.extra, their names and ids made its own. own: the rows of data.train."""
+def of_extra(found: pd.DataFrame, extra: ExtraConfig, number: int, own: pd.DataFrame) -> pd.DataFrame:
+    """The rows `found` in set `number` of data.extra, with extraN/ before their names and ids. own: rows of data.train.
+
+    Warns if ids of data.train occur in it, since they are counted as other people.
+    """
     home = f"extra{number}/"
     shared = found["shared"] | (extra.layout in ("aaf", "utkface"))
     both = set(found["id"][~shared]) & set(own["id"])
@@ -165,10 +174,11 @@ def of_extra(found, extra, number, own):
     )
 
 
-def only(rows, task, words):
-    """The rows that data.only names: whose heads have one of the classes ("mask=normal"), or whose number is so
-    ("age>=20", "age<70"); all if it names none. Pseudo labels count by the classes of their answer."""
-    kept, wanted = np.ones(len(rows), bool), {}
+def only(rows: pd.DataFrame, task: Task, words: Sequence[str]) -> pd.DataFrame:
+    """The rows that fulfil data.only: words such as "mask=normal" (of a head, one of its classes named), "age>=20",
+    "age<70". Heads of the answer are compared by `label`, so that pseudo rows are too."""
+    kept = np.ones(len(rows), bool)
+    wanted = {}
     for head, how, value in map(task.condition, words):
         if how == "=":
             wanted.setdefault(head, []).append(value)
@@ -180,12 +190,19 @@ def only(rows, task, words):
     return rows[kept]
 
 
-def eval_rows(config):
-    """The photos to answer for: source, ImageID, photo; x1..y2 of boxes; target where folders or names tell the truth,
-    -1 (of numbers NaN) where they don't; id where their table has the column that data.group names.
+def true_answers(path: Path, config: Config) -> dict[str, int | float]:
+    """{ImageID: answer} of the photos of data.eval whose folder, file name or box says the true class or number."""
+    truth = read_layout(config.data.layout, path, config.predicted, Problems(), config.data)
+    return dict(zip(truth["ImageID"], config.predicted.answer_of(truth), strict=True))
 
-    In the order of info.csv (a row twice there is twice here), of a CSV or JSON file, or sorted, if data.eval is a
-    folder of photos or of class folders.
+
+def eval_rows(config: Config) -> pd.DataFrame:
+    """The photos of data.eval, a row each, in the order of info.csv, of a CSV or JSON file, or of a folder's sorted
+    paths. A row that info.csv has twice is there twice.
+
+    Columns: source, ImageID, photo; boxes: x1, y1, x2, y2; target if folders or names say the true answer (-1, of
+    numbers NaN, for those that don't); id if the table has the column that data.group names. Raises InputError if
+    data.eval is empty, or has no photos or bad rows.
     """
     path = Path(config.data.eval)
     if not config.data.eval:
@@ -194,30 +211,27 @@ def eval_rows(config):
         raise InputError(
             f"data.eval {path}: is neither a folder nor a .csv or .json file: name the folder of the photos"
         )
+    task = config.predicted
+    unknown = np.nan if task.numeric else -1
     if path.suffix.lower() == ".json":
         problems = Problems()
         found = [(name, whole, *box) for name, whole, box, _ in boxes_of(path, problems, config.data)]
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo", *BOX])
-        task = config.predicted
-        if task.settled and config.data.layout == "boxes":
-            truth = read_layout("boxes", path, task, Problems(), config.data)
-            known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
-            if known:
-                rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
+        known = true_answers(path, config) if task.settled and config.data.layout == "boxes" else {}
+        if known:
+            rows["target"] = [known.get(name, unknown) for name in rows["ImageID"]]
     elif path.is_dir() and not (path / "info.csv").is_file() and not (path / "images").is_dir():
         problems = Problems()
         found = list(photos_below(path, config.data.roots, problems, "data.eval is what is answered for"))
         problems.stop_if_strict(True)
         rows = pd.DataFrame(found, columns=["ImageID", "photo"])
-        task = config.predicted
         if task.settled and config.data.layout in ("folder", "aaf", "utkface"):
-            truth = read_layout(config.data.layout, path, task, Problems(), config.data)
-            known = dict(zip(truth["ImageID"], task.answer_of(truth), strict=True))
-            rows["target"] = [known.get(name, np.nan if task.numeric else -1) for name in rows["ImageID"]]
-            unknown = sorted({name.split("/")[0] for name in rows["ImageID"] if name not in known and "/" in name})
-            if unknown:
-                print(f"{path}: photos in {', '.join(unknown[:8])} can't be scored: the task has no such class")
+            known = true_answers(path, config)
+            rows["target"] = [known.get(name, unknown) for name in rows["ImageID"]]
+            others = sorted({name.split("/")[0] for name in rows["ImageID"] if name not in known and "/" in name})
+            if others:
+                print(f"{path}: photos in {', '.join(others[:8])} can't be scored: the task has no such class")
     else:
         rows = listed_rows(path, config.data)
     if not len(rows):
@@ -225,18 +239,18 @@ def eval_rows(config):
     return rows.assign(source="eval")
 
 
-def answerable(config):
-    """Is there something at data.eval that could be answered for?"""
+def answerable(config: Config) -> bool:
+    """True if data.eval exists and is not just an images/ folder without its info.csv."""
     path = Path(config.data.eval)
-    return (
-        bool(config.data.eval) and path.exists() and ((path / "info.csv").is_file() or not (path / "images").is_dir())
-    )
+    if not config.data.eval or not path.exists():
+        return False
+    return (path / "info.csv").is_file() or not (path / "images").is_dir()
 
 
-def listed_rows(path, data):
+def listed_rows(path: Path, data: DataConfig) -> pd.DataFrame:
     """The photos of a table: a folder's info.csv (ImageID, photos below images/), or a file (as layout table has it).
 
-    data: config.data. answer_id: what the submission calls a row, where data.id_column names it.
+    Columns: ImageID, photo; answer_id, the row's name in the submission, if the table has data.id_column; id.
     """
     if path.suffix.lower() in tables.TABLES:
         table, frame = path, tables.read_table(path, [data.id_column] if data.id_column else [])
@@ -262,15 +276,19 @@ def listed_rows(path, data):
     return rows.assign(id=frame[data.group]) if data.group in frame else rows
 
 
-def with_folds(rows, config, problems, now):
-    """`assign_folds` for a run: its data is what it was when training began, and until then folds.csv is dealt again
-    at each start, unless it was brought. Writes data.json. Raises InputError."""
+def with_folds(rows: pd.DataFrame, config: Config, problems: Problems, now: dict) -> pd.DataFrame:
+    """Add `fold`, from folds.csv or newly dealt, and write data.json, the record of the run's data.
+
+    Before the first training step folds.csv is dealt anew at each start, unless the user brought it; after it folds and
+    data may not change. now: leaks.identity of the data. Raises InputError if they did change.
+    """
     path = Path(config.run) / "folds.csv"
     record = read_json(path.with_name(RECORD), "remove it") if path.with_name(RECORD).is_file() else {}
     if not isinstance(record, dict):
         raise InputError(f"{path.with_name(RECORD)}: is not as it was written: remove it")
     refuse_other_data(config, record, now)
-    begun, brought = runs.begun(config.run), path.is_file()
+    begun = runs.begun(config.run)
+    brought = path.is_file()  # by the user
     if not begun and record.get("dealt") and record.get("folds") == digest_of(path):
         brought = False
     rows = assign_folds(rows, config, problems, remake=not brought)
@@ -280,10 +298,11 @@ def with_folds(rows, config, problems, now):
     return rows
 
 
-def prepare(config):
-    """Rows with files, twins and folds, checked and shown: all that a training script needs.
+def prepare(config: Config) -> pd.DataFrame:
+    """Read, clean and check the rows, assign their folds and print what each holds: all that a training script needs.
 
-    Writes folds.csv and data.json, and rejected.csv if anything was left out.
+    Writes folds.csv and data.json, and rejected.csv if anything was left out. Raises InputError for bad data, and if a
+    person would be on both sides of a fold.
     """
     given, problems = training_rows(config)
     task = config.predicted
@@ -294,16 +313,18 @@ def prepare(config):
     rows = manifest.with_files(rows, config.data.crops)
     rows = cleaning.drop_faceless(rows, config, problems)
     rows["twin"] = twins(rows)
-    rows["linked"] = groups(rows)
+    rows["linked"] = groups(rows)  # what must be in one fold: people, joined where they share a photo
+
     rows = with_folds(rows, config, problems, identity(given, config))
     rows = cleaning.capped(rows, config)
     refuse_other_folds(config)
     refuse_seen_weights(rows, config)
     rows = only(rows, task, config.data.only)
-    folds, aside = folds_of(rows), rows[rows["source"] == "test"]
+    folds = folds_of(rows)
+    test_rows = rows[rows["source"] == "test"]
     for k in folds:
-        training, validation = split(rows, k)
-        refuse_leaks(training, pd.concat([validation, aside]))
+        train_rows, valid_rows = split(rows, k)
+        refuse_leaks(train_rows, pd.concat([valid_rows, test_rows]))
     if not folds:
         raise InputError(f"{config.data.train}: no fold has a photo to validate on")
     if config.train.only_folds != []:

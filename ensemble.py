@@ -1,4 +1,4 @@
-"""Probabilities, or numbers, of all folds, of one run or several -> submission.csv. Needs no torch.
+"""Combine the predictions of all folds, of one run or several, into submission.csv. Needs no torch.
 
     python ensemble.py --soft                       mean of the probabilities, or of the numbers
     python ensemble.py --hard                       majority of the answers, or median; --rank: mean of the ranks
@@ -7,12 +7,13 @@
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
 
-Prints what each run brings out of fold, with intervals, and how the answers are spread over the classes; both, and how
-far the members agree, are put into the first run's report.html too. Weights and decisions are chosen on out-of-fold
-predictions, scored on people that they were not chosen on, and used only if they beat the plain vote there.
+Prints each run's out-of-fold score with its interval, and how many answers each class has; both, and how far the
+members agree, go into the first run's report.html too. Weights and decisions are chosen on out-of-fold predictions,
+scored on people that they were not chosen on, and used only if they beat the plain vote there.
 """
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,10 @@ from foldface.settings import task_of
 from foldface.task import Task
 
 
-def members(task, runs, folds=()):
-    """The predictions of the folds of all runs: (ImageIDs (n,), {name: (n, k) or, of numbers, (n,) float32}).
+def members(task: Task, runs: Sequence[str], folds: Iterable[int] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The predictions of all runs: (ImageIDs (n,), {path of a fold's CSV: (n, k) or, of numbers, (n,) float32}).
 
-    folds: which ones, () = all. Raises InputError if a run lacks one, or unless all answer for the same photos in the
-    same order.
+    folds: () = all of each run. Raises InputError if a run lacks one, or if photos or their order differ.
     """
     ids, found = None, {}
     for run in runs:
@@ -59,8 +59,8 @@ def members(task, runs, folds=()):
     return ids, found
 
 
-def refuse_other_tasks(task, runs):
-    """Raise InputError where a run answers another task than the first: other heads, classes or bounds."""
+def refuse_other_tasks(task: Task, runs: Sequence[str]) -> None:
+    """Raise InputError if a run's task differs from the first run's: other heads, classes or bounds."""
     for run in runs[1:]:
         path = Path(run) / "args.json"
         content = read_json(path, "train it again") if path.is_file() else {}
@@ -76,21 +76,21 @@ def refuse_other_tasks(task, runs):
 # A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers, or what task.score looks at.
 
 
-def soft_vote(task, members):
+def soft_vote(task: Task, members: np.ndarray) -> np.ndarray:
     """The class of the largest mean probability, or the mean number."""
     return blend.told(task, np.mean(members, axis=0))
 
 
-def rank_vote(task, members):
+def rank_vote(task: Task, members: np.ndarray) -> np.ndarray:
     """The class of the highest mean rank among the photos."""
     return blend.told(task, blend.votes(np.asarray(members), "rank").mean(0))
 
 
-def hard_vote(task, members):
+def hard_vote(task: Task, members: np.ndarray) -> np.ndarray:
     """The class that most members answer, or the median number.
 
-    Of classes with equally many votes the one whose mask, gender and age have most votes of their own wins; if that
-    is a tie too, the one of the larger mean probability.
+    A tie goes to the class whose mask, gender and age, each alone, have most votes together; a further tie goes to the
+    class with the larger mean probability.
     """
     if task.numeric:
         return np.median(members, axis=0)
@@ -107,8 +107,8 @@ def hard_vote(task, members):
 VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
 
 
-def introduce(known, runs, vote):
-    """Print each run's own score, and what the vote of all loses without it. Returns the vote's answers (n,)."""
+def introduce(known: oof.OofPredictions, runs: Sequence[str], vote: str) -> np.ndarray:
+    """Print the out-of-fold score of each run, and what the vote of all runs gains by it. Returns that vote."""
     everyone, lines = VOTES[vote](known.task, known.predictions), []
     if len(runs) > 1:
         lines += [(blend.told(known.task, known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
@@ -120,7 +120,7 @@ def introduce(known, runs, vote):
     return everyone
 
 
-def log_reported(known, vote, everyone):
+def log_reported(known: oof.OofPredictions, vote: str, everyone: np.ndarray) -> None:
     """Print the scores of task.reported of the vote, with their intervals. everyone: as `introduce` returns it."""
     votes = everyone if known.task.numeric else blend.votes(known.predictions, vote).mean(0)
     for name in metrics.own_names(known.task)[1:]:
@@ -128,10 +128,10 @@ def log_reported(known, vote, everyone):
         known.log_interval(votes if of_votes else blend.answer_of(everyone), name)
 
 
-def votes_without_one(task, vote, members):
+def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.ndarray]:
     """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
 
-    Of a soft vote ties may fall otherwise: they hang on a sum's last digit.
+    A tie of a soft vote may be decided otherwise than by soft_vote, since the sums differ in their last digit.
     """
     if vote != "soft":  # ranks and votes tie often
         return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
@@ -139,11 +139,13 @@ def votes_without_one(task, vote, members):
     return [blend.told(task, (total - one) / (len(members) - 1)) for one in members]
 
 
-def search_weights(known, runs, vote, baseline):
-    """Weights of the runs by hill climbing, or None unless they beat the plain vote on people that they were not fitted
-    to: (weigh, answer).
+def search_weights(
+    known: oof.OofPredictions, runs: Sequence[str], vote: str, baseline: np.ndarray
+) -> tuple[Callable, np.ndarray] | None:
+    """Fit weights of the runs by hill climbing: (weigh, answer), or None if they don't beat the plain vote, `baseline`
+    (n,), on people that they were not fitted to.
 
-    weigh(rows) fits weights (m,) to rows (n,) bool; answer (n,): each person's, by weights fitted to other people.
+    weigh(rows): fits weights (m,) to rows, (n,) bool. answer (n,): of each person, with weights fitted to other people.
     """
     stack, kept = blend.votes(known.predictions, vote), {}
 
@@ -165,11 +167,11 @@ def search_weights(known, runs, vote, baseline):
     return weigh, answer
 
 
-def decide(known, what, weigh, baseline):
-    """What `what` asks for, as a function of (m, n, k) and (m, n, columns) -> (n, k) scores; None if the
-    baseline stands.
+def decide(known: oof.OofPredictions, what: Sequence[str], weigh: Callable, baseline: np.ndarray) -> Callable | None:
+    """Choose what --decide names: a function of predictions (m, n, k) and numbers (m, n, columns) of m runs that gives
+    scores (n, k), whose largest is the answer. None if it doesn't beat the baseline's answers (n,).
 
-    weigh: as search_weights gives it; the weights too are those of people other than the ones that are scored.
+    weigh: of search_weights. Each person is scored with weights and decisions that were chosen on other people.
     """
     task, head = known.task, known.task.number
 
@@ -216,9 +218,9 @@ def decide(known, what, weigh, baseline):
 # ------------------------------------------------------------------------------------------------------ the answers
 
 
-def by_run(task, runs, found, ids):
-    """Means over each run's folds: (m, n, k) or (m, n), and what stands behind them (m, n, columns), None where a run
-    has no numbers."""
+def by_run(task: Task, runs: Sequence[str], found: dict, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The mean of each run's folds: predictions (m, n, k) or (m, n), and task.number.columns (m, n, columns), None if a
+    run has no numbers. found, ids: of `members`."""
     means, numbers = [], []
     for run in runs:
         paths = [path for path in predictions.fold_files(run).values() if str(path) in found]
@@ -322,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def agreement(task, found):
+def agreement(task: Task, found: dict[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
     """How far members agree, as a header and rows: the share of photos that two answer alike, or of numbers how far
     they are apart on average. found: {name: (n, k) or (n,)}."""
     answers = {str(k + 1): blend.answer_of(one) for k, one in enumerate(found.values())}

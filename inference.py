@@ -1,13 +1,13 @@
-"""Checkpoints -> probabilities for every photo of data.eval, in the order of info.csv, or of a folder's paths.
+"""Predict every photo of data.eval with each fold of a run, in the order of info.csv, or of a folder's sorted paths.
 
     python inference.py --run runs/sample
     python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
-    python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which then are scored too
+    python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which ensemble.py scores
 
-Writes runs/NAME/fold{k}.csv for each fold that was trained; with --output FOLDER into that folder, together with what
-other scripts read beside it, so that they take the folder for --run. How photos are prepared is read from the weights,
-not from the settings. A photo that can't be read gets the training labels' shares as its probabilities, a warning, and
-a row in unreadable.csv beside the predictions.
+Writes runs/NAME/fold{k}.csv for each trained fold. --output FOLDER writes into that folder instead, with copies of the
+run's files that other scripts read, so that FOLDER can be their --run. How photos are prepared is read from the
+weights, not from the settings. For a photo that can't be read the answer is the class frequencies of the training
+photos; it gives a warning, and a row in unreadable.csv beside the predictions.
 """
 
 import os
@@ -27,9 +27,8 @@ from foldface.files import atomic_write, folder_lock, warn_once, write_csv
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html", "report.json")
 
 
-def carry(run, output):
-    """Copy what other scripts read beside predictions from a run into the folder `output`, so that it does for them
-    what the run's folder does."""
+def carry(run: str | Path, output: Path) -> None:
+    """Copy the files CARRIED of a run into the folder `output`, so that other scripts can use it as their --run."""
     for path in sorted(path for pattern in CARRIED for path in Path(run).glob(pattern)):
         with atomic_write(output / path.name) as partial:
             shutil.copyfile(path, partial)
@@ -43,18 +42,23 @@ def main(argv: list[str] | None = None) -> None:
     from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
     from model import checkpoints, load_folds
 
-    paths, output = checkpoints(config.run), runs.output_folder(config)
+    paths = checkpoints(config.run)
+    output = runs.output_folder(config)
     rows = dataset.eval_rows(config)
     nets, abouts, heads = load_folds(paths)
-    submission.form_for(config, heads.task, rows)  # what ensemble.py would refuse is refused before the work
-    refuse_other_crops(next(iter(abouts.values()))["crops"], config.data.crops)
+    task = heads.task
+    submission.form_for(config, task, rows)  # refuse now what ensemble.py would refuse later
+    trained_crops = abouts[min(abouts)]["crops"]  # load_folds made sure that all folds agree
+    refuse_other_crops(trained_crops, config.data.crops)
     rows = manifest.with_files(rows, config.data.crops)
     if config.inference.backend == "onnx":
         from foldface.nn import onnx
 
         nets = onnx.export_folds(nets, abouts, paths, output)
-    files, kept = rows["file"].to_numpy(str), output / "inference.npz"
-    if not any(map(os.path.isfile, files)):  # before minutes are spent
+
+    files = rows["file"].to_numpy(str)
+    kept = output / "inference.npz"  # predictions so far: a stopped inference resumes from it
+    if not any(map(os.path.isfile, files)):
         refuse_unreadable(config, rows, "there is no such file")
     boxes = rows[layouts.BOX].to_numpy().tolist() if "x1" in rows else []
     with folder_lock(output):
@@ -71,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     elif report.is_file():
         os.remove(report)
-    task, names = heads.task, rows[["ImageID"]]
+
+    names = rows[["ImageID"]]
     for fold, answers in found.items():
         if heads.in_numbers:
             path = output / f"fold{fold}_{task.number.key}.csv"

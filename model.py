@@ -1,7 +1,7 @@
-"""Backbones from timm and their heads; where their weights come from; weights on disk with all they need.
+"""Build a network, a backbone from timm with its heads; load trained networks from disk.
 
-A weights file is safetensors; its metadata holds how the model was built and how its photos were prepared, so that
-inference can't prepare them otherwise.
+A weights file is safetensors. Its metadata ("about", see `describe`) says how to build the model and how to prepare
+photos, so that inference does it as training did.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ import typing
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
 import torchvision
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -31,7 +33,7 @@ from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.registry import refuse_unknown
-from foldface.settings import DataConfig, ModelConfig, of_earlier, task_of
+from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import Task
 
 
@@ -97,14 +99,25 @@ def onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, so
     return net
 
 
-def make(config, outputs, fold, accelerator):
-    """Seed everything by the fold, then build its network, with so many outputs, on the accelerator's device: its
-    lowest layers (train.freeze_layers) don't learn."""
-    seed, chosen = runs.fold_seed(config, fold), config.model
+def make(config: Config, outputs: int, fold: int, accelerator: Accelerator) -> torch.nn.Module:
+    """Set all seeds for a fold, then build its network with so many outputs, on the accelerator's device.
+
+    It starts from the weights of model.init_from_run, else from model.pretrained. Its lowest train.freeze_layers layers
+    are frozen. Raises InputError as `build` does.
+    """
+    seed = runs.fold_seed(config, fold)
+    chosen = config.model
     set_seed(seed)
     start = start_weights(config, fold)
-    pretrained, drop = False if start else chosen.pretrained, (chosen.dropout, chosen.drop_path)
-    net = build(chosen.backbone, outputs, pretrained, config.data.image_size, *drop, chosen.init)
+    net = build(
+        chosen.backbone,
+        outputs,
+        False if start else chosen.pretrained,
+        config.data.image_size,
+        chosen.dropout,
+        chosen.drop_path,
+        chosen.init,
+    )
     if start:
         load_backbone(net, weights_of(str(start)))
     if accelerator.num_processes > 1:
@@ -116,9 +129,12 @@ def make(config, outputs, fold, accelerator):
     return net.to(accelerator.device, memory_format=torch.channels_last)
 
 
-def quiet_classifier(model):
-    """Begin with near-equal probabilities. Some of timm's classifiers start so loud (EfficientNet's: a loss of 6
-    where ln 18 = 2.9 is chance) that the first epochs of a short fit go into unlearning it."""
+def quiet_classifier(model: torch.nn.Module) -> None:
+    """Give the classifier small random weights, so that all classes start almost equally likely.
+
+    Some of timm's start with large ones: EfficientNet's first loss is 6, where chance is ln 18 = 2.9, and a short fit
+    loses its first epochs to that.
+    """
     classifier = model.get_classifier()
     if isinstance(classifier, torch.nn.Linear):
         torch.nn.init.normal_(classifier.weight, std=0.01)
@@ -126,7 +142,7 @@ def quiet_classifier(model):
 
 
 class AlexNet(torchvision.models.AlexNet):
-    """torchvision's AlexNet (Krizhevsky 2014), the one backbone of the reports that timm has not."""
+    """torchvision's AlexNet (Krizhevsky 2014), the only backbone of the reports that timm does not have."""
 
     pretrained_cfg = types.MappingProxyType(  # a dict that nobody can change
         {"classifier": "classifier.6", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
@@ -142,19 +158,22 @@ def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
     return AlexNet(num_classes, drop_rate)
 
 
-def read_crop_settings(config):
-    """How the crops were made ({} for whole photos): it travels with the weights."""
+def read_crop_settings(config: Config) -> dict:
+    """How the crops were made, the content of crop.json; {} for whole photos. It is saved with the weights."""
     if not config.data.crops:
         return {}
     return read_json(Path(config.data.crops) / "crop.json", "run face_crop.py again")
 
 
-def describe(config, heads, net, precision, fold, rows):
-    """What the weights file says of itself: how to build the model and prepare its photos, and what an unreadable
-    photo is answered with: the labels' shares and, of an age in years, what the training ages come to; of a number the
-    median. precision: that it is trained in; rows: DataFrame of training rows."""
+def describe(config: Config, heads: Heads, net: torch.nn.Module, precision: str, fold: int, rows: pd.DataFrame) -> dict:
+    """The metadata of a weights file: how to build the model, how to prepare photos, and `prior`.
+
+    prior: the answer, Heads.width numbers, for a photo that can't be read: the frequencies of the training classes, or
+    of a number the median. precision: "no", "fp16" or "bf16", as trained; rows: training rows.
+    """
     rows = rows[rows["source"] == "train"]
-    task, (mean, std) = heads.task, pixel_scale(net)
+    task = heads.task
+    mean, std = pixel_scale(net)
     if task.numeric:
         prior = [float(rows["target"].median()), np.nan]
     else:
@@ -189,9 +208,9 @@ def refuse_other_tensors(file, model):
             raise ValueError(f"{name} is {given.get(name, 'not there')} in the file, {own.get(name, 'not')} in the net")
 
 
-def refuse_untrue(about, heads):
-    """Raise ValueError where what a file says of itself can't be true: files may come from strangers. InputError for
-    an augmentation or a detector that is neither ours nor of a file in plugins."""
+def refuse_untrue(about: dict, heads: Heads) -> None:
+    """Raise ValueError if a file's metadata can't be true: files may come from strangers. Raise InputError for an
+    unknown augmentation or detector, which a file in `plugins` may add."""
     refuse_unknown("augment", about["augment"], "data.augment")
     kinds = {kind.__name__: kind for kind in (DataConfig, ModelConfig)}
     choices = {
@@ -225,9 +244,9 @@ def refuse_untrue(about, heads):
         raise ValueError(f"fold is {about['fold']!r}, no number")
 
 
-def load(path):
-    """(model in eval mode, its Heads, about) from a file that `save` wrote. Raises InputError if it didn't, or if what
-    it says of itself can't be true. Tensors are compared with the model's by name and shape before any is read."""
+def load(path: str | Path) -> tuple[torch.nn.Module, Heads, dict]:
+    """(model in eval mode on the CPU, its Heads, about) from a file that `save` wrote. Raises InputError for any other
+    file, and for metadata that can't be true. Names and shapes of tensors are compared before any tensor is read."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
@@ -280,8 +299,8 @@ def preparation(about: dict) -> dict:
 PREPARATION = ("image_size", "fit", "augment", "mean", "std", "crops", "heads")
 
 
-def checkpoints(run):
-    """{fold: path} of the trained folds of a run; raises InputError if there is none."""
+def checkpoints(run: str | Path) -> dict[int, Path]:
+    """{fold: path of best.safetensors} of the trained folds of a run; raises InputError if there is none."""
     found = {
         int(path.parent.name[4:]): path
         for path in Path(run).glob("fold*/best.safetensors")
@@ -292,8 +311,11 @@ def checkpoints(run):
     return dict(sorted(found.items()))
 
 
-def load_folds(paths):
-    """({fold: model}, {fold: what its file says of itself}, how outputs are read); InputError if folds differ."""
+def load_folds(paths: dict[int, Path]) -> tuple[dict[int, torch.nn.Module], dict[int, dict], Heads]:
+    """({fold: model}, {fold: its metadata, see `describe`}, the Heads of all). paths: as `checkpoints` gives them.
+
+    Raises InputError if the folds differ in how photos are prepared or outputs are read.
+    """
     nets, abouts = {}, {}
     for fold, path in paths.items():
         net, heads, abouts[fold] = load(path)
