@@ -77,8 +77,10 @@ def infer_classes(config: Config, overwrite: bool = False) -> Task:
         problems.stop_if_strict(True)
     classes = {}
     for head in config.task.heads:
-        if not task.head(head.name).classes and task.head(head.name).kind == "named":
-            counts = rows[task.head(head.name).key].astype(str).value_counts().to_dict()
+        if not task.head(head.name).classes and task.head(head.name).kind in ("named", "multilabel"):
+            cells = rows[task.head(head.name).key].astype(str)
+            cells = cells.str.split().explode().dropna() if head.kind == "multilabel" else cells
+            counts = cells.value_counts().to_dict()
             found, notes = names.classes_of(counts, f"{config.data.train}: {head.name}")
             print(*notes, sep="\n", end="\n" if notes else "")
             begun = [] if overwrite else classes_of_run(config.run, head.name)

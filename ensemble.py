@@ -125,7 +125,7 @@ def log_reported(known: oof.OofPredictions, vote: str, everyone: np.ndarray) -> 
     votes = everyone if known.task.numeric else blend.votes(known.predictions, vote).mean(0)
     for name in metrics.own_names(known.task)[1:]:
         of_votes = metrics.of_probabilities(known.task, name)
-        known.log_interval(votes if of_votes else blend.answer_of(everyone), name)
+        known.log_interval(votes if of_votes else known.task.decide(everyone), name)
 
 
 def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.ndarray]:
@@ -174,6 +174,8 @@ def decide(known: oof.OofPredictions, what: Sequence[str], weigh: Callable, base
     weigh: of search_weights. Each person is scored with weights and decisions that were chosen on other people.
     """
     task, head = known.task, known.task.number
+    if "thresholds" in what:
+        return oof.decide_thresholds(known, weigh, baseline)
 
     def mean(weights, probabilities, numbers, boundary=None):
         each = probabilities if boundary is None else blend.at_boundary(task, probabilities, numbers, boundary)
@@ -245,9 +247,10 @@ FLAGS = {
     },
     "--decide": {
         "nargs": "+",
-        "choices": ["boundary", "bias"],
+        "choices": ["boundary", "bias", "thresholds"],
         "default": [],
-        "help": "choose the age at which the oldest class begins (ages in years), a bias of each head's classes",
+        "help": "choose the age at which the oldest class begins (ages in years), a bias of each head's classes; of "
+        "several labels a photo the probability from which each is answered",
     },
 }
 
@@ -273,6 +276,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--decide chooses among answers; task.score {task.score} looks at probabilities: leave it out"
         )
+    if config.decide and ("thresholds" in config.decide) != task.multilabel:
+        what = "thresholds is" if not task.multilabel else f"{config.decide[0]} is not"
+        raise InputError(f"--decide: {what} for several labels a photo, a head of kind multilabel")
+    if task.multilabel and vote != "soft":
+        raise InputError(f"--{vote} counts one class a photo; of several labels take --soft")
     refuse_other_tasks(task, runs)
     ids, found = members(task, runs, dict.fromkeys(config.folds))
     rows = dataset.eval_rows(config)
@@ -300,13 +308,13 @@ def main(argv: list[str] | None = None) -> None:
     stack = np.stack(list(found.values()))
     if decision:
         scores = decision(*by_run(task, runs, found, ids))
-        answer = scores.argmax(1)
+        answer = task.decide(scores)
     elif searched:
         weights, (means, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
         scores = np.tensordot(weights, blend.votes(means, vote), 1)
-        answer = blend.answer_of(scores)
+        answer = task.decide(scores)
     else:  # nothing was chosen, or nothing chosen was better
-        scores, answer = blend.votes(stack, vote).mean(0), blend.answer_of(VOTES[vote](task, stack))
+        scores, answer = blend.votes(stack, vote).mean(0), task.decide(VOTES[vote](task, stack))
     frame, delimiter, said = submission.make(config, task, rows, answer, None if task.numeric else scores)
     write_csv(config.submission, frame, delimiter)
     if said:
@@ -327,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
 def agreement(task: Task, found: dict[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
     """How far members agree, as a header and rows: the share of photos that two answer alike, or of numbers how far
     they are apart on average. found: {name: (n, k) or (n,)}."""
-    answers = {str(k + 1): blend.answer_of(one) for k, one in enumerate(found.values())}
+    answers = {str(k + 1): task.decide(one) for k, one in enumerate(found.values())}
     rows = []
     for (number, mine), name in zip(answers.items(), found, strict=True):
         cells = [abs(mine - other).mean() if task.numeric else (mine == other).mean() for other in answers.values()]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from timm.loss import AsymmetricLossMultiLabel
 
 from foldface import devices
 from foldface.head import Head
@@ -64,12 +65,17 @@ class Targets:
         self.weight = torch.ones(len(rows))
         if not task.numeric:
             label = torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
-            self.classes = torch.from_numpy(task.smoothed(config.name, config.smoothing))[label]
+            if task.multilabel:
+                yes = torch.from_numpy(task.sets(rows["label"]).astype("float32"))
+                self.classes = yes * (1 - config.smoothing) + config.smoothing / 2
+            else:
+                self.classes = torch.from_numpy(task.smoothed(config.name, config.smoothing))[label]
             if task.probabilities[0] in rows:
                 soft = torch.tensor(rows[task.probabilities].to_numpy("float32"))
                 known = ~soft.isnan().any(1)
                 self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
-            self.weight = self.classes @ class_weights(task.size, config.balance, label)
+            if not task.multilabel:  # whose labels are weighed one by one
+                self.weight = self.classes @ class_weights(task.size, config.balance, label)
         if task.number:
             self.number = torch.tensor(rows[task.number.key].to_numpy("float32"))
         beside = [head for head in task.heads if head.kind == "named" and head not in task.answered]
@@ -104,6 +110,26 @@ def focal(log_probabilities: torch.Tensor, target: torch.Tensor, config: LossCon
     return -(target * log_probabilities * (1 - log_probabilities.exp()) ** config.gamma).sum(1)
 
 
+def label_weights(task: Task, balance: str, label: np.ndarray) -> torch.Tensor:
+    """How much a yes of each label counts beside a no, (size,) float32: rare ones more, at most a hundredfold.
+
+    inverse: noes / yeses; effective: the same of effective numbers, see `class_weights`. label: (n,) int, sets.
+    """
+    yes = torch.from_numpy(task.sets(label).sum(0)).double()
+    no = len(label) - yes
+    if balance == "none":
+        return torch.ones(task.size)
+    if balance == "effective":
+        yes, no = 1 - 0.999**yes, 1 - 0.999**no
+    return (no / yes.clamp(min=1e-3)).clamp(0.01, 100).float()
+
+
+@register("loss", "asymmetric")
+def asymmetric(raw: torch.Tensor, target: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """The asymmetric loss of several labels (Ridnik et al. 2021), timm's: of logits and yes or no, (n, k) each."""
+    return torch.func.vmap(AsymmetricLossMultiLabel())(raw[:, None], target[:, None])
+
+
 class Loss(torch.nn.Module):
     """The loss of a model's outputs, a value per photo, so that the losses of micro-batches add up to the batch's.
 
@@ -120,6 +146,8 @@ class Loss(torch.nn.Module):
         self.f1_sums = f1_sums  # for Learner, which can't import this script
         self.sigma = (heads.number.sigma or 0.03 * heads.range) if heads.number else None  # in the number's unit
         self.compare = functools.partial(lookup("loss", config.name), config=config)
+        if self.task.multilabel:
+            self.register_buffer("yes_weight", label_weights(self.task, config.balance, label))
         if config.name == "f1":
             self.f1 = SoftF1(self.task.size, label, SPAN)
 
@@ -149,7 +177,9 @@ class Loss(torch.nn.Module):
         column = 0  # of the head in `beside`
         for place, (head, part) in enumerate(zip(self.task.heads, parts, strict=True)):
             each = 0.0
-            if head in self.task.answered and part is not None:
+            if head.kind == "multilabel":
+                each = self.of_labels(self.heads.split(outputs)[place], classes)
+            elif head in self.task.answered and part is not None:
                 others = [k + 1 for k in range(len(self.task.shape)) if k != axis]
                 each = self.compare(part, shaped.sum(others) if others else shaped)  # the head's marginal distribution
                 axis += 1
@@ -163,6 +193,14 @@ class Loss(torch.nn.Module):
                 each = each + torch.where(known, self.of_number(outputs, number.nan_to_num(head.low)), 0.0)
             total = total + head.weight * each
         return total
+
+    def of_labels(self, raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss (n,) of several labels, summed over them: raw logits and targets, (n, k) each. A yes counts as
+        loss.balance says."""
+        if self.name == "asymmetric":
+            return self.compare(raw, target)
+        each = torch.nn.functional.binary_cross_entropy_with_logits
+        return each(raw, target, pos_weight=self.yes_weight, reduction="none").sum(1)
 
     def of_cut(self, part: torch.Tensor, head: Head, number: torch.Tensor) -> torch.Tensor:
         """The loss (n,) of a head's classes, cut from numbers (n,), if it is not part of the answer; 0 where the number

@@ -176,6 +176,8 @@ def describe(config: Config, heads: Heads, net: torch.nn.Module, precision: str,
     mean, std = pixel_scale(net)
     if task.numeric:
         prior = [float(rows["target"].median()), np.nan]
+    elif task.multilabel:
+        prior = task.sets(rows["target"]).mean(0)
     else:
         prior = np.bincount(rows["target"], minlength=task.size) / len(rows)
     if heads.in_numbers:

@@ -86,6 +86,7 @@ FLAGS = {"--answers": {"default": "", "help": "CSV of the true answers (ImageID,
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task = config.predicted
+    task.refuse_labels("pseudo_label.py")
     for key in ("threshold", "max_per_class"):
         value = getattr(config.pseudo, key)
         if isinstance(value, list) and len(value) != task.size:

@@ -136,7 +136,11 @@ def validation_metrics(task: Task, predicted: np.ndarray, target: np.ndarray) ->
         loss = np.abs(answer - target).mean()
     else:
         answer = predicted[:, : task.size]
-        probability = predicted[np.arange(len(target)), target]
+        probability = (
+            predicted[np.arange(len(target)), target]
+            if not task.multilabel
+            else (np.where(task.sets(target), answer, 1 - answer))
+        )
         loss = -np.log(np.maximum(probability, 1e-7)).mean()
     return {"val_loss": float(loss), **metrics.scores(task, target, answer)}
 

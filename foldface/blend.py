@@ -14,6 +14,7 @@ from foldface import metrics
 
 ROUNDS = 40  # of hill climbing, so that a weight is a multiple of 1/40 at the finest
 MIN_PROBABILITY = 1e-9
+THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)  # probabilities that are tried for a label
 STEPS = np.round(np.arange(-1.5, 1.51, 0.1), 1)  # log biases that are tried for a class
 
 
@@ -24,7 +25,7 @@ def answer_of(summed: np.ndarray) -> np.ndarray:
 
 def told(task, summed: np.ndarray) -> np.ndarray:
     """Summed votes as the task's score looks at them: answers (n,), or, of a score of probabilities, (n, k)."""
-    return summed if metrics.of_probabilities(task) else answer_of(summed)
+    return summed if metrics.of_probabilities(task) else task.decide(summed)
 
 
 def votes(probabilities: np.ndarray, vote: str) -> np.ndarray:
@@ -52,7 +53,7 @@ def climb(task, stack, target):
     counts, total = np.zeros(len(stack)), np.zeros_like(stack[0])
     best, kept = -np.inf, counts
     for done in range(1, ROUNDS + 1):
-        share = done if task.numeric else 1  # a factor changes numbers, but not the largest class
+        share = done if task.numeric or task.multilabel else 1  # a factor changes these, but not the largest class
         found = [metrics.gain(task, target, told(task, (total + member) / share)) for member in stack]
         pick = int(np.argmax(found))
         counts, total = counts + (np.arange(len(stack)) == pick), total + stack[pick]
@@ -83,6 +84,32 @@ def choose_boundary(task, scores_at, target, usual):
     """The boundary with the best score; among equals the nearest to `usual`. scores_at: {boundary: (n, k)}."""
     return max(
         scores_at, key=lambda bound: (metrics.gain(task, target, scores_at[bound].argmax(1)), -abs(bound - usual))
+    )
+
+
+def choose_thresholds(task, scores, target):
+    """The probability from which each label is answered, (k,), with the best score. scores: (n, k).
+
+    They are searched one after the other, twice; among equally good ones the nearest to a half is taken.
+    """
+    found = np.full(task.size, 0.5)
+    for _ in range(2):
+        for k in range(task.size):
+            tried = []
+            for step in THRESHOLDS:
+                found[k] = step
+                tried.append((metrics.gain(task, target, task.code(scores >= found)), -abs(step - 0.5), step))
+            found[k] = max(tried)[2]
+    return found
+
+
+def at_thresholds(scores, thresholds):
+    """Probabilities (n, k), bent so that each threshold (k,) comes to lie at a half; their order stays."""
+    below = 0.5 * scores / thresholds
+    return np.where(
+        scores < thresholds,
+        np.minimum(below, np.nextafter(0.5, 0)),
+        0.5 + 0.5 * (scores - thresholds) / (1 - thresholds),
     )
 
 

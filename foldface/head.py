@@ -13,13 +13,20 @@ ROW_COLUMNS = ("source", "split", "ImageID", "photo", "file", "id", "label", "ta
 ROW_COLUMNS += ("near", "linked")
 ROW_COLUMNS += ("near", "grouped", "group", "x1", "y1", "x2", "y2", "shared", "faceless", "answer_id", "size", "mtime")
 NOT_KEYS = (*ROW_COLUMNS, "train", "last")  # nor train_f1 of log.csv, nor oof_last.csv
+OF_NAMES = ("named", "multilabel")
+MOST_LABELS = 62  # of kind multilabel: a set of them is an int64
+YES_NO = {
+    **dict.fromkeys(("1", "1.0", "yes", "y", "true"), True),
+    **dict.fromkeys(("0", "0.0", "no", "n", "false"), False),
+}
 N_BINS = 101  # at which a distribution over a head's range is learned: 0..100 years, one by one
 
 
 class Head:
     """One thing that is predicted of a photo.
 
-    kind: "named" (classes by their names), "cut" (a number cut into classes at `bounds`) or "number".
+    kind: "named" (classes by their names), "multilabel" (any number of classes; a set of them is an int, of which bit k
+    is class k), "cut" (a number cut into classes at `bounds`) or "number". table_columns: those that it is read from.
     bounds: where the next class begins, as answers are scored; trained: the same as they are trained on.
     learn, train_gap, sigma, weight: as in HeadConfig. key: its column in our rows, and its part of names of files and
     scores: its name where that can be one (see `Task`).
@@ -28,17 +35,20 @@ class Head:
     def __init__(
         self, name, classes=(), column="", bounds=(), range=(), limits=(), unit="",
         learn="classes", train_bounds=(), train_gap=0.0, sigma=None, weight=1.0,
-        key="",
+        kind="", columns=(), key="",
     ):  # fmt: skip
         self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
         self.key = key or name
         self.bounds, self.trained = tuple(bounds), tuple(train_bounds or bounds)
         self.learn, self.train_gap, self.sigma, self.weight = learn, train_gap, sigma, weight
-        self.kind = "cut" if bounds else "number" if range else "named"
+        self.kind = kind or ("cut" if bounds else "number" if range else "named")
+        self.table_columns = tuple(columns) or (self.column,)
         self.limits = tuple(limits or range)
-        if self.kind != "named" and not (len(range) == len(self.limits) == 2 and range[0] < range[1]):
+        if columns and not classes:
+            self.classes = tuple(columns)
+        if self.kind not in OF_NAMES and not (len(range) == len(self.limits) == 2 and range[0] < range[1]):
             raise InputError(f"task.heads: {name} needs a range [least, most] of its numbers, and limits likewise")
-        if self.kind != "named" and not (self.limits[0] <= range[0] and range[1] <= self.limits[1]):
+        if self.kind not in OF_NAMES and not (self.limits[0] <= range[0] and range[1] <= self.limits[1]):
             raise InputError(f"task.heads: {name}: its limits {list(self.limits)} should hold its range {list(range)}")
         if self.kind == "cut" and not classes:
             self.classes = cut_names(self.bounds)
@@ -70,6 +80,25 @@ class Head:
         if not least <= value <= most:
             return None, f"{self.column} is '{text}', should be a number from {plain(least)} to {plain(most)}"
         return min(max(value, self.low), self.high), ""
+
+    def read(self, row):
+        """A table's row, {column: text} -> as `parse`: of kind multilabel the set of its classes, or, of a head without
+        classes yet, the cell."""
+        if self.kind != "multilabel":
+            return self.parse(row[self.column])
+        if len(self.table_columns) == 1 and self.table_columns[0] == self.column:
+            if not self.classes:
+                return row[self.column], ""
+            found = [self.index_of(name) for name in row[self.column].split()]
+            if None in found:
+                name = row[self.column].split()[found.index(None)]
+                return None, f"{self.column} has '{name}', should be of {one_of(self.classes)}"
+            return sum(1 << index for index in set(found)), ""
+        cells = [YES_NO.get(row[name].lower()) for name in self.table_columns]
+        if None in cells:
+            name = self.table_columns[cells.index(None)]
+            return None, f"{name} is '{row[name]}', should be 1 or 0, yes or no"
+        return sum(1 << self.index[name] for name, yes in zip(self.table_columns, cells, strict=True) if yes), ""
 
     def index_of(self, name):
         """The index of the class that a name means, whatever its spelling; None if it means none."""
@@ -154,12 +183,28 @@ def refuse_bad_heads(heads, numeric):
         if head.kind != "cut" and (head.trained or head.train_gap):
             field = "train_bounds" if head.trained else "train_gap"
             raise InputError(f"task.heads: {head.name} has no bounds between classes, which {field} is about")
-        if head.kind == "named" and (head.learn != "classes" or head.sigma):
+        if head.kind in OF_NAMES and (head.learn != "classes" or head.sigma):
             raise InputError(
                 f"task.heads: {head.name} holds no numbers, which learn and sigma are about: leave them out"
             )
         if head.kind == "cut" and head.learn == "sigmoid":
             raise InputError(f"task.heads: {head.name}: sigmoid learns one number, and it has classes: choose another")
+        if head.kind == "multilabel" and len(head.classes) > MOST_LABELS:
+            raise InputError(f"task.heads: {head.name} has {len(head.classes)} labels, more than {MOST_LABELS}")
+        if head.kind != "multilabel" and len(head.table_columns) > 1:
+            raise InputError(f'task.heads: {head.name} has columns, which are of "kind": "multilabel"')
+        if (
+            head.kind == "multilabel"
+            and set(head.table_columns) - {head.column}
+            and (set(head.table_columns) != set(head.classes))
+        ):
+            raise InputError(f"task.heads: {head.name}: its columns are called otherwise than its classes")
+        if (
+            head.kind == "multilabel"
+            and any(len(name.split()) != 1 for name in head.classes)
+            and (head.table_columns == (head.column,))
+        ):
+            raise InputError(f"task.heads: {head.name} has a class with a blank in its name, which parts the labels")
         if len(head.classes) == 1:
             raise InputError(f"task.heads: {head.name} has one class: there is nothing to tell apart")
         if "" in head.classes:

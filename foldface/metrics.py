@@ -36,12 +36,22 @@ class MacroF1(Ratio):
     exact = True
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
+        if task.multilabel:
+            above, below = self.sums(task, target, answer, np.zeros(len(target), int), 1)
+            return float((above[below > 0] / below[below > 0]).mean()) if below.any() else 0.0
         return macro_f1(target, answer, task.size)
 
     def title(self, task: Task) -> str:
         return "macro F1"
 
     def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
+        if task.multilabel:
+            truth, told = task.sets(target), task.sets(answer)
+            true, answered, hits = (
+                np.stack([np.bincount(person, column, n) for column in labels.T.astype(float)], 1)
+                for labels in (truth, told, truth & told)
+            )
+            return 2 * hits, true + answered
         right, size = target == answer, task.size
         true, answered, hits = (
             np.bincount(who * size + what, minlength=n * size).reshape(n, size).astype(float)
@@ -103,6 +113,11 @@ def fitting(task: Task, name: str, setting: str = "task.score") -> Score:
         ours = one_of([one for one in names("score") if score_named(one).numbers == task.numeric], most=20)
         kind = "a number" if task.numeric else "a class"
         raise InputError(f"{setting} {name}: the answer is {kind}: choose {ours}")
+    if task.multilabel and (isinstance(score, (scorers.CohenKappa, scorers.TopK)) or (
+        isinstance(score, scorers.OfSklearn) and score.probabilities
+    )):  # fmt: skip
+        raise InputError(f"{setting} {name} is for one class a photo: choose f1, accuracy, roc_auc, average_precision, "
+                         "log_loss, f1_samples, f1_micro, jaccard_samples, ...")  # fmt: skip
     if task.size and isinstance(score, scorers.OfSklearn):
         score.refuse_other_answers(task, setting)
     return score
@@ -118,10 +133,10 @@ def of_probabilities(task: Task, name: str = "") -> bool:
     return score_named(name or task.score).probabilities
 
 
-def seen_by(score: Score, answer) -> np.ndarray:
+def seen_by(task: Task, score: Score, answer) -> np.ndarray:
     """What a score looks at: probabilities (n, k) as they are, or the answers (n,) that they make."""
     answer = np.asarray(answer)
-    return answer.argmax(1) if answer.ndim == 2 and not score.probabilities else answer
+    return answer if score.probabilities else task.decide(answer)
 
 
 def sign(task: Task) -> int:
@@ -188,7 +203,7 @@ def scores(task: Task, target, answer) -> dict[str, float]:
         if name in ("f1", "accuracy", "mae", "within") or name not in usual:
             score = score_named(name)
             if answer.ndim == 2 or not score.probabilities:
-                result[name] = score.value(task, target, seen_by(score, answer))
+                result[name] = score.value(task, target, seen_by(task, score, answer))
     if not task.numeric and len(task.answered) > 1:
         truth, answered = task.decode(target), task.decode(answer.argmax(1) if answer.ndim == 2 else answer)
         for head in task.answered:
@@ -199,7 +214,7 @@ def scores(task: Task, target, answer) -> dict[str, float]:
 def value(task: Task, target, answer) -> float:
     """The task's score alone, in a fraction of the time that `scores` takes. target (n,); answer (n,) or (n, k)."""
     score = score_of(task)
-    return float(score.value(task, np.asarray(target), seen_by(score, answer)))
+    return float(score.value(task, np.asarray(target), seen_by(task, score, answer)))
 
 
 def bootstrap_scores(
@@ -213,8 +228,9 @@ def bootstrap_scores(
     """
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     n, target, score = person.max() + 1, np.asarray(target), score_named(name) if name else score_of(task)
+    samples = min(samples, score.most_samples(task, len(target)))
     rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
-    resampled = [score.resampled(task, target, seen_by(score, answer), person, n) for answer in answers]
+    resampled = [score.resampled(task, target, seen_by(task, score, answer), person, n) for answer in answers]
     block = max(1, min(samples, 2_000_000 // n))  # samples at a time: one matrix product, within some 16 MB
     for start in range(0, samples, block):
         count = min(block, samples - start)

@@ -76,6 +76,29 @@ class OofPredictions:
         return better
 
 
+def decide_thresholds(known, weigh, baseline):
+    """Thresholds of several labels a photo, as a function of (m, n, k) and None -> (n, k) scores in which each
+    threshold lies at a half; None if the baseline stands. weigh(rows (n,) bool) -> weights (m,)."""
+    task = known.task
+
+    def choose(rows):
+        votes = np.tensordot(weigh(rows), known.predictions, 1)
+        return votes, blend.choose_thresholds(task, votes[rows], known.target[rows])
+
+    def fit(rows):
+        votes, thresholds = choose(rows)
+        return lambda others: task.code(votes[others] >= thresholds)
+
+    answer = blend.nested(fit, known.target, known.part)
+    if not known.log_score(answer, "decided thresholds, on people not decided on", baseline):
+        print("a half for each label is not beaten: it stays")
+        return None
+    everyone = np.ones(len(known.target), bool)
+    weights, (_, thresholds) = weigh(everyone), choose(everyone)
+    print("thresholds: " + ", ".join(f"{name} {at:.2f}" for name, at in zip(task.classes, thresholds, strict=True)))
+    return lambda members, _: blend.at_thresholds(np.tensordot(weights, members, 1), thresholds)
+
+
 def read_numbers(task, paths, ids):
     """What stands behind a cut head, task.number.columns beside the predictions of several runs or folds:
     (m, n, columns) in the order of ids; None if any of them has none."""

@@ -32,7 +32,7 @@ def with_answers(task, frame, found):
     if task.numeric:
         return frame.assign(ans=found[:, 0], confidence=found[:, 1])
     probabilities = found[:, : task.size]
-    frame = frame.assign(ans=probabilities.argmax(1))
+    frame = frame.assign(ans=task.decide(probabilities))
     return pd.concat([frame, pd.DataFrame(probabilities, columns=task.probabilities)], axis=1)
 
 
@@ -68,11 +68,16 @@ def read_fold(task, path):
         bad, what = ~np.isfinite(frame["ans"]), "ans is no number"
     else:
         values = frame[columns].to_numpy()
-        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01))
-        what = f"{columns[0]}..{columns[-1]} are not probabilities that sum to one"
+        one = values.max(1) <= 1.01 if task.multilabel else abs(values.sum(1) - 1) < 0.01
+        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & one)
+        what = (
+            f"{columns[0]}..{columns[-1]} are not probabilities that sum to one"
+            if not task.multilabel
+            else "probabilities are beyond 0 to 1"
+        )
     if bad.any():
         raise InputError(f"{path}, row {int(bad.argmax()) + 2}: {what}")
-    return frame if task.numeric else frame.assign(ans=values.argmax(1))
+    return frame if task.numeric else frame.assign(ans=task.decide(values))
 
 
 def values(task, frame):
@@ -85,9 +90,17 @@ def read_oof(task, path):
 
     Raises InputError for values that are impossible.
     """
-    counted = {"fold": np.inf} | ({} if task.numeric else {"target": task.size, "ans": task.size})
+    end = 2**task.size if task.multilabel else task.size
+    counted = {"fold": np.inf} | ({} if task.numeric else {"target": end, "ans": end})
     columns = [*numbers(task), *counted]  # numbers keep float64, so they are read as text
+    columns = [name for name in columns if not (task.multilabel and name in ("target", "ans"))]  # no float32
     frame = read_csv(path, [*OOF_COLUMNS, *numbers(task)], "train first", numbers=columns)
+    if task.multilabel:
+        for name in ("target", "ans"):
+            whole = frame[name].str.fullmatch(r"\d{1,19}")
+            if not whole.all():
+                raise InputError(f"{path}, row {int((~whole).to_numpy().argmax()) + 2}: {name} is no set: train again")
+            frame[name] = frame[name].astype("int64")
     for name, end in counted.items():
         bad = ~(frame[name].between(0, end, inclusive="left") & (frame[name] % 1 == 0)).to_numpy()
         if bad.any():
@@ -204,7 +217,11 @@ def spread(task, columns):
             lines.append(f"{share:<24.0%}" + "".join(cells))
         return "\n".join(lines)
     lines = [f"{'class':24}" + titles]
-    shares = [np.bincount(np.asarray(v), minlength=task.size) / max(len(v), 1) for v in columns.values()]
+
+    def counts(answers):
+        return task.sets(answers).sum(0) if task.multilabel else np.bincount(answers, minlength=task.size)
+
+    shares = [counts(np.asarray(v)) / max(len(v), 1) for v in columns.values()]
     for index, name in enumerate(task.classes):
         lines.append(f"{index:2} {name:21}" + "".join(f"{share[index]:>12.1%}" for share in shares))
     return "\n".join(lines)

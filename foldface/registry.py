@@ -22,12 +22,12 @@ from foldface.files import InputError
 SCORES = ("roc_auc", "average_precision", "log_loss")
 SCORES += ("cohen_kappa", "cohen_kappa_linear", "cohen_kappa_quadratic")
 BUILT_IN = {
-    "loss": ("cross_entropy", "neighbour", "focal", "f1"),
+    "loss": ("cross_entropy", "neighbour", "focal", "f1", "asymmetric"),
     "augment": ("none", "light", "diary", "strong", "shapes", "trash"),
     "detector": ("retinaface", "facenet", "yunet", "person", "centre"),
     "score": ("f1", "accuracy", "mae", "within", *SCORES),
     "layout": ("competition", "aaf", "utkface", "folder", "boxes", "table"),
-    "splitter": ("pandas_streaming", "sklearn"),
+    "splitter": ("pandas_streaming", "sklearn", "iterative"),
 }
 WORDS = {"augment": "augmentation"}  # a kind as it is called in a sentence
 REGISTERED: dict[str, dict[str, object]] = {kind: {} for kind in BUILT_IN}

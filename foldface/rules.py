@@ -132,6 +132,20 @@ def conditional(head, config):
     return any(re.match(rf"\s*{re.escape(head.name)}\s*(>=|<|=)", words) for words in config.data.only)
 
 
+def check_labels(config):
+    """Refuse settings that don't go with several labels a photo (InputError)."""
+    wrong = [
+        ("model.heads joint", config.model.heads == "joint", "multi"),
+        ("train.sampler balanced", config.train.sampler == "balanced", "all"),
+        ("data.max_per_class", config.data.max_per_class > 0, "0"),
+        (f"loss.name {config.loss.name}", config.loss.name not in ("cross_entropy", "asymmetric"), "cross_entropy"),
+        ("data.pseudo", bool(config.data.pseudo), "none"),
+    ]
+    for what, there, instead in wrong:
+        if there:
+            raise InputError(f"{what} is for one class a photo; task.heads has several labels a photo: take {instead}")
+
+
 def check_task(config):
     """Refuse settings that don't go with the task (InputError)."""
     task, chosen = config.predicted, config.model
@@ -149,6 +163,10 @@ def check_task(config):
                 f"task.heads.{head.name}.learn {head.learn} needs a head of its own: --model.heads multi, or "
                 f"--task.heads.{head.name}.learn classes"
             )
+    if config.loss.name == "asymmetric" and not task.multilabel:
+        raise InputError("loss.name asymmetric is for several labels a photo, a head of kind multilabel")
+    if task.multilabel:
+        check_labels(config)
     if task.number and task.number.kind == "number" and task.number.learn == "classes":
         raise InputError(
             f"task.heads.{task.number.name}.learn classes: {task.number.name} is a number without classes: choose "

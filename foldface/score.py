@@ -28,6 +28,10 @@ class Score:
         """The score as it is printed; "" = by its name."""
         return ""
 
+    def most_samples(self, task: Task, photos: int) -> int:
+        """How many samples of the people are drawn for an interval at most: fewer where each takes long."""
+        return 1000
+
     def resampled(self, task: Task, target, answer, person, n: int) -> Callable[[np.ndarray], np.ndarray]:
         """A function of (samples, n) int, how often a sample holds each of n people, that gives each sample's score:
         (samples,) float. person: (n_photos,) index of each photo's person."""

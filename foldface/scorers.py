@@ -25,12 +25,13 @@ SHORT = {"rmse": "root_mean_squared_error", "mse": "mean_squared_error", "mcc": 
 TITLES = {"root_mean_squared_error": "RMSE", "mean_squared_error": "MSE", "matthews_corrcoef": "MCC", "r2": "R2"}
 OF_CLUSTERS = re.compile(r"rand_score|mutual_info|homogeneity|completeness|v_measure|fowlkes")
 OF_NUMBERS = re.compile(r"_error$|_error_score$|_deviance$|^explained_variance$|^r2$")
+MOST_CELLS = 10_000_000  # photos x classes x samples that scikit-learn's own functions are called for
 ROWS = 64  # samples of the people that are ranked at a time
 
 
 def sklearn():
-    """The package, which takes a second to import."""
-    import sklearn.metrics  # brings sklearn.base along
+    """The package, which takes a second to import; its parts come when they are named."""
+    import sklearn
 
     return sklearn
 
@@ -54,32 +55,47 @@ class Ranking(Score):
 
     def classes(self, task: Task, target: np.ndarray) -> list[int]:
         """The classes that are ranked: those that some photos have and some don't."""
-        wanted = [1] if task.size == 2 else range(task.size)
-        return [k for k in wanted if 0 < (target == k).sum() < len(target)]
+        wanted = [1] if task.size == 2 and not task.multilabel else range(task.size)
+        return [k for k in wanted if 0 < task.has(target, k).sum() < len(target)]
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
-        found = [self.binary(target == k, answer[:, k]) for k in self.classes(task, target)]
+        found = [self.binary(task.has(target, k), answer[:, k]) for k in self.classes(task, target)]
         return float(np.mean(found)) if found else float("nan")
 
     def resampled(self, task: Task, target, answer, person, n: int):
-        ranked = []
-        for k in self.classes(task, target):
-            order = np.argsort(-answer[:, k], kind="stable")
-            ends = np.flatnonzero(np.diff(answer[order, k], append=np.nan) != 0)  # the last photo of each threshold
-            ranked.append((person[order], target[order] == k, ends))
+        ranked = [
+            (person[order], *thresholds(answer[order, k], task.has(target, k)[order]))
+            for k in self.classes(task, target)
+            for order in [np.argsort(-answer[:, k], kind="stable")]
+        ]
 
         def scores_of(times):
+            times = times.astype(np.int32)
             values = np.full((len(ranked), len(times)), np.nan)
-            for row, (who, truth, ends) in enumerate(ranked):
+            for row, (who, having, ends, having_at) in enumerate(ranked):
                 for start in range(0, len(times), ROWS):
-                    weight = times[start : start + ROWS][:, who].astype(float)
-                    true, false = ((weight * side).cumsum(1)[:, ends] for side in (truth, ~truth))
+                    weight = times[start : start + ROWS].take(who, 1)
+                    every = weight.cumsum(1, dtype=np.int32)[:, ends].astype(float)
+                    true = np.zeros((len(weight), len(having) + 1))
+                    weight[:, having].cumsum(1, out=true[:, 1:])
+                    true = true[:, having_at]
                     with np.errstate(invalid="ignore", divide="ignore"):
-                        values[row, start : start + ROWS] = self.weighted(true, false)
+                        values[row, start : start + ROWS] = self.weighted(true, every - true)
             known = ~np.isnan(values)
             return np.where(known, values, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
         return scores_of
+
+
+def thresholds(score: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a ranking is looked at, of scores (n,) that fall and truth (n,) bool: (the photos that have the class, the
+    last photo of each threshold, how many have the class up to there). Between two thresholds with photos that have the
+    class all others count as one."""
+    ends = np.flatnonzero(np.diff(score, append=np.nan) != 0)
+    having_at = truth.cumsum()[ends]
+    new = np.diff(having_at, prepend=0) > 0
+    kept = new | np.append(new[1:], True)
+    return np.flatnonzero(truth), ends[kept], having_at[kept]
 
 
 @register("score", "roc_auc")
@@ -133,6 +149,10 @@ class LogLoss(MeanOfPhotos):
     probabilities = less_is_better = True
 
     def each(self, task: Task, target: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        if task.multilabel:  # the mean over the labels, each yes or no
+            yes, answer = task.sets(target), np.asarray(answer, float)
+            sure = np.where(yes, answer, 1 - answer)
+            return -np.log(np.clip(sure, np.finfo(float).eps, 1)).mean(1)
         sure = normalised(answer)[np.arange(len(target)), target]
         return -np.log(np.clip(sure, np.finfo(float).eps, 1))
 
@@ -230,6 +250,8 @@ class OfSklearn(Score):
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
         told = told_class()(task.size)
+        if task.multilabel:
+            target, answer = (task.sets(one).astype(int) for one in (target, answer))
         answer = normalised(answer) if self.probabilities else answer
         try:
             with warnings.catch_warnings():
@@ -240,10 +262,16 @@ class OfSklearn(Score):
             return float("nan")
         return -found if self.less_is_better else found
 
+    def most_samples(self, task: Task, photos: int) -> int:
+        return 1000 if not self.probabilities else min(1000, max(50, MOST_CELLS // (photos * task.size)))
+
     def refuse_other_answers(self, task: Task, setting: str) -> None:
         """Raise InputError where scikit-learn has no such score for as many classes as the task has."""
         target = np.tile(np.arange(task.size), 2)
-        answer = 0.5 * np.eye(task.size)[target] + 0.5 / task.size
+        if task.multilabel:
+            target = np.eye(task.size, dtype=int)[target]
+            target[0] = 1
+        answer = target if task.multilabel else 0.5 * np.eye(task.size)[target] + 0.5 / task.size
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -264,6 +292,13 @@ class LabelsOfSklearn(OfSklearn, OfConfusions):
             found = float(self.scorer(told_class()(task.size), answer, target, sample_weight=weight))
         return -found if self.less_is_better else found
 
+    def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
+        return OfSklearn.value(self, task, target, answer)
+
+    def resampled(self, task: Task, target, answer, person, n: int):
+        how = Score if task.multilabel else OfConfusions  # of labels there are too many pairs of sets
+        return how.resampled(self, task, target, answer, person, n)
+
 
 @functools.cache
 def told_class():
@@ -280,7 +315,7 @@ def told_class():
 
         def predict(self, told):
             self.asked = self.asked or "predict"
-            return told.argmax(1) if told.ndim == 2 else told
+            return told
 
         def predict_proba(self, told):
             self.asked = "predict_proba"

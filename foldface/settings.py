@@ -45,6 +45,10 @@ class HeadConfig:
     """names in the order of their index; [] = those that the data has, sorted"""
     column: str = ""
     """column of the table that holds it; empty = name. Layout folder has the column class"""
+    kind: Literal["", "multilabel"] = ""
+    """multilabel = a photo has any number of the classes: the column's cell holds their names, with blanks between"""
+    columns: List[str] = field(default_factory=list)
+    """of kind multilabel, columns of yes and no (1 and 0) instead, one a class, called like the classes"""
     bounds: List[Number] = field(default_factory=list)
     """numbers at which the next class begins; with them the column holds numbers"""
     range: List[Number] = field(default_factory=list)
@@ -172,7 +176,8 @@ class DataConfig:
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Splitter = "pandas_streaming"
-    """which library deals people into folds: pandas_streaming or sklearn"""
+    """which library deals people into folds: pandas_streaming or sklearn; iterative = by several labels a photo, which
+    a head of kind multilabel always has"""
     memory_gb: NonNegativeFloat = 2.0
     """memory for photos that were decoded and brought to data.image_size once, so that later epochs need not: 18,900 of
     192 pixels take 2.1; those that don't fit are decoded each time"""
@@ -247,7 +252,8 @@ class LossConfig:
 
     name: LossName = "cross_entropy"
     """cross_entropy, its smoothing spread over all classes; neighbour: spread over neighbouring age classes only;
-    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last 2048 photos"""
+    focal: what is answered well already counts less; f1: cross entropy plus macro F1 of the last 2048 photos. Of
+    several labels a photo cross_entropy is that of each label, yes or no; asymmetric: an easy no counts less"""
     smoothing: Smoothing = 0.0
     """share of the target's weight that smoothing takes from the true class"""
     balance: Literal["none", "inverse", "effective"] = "none"

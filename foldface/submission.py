@@ -3,6 +3,7 @@
 What a column of the sample holds is found by looking at its name and its cells:
 
     class                 the class's index (0, 1, ...), or its name
+    labels                those of a photo, by name or index, with blanks between
     probability           of one class, where there are two; or a column a class, by the class's name
     number                of a head of numbers
     a column a head       the class of each head, where several heads make the answer
@@ -67,23 +68,31 @@ def form_for(config, task, rows) -> Form | None:
     if not columns:
         raise InputError(f"{path}: has no column beside {id_column}: data.sample_submission should show the answers")
     cells = {name: [cell for cell in dict.fromkeys(frame[name]) if cell] for name in columns}
-    return Form(str(path), frame, id_column, values_of(task, path, cells))
+    blank = {name for name in columns if (frame[name] == "").any()}
+    return Form(str(path), frame, id_column, values_of(task, path, cells, blank))
 
 
-def values_of(task, path, cells):
-    """{column: Value} of a sample's columns beside the id. cells: {column: its different cells}."""
+def values_of(task, path, cells, blank=()):
+    """{column: Value} of a sample's columns beside the id. cells: {column: its different cells}; blank: columns in
+    which some cells are empty."""
     columns = list(cells)
     if task.numeric:
         if len(columns) > 1:
             raise InputError(f"{path}: has the columns {one_of(columns)}; the answer is one number")
         return {columns[0]: number(path, columns[0], cells[columns[0]])}
     classes = classes_named(task, columns)
+    if task.multilabel and len(columns) == 1 and not classes:
+        return {columns[0]: labels(task, path, columns[0], cells[columns[0]], columns[0] in blank)}
+    if task.multilabel and len(classes) == len(columns) == task.size:
+        whole = all(cell in ("0", "1") for of_column in cells.values() for cell in of_column)
+        yes_no = whole and not metrics.of_probabilities(task)
+        return {name: yes_or_no(task, k) if yes_no else probability(task, k) for name, k in classes.items()}
     if len(classes) == len(columns) == task.size:
         return {name: probability(task, k) for name, k in classes.items()}
     heads = {name: head for name in columns for head in task.answered if name in (head.name, head.column)}
     if len(task.answered) > 1 and len(heads) == len(columns):
         return {name: of_head(task, path, name, head, cells[name]) for name, head in heads.items()}
-    if len(columns) == 1:
+    if len(columns) == 1 and not task.multilabel:
         return {columns[0]: one_column(task, path, columns[0], cells[columns[0]], classes)}
     lost = [name for k, name in enumerate(task.classes) if k not in classes.values()]
     strange = [name for name in columns if name not in classes]
@@ -105,9 +114,35 @@ def classes_named(task, columns):
 
 def probability(task, k):
     return Value(
-        f"the probability of {task.classes[k]}" if task.size == 2 else "the probability of each class",
+        f"the probability of {task.classes[k]}"
+        if task.size == 2 and not task.multilabel
+        else "the probability of each class",
         lambda answer, probabilities: probabilities[:, k],
     )
+
+
+def yes_or_no(task, k):
+    return Value("1 or 0 for each label", lambda answer, _: task.has(answer, k).astype(int))
+
+
+def labels(task, path, name, cells, may_be_empty):
+    """A column of labels with blanks between: names where all are names, else indices. Where no cell of the sample is
+    empty, a photo without a label has its likeliest one: servers take an empty cell for a missing answer."""
+    known, words = spellings(task.classes), [word for cell in cells for word in cell.split()]
+    by_name = all(index_in(known, word) is not None for word in words)
+    if not by_name and not all(word.isdigit() and int(word) < task.size for word in words):
+        strange = next(word for word in words if index_in(known, word) is None)
+        raise InputError(f"{path}: {name} holds {strange!a}, which is none of the labels {one_of(task.classes)}")
+    written = task.classes if by_name else tuple(map(str, range(task.size)))
+
+    def text(answer, probabilities):
+        rows = task.sets(answer)
+        if not may_be_empty:
+            rows |= ~rows.any(1, keepdims=True) & (probabilities == probabilities.max(1, keepdims=True))
+        return np.array([" ".join(one for one, on in zip(written, row, strict=True) if on) for row in rows], object)
+
+    said = "the labels" + ("" if by_name else "' indices")
+    return Value(said + ("" if may_be_empty else ", at least the likeliest"), text)
 
 
 def number(path, name, cells):
@@ -183,7 +218,9 @@ def make(config, task, rows, answer, scores):
     rows: the n photos to answer for; answer (n,); scores (n, k) of the classes, None of a number. As
     data.sample_submission has it; else a row a photo with its ImageID, or what data.id_column calls it, and ans.
     """
-    probabilities = None if scores is None else scores / np.maximum(scores.sum(1, keepdims=True), 1e-300)
+    probabilities = scores
+    if scores is not None and not task.multilabel:
+        probabilities = scores / np.maximum(scores.sum(1, keepdims=True), 1e-300)
     form = form_for(config, task, rows)
     if form:
         frame, said = write_as(form, task, rows, answer, probabilities)
@@ -233,4 +270,5 @@ def together(task, code, answer, probabilities):
         return np.bincount(code, answer) / count, None
     total = np.zeros((len(count), probabilities.shape[1]))
     np.add.at(total, code, probabilities)
-    return total.argmax(1), total / count[:, None]
+    mean = total / count[:, None]
+    return task.decide(mean), mean

@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from foldface.files import InputError
-from foldface.head import Head, refuse_bad_heads, usable
+from foldface.head import OF_NAMES, Head, refuse_bad_heads, usable
 from foldface.names import folded, meaning, number_of, one_of, spellings
 
 MASK_TASK = {
@@ -32,6 +32,7 @@ MASK_TASK = {
         },
     ]
 }
+MOST_YES_NO = 8  # heads of two classes in the answer: their product is hardly ever what is wanted
 MOST_ANSWERS = 10_000  # of a task: the product of its heads' classes
 
 
@@ -52,7 +53,7 @@ class Task:
         keys = [head["name"] if usable(head["name"]) else f"head{place}" for place, head in enumerate(heads)]
         self.heads = [Head(**head, key=key) for head, key in zip(heads, keys, strict=True)]
         names = [head.name for head in self.heads]
-        numeric = [head for head in self.heads if head.kind != "named"]
+        numeric = [head for head in self.heads if head.kind not in OF_NAMES]
         refuse_bad_heads(self.heads, numeric)
         self.number = numeric[0] if numeric else None
         unknown = [name for name in answer if name not in names]
@@ -65,13 +66,30 @@ class Task:
                 f"task: {' and '.join(head.name for head in self.answered)} can't make one answer, since one is a "
                 'number: name those that do, such as "answer": ["' + self.answered[0].name + '"]'
             )
+        self.multilabel = any(head.kind == "multilabel" for head in self.answered)
+        if len(self.answered) > 1 and any(head.kind == "multilabel" for head in self.heads):
+            raise InputError("task.heads: a head of kind multilabel makes the answer alone: name it in task.answer")
+        if any(head.kind == "multilabel" for head in self.heads) and not self.multilabel:
+            raise InputError("task.heads: a head of kind multilabel makes the answer: name it in task.answer")
         self.score, self.tolerance, self.reported = score, tolerance, tuple(reported)
         self.answer_as = answer_as
         self.set_classes()
 
     def set_classes(self):
         """Work out the answer's classes from those of its heads."""
+        if self.multilabel:
+            self.shape, self.classes = (), self.answered[0].classes
+            self.size, self.probabilities = len(self.classes), [f"p{k}" for k in range(len(self.classes))]
+            return
         self.shape = () if self.numeric else tuple(len(head.classes) for head in self.answered)
+        yes_no = [head for head in self.answered if len(head.classes) == 2]
+        if len(yes_no) >= MOST_YES_NO and not self.numeric:
+            first, second = (head.column for head in yes_no[:2])
+            raise InputError(
+                f"task.heads: {len(yes_no)} heads of two classes make {math.prod(self.shape)} answers; for several "
+                'labels a photo take one head: [{"name": "labels", "kind": "multilabel", "columns": '
+                f'["{first}", "{second}", ...]}}]'
+            )
         if math.prod(self.shape) > MOST_ANSWERS:  # a stranger's run could name billions
             raise InputError(f"task.heads: {math.prod(self.shape)} answers are more than {MOST_ANSWERS}: name fewer in "
                              "task.answer")  # fmt: skip
@@ -111,9 +129,9 @@ class Task:
         match = re.fullmatch(rf"\s*({'|'.join(names)})\s*(>=|<|=)\s*(.+?)\s*", words)
         head = next((head for head in self.heads if match and head.name == match[1]), None)
         try:
-            if head and match[2] == "=" and head.kind != "number":
+            if head and match[2] == "=" and head.kind not in ("number", "multilabel"):
                 return head, "=", head.classes.index(match[3])
-            if head and match[2] != "=" and head.kind != "named":
+            if head and match[2] != "=" and head.kind not in OF_NAMES:
                 return head, match[2], float(match[3])
         except ValueError:
             pass
@@ -126,7 +144,7 @@ class Task:
         """
         found = {}
         for head in self.heads:
-            found[head.key], reason = head.parse(row[head.column])
+            found[head.key], reason = head.read(row)
             if reason:
                 return None, reason
         return found, ""
@@ -138,11 +156,38 @@ class Task:
         """
         if self.numeric:
             return rows[self.answered[0].key].to_numpy(float)
+        if self.multilabel:
+            return rows[self.answered[0].key].to_numpy(np.int64)
         parts = []
         for head in self.answered:
             values = rows[head.key].to_numpy()
             parts.append(head.class_of(values, head.trained if trained else None) if head.kind == "cut" else values)
         return self.encode(*parts)
+
+    def sets(self, codes):
+        """Which labels sets have: (n,) int of a task of several labels -> (n, size) bool."""
+        return (np.asarray(codes, np.int64)[:, None] >> np.arange(self.size)) & 1 == 1
+
+    def code(self, labels):
+        """The reverse of `sets`: (n, size) bool -> (n,) int64."""
+        return (np.asarray(labels, bool) * (1 << np.arange(self.size, dtype=np.int64))).sum(1)
+
+    def has(self, target, k):
+        """Which targets (n,) are, or hold, class k: (n,) bool."""
+        return (np.asarray(target) >> k) & 1 == 1 if self.multilabel else np.asarray(target) == k
+
+    def decide(self, votes):
+        """Probabilities or votes (n, k) -> answers (n,): the class of the largest; of several labels the set of those
+        of at least a half. Answers and numbers (n,) stay as they are."""
+        votes = np.asarray(votes)
+        if votes.ndim == 1:
+            return votes
+        return self.code(votes >= 0.5) if self.multilabel else votes.argmax(1)
+
+    def refuse_labels(self, what):
+        """Raise InputError where a photo has several labels, which `what` is not made for."""
+        if self.multilabel:
+            raise InputError(f"{what} is for one class a photo or a number, not for several labels a photo")
 
     def encode(self, *parts):
         """The answer's class of the class indices of its heads; arrays broadcast."""
@@ -204,6 +249,10 @@ class Task:
 
     def written(self, answer):
         """Answers as submission.csv has them: class indices, or names, or numbers."""
+        if self.multilabel:
+            names = self.classes if self.answer_as == "name" else tuple(map(str, range(self.size)))
+            return np.array([" ".join(name for name, on in zip(names, row, strict=True) if on)
+                             for row in self.sets(answer)], dtype=object)  # fmt: skip
         if self.numeric or self.answer_as == "index":
             return np.asarray(answer)
         return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
@@ -230,7 +279,7 @@ class Task:
     @property
     def confused(self):
         """What to say where classes are called numbers and submission.csv has other numbers, their index; else ""."""
-        if self.numeric or self.answer_as == "name":
+        if self.numeric or self.multilabel or self.answer_as == "name":
             return ""
         values = [number_of(name) for name in self.classes]
         wrong = next((k for k, value in enumerate(values) if None not in values and value != k), None)

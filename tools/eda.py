@@ -53,7 +53,9 @@ def classes(task, rows):
     pieces = []
     own = rows[rows["source"] == "train"]
     if not task.numeric:
-        count = own.groupby("target").agg(photos=("id", "size"), people=("id", "nunique"))
+        has = {k: own[task.has(own["target"], k)] for k in range(task.size)}
+        count = pd.DataFrame({"photos": {k: len(v) for k, v in has.items() if len(v)}})
+        count["people"] = [has[k]["id"].nunique() for k in count.index]
         share = count["photos"] / len(own)
         table = [
             [task.classes[k], int(n), int(p), f"{share[k]:.1%}"]
@@ -317,7 +319,8 @@ def main(argv: list[str] | None = None) -> None:
         photos, source = photos + new, np.concatenate([source, ["eval"] * len(new)])
     seen = measure(duplicates.fingerprint(photos))
     some = first_photos(rows)
-    labels = [f"{t:g}" if task.numeric else task.classes[t] for t in some["target"]]
+    labels = [f"{t:g}" if task.numeric else task.classes[t] for t in ([] if task.multilabel else some["target"])]
+    labels = labels or [" ".join(np.array(task.classes)[row]) or "none" for row in task.sets(some["target"])]
     some = [
         (photo, [label, html.Name(name)])
         for photo, label, name in zip(some["photo"], labels, some["ImageID"], strict=True)

@@ -200,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     import model
     from foldface.nn import gradcam
 
+    config.predicted.refuse_labels("tools.explain")
     home = runs.output_folder(config)
     folds = model.load_folds(model.checkpoints(config.run))
     explainer = gradcam.Explainer(config, folds, config.layers, config.head, config.of)

@@ -244,6 +244,7 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
+    task.refuse_labels("tools.label_errors")
     if task.numeric:
         raise InputError(
             "tools.label_errors checks classes; the run's report.html shows the largest errors of a number"

@@ -22,9 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from foldface.data.iterative import splitter_of
 from foldface.files import InputError, read_csv, refuse_special, write_csv
 from foldface.names import folded
 from foldface.registry import lookup, register
+from foldface.scorers import sklearn
 from foldface.settings import Config
 
 FOLD_COLUMNS = ["id", "fold"]
@@ -94,17 +96,20 @@ def groups(rows):
     return csgraph.connected_components(links, directed=False)[1][person]
 
 
-def strata(rows, group):
+def strata(rows, group, multilabel=False):
     """What groups are dealt evenly by, a row a group: DataFrame of group and stratum, sorted by group.
 
     The stratum is the answer that most of a group's photos have (of equally many the first), so that of people with
-    seven photos each gender and age decide; of a number, in which tenth of all groups it lies.
+    seven photos each gender and age decide; of a number, in which tenth of all groups it lies; of several labels a
+    photo (multilabel) all labels that photos of the group have.
     """
     targets = pd.DataFrame({"group": group, "stratum": rows["target"].to_numpy()})
     if rows["target"].dtype.kind == "f":
         people = targets.groupby("group", as_index=False)["stratum"].median()
         rank = people["stratum"].rank(method="first", pct=True).to_numpy()
         return people.assign(stratum=np.minimum((rank * 10).astype(int), 9))
+    if multilabel:
+        return targets.groupby("group", as_index=False)["stratum"].agg(np.bitwise_or.reduce)
     count = targets.groupby(["group", "stratum"], sort=False).size().reset_index(name="photos")
     most = count.sort_values("photos", ascending=False, kind="stable").drop_duplicates("group")
     return most[["group", "stratum"]].sort_values("group", ignore_index=True)
@@ -137,12 +142,10 @@ def deal_pandas_streaming(people: pd.DataFrame, folds: int, seed: int) -> np.nda
 @register("splitter", "sklearn")
 def deal_sklearn(people: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
     """scikit-learn's StratifiedKFold. Raises InputError where no class has as many people as there are folds."""
-    from sklearn.model_selection import StratifiedKFold
-
     fold = np.full(len(people), folds - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer people than folds; the table shows it
-        dealer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        dealer = sklearn().model_selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
         try:
             for k, (_, members) in enumerate(dealer.split(people, people["stratum"])):
                 fold[members] = k
@@ -259,13 +262,14 @@ def dealt(rows, config):
 
     Raises InputError where there are fewer groups than folds.
     """
-    people, data, folds = strata(rows, rows["group"]), config.data, config.train.folds
+    several = config.predicted.multilabel
+    people, data, folds = strata(rows, rows["group"], several), config.data, config.train.folds
     people["fold"] = TEST_FOLD
     rest = ~put_aside(people, config)
     if rest.sum() < folds:
         raise InputError(f"{data.train}: {rest.sum()} people or groups can't be dealt into train.folds = {folds} folds")
     people.loc[rest, "fold"] = deal(
-        people[rest][["group", "stratum"]].reset_index(drop=True), folds, data.splitter, config.seed
+        people[rest][["group", "stratum"]].reset_index(drop=True), folds, splitter_of(config), config.seed
     )
     return rows["group"].map(people.set_index("group")["fold"])
 
@@ -297,14 +301,15 @@ def given_split(rows, config):
     if share and (fold == TEST_FOLD).any():
         print(f"data.test_size {share} is not applied: {where} brings its own test set, which is taken as it is")
     elif share and (fold == TRAIN_ONLY_FOLD).any():
-        people = strata(rows[fold == TRAIN_ONLY_FOLD], rows["group"][fold == TRAIN_ONLY_FOLD])
+        several = config.predicted.multilabel
+        people = strata(rows[fold == TRAIN_ONLY_FOLD], rows["group"][fold == TRAIN_ONLY_FOLD], several)
         aside = people["group"][put_aside(people, config)]
         fold[(fold == TRAIN_ONLY_FOLD) & rows["group"].isin(aside)] = TEST_FOLD
     rest = rows[fold == TRAIN_ONLY_FOLD]
     if not (fold == 0).any() and len(rest):
-        people = strata(rest, rest["group"])
+        people = strata(rest, rest["group"], config.predicted.multilabel)
         dealer = people[["group", "stratum"]].reset_index(drop=True)
-        people["fold"] = deal(dealer, config.train.folds, config.data.splitter, config.seed)
+        people["fold"] = deal(dealer, config.train.folds, splitter_of(config), config.seed)
         fold[rest.index] = rest["group"].map(people.set_index("group")["fold"]).astype(int)
     return fold
 
@@ -338,7 +343,7 @@ def stratum_names(task, classes):
 def fold_table(task, rows, folds):
     """What each fold holds, as lines of text: photos, people, and people of each stratum (see `strata`)."""
     own = rows[rows["source"].isin(("train", "test"))]
-    people = strata(own, pd.factorize(own["id"])[0])
+    people = strata(own, pd.factorize(own["id"])[0], task.multilabel)
     people["fold"] = own["fold"].groupby(pd.factorize(own["id"])[0]).first()
     columns = [*folds, *(k for k in (TRAIN_ONLY_FOLD, TEST_FOLD) if (own["fold"] == k).any())]
     titles = [{TRAIN_ONLY_FOLD: "train", TEST_FOLD: "test"}.get(k, f"fold {k}") for k in columns]
@@ -346,8 +351,12 @@ def fold_table(task, rows, folds):
     lines = [f"{'':26}" + "".join(f"{title:>8}" for title in titles)]
     for name, count in (("photos", photos), ("people, or groups", counts)):
         lines.append(f"{name:26}" + "".join(f"{count.get(k, 0):8}" for k in columns))
-    names = {} if task.numeric else stratum_names(task, np.unique(people["stratum"]))
-    for stratum, mine in people.groupby("stratum"):
+    names = {} if task.numeric or task.multilabel else stratum_names(task, np.unique(people["stratum"]))
+    strata_of = people.groupby("stratum")
+    if task.multilabel:
+        strata_of = [(k, people[task.has(people["stratum"], k)]) for k in range(task.size)]
+        names = dict(enumerate(task.classes))
+    for stratum, mine in strata_of:
         name = names.get(stratum, f"tenth {stratum + 1}")
         count = mine["fold"].value_counts()
         lines.append(f"  {name[:24]:24}" + "".join(f"{count.get(k, 0):8}" for k in columns))
@@ -366,10 +375,10 @@ def balance_table(task, rows: pd.DataFrame, fold: int) -> str:
     sides = dict(zip((f"train, fold {fold}", "valid"), split(rows, fold), strict=True))
     if (rows["source"] == "test").any():
         sides["test"] = rows[rows["source"] == "test"]
-    counts = {
-        name: np.bincount(side["label" if name.startswith("train") else "target"], minlength=task.size)
-        for name, side in sides.items()
-    }
+    counts = {}
+    for name, side in sides.items():
+        found = side["label" if name.startswith("train") else "target"]
+        counts[name] = task.sets(found).sum(0) if task.multilabel else np.bincount(found, minlength=task.size)
     lines = [f"{'photos of each class':26}" + "".join(f"{name:>15}" for name in sides)]
     for k, name in enumerate(task.classes):
         if any(count[k] for count in counts.values()):

@@ -269,8 +269,9 @@ def boxes_of(path, problems, data):
 def read_table(table, task, problems, data):
     """A CSV with the heads' columns, one that names the photo (tables.Photos finds it, and where the photos lie) and,
     if photos belong together, id."""
-    frame = tables.read_table(table, [head.column for head in task.heads], "layout table wants a CSV file")
-    photos = tables.Photos(table, frame, data, [head.column for head in task.heads])
+    labels = [name for head in task.heads for name in head.table_columns]
+    frame = tables.read_table(table, labels, "layout table wants a CSV file")
+    photos = tables.Photos(table, frame, data, labels)
     group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else photos.column
     found, seen = [], set()
     for line, (name, row) in enumerate(zip(tables.ids_of(frame, data, photos.column), records(frame), strict=True), 2):

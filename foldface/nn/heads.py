@@ -94,7 +94,9 @@ class Heads:
         """(n, size) outputs -> log probabilities of each head's classes, or of joint's: [(n, k)]; None for a number."""
         found = []
         for place, raw in enumerate(self.split(outputs)):
-            if place != self.place:
+            if self.task.heads[place].kind == "multilabel" and self.kind != "joint":
+                found.append(logsigmoid(raw))
+            elif place != self.place:
                 found.append(raw.log_softmax(1))
             else:
                 found.append(self.by_class(self.log_grid(raw)) if self.number.kind == "cut" else None)

@@ -171,7 +171,10 @@ class Learner:
         self.optimizer.zero_grad()
         if self.mixup is None:  # for the training scores; a mixed photo has no right answer
             found = self.heads.answers(outputs)
-            found = found[:, 0] if self.task.numeric else found[:, : self.task.size].argmax(1).float()
+            if self.task.multilabel:  # a set of labels is no float32
+                found = torch.full((len(found), 1), float("nan"), device=found.device)
+            found = found[:, 0] if self.task.numeric or self.task.multilabel else found[:, : self.task.size].argmax(1)
+            found = found.float()
             self.answers[indices.to(self.device, non_blocking=True)] = found
         if self.criterion.name == "f1":
             classes = targets[0]

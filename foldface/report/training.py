@@ -142,8 +142,8 @@ def by_class(task, oof):
     """Section: F1, precision and recall of each class, F1 with its 95 % interval over people."""
     target, answer, people = oof["target"].to_numpy(), oof["ans"].to_numpy(), oof["id"].to_numpy(str)
     value, low, high = metrics.f1_by_class(task, target, answer, people)
-    true, answered = np.bincount(target, minlength=task.size), np.bincount(answer, minlength=task.size)
-    right = np.bincount(target[target == answer], minlength=task.size)
+    each = [(task.has(target, k), task.has(answer, k)) for k in range(task.size)]
+    true, answered, right = np.array([(t.sum(), a.sum(), (t & a).sum()) for t, a in each]).T
     seen = np.flatnonzero(true + answered)
 
     def draw(ax):
@@ -159,7 +159,7 @@ def by_class(task, oof):
         [
             task.classes[k],
             int(true[k]),
-            len(set(people[target == k])),
+            len(set(people[each[k][0]])),
             f"{value[k]:.3f} ({low[k]:.3f} to {high[k]:.3f})",
             f"{right[k] / max(answered[k], 1):.3f}",
             f"{right[k] / max(true[k], 1):.3f}",
@@ -177,6 +177,9 @@ def calibration(task, oof):
         right = metrics.Within().each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
         if np.isnan(confidence).all():
             return []
+    elif task.multilabel:  # of each label of each photo
+        told, truth = oof[task.probabilities].to_numpy(float), task.sets(oof["target"])
+        confidence, right = np.maximum(told, 1 - told).ravel(), ((told >= 0.5) == truth).ravel().astype(float)
     else:
         confidence = oof[task.probabilities].to_numpy(float).max(1)
         right = (oof["target"] == oof["ans"]).to_numpy(float)
@@ -239,6 +242,11 @@ def worst(task, oof, rows, crops, count):
     """The `count` most confident mistakes, or largest errors of a number: [(file, [lines of a caption])]."""
     if task.numeric:
         wrong = oof.assign(off=abs(oof["ans"] - oof["target"])).sort_values("off", ascending=False, kind="stable")
+    elif task.multilabel:
+        told, truth = oof[task.probabilities].to_numpy(float), task.sets(oof["target"])
+        sure = np.where(truth, 1 - told, told).max(1)
+        wrong = oof.assign(sure=sure)[(oof["ans"] != oof["target"]).to_numpy()]
+        wrong = wrong.sort_values("sure", ascending=False, kind="stable")
     else:
         sure = oof[task.probabilities].to_numpy(float).max(1)
         wrong = oof.assign(sure=sure)[(oof["ans"] != oof["target"]).to_numpy()]
@@ -253,6 +261,9 @@ def worst(task, oof, rows, crops, count):
                 f"{head.describe(row['ans'])}, is {head.describe(row['target'])} {head.unit}",
                 html.Name(row["ImageID"]),
             ]
+        elif task.multilabel:
+            names = [" ".join(np.array(task.classes)[task.sets([row[key]])[0]]) or "none" for key in ("ans", "target")]
+            lines = [names[0], f"is {names[1]}", html.Name(row["ImageID"])]
         else:
             lines = [f"{row['sure']:.0%} {task.classes[row['ans']]}", f"is {task.classes[row['target']]}"]
             lines.append(html.Name(row["ImageID"]))
@@ -272,7 +283,7 @@ def mistakes(task, oof, rows, crops):
 def pictures(task, oof, rows, crops):
     """The images of a fold for a tracker, {name: [(h, w, 3) uint8]}: the confusion matrix and the worst mistakes."""
     found = {}
-    if not task.numeric and task.size <= MAX_CLASSES:
+    if not task.numeric and not task.multilabel and task.size <= MAX_CLASSES:
         drawn = matrix(task.classes, oof["target"], oof["ans"], f"all {task.size} classes")
         found["confusion"] = [charts.pixels(*drawn)]
     for file, lines in worst(task, oof, rows, crops, N_TRACKED):
@@ -302,7 +313,9 @@ def write(config, rows, output=None):
     rows = rows[rows["source"] == "train"]
     sections = [("Scores", scores(task, saved)), ("Training", training(task, run))]
     if not task.numeric:
-        sections += [("Confusions", confusions(task, oof)), ("By class", by_class(task, oof))]
+        sections += [("Confusions", confusions(task, oof))] * (not task.multilabel) + [
+            ("By class", by_class(task, oof))
+        ]
     sections += [
         ("Calibration", calibration(task, oof)),
         (f"Errors by {task.number.name}" if task.number else "", by_number(task, oof, rows)),
