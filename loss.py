@@ -47,7 +47,7 @@ def make_mixup(config: TrainConfig) -> timm.data.Mixup | None:
     """timm's Mixup, which chooses mixup or CutMix at random for each batch; None if both settings are 0."""
     if not config.mixup and not config.cutmix:
         return None
-    return timm.data.Mixup(config.mixup, config.cutmix, label_smoothing=0.0)
+    return timm.data.Mixup(config.mixup, config.cutmix, prob=config.mixup_prob, label_smoothing=0.0)
 
 
 class Targets:

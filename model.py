@@ -126,6 +126,13 @@ def make(config: Config, outputs: int, fold: int, accelerator: Accelerator) -> t
             net = timm.layers.convert_sync_batchnorm(net)
     for layer in batchnorm.lowest_layers(net, config.train.freeze_layers):
         layer.requires_grad_(False)
+    if chosen.grad_checkpointing:
+        try:
+            net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):
+            raise InputError(
+                f"model.grad_checkpointing true: {chosen.backbone} doesn't know how: leave it false"
+            ) from None
     return net.to(accelerator.device, memory_format=torch.channels_last)
 
 

@@ -57,6 +57,7 @@ FREE = (
     "train.only_folds",
     "train.accumulate",
     "train.compile",
+    "model.grad_checkpointing",
     "gan.",
     "app.",
     "inference.",

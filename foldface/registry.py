@@ -23,7 +23,7 @@ SCORES = ("roc_auc", "average_precision", "log_loss")
 SCORES += ("cohen_kappa", "cohen_kappa_linear", "cohen_kappa_quadratic")
 BUILT_IN = {
     "loss": ("cross_entropy", "neighbour", "focal", "f1", "asymmetric"),
-    "augment": ("none", "light", "diary", "strong", "shapes", "trash"),
+    "augment": ("none", "light", "strong", "diary", "trash", "shapes", "randaugment", "trivialaugment", "resized_crop"),
     "detector": ("retinaface", "facenet", "yunet", "person", "centre"),
     "score": ("f1", "accuracy", "mae", "within", *SCORES),
     "layout": ("competition", "aaf", "utkface", "folder", "boxes", "table"),

@@ -168,7 +168,8 @@ class DataConfig:
     """how training photos are varied: none, light or strong; diary is the list of recipes/tasks/diary.json, which cuts
     400 x 256 pixels out of whole photos, made for image_size 224; shapes turns, bends and blurs but leaves colours
     alone: for things that have no upright, such as trash; trash is the list of recipes/tasks/trash_report.json: turns,
-    rain or mud, light, blur or noise, shadows, both flips"""
+    rain or mud, light, blur or noise, shadows, both flips; randaugment (two of fourteen operations), trivialaugment
+    (one) and resized_crop (at least half of the photo) are the papers'"""
     flip: Optional[ClosedUnitInterval] = None
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     random_erasing: ClosedUnitInterval = 0.0
@@ -242,6 +243,8 @@ class ModelConfig:
     """dropout before the classifier"""
     drop_path: Smoothing = 0.0
     """stochastic depth: share of residual branches left out"""
+    grad_checkpointing: bool = False
+    """keep fewer activations and compute them again: less memory, more time (timm's backbones that know how)"""
     freeze_bn: bool = True
     """keep batch norm's statistics as the pretrained weights have them: for a few hundred steps on few photos"""
 
@@ -277,8 +280,9 @@ class TrainConfig:
     """pieces that a batch is computed in, one after another, to fit into memory; doubled by itself when that runs out.
     Steps stay the same, but for batch norm that learns its statistics (model.freeze_bn false): it sees each piece
     alone"""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    """adam adds weight_decay to the gradient (L2), adamw takes it off the weights; sgd as momentum and nesterov say"""
+    optimizer: str = "adamw"
+    """adam adds weight_decay to the gradient (L2), adamw takes it off the weights, sgd as momentum and nesterov say; or
+    any other of timm's by its name: lion, lamb, nadamw, muon, madgrad, ..."""
     momentum: Smoothing = 0.9
     """momentum of sgd; scheduler onecycle moves it by itself, between 0.85 and 0.95"""
     nesterov: bool = False
@@ -314,6 +318,10 @@ class TrainConfig:
     """alpha of mixup; 0 = none"""
     cutmix: NonNegativeFloat = 0.0
     """alpha of CutMix; 0 = none; with mixup too, each batch takes one of the two"""
+    mixup_prob: ClosedUnitInterval = 1.0
+    """share of the batches that mixup or CutMix mix"""
+    mixup_off_epoch: NonNegativeInt = 0
+    """epochs after which photos are no longer mixed; 0 = they are to the end"""
     weight_averaging: Literal["none", "swa", "ema"] = "none"
     """answer by averaged weights: swa, one average of each epoch's end from swa_start on; ema, of every step"""
     swa_start: NonNegativeInt = 3

@@ -106,7 +106,16 @@ def test_a_task_that_is_not_the_runs_is_said_and_not_taken(folder, capsys):
 
 
 # settings of text that are no paths; a new one is to be put here or into args.FILES
-TEXTS = {"task.answer", "data.group", "data.only", "model.backbone", "app.host", "app.root_url", "plugins"}
+TEXTS = {
+    "train.optimizer",
+    "task.answer",
+    "data.group",
+    "data.only",
+    "model.backbone",
+    "app.host",
+    "app.root_url",
+    "plugins",
+}
 TEXTS |= {"data.photo_column", "data.photo_suffix", "data.id_column"}
 
 
@@ -160,7 +169,7 @@ def test_settings_files_and_runs_of_the_home_folder_are_found(tmp_path, monkeypa
         (["--train.epochs", "many"], "train.epochs"),
         (["--train.epochs", "0"], "train.epochs"),
         (["--train.lr", "nan"], "train.lr"),
-        (["--train.optimizer", "adm"], "['adam', 'adamw', 'sgd']"),
+        (["--train.sampler", "al"], "['all', 'balanced']"),
         (["--task.heads.age.train_bounds", "[30,20]"], "which rise"),
         (["--data.strict", "perhaps"], "data.strict"),
         (["--data.extra", '[{"layout": "aaf"}]'], "data.extra"),
@@ -219,7 +228,7 @@ def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys):
     assert "What it does." in text and "--soft" in text and "docs/settings.md" in text
     assert "--data.eval" in text and "--data.train" not in text and "--train.lr" in text and "--gan.lr" not in text
     assert re.search(r"(?m)^  --run +runs/sample +folder that a run writes to$", text)
-    assert re.search(r"(?m)^  --train.optimizer +adamw +adam \| adamw \| sgd: ", text)
+    assert re.search(r"(?m)^  --train.sampler +all +all \| balanced: ", text)
     rows = [line for line in text.splitlines() if line.startswith("  --train.")]
     assert len(rows) == sum(key.startswith("train.") for key in ALL) and max(map(len, rows)) <= 100
 

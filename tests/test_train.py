@@ -359,7 +359,7 @@ def test_patience_stops_when_f1_no_longer_rises():
 
 def test_a_photo_that_vanishes_while_training_is_named():
     with pytest.raises(InputError, match=r"b.jpg: can't be read any more \(empty file\)"):
-        learner.refuse_unreadable(["", "empty file"], torch.tensor([0, 1]), ["a.jpg", "b.jpg"])
+        loader.refuse_unreadable(["", "empty file"], torch.tensor([0, 1]), ["a.jpg", "b.jpg"])
 
 
 def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch):

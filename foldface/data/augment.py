@@ -32,6 +32,23 @@ class RandomAffine(A.ImageOnlyTransform):
         return cv2.warpAffine(img, place, side.tolist(), borderMode=cv2.BORDER_REFLECT_101)
 
 
+class ResizedCrop(A.ImageOnlyTransform):
+    """Crop a part of a photo and resize it to the photo's size: `scale` of its area, sides as 3:4 to 4:3 (Szegedy et
+    al. 2015). A.RandomResizedCrop would have to know the size before."""
+
+    def __init__(self, scale, p=1.0):
+        super().__init__(p=p)
+        self.scale = scale
+
+    def apply(self, img, **_):
+        high, wide = img.shape[:2]
+        area, ratio = self.py_random.uniform(*self.scale), math.exp(self.py_random.uniform(*np.log([3 / 4, 4 / 3])))
+        height = min(high, max(1, round(high * math.sqrt(area / ratio))))
+        width = min(wide, max(1, round(wide * math.sqrt(area * ratio))))
+        top, left = self.py_random.randint(0, high - height), self.py_random.randint(0, wide - width)
+        return cv2.resize(img[top : top + height, left : left + width], (wide, high), interpolation=cv2.INTER_LINEAR)
+
+
 def squared(fit, size):
     """Steps that make a photo square: stretch it, pad it with black (keeps its proportions), or crop its centre."""
     if fit == "pad":
@@ -143,6 +160,46 @@ def shapes() -> list[A.BasicTransform]:
         ),
         A.OneOf([A.MotionBlur((3, 5), p=1), A.MedianBlur(3, p=1), A.GaussianBlur((3, 5), p=1)], p=0.2),
     ]
+
+
+def operations(strength: float) -> list[A.BasicTransform]:
+    """The fourteen operations of RandAugment, each as strong as it comes up to `strength` (0..1) of its range."""
+    colour = 0.9 * strength
+    return [
+        A.NoOp(p=1),
+        A.AutoContrast(p=1),
+        A.Equalize(p=1),
+        A.Affine(rotate=(-30 * strength, 30 * strength), p=1),
+        A.Posterize(num_bits=(round(8 - 4 * strength), 8), p=1),
+        A.Solarize(threshold_range=(1 - strength, 1.0), p=1),
+        A.ColorJitter((1, 1), (1, 1), (1 - colour, 1 + colour), (0, 0), p=1),
+        A.ColorJitter((1, 1), (1 - colour, 1 + colour), (1, 1), (0, 0), p=1),
+        A.ColorJitter((1 - colour, 1 + colour), (1, 1), (1, 1), (0, 0), p=1),
+        A.Sharpen(alpha=(0.0, colour), p=1),
+        A.Affine(shear={"x": (-17 * strength, 17 * strength), "y": (0, 0)}, p=1),
+        A.Affine(shear={"x": (0, 0), "y": (-17 * strength, 17 * strength)}, p=1),
+        A.Affine(translate_percent={"x": (-0.3 * strength, 0.3 * strength), "y": (0, 0)}, p=1),
+        A.Affine(translate_percent={"x": (0, 0), "y": (-0.3 * strength, 0.3 * strength)}, p=1),
+    ]
+
+
+@register("augment", "randaugment")
+def randaugment() -> list[A.BasicTransform]:
+    """RandAugment (Cubuk et al. 2019): two of the operations, at half of their strength."""
+    return [A.HorizontalFlip(), A.SomeOf(operations(0.5), n=2, replace=True, p=1)]
+
+
+@register("augment", "trivialaugment")
+def trivialaugment() -> list[A.BasicTransform]:
+    """TrivialAugment (Müller & Hutter 2021): one of the operations, of any strength."""
+    return [A.HorizontalFlip(), A.OneOf(operations(1.0), p=1)]
+
+
+@register("augment", "resized_crop")
+def resized_crop() -> list[A.BasicTransform]:
+    """What most of timm's networks were trained with: a part of the photo, mirrored or not. Faces are framed already:
+    at least half of the area stays."""
+    return [A.HorizontalFlip(), ResizedCrop((0.5, 1.0))]
 
 
 def variation(augment, erasing=0.0, flip=None):

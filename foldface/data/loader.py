@@ -327,3 +327,10 @@ def quiet_worker(_: int) -> None:
     """Use one thread per worker, since there are many workers; leave Ctrl-C to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def refuse_unreadable(errors: list[str], indices: torch.Tensor, files: np.ndarray) -> None:
+    """Raise InputError if a photo that was readable when training began no longer is."""
+    for error, index in zip(errors, indices.tolist(), strict=True):
+        if error:
+            raise InputError(f"{files[index]}: can't be read any more ({error}); start again to leave it out")

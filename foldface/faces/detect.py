@@ -134,14 +134,13 @@ class YuNet(Detector):
 @lru_cache(1)
 def retinaface_model():
     import onnxruntime
-    import retinaface
-    from retinaface.weights import WEIGHTS
+    import retinaface.weights
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # the worker processes use the cores
     there = onnxruntime.get_available_providers()  # CUDA's comes with the package onnxruntime-gpu
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
-    retinaface.ONNX_SESSION = onnxruntime.InferenceSession(WEIGHTS, options, providers=providers)
+    retinaface.ONNX_SESSION = onnxruntime.InferenceSession(retinaface.weights.WEIGHTS, options, providers=providers)
     return retinaface
 
 

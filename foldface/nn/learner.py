@@ -8,7 +8,6 @@ import copy
 import math
 import time
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -137,7 +136,7 @@ class Learner:
         """
         inputs = normalize(photos.to(self.device, non_blocking=True), *self.scale)
         targets = self.targets.of(indices, self.device)
-        mixed_in, own_share = mix(self.mixup, inputs, targets)
+        mixed_in, own_share = mix(self.mixing, inputs, targets)
 
         def forward_backward(micro_batches):
             total, all_outputs, count = 0.0, [], min(micro_batches, len(inputs))
@@ -169,7 +168,7 @@ class Learner:
             if self.config.weight_averaging == "ema":
                 self.average.update(self.module, self.steps)
         self.optimizer.zero_grad()
-        if self.mixup is None:  # for the training scores; a mixed photo has no right answer
+        if self.mixing is None:  # for the training scores; a mixed photo has no right answer
             found = self.heads.answers(outputs)
             if self.task.multilabel:  # a set of labels is no float32
                 found = torch.full((len(found), 1), float("nan"), device=found.device)
@@ -183,6 +182,11 @@ class Learner:
             sums = self.criterion.f1_sums(self.heads.log_probabilities(outputs).exp(), classes)
             self.criterion.f1.update(self.accelerator.reduce(sums, "sum"), global_batch)
         return torch.as_tensor(total)
+
+    @property
+    def mixing(self):
+        """timm's Mixup while batches are mixed (train.mixup_off_epoch), else None."""
+        return None if 0 < self.config.mixup_off_epoch <= self.epoch else self.mixup
 
     @property
     def frozen(self) -> bool:
@@ -390,10 +394,3 @@ class Learner:
             slices = gather_object(slices)
         order = torch.cat([indices for indices, _ in slices]).argsort()
         return torch.cat([found for _, found in slices])[order]
-
-
-def refuse_unreadable(errors: list[str], indices: torch.Tensor, files: np.ndarray) -> None:
-    """Raise InputError if a photo that was readable when training began no longer is."""
-    for error, index in zip(errors, indices.tolist(), strict=True):
-        if error:
-            raise InputError(f"{files[index]}: can't be read any more ({error}); start again to leave it out")

@@ -5,12 +5,15 @@ config is config.train everywhere, a TrainConfig.
 
 import collections
 import dataclasses
+import difflib
 import math
 import time
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch.optim import lr_scheduler
+
+from foldface.files import InputError
 
 
 def parameter_groups(net, config):
@@ -37,9 +40,10 @@ def parameter_groups(net, config):
 
 
 def make_optimizer(parameters, config, fused=True):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD with momentum.
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), SGD with momentum, or another of timm's by its name.
 
-    Adam's weight decay is L2, added to the gradient; AdamW's is taken off the weights.
+    Adam's weight decay is L2, added to the gradient; AdamW's is taken off the weights. Raises InputError for a name
+    that timm doesn't know, and for an optimizer that this machine or this training loop can't run.
 
     fused: all parameters in one pass, which asks no device how far it is. Not with loss scaling: a fused optimizer is
     called for a step that is to be skipped too, which nothing then can tell, and SGD's momentum, made in its first
@@ -49,8 +53,24 @@ def make_optimizer(parameters, config, fused=True):
     if config.optimizer == "sgd":
         momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
         return torch.optim.SGD(parameters, config.lr, **momentum, **options)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, config.lr, **options)
+    if config.optimizer in ("adam", "adamw"):
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, config.lr, **options)
+    if config.optimizer not in list_optimizers() or config.optimizer in SECOND_ORDER:
+        near = ", ".join(difflib.get_close_matches(config.optimizer, list_optimizers(), n=3))
+        why = "needs second derivatives" if config.optimizer in SECOND_ORDER else "timm has no such optimizer"
+        raise InputError(
+            f"train.optimizer {config.optimizer}: {why}; there are {near or 'adam, adamw, sgd'} and others"
+        )
+    try:
+        return create_optimizer_v2(
+            parameters, config.optimizer, config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except (AssertionError, ImportError) as error:  # APEX's and bitsandbytes' need CUDA and their package
+        raise InputError(f"train.optimizer {config.optimizer}: can't be had here ({error})") from None
+
+
+SECOND_ORDER = ("adahessian",)
 
 
 def make_scheduler(optimizer, config, steps):
@@ -69,7 +89,9 @@ def make_scheduler(optimizer, config, steps):
         parts.append((0, lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm)))
     if config.scheduler == "onecycle" and end:  # Smith & Topin 2018
         rise = (warm + 1) / end if warm else 0.3
-        parts.append((0, lr_scheduler.OneCycleLR(optimizer, rates, total_steps=end, pct_start=rise)))
+        moves = not {"betas", "momentum"}.isdisjoint(optimizer.defaults)  # adafactor and the like have neither
+        cycle = lr_scheduler.OneCycleLR(optimizer, rates, total_steps=end, pct_start=rise, cycle_momentum=moves)
+        parts.append((0, cycle))
     elif config.scheduler == "cosine" and end:
         parts.append((warm, lr_scheduler.CosineAnnealingLR(optimizer, end - warm)))
     elif config.scheduler == "step" and end:

@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot
-from matplotlib.ticker import MaxNLocator
 
 from foldface import metrics
 from foldface.files import atomic_write
@@ -25,9 +22,11 @@ def figure(draw: Draw, width: float, height: float, columns: int = 1, share: str
 
     share: the axis, "x" or "y", that all columns have in common.
     """
-    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("Agg")
     # the same chart has the same bytes; a $ in the name of a class is no formula
-    with matplotlib.rc_context({"svg.hashsalt": "foldface", "font.size": 9, "text.parse_math": False}):
+    with pyplot.rc_context({"svg.hashsalt": "foldface", "font.size": 9, "text.parse_math": False}):
         shared = {"sharex": share == "x", "sharey": share == "y"}
         made, axes = pyplot.subplots(1, columns, figsize=(width, height), **shared)
         draw(axes)
@@ -117,7 +116,7 @@ def draw_curve(ax, logs: dict[str, list[pd.DataFrame]], training: str, validatio
 def whole_epochs(ax) -> None:
     """Ticks at whole epochs alone: there is no epoch 1.5."""
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def write_curves(path: Path, logs: dict[str, list[pd.DataFrame]], task: Task) -> None:
