@@ -6,6 +6,7 @@ import io
 
 import pandas as pd
 
+from demo.words import of_answer, of_classes, of_head, say
 from foldface.data.photos import cv2
 from foldface.files import InputError, read_json
 
@@ -17,6 +18,9 @@ STYLE = """
 .bar { display: grid; grid-template-columns: 7rem 1fr 3.2rem; gap: .5rem; align-items: center; margin: .15rem 0; }
 .bar { font-size: .9rem; } .bar i { display: block; height: .8rem; background: #4a7fc1; border-radius: 3px; }
 .bar b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
+.card > .photos > img { max-height: 45vh; width: auto; } .caption-label { white-space: normal; max-width: 100%; }
+body:has(.answer .card) .files, body:has(.answer .card) .files button { height: 6.5rem !important; min-height: 0; }
+.card summary { cursor: pointer; padding: .3rem 0; text-decoration: underline; } .card details p { font-size: .85rem; }
 a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; border-radius: 6px; margin: .4rem 0; }
 """
 
@@ -34,34 +38,48 @@ def encode_image(image, ending: str) -> bytes:
     return cv2.imencode(ending, image[..., ::-1])[1].tobytes()
 
 
-def bars(heads: dict[str, dict[str, float]]) -> str:
-    """Labelled bars of the eight most probable classes of each head. heads: {name: {class: probability}}."""
+def bars(heads: dict[str, dict[str, float]], ordered=(), tongue: str = "en") -> str:
+    """Labelled bars of the eight most probable classes of each head, the surest first; of `ordered` heads, such as
+    ages, in the order of their classes. heads: {name: {class: probability}}."""
     parts = []
     for name, shares in heads.items():
-        rows = sorted(shares.items(), key=lambda item: -item[1])[:8]
-        parts.append(f"<h4>{html.escape(name)}</h4>" if len(heads) > 1 else "")
+        rows, words = sorted(shares.items(), key=lambda item: -item[1])[:8], of_classes(tongue, shares)
+        rows = [row for row in shares.items() if row in rows] if name in ordered else rows
+        parts.append(f"<h4>{html.escape(of_head(tongue, name))}</h4>" if len(heads) > 1 else "")
         parts += [
-            f'<div class="bar"><span>{html.escape(label)}</span><span><i style="width:{share:.1%}"></i></span>'
+            f'<div class="bar"><span>{html.escape(words[label])}</span><span><i style="width:{share:.1%}"></i></span>'
             f"<b>{share:.0%}</b></div>"
             for label, share in rows
         ]
     return "".join(parts)
 
 
-def card(name: str, found: dict, advice: dict[str, str]) -> str:
-    """The answer for one photo. found: from serving.Predictor.answer, or only {"said"}; advice: {label: HTML}."""
+def card(name: str, found: dict, advice: dict[str, str], tongue: str = "en", opened: bool = True) -> str:
+    """The answer for one photo. found: from serving.Predictor.answer, or only {"said"}; advice: {label: HTML}; opened:
+    show the heat map at once, else when it is asked for."""
     shown = ""
     if "shown" in found:
-        shown = "".join(
-            f'<img alt="{alt}" src="{data_url("image/jpeg", encode_image(found[key], ".jpg"))}" />'
-            for key, alt in (("shown", "the photo"), ("heat", "Grad-CAM"))
-            if found.get(key) is not None
+        shown = (
+            f'<div class="photos">{picture(found["shown"], say(tongue, "photo"))}{heat_of(found, tongue, opened)}</div>'
         )
-        shown = f'<div class="photos">{shown}</div>'
     title = f"<h4>{html.escape(name)}</h4>" if name else ""
-    sentence = f"<p><strong>{html.escape(found['said'])}</strong></p>"
-    details = bars(found.get("heads", {})) + advice.get(found.get("label"), "")
+    sentence = f"<p><strong>{html.escape(of_answer(tongue, found))}</strong></p>"
+    details = bars(found.get("heads", {}), found.get("ordered", ()), tongue) + advice.get(found.get("label"), "")
     return f'<div class="card">{shown}<div>{title}{sentence}{details}</div></div>'
+
+
+def picture(image, alt: str) -> str:
+    """An image (h, w, 3) uint8 as an <img> that holds its own bytes."""
+    return f'<img alt="{html.escape(alt, quote=True)}" src="{data_url("image/jpeg", encode_image(image, ".jpg"))}" />'
+
+
+def heat_of(found: dict, tongue: str, opened: bool) -> str:
+    """The heat map of an answer, folded unless `opened`; nothing where there is none."""
+    if found.get("heat") is None:
+        return ""
+    map_ = picture(found["heat"], say(tongue, "map"))
+    summary, note = (html.escape(say(tongue, key)) for key in ("where", "where_note"))
+    return f"<details{' open' * opened}><summary>{summary}</summary>{map_}<p>{note}</p></details>"
 
 
 def save_link(name: str, kind: str, content: bytes, words: str) -> str:

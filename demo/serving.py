@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 import model
+from demo import words
 from foldface.data import augment
 from foldface.data.loader import side_of
 from foldface.data.photos import PhotoError, cv2, decode, read_photo
@@ -63,7 +64,9 @@ class Predictor:
 
         heat: compute a Grad-CAM map too; reduced: the photo decoded at `side`, as in training and inference.py. Keys:
         said (a sentence), label ("" where there is no answer), probability (None for a number), heads ({name: {class:
-        probability}}), number (None for classes), shown (a small copy with the face boxed), heat (the map, or None).
+        probability}}), number (None for classes), shown (a small copy with the face boxed), heat (the map, or None);
+        for words.of_answer also parts ({head: class}), faces (how many), ordered (heads whose classes have an order),
+        and no_face where there is none.
         """
         with self.lock:  # live cameras don't wait in Gradio's queue
             return self.answer_unlocked(photo, heat, photo if reduced is None else reduced)
@@ -76,7 +79,9 @@ class Predictor:
         found = {"label": "", "probability": None, "heads": {}, "number": None, "heat": None}
         found["shown"] = draw_box(photo, box)
         if seen is None:
-            return found | {"said": "No face was found in this photo, so there is no answer."}
+            return found | {"said": words.say("en", "no_face"), "no_face": True}
+        ordered = [head.name for head in self.task.answered if head.kind == "cut"]
+        found |= {"parts": {}, "faces": count, "ordered": ordered}
         answers = predicting.answer_photos(self.nets, self.abouts, self.heads, [seen], self.config)[0]
         if self.task.numeric:
             head = self.task.answered[0]
@@ -90,6 +95,8 @@ class Predictor:
                 name: dict(zip(self.task.head(name).classes, map(float, values[0]), strict=True))
                 for name, values in self.task.by_head(answers[None, : self.task.size]).items()
             }
+            own = zip(self.task.answered, self.task.decode(best).values(), strict=True)
+            found["parts"] = {head.name: head.classes[int(k)] for head, k in own}
             label = self.task.classes[best]
             found |= {"label": label, "probability": share, "said": f"{label}, {share:.0%} sure"}
         if count > 1:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers import MASK, ROOT, write_photo
 
-from demo import cards, page, serving, uploads
+from demo import cards, page, serving, uploads, words
 from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.faces import detect
 from foldface.files import InputError
@@ -481,6 +481,48 @@ def test_answers_are_saved_by_the_visitor_from_within_the_page(demo):
     assert name == "answers.csv" and [row["file"] for row in rows] == ["a.jpg", "'=cmd.jpg"]
     assert rows[0]["answer"] in MASK.classes and rows[1]["answer"] == "" and "can't be classified" in rows[1]["said"]
     assert rows[0]["gender"] in ("male", "female")
+
+
+def test_a_heat_map_can_be_opened_after_the_answer_and_the_photo_is_gone(demo):
+    demo, desk = demo
+    page, _ = demo.upload([sent(desk, "a.jpg")], False)
+    assert "<details><summary>Where the model looks</summary><img" in page and not left(desk)
+    page, _ = demo.upload([sent(desk, "a.jpg")], True)
+    assert "<details open>" in page
+    page, _ = demo.upload([sent(desk, f"{k}.jpg", k) for k in range(5)], False)  # of many only where it was asked for
+    assert "<details" not in page and page.count("<img") == 5
+
+
+class Browser:
+    """A request of a browser with these languages."""
+
+    def __init__(self, languages):
+        self.headers = {"accept-language": languages}
+
+
+def test_answers_are_in_the_words_of_people_and_the_language_of_the_browser(demo):
+    demo, desk = demo
+    page, _ = demo.upload([sent(desk, "a.jpg")], False, Browser("fr, ko-KR;q=0.8, en;q=0.5"))
+    assert "확신도" in page and "모델이 보는 곳" in page and "마스크" in page and "sure" not in page
+    english, _ = demo.upload([sent(desk, "a.jpg")], False, Browser("en"))
+    assert "mask worn wrongly" in english and "incorrect" not in english.split("Save answers")[0]
+    ages = re.findall(r"<span>(under 30|30 to 59|60 or older)</span>", english)
+    assert ages == ["under 30", "30 to 59", "60 or older"]  # in their order, whatever is surest
+    content = base64.b64decode(re.search(r"data:text/csv;base64,([^\"]+)", page)[1]).decode("utf-8-sig")
+    row = next(csv.DictReader(io.StringIO(content)))
+    assert row["answer"] in MASK.classes and "sure" in row["said"]  # the file holds the run's own names
+
+
+def test_languages_are_chosen_as_a_browser_asks_and_every_sentence_is_in_both():
+    assert [words.language(asked) for asked in ("ko", "de, en;q=0.9, ko;q=0.1", "", None, "x;q=a", "ja")] == [
+        "ko", "en", "en", "en", "en", "en"
+    ]  # fmt: skip
+    english, korean = words.WORDS["en"], words.WORDS["ko"]
+    assert english.keys() == korean.keys()
+    places = {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in english.items()}
+    assert places == {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in korean.items()}
+    assert words.of_classes("ko", ["cat", "dog"]) == {"cat": "cat", "dog": "dog"}
+    assert words.of_answer("ko", {"no_face": True, "said": ""}).startswith("이 사진에서 얼굴을 찾지 못해")
 
 
 def test_more_files_than_are_taken_are_said_and_deleted(demo, monkeypatch):

@@ -77,6 +77,29 @@ def test_a_page_that_is_broken_is_noticed(browser, tmp_path):
     assert said and (pictures, broken, cut, pale) == (1, 1, ["cut"], "P: cut") and wide > 2000
 
 
+# is the top of the first answer in the window, and in it as much of the answer as the window can hold?
+IN_VIEW = """() => { const box = document.querySelector('.card').getBoundingClientRect();
+  return box.top >= 0 && box.top < innerHeight / 2 }"""
+
+
+def test_the_page_speaks_the_language_of_the_browser(served, browser, tmp_path):
+    write_photo(tmp_path / "a.jpg", 1, (90, 120))
+    context = browser.new_context(viewport={"width": 390, "height": 900}, locale="ko-KR")
+    page = context.new_page()
+    page.goto(served[0])
+    page.get_by_role("tab", name="그림 만들기").wait_for()
+    assert page.evaluate("document.querySelector('.files').offsetHeight") > 150
+    page.locator("input[type=file]").first.set_input_files([tmp_path / "a.jpg"])
+    page.locator(".card").first.wait_for()
+    page.wait_for_function(IN_VIEW)
+    page.wait_for_function("document.querySelector('.files').offsetHeight < 120")  # the drop zone has shrunk
+    assert "확신도" in page.locator(".card").first.inner_text()
+    page.get_by_text("모델이 보는 곳", exact=True).click()
+    page.get_by_alt_text("사진 위의 Grad-CAM 지도").wait_for()  # asked for after the answer
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    context.close()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):
     url, desk, *_ = served
@@ -94,6 +117,7 @@ def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, widt
         page.locator("input[type=file]").first.set_input_files([tmp_path / "a.jpg", tmp_path / "b.jpg"])
         page.locator(".card").nth(1).wait_for()
         assert "sure" in page.locator(".card").nth(0).inner_text()
+        page.wait_for_function(IN_VIEW)  # the answer, without scrolling
         assert "can't be classified: not readable" in page.locator(".card").nth(1).inner_text()
     with page.expect_download() as download:
         page.get_by_text("Save answers.csv").click()
