@@ -22,7 +22,7 @@ import dataset
 import model
 import train
 from foldface import devices, metrics, predictions, runs
-from foldface.data import folds
+from foldface.data import folds, loader
 from foldface.files import InputError
 from foldface.nn import cpu_conv, learner, optim, predicting, training_log
 from foldface.settings import TrainConfig, as_dict

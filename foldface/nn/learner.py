@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from foldface import metrics
-from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale
+from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale, refuse_unreadable
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import mix
