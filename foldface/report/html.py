@@ -16,6 +16,7 @@ from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.files import InputError, atomic_write, read_json, write_json
 
 MAX_NARROW = 10  # classes of a matrix that a phone can show
+MAX_COLUMNS = 4  # columns of a wide Markdown table that stand beside its first
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -89,15 +90,16 @@ def anchors(paths: list[str]) -> str:
 
 
 def of_markdown(page: str) -> list[str]:
-    """The tables and paragraphs of a Markdown page as pieces of HTML."""
+    """The tables and paragraphs of a Markdown page as pieces of HTML; a wide table as several below one another."""
     pieces = []
     for block in page.strip().split("\n\n"):
         lines = block.splitlines()
         if lines[0].startswith("|"):
-            rows = [
-                [cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if "|---" not in line
-            ]
-            pieces.append(table(rows[0], rows[1:]))
+            lines = [line.strip().strip("|") for line in lines if "|---" not in line]
+            header, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+            for first in range(1, len(header), MAX_COLUMNS):  # a phone shows so many beside the first
+                part = slice(first, first + MAX_COLUMNS)
+                pieces.append(table([header[0], *header[part]], [[row[0], *row[part]] for row in rows]))
         else:
             pieces.append(text(" ".join(lines)))
     return pieces

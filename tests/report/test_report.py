@@ -80,6 +80,13 @@ def test_a_table_of_the_terminal_becomes_one_of_the_page():
     assert html.columns("one  two  three\nfour").startswith("<pre>")
 
 
+def test_a_wide_table_of_a_markdown_page_becomes_several_that_a_phone_can_show():
+    header, row = (" | ".join(f"{word}{k}" for k in range(8)) for word in ("h", "<c>"))
+    pieces = html.of_markdown(f"| {header} |\n|---|---|\n| {row} |\n\nA sentence\nof two lines.\n")
+    assert [piece.count("<th>") for piece in pieces] == [5, 4, 0] and pieces[2] == "<p>A sentence of two lines.</p>"
+    assert all("<td>&lt;c&gt;0</td>" in piece for piece in pieces[:2]) and "<th>h7</th>" in pieces[1]
+
+
 def test_an_axis_of_epochs_has_whole_numbers():
     from matplotlib import pyplot
 
