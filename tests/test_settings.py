@@ -24,11 +24,12 @@ SCRIPTS = sorted(
     if 'if __name__ == "__main__"' in path.read_text() and path.name != "args.py"
 )
 
+TRAINING = ("benchmark", "check_repeat", "random_split")  # tools that train by themselves import torch at their top
 MODULES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("tools", "demo")
     for path in (ROOT / folder).glob("*.py")
-    if "run_main(main)" in path.read_text() and path.stem not in ("benchmark", "check_repeat")  # they time networks
+    if "run_main(main)" in path.read_text() and path.stem not in TRAINING
 )
 
 # what --help must not import: of the scripts nothing that takes long; tools draw, and read photos
