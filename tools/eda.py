@@ -265,7 +265,7 @@ def what_is_there(task, rows, others) -> list[str]:
     pieces = [html.big(str(len(own)), f"photos of {own['id'].nunique()} people or groups to train on")]
     pieces.append(html.text(f"{0 if others is None else len(others)} photos to predict."))
     if not task.numeric:
-        count = np.bincount(own["target"], minlength=task.size)
+        count = np.array([task.has(own["target"], k).sum() for k in range(task.size)])
         least, most = int(count.argmin()), int(count.argmax())
         pieces.append(
             html.text(

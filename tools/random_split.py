@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read(__doc__, argv=argv, used=USED)
     rows, _ = dataset.training_rows(config.without_pseudo())
     task = config.predicted
+    task.refuse_labels("tools.random_split")
     if task.numeric:
         raise InputError("tools.random_split is about classes; the answer is a number")
     rows = rows[rows["source"] == "train"].reset_index(drop=True)

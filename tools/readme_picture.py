@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task = config.predicted
     oof = predictions.read_oof(task, Path(config.run) / "oof.csv")
+    task.refuse_labels("tools.readme_picture")
     if task.numeric:
         raise InputError("tools.readme_picture draws classes; the answer is a number")
     rows, _ = dataset.training_rows(config.without_pseudo())

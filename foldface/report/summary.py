@@ -44,7 +44,12 @@ def how_good(task: Task, saved: dict, oof: pd.DataFrame, logs: dict[str, pd.Data
     pieces.append(html.text(", ".join(f"{metrics.full_title(task, n)} {saved[n]:.3f}" for n in others) + "."))
     constant = constant_score(task, oof)
     what = "the median of all" if task.numeric else "the most frequent class"
-    pieces.append(html.text(f"Who always answers {what} has {constant:.3f}."))
+    if metrics.of_probabilities(task):
+        what = "the shares that the classes have"
+    elif task.multilabel:
+        what = "the labels that at least half of the photos have"
+    if not np.isnan(constant):
+        pieces.append(html.text(f"Who always answers {what} has {constant:.3f}."))
     last = [log[f"train_{name}"].dropna() for log in logs.values() if f"train_{name}" in log]
     trained = float(np.mean([log.iloc[-1] for log in last if len(log)] or [np.nan]))
     if not task.numeric and trained - saved[name] > MEMORISED:
@@ -58,8 +63,12 @@ def how_good(task: Task, saved: dict, oof: pd.DataFrame, logs: dict[str, pd.Data
 
 
 def constant_score(task: Task, oof: pd.DataFrame) -> float:
-    """The task's score of the best constant answer: the most frequent class, or the median."""
+    """The task's score of the best constant answer: the most frequent class, or the median; of several labels those
+    that at least half of the photos have; of a score of probabilities the share of each class."""
     target = oof["target"].to_numpy()
+    if metrics.of_probabilities(task) or task.multilabel:
+        shares = np.mean([task.has(target, k) for k in range(task.size)], axis=1)
+        return metrics.value(task, target, np.tile(shares, (len(target), 1)))
     answer = np.median(target) if task.numeric else np.bincount(target).argmax()
     return metrics.value(task, target, np.full(len(target), answer, target.dtype))
 
@@ -73,6 +82,12 @@ def where_it_fails(task: Task, oof: pd.DataFrame) -> list[str]:
         rows = [[f"{part.left:.0f} to {part.right:.0f}", float(value)] for part, value in error[:N_WORST].items()]
         return [html.table([task.answered[0].unit or task.answered[0].name, "mean error"], rows)]
     value, low, high = metrics.f1_by_class(task, target, answer, oof["id"].to_numpy(str))
+    if task.multilabel:
+        count = task.sets(target).sum(0)
+        there, rows = sorted(np.flatnonzero(count), key=lambda k: (value[k], k))[:N_WORST], []
+        for k in there:
+            rows.append([task.classes[k], f"{value[k]:.3f} ({low[k]:.3f} to {high[k]:.3f})", int(count[k])])
+        return [html.table(["worst labels", "F1", "photos"], rows)]
     there = np.flatnonzero(np.bincount(target, minlength=task.size))
     rows = []
     for k in sorted(there, key=lambda k: (value[k], k))[:N_WORST]:
@@ -90,6 +105,8 @@ def what_next(config: Config, saved: dict) -> list[str]:
     if len(saved["folds"]) < config.train.folds and not config.train.only_folds:
         line = f"python train_kfold.py --config {config.run}/args.json"
         found.append((line, f"the other folds: {len(saved['folds'])} of {config.train.folds} are trained"))
+    if config.predicted.multilabel:  # which the tools are not for
+        return [html.command(*one) for one in found]
     if not config.predicted.numeric:
         found.append((f"python -m tools.label_errors --run {config.run}", "labels that are likely wrong"))
     found.append((f"python -m tools.explain --run {config.run}", "what it looks at in its worst mistakes"))
