@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import List, Literal, Optional, Union  # jsonargparse shows these names in --help
+from typing import List, Literal, Optional, Union, get_args  # jsonargparse shows these names in --help
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -470,7 +470,7 @@ SWITCHES = {
     f"{group}.{field.name}"
     for group, kind in GROUPS.items()
     for field in dataclasses.fields(kind)
-    if field.type is bool
+    if field.type is bool or bool in get_args(field.type)  # crop.align is yes, no, or a name
 }
 
 # Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.

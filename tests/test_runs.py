@@ -15,7 +15,7 @@ import pseudo_label
 import train
 import train_kfold
 from foldface.files import InputError
-from tools import compare, eda, explain, label_errors, report
+from tools import compare, compare_page, eda, explain, label_errors, report
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 FOLLOW = (inference, pseudo_label, ensemble, report, label_errors, explain, eda)
@@ -119,5 +119,5 @@ def test_an_export_and_a_comparison_on_a_full_disk_leave_nothing_half_written(tm
     fill_up(disk)
     with pytest.raises(InputError, match="No space left"):
         scores = compare.Scores(["a"], np.zeros((1, 9)), np.zeros((1, 1)), (0.025, 0.975))
-        compare.picture({"a": {0: result}}, scores, disk / "compare.png")
+        compare_page.picture({"a": {0: result}}, scores, disk / "compare.png")
     assert [path.name for path in disk.iterdir()] == ["filler"]

@@ -412,7 +412,7 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
 
 
 def test_cropping_needs_no_shared_memory(monkeypatch, capsys):
-    monkeypatch.setattr(loader, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
+    monkeypatch.setattr(crops, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
     done = []
     with crops.processes(4) as pool:
         crops.share_out(pool, abs, [-1, -2], done.append)

@@ -28,7 +28,7 @@ from foldface.head import Head
 from foldface.nn.heads import Heads
 from foldface.settings import LossConfig
 from foldface.task import MASK_TASK, Task
-from tools import compare
+from tools import compare, compare_page
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 COLOURS = {"blue": (200, 40, 30), "green": (40, 190, 50), "red": (20, 30, 210)}
@@ -607,7 +607,7 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     assert page.startswith("| recipe | MAE | within 5 years | learn | training MAE | validation MAE | to the first |")
     rows = [line for line in page.splitlines() if line.startswith(("| one", "| two"))]
     assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
-    compare.picture(recipes, scores, aged / "compare.png")
+    compare_page.picture(recipes, scores, aged / "compare.png")
     known = oof.OofPredictions(results[0].task, [str(aged / "runs" / name) for name in scores.names])
     plain = ensemble.soft_vote(known.task, known.predictions)
     weights = blend.climb(known.task, known.predictions, known.target)
