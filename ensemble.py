@@ -6,6 +6,7 @@
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
+    python ensemble.py --data.eval_group id --data.eval_group_heads '["gender", "age"]'   a person's photos together
 
 Prints each run's out-of-fold score with its interval, and how many answers each class has; both, and how far the
 members agree, go into the first run's report.html too. Weights and decisions are chosen on out-of-fold predictions,
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from foldface import blend, metrics, oof, predictions, submission
+from foldface import blend, metrics, oof, predictions, shared, submission
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_json, refuse_unwritable, write_csv
-from foldface.report import html
+from foldface.report import vote as section
 from foldface.runs import read_for_run
 from foldface.settings import task_of
 from foldface.task import Task
@@ -128,6 +129,18 @@ def log_reported(known: oof.OofPredictions, vote: str, everyone: np.ndarray) -> 
         known.log_interval(votes if of_votes else known.task.decide(everyone), name)
 
 
+def share_known(config, known: oof.OofPredictions, vote: str, plain: np.ndarray) -> np.ndarray:
+    """Let the photos of data.eval_group share their answers in `known`, and print what that brings over the plain vote,
+    (n,) or (n, k). Returns the new vote."""
+    groups = shared.known(config, known.photos, known.people)
+    known.share(groups)
+    together = VOTES[vote](known.task, known.predictions)
+    title = f"photos of one {config.data.eval_group} answered together ({', '.join(groups.heads)})"
+    if not known.log_score(together, title, plain):
+        print("that is no better; it is done since data.eval_group says so")
+    return together
+
+
 def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.ndarray]:
     """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
 
@@ -220,20 +233,23 @@ def decide(known: oof.OofPredictions, what: Sequence[str], weigh: Callable, base
 # ------------------------------------------------------------------------------------------------------ the answers
 
 
-def by_run(task: Task, runs: Sequence[str], found: dict, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def by_run(
+    task: Task, runs: Sequence[str], found: dict, ids: np.ndarray, groups: shared.Groups | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The mean of each run's folds: predictions (m, n, k) or (m, n), and task.number.columns (m, n, columns), None if a
-    run has no numbers. found, ids: of `members`."""
+    run has no numbers. found, ids: of `members`; groups: whose numbers are shared."""
     means, numbers = [], []
     for run in runs:
         paths = [path for path in predictions.fold_files(run).values() if str(path) in found]
         means.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
         behind = oof.read_numbers(task, paths, ids)
-        numbers.append(None if behind is None else behind.mean(0))
+        behind = None if behind is None else behind.mean(0)
+        numbers.append(behind if behind is None or groups is None else groups.share_numbers(behind))
     return np.stack(means), None if any(behind is None for behind in numbers) else np.stack(numbers)
 
 
 USED = ("task", "data.layout", "data.eval", "data.id_column", "data.sample_submission", "data.box_pixels", "data.group")
-USED += ("data.roots",)  # --help shows these
+USED += ("data.roots", "data.train", "data.eval_group", "data.eval_group_heads")  # --help shows these
 FLAGS = {
     "--soft": {"action": "store_true", "help": "mean of the probabilities (the default)"},
     "--hard": {"action": "store_true", "help": "majority of the answers"},
@@ -255,17 +271,8 @@ FLAGS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = read_for_run(__doc__, FLAGS, argv, USED)
-    chosen = [name for name in VOTES if getattr(config, name)]
-    if len(chosen) > 1:
-        raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
-    vote, task = chosen[0] if chosen else "soft", config.predicted
-    runs = config.runs or [str(predictions.folder_of(config))]
-    refuse_unwritable(Path(config.submission).parent, "name another --submission")
-    if (Path(runs[0]) / "report.html").is_file():
-        refuse_unwritable(config.output or runs[0], "name a folder for report.html with --output")
-    choosing = config.weights == "search" or config.decide
+def refuse_misfits(config, task: Task, vote: str) -> None:
+    """Raise InputError where words of the command don't go together, or not with the task."""
     if config.decide and vote != "soft":
         raise InputError("--decide chooses on mean probabilities: leave --hard and --rank out")
     if task.numeric and (config.decide or vote == "rank"):
@@ -281,6 +288,20 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--decide: {what} for several labels a photo, a head of kind multilabel")
     if task.multilabel and vote != "soft":
         raise InputError(f"--{vote} counts one class a photo; of several labels take --soft")
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = read_for_run(__doc__, FLAGS, argv, USED)
+    chosen = [name for name in VOTES if getattr(config, name)]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join('--' + name for name in chosen)}: choose one")
+    vote, task = chosen[0] if chosen else "soft", config.predicted
+    runs = config.runs or [str(predictions.folder_of(config))]
+    refuse_unwritable(Path(config.submission).parent, "name another --submission")
+    if (Path(runs[0]) / "report.html").is_file():
+        refuse_unwritable(config.output or runs[0], "name a folder for report.html with --output")
+    choosing = config.weights == "search" or config.decide
+    refuse_misfits(config, task, vote)
     refuse_other_tasks(task, runs)
     ids, found = members(task, runs, dict.fromkeys(config.folds))
     rows = dataset.eval_rows(config)
@@ -291,11 +312,14 @@ def main(argv: list[str] | None = None) -> None:
             "run inference.py again with the same data.eval"
         )
     submission.form_for(config, task, rows)  # what can't be made is refused before the work
+    groups = shared.asked(config, rows) if config.data.eval_group else None
+    found = {path: groups.share(one) for path, one in found.items()} if groups else found
     columns, known = {}, None
     try:
         known = oof.OofPredictions(task, runs)
         columns["training"] = known.target
         plain = introduce(known, runs, vote)
+        plain = share_known(config, known, vote, plain) if groups else plain
     except InputError as error:
         if choosing:
             raise
@@ -307,14 +331,17 @@ def main(argv: list[str] | None = None) -> None:
         decision = decide(known, config.decide, *(searched or (lambda _: equal, plain)))
     stack = np.stack(list(found.values()))
     if decision:
-        scores = decision(*by_run(task, runs, found, ids))
+        scores = decision(*by_run(task, runs, found, ids, groups))
         answer = task.decide(scores)
     elif searched:
-        weights, (means, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids)
+        weights, (means, _) = searched[0](np.ones(len(known.target), bool)), by_run(task, runs, found, ids, groups)
         scores = np.tensordot(weights, blend.votes(means, vote), 1)
         answer = task.decide(scores)
     else:  # nothing was chosen, or nothing chosen was better
         scores, answer = blend.votes(stack, vote).mean(0), task.decide(VOTES[vote](task, stack))
+    if groups and not groups.all_heads:  # members share theirs each: their mean may be nearly so
+        scores = groups.share(scores)
+        answer = task.decide(scores)
     frame, delimiter, said = submission.make(config, task, rows, answer, None if task.numeric else scores)
     write_csv(config.submission, frame, delimiter)
     if said:
@@ -324,44 +351,12 @@ def main(argv: list[str] | None = None) -> None:
     spread = predictions.spread(task, columns | {"answers": answer})
     print(spread)
     log_known_answers(task, rows, answer, scores, config.data.group)
-    show(task, runs[0], config.output or runs[0], found, known.lines if known else [], spread)
+    section.show(task, runs[0], config.output or runs[0], found, known.lines if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}
     print(
         f"{(names | {'rank': 'mean rank'})[vote]} of {len(found)} members from {len(runs)} runs, {len(ids)} answers: "
         f"{config.submission}"
     )
-
-
-def agreement(task: Task, found: dict[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
-    """How far members agree, as a header and rows: the share of photos that two answer alike, or of numbers how far
-    they are apart on average. found: {name: (n, k) or (n,)}."""
-    answers = {str(k + 1): task.decide(one) for k, one in enumerate(found.values())}
-    rows = []
-    for (number, mine), name in zip(answers.items(), found, strict=True):
-        cells = [abs(mine - other).mean() if task.numeric else (mine == other).mean() for other in answers.values()]
-        rows.append([f"{number} {name.removesuffix('.csv')}", *(f"{cell:.3f}" for cell in cells)])
-    return ["", *answers], rows
-
-
-def show(task, run, output, found, lines, spread):
-    """Put the ensemble into the report of a run, if it has one; the page is written into the folder `output`."""
-    report = Path(run) / "report.html"
-    if not report.with_suffix(".json").is_file():
-        if report.is_file():
-            print(f"{report}: is of an earlier version and gets no section on the ensemble (python -m tools.report)")
-        return
-    alike = (
-        "How far two members are apart on average:"
-        if task.numeric
-        else "Share of photos that two members answer alike:"
-    )
-    pieces = [
-        *map(html.text, lines),
-        html.text(alike),
-        html.table(*agreement(task, found)),
-        html.columns(spread),
-    ]
-    html.add_section(report, "Ensemble", pieces, Path(output) / "report.html")
 
 
 def log_known_answers(task, rows, answer, scores, group):

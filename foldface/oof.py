@@ -11,8 +11,8 @@ from foldface.files import InputError, read_csv
 class OofPredictions:
     """The out-of-fold predictions of several runs for the same photos.
 
-    target (n,), people (n,), part (n,) for blend.nested, predictions (m, n, k) or (m, n), numbers (m, n, columns) or
-    None; lines: what was printed of their scores.
+    photos (n,) ImageIDs, target (n,), people (n,), part (n,) for blend.nested, predictions (m, n, k) or (m, n),
+    numbers (m, n, columns) or None; lines: what was printed of their scores.
     """
 
     def __init__(self, task, runs):
@@ -38,9 +38,19 @@ class OofPredictions:
                 self.predictions = np.empty((len(runs), *mine.shape))
             self.predictions[k] = mine
         self.task, self.lines = task, []
+        self.photos = first["ImageID"].to_numpy()
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
         self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
+
+    def share(self, groups):
+        """Let the photos of each group share the answer of some heads; intervals are over groups. groups: a
+        shared.Groups of these photos."""
+        for k, mine in enumerate(self.predictions):
+            self.predictions[k] = groups.share(mine)
+        if self.numbers is not None:
+            self.numbers = np.stack([groups.share_numbers(mine) for mine in self.numbers])
+        self.people = groups.units(self.people)
 
     def log_score(self, answer, title, baseline=None):
         """Print the score of answers, (n,) or probabilities (n, k), with its interval, and its difference to a

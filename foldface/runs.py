@@ -40,6 +40,8 @@ OF_A_RUN = (
     "data.pseudo",
     "data.crops",
     "data.group",
+    "data.eval_group",
+    "data.eval_group_heads",
     "data.test_size",
     "data.duplicates",
     "data.min_side",

@@ -135,6 +135,11 @@ class DataConfig:
     """what tells photos that belong together, so that they share a fold: a column of the table, or a regular expression
     on the photo's path whose match (or first group in it that isn't empty) they share, in data.extra and data.eval too;
     empty = the person, or each photo by itself"""
+    eval_group: str = ""
+    """what tells photos that ensemble.py answers together, by the mean of their probabilities or numbers: a column of
+    the tables of data.eval and data.train, or a regular expression as in data.group; empty = each by itself"""
+    eval_group_heads: List[str] = field(default_factory=list)
+    """heads whose answer data.eval_group's photos share, such as gender and age of a person; [] = all of the answer"""
     test_size: Smoothing = 0.0
     """share of the groups in the test set: not trained on, not used to choose, scored once (metrics.json, test)"""
     duplicates: Literal["keep", "together", "drop"] = "keep"

@@ -26,6 +26,7 @@ ORDER = (
         "foldface.tracking",
         "foldface.devices",
         "foldface.data",
+        "foldface.shared",
         "foldface.submission",
         "foldface.faces",
         "foldface.nn",
@@ -36,7 +37,7 @@ ORDER = (
 )
 WITHOUT_TORCH = (
     *("foldface.data", "foldface.settings", "foldface.cli", "foldface.task", "foldface.metrics"),
-    *("foldface.predictions", "foldface.blend", "foldface.submission"),
+    *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared"),
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch

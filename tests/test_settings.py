@@ -111,6 +111,8 @@ TEXTS = {
     "train.optimizer",
     "task.answer",
     "data.group",
+    "data.eval_group",
+    "data.eval_group_heads",
     "data.only",
     "model.backbone",
     "app.host",
@@ -308,7 +310,10 @@ def test_after_training_a_run_remembers_what_it_was_started_with(competition, ca
 
 
 ALL = flatten(as_dict(Config()))
-ANOTHER = {  # values other than the defaults that a run may have and that go with the defaults of all others
+ANOTHER = {
+    "data.eval_group_heads": [
+        "mask"
+    ],  # values other than the defaults that a run may have and that go with the defaults of all others
     "task.heads": [{"name": "kind", "classes": ["a", "b"]}],
     "task.answer": ["gender"],
     "task.score": "accuracy",

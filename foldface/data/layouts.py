@@ -319,8 +319,8 @@ def grouped(rows, data, problems, by_column=False):
     return rows[kept].assign(id=ids[kept], shared=True).reset_index(drop=True)
 
 
-def groups_by_name(group, names):
-    """What the regular expression data.group finds in each name: [str or "" where it finds nothing].
+def groups_by_name(group, names, setting="data.group"):
+    """What a regular expression, such as data.group, finds in each name: [str or "" where it finds nothing].
 
     That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none,
     and where it takes longer than MATCH_SECONDS on a name: it may come from a stranger's run, and (a|aa)+$ takes years.
@@ -328,14 +328,14 @@ def groups_by_name(group, names):
     try:
         pattern = regex.compile(group)
     except (regex.error, RecursionError) as error:
-        raise InputError(f"data.group {group}: no column of that name, and no regular expression ({error})") from None
+        raise InputError(f"{setting} {group}: no column of that name, and no regular expression ({error})") from None
     matches = []
     for name in names:
         try:
             matches.append(pattern.search(name, timeout=MATCH_SECONDS))
         except TimeoutError:
             raise InputError(
-                f"data.group {group}: takes more than {MATCH_SECONDS} s on {name}: write it without a repetition "
+                f"{setting} {group}: takes more than {MATCH_SECONDS} s on {name}: write it without a repetition "
                 "inside a repetition"
             ) from None
     return [next(filter(None, match.groups() or [match[0]]), "") if match else "" for match in matches]
