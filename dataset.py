@@ -42,7 +42,7 @@ from foldface.data.folds import (
     split,
     twins,
 )
-from foldface.data.layouts import BOX, Problems, boxes_of, grouped, read_layout
+from foldface.data.layouts import BOX, boxes_of, grouped, read_layout
 from foldface.data.leaks import (
     digest_of,
     identity,
@@ -52,6 +52,7 @@ from foldface.data.leaks import (
     refuse_seen_weights,
 )
 from foldface.data.paths import photos_below
+from foldface.data.problems import Problems
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, read_json, write_csv, write_json
 from foldface.settings import Config, DataConfig, ExtraConfig, as_dict, put

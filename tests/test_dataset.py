@@ -11,7 +11,8 @@ import pytest
 from helpers import write_photo
 
 import dataset
-from foldface.data import cleaning, layouts
+from foldface.data import cleaning
+from foldface.data.problems import Problems
 from foldface.faces import manifest
 from foldface.files import InputError, read_csv, write_csv
 
@@ -229,7 +230,7 @@ def test_unreadable_photos_are_left_out_and_too_many_stop_the_run(competition):
     for n in range(5):
         (competition.train / "images" / competition.people[n][3] / "normal.jpg").write_text("not a photo")
     with pytest.raises(InputError, match="only 78 of 84 rows can be trained on, less than 95%"):
-        cleaning.drop_unreadable(rows, config, layouts.Problems())
+        cleaning.drop_unreadable(rows, config, Problems())
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ WITHOUT_TORCH = (
 MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+ANNOTATED = ("foldface.data",)  # whose functions for other files have types
 
 
 def sources():
@@ -192,4 +194,50 @@ def test_only_its_own_file_writes_an_objects_attributes():
         for attribute, line in attributes_written(node, False)
         if owners[attribute] and name not in owners[attribute] | TO_BE_CUT and (name, attribute) not in OF_LIBRARIES
     ]
+    assert wrong == []
+
+
+def used_elsewhere():
+    """({(module, name) that another file imports or reads from it}, {name of an attribute: modules that read it})."""
+    ours, used, read = sources(), set(), collections.defaultdict(set)
+    for module, path in ours.items():
+        nodes, modules = list(ast.walk(tree(path))), {}
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                modules |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in ours}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    modules |= {alias.asname or alias.name: whole} if whole in ours else {}
+                    used.add((node.module, alias.name))
+        for node in nodes:
+            if isinstance(node, ast.Attribute):
+                read[node.attr].add(module)
+                used.add((modules.get(getattr(node.value, "id", None)), node.attr))
+    return used, read
+
+
+def test_what_other_files_call_is_annotated():
+    """Functions that another file uses, the __init__ of classes that another file makes, and public methods with a name
+    that another file reads."""
+    used, read = used_elsewhere()
+    wrong = []
+    for module, path in sources().items():
+        if not module.startswith(ANNOTATED):
+            continue
+        classes = {node: node.name for node in tree(path).body if isinstance(node, ast.ClassDef)}
+        public = {node for node in tree(path).body if isinstance(node, FUNCTION) and (module, node.name) in used}
+        for method, name in ((part, name) for node, name in classes.items() for part in node.body):
+            if isinstance(method, FUNCTION) and method.name == "__init__" and (module, name) in used:
+                public.add(method)
+            if isinstance(method, FUNCTION) and method.name[0] != "_" and read[method.name] - {module}:
+                public.add(method)
+        for function in public:
+            taken = function.args
+            taken = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg]
+            taken = [one for one in taken if one and one.arg not in ("self", "cls")]
+            bare = [one.arg for one in taken if one.annotation is None]
+            bare += ["what it returns"] if function.returns is None and function.name != "__init__" else []
+            where = f"{path.relative_to(ROOT)}:{function.lineno}"
+            wrong += [f"{where} {function.name}: {', '.join(bare)}"] if bare else []
     assert wrong == []

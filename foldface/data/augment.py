@@ -22,7 +22,7 @@ class RandomAffine(A.ImageOnlyTransform):
         super().__init__(p=p)
         self.rotate, self.scale, self.shift = math.radians(rotate), scale, shift
 
-    def apply(self, img, **_):
+    def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
         draw, side = self.py_random.uniform, np.array(img.shape[1::-1])
         angle = draw(-self.rotate, self.rotate)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -40,7 +40,7 @@ class ResizedCrop(A.ImageOnlyTransform):
         super().__init__(p=p)
         self.scale = scale
 
-    def apply(self, img, **_):
+    def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
         high, wide = img.shape[:2]
         area, ratio = self.py_random.uniform(*self.scale), math.exp(self.py_random.uniform(*np.log([3 / 4, 4 / 3])))
         height = min(high, max(1, round(high * math.sqrt(area / ratio))))
@@ -61,7 +61,7 @@ def squared(fit, size):
     return [A.Resize(size, size, interpolation=cv2.INTER_AREA)]
 
 
-def shape(augment, size, fit="stretch"):
+def shape(augment: str, size: int, fit: str = "stretch") -> A.Compose:
     """The steps of a preset for every photo: (h, w, 3) uint8 -> (size, size, 3) uint8. fit: see `squared`.
 
     They are all that is done for predictions. Pixels are normalised later, on the device (loader.normalize).
@@ -202,7 +202,7 @@ def resized_crop() -> list[A.BasicTransform]:
     return [A.HorizontalFlip(), ResizedCrop((0.5, 1.0))]
 
 
-def variation(augment, erasing=0.0, flip=None):
+def variation(augment: str, erasing: float = 0.0, flip: float | None = None) -> A.Compose:
     """The random steps of a preset for a training photo after `shape`: (s, s, 3) uint8 -> the same.
 
     erasing: probability of random erasing (Zhong et al. 2020) at the end; flip: probability of a horizontal flip, None

@@ -11,15 +11,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from foldface.data import duplicates
-from foldface.data.layouts import BOX, Problems
+from foldface.data.layouts import BOX
 from foldface.data.photos import PhotoError, cut_box, read_photo
+from foldface.data.problems import Problems
 from foldface.files import InputError, write_csv
 from foldface.runtime import cores
+from foldface.settings import Config
 
 MIN_USABLE_SHARE = 0.95  # a run on less of its rows than this is no run on this data
 
 
-def drop_faceless(rows: pd.DataFrame, config, problems: Problems) -> pd.DataFrame:
+def drop_faceless(rows: pd.DataFrame, config: Config, problems: Problems) -> pd.DataFrame:
     """The rows without photos in which no detector found a face, if crop.missing says so; each is added to `problems`.
 
     rows: what `with_files` gives. Raises InputError where none of data.train is left.
@@ -39,7 +41,7 @@ def drop_faceless(rows: pd.DataFrame, config, problems: Problems) -> pd.DataFram
     return rows
 
 
-def clean(rows, config, problems, others):
+def clean(rows: pd.DataFrame, config: Config, problems: Problems, others: pd.DataFrame) -> pd.DataFrame:
     """The rows without what data.min_side and data.duplicates leave out, each with its reason in `problems`.
 
     others: source, ImageID and photo of the photos to answer for. Whole photos are looked at, those too. With
@@ -72,7 +74,7 @@ def clean(rows, config, problems, others):
     return rows[out == ""].reset_index(drop=True)
 
 
-def capped(rows, config):
+def capped(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
     """The rows with those over data.max_per_class marked as gap: they are not trained on, but still validated on."""
     most, task = config.data.max_per_class, config.predicted
     if not most:
@@ -108,7 +110,7 @@ def write_duplicates(config, task, rows, photos, pairs, bits):
     )
 
 
-def drop_unreadable(rows, config, problems):
+def drop_unreadable(rows: pd.DataFrame, config: Config, problems: Problems) -> pd.DataFrame:
     """Leave out training photos that can't be read, each with its reason in `problems`; too many stop the run.
 
     Whole photos are decoded once for this; of crops the manifest knows. Raises InputError below 95 % of the rows.

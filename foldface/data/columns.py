@@ -1,15 +1,17 @@
 """Further columns of the tables of photos, such as a patient or a camera, for the photos of our predictions."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from foldface.data import tables
 from foldface.files import InputError, read_csv
+from foldface.settings import Config
 
 
-def training_table(config) -> tuple[Path | None, pd.DataFrame]:
+def training_table(config: Config) -> tuple[Path | None, pd.DataFrame]:
     """(the table of data.train, its cells as text); (None, an empty DataFrame) where the layout has no table."""
     data = config.data
     if data.layout == "competition":
@@ -20,7 +22,7 @@ def training_table(config) -> tuple[Path | None, pd.DataFrame]:
     return None, pd.DataFrame()
 
 
-def training_cells(config, names: list[str], photos) -> pd.DataFrame:
+def training_cells(config: Config, names: list[str], photos: Sequence[str]) -> pd.DataFrame:
     """The columns `names` of the table of data.train as text, a row each of `photos`, (n,) ImageIDs.
 
     Raises InputError where the layout has no table, the table no such column, or no row for a photo.
@@ -47,7 +49,7 @@ def eval_cells(config, names: list[str]) -> pd.DataFrame:
     return frame[names].reset_index(drop=True)
 
 
-def eval_table(config) -> tuple[Path | None, pd.DataFrame]:
+def eval_table(config: Config) -> tuple[Path | None, pd.DataFrame]:
     """(the table of data.eval, its cells as text); (None, an empty DataFrame) where there is none."""
     path = Path(config.data.eval)
     if path.suffix.lower() in tables.TABLES:

@@ -2,10 +2,13 @@
 
 import re
 
+import pandas as pd
+
 from foldface.files import InputError, read_csv
+from foldface.task import Task
 
 
-def correct(rows, path, task):
+def correct(rows: pd.DataFrame, path: str, task: Task) -> pd.DataFrame:
     """Apply the corrections of a CSV (photo or id, column, value) to the rows and print how many took effect."""
     frame = read_csv(path, ["column", "value"])
     keys = [key for key in ("photo", "id") if key in frame.columns]

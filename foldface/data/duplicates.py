@@ -9,6 +9,7 @@
 Nothing here writes, moves or deletes a file, and nothing imports torch.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
@@ -42,7 +43,7 @@ MAX_PAIRS = 65_536  # after so many, pairs within a group are left out
 # ------------------------------------------------------------------------------------------------ what is there
 
 
-def fingerprint(files):
+def fingerprint(files: Sequence[str]) -> pd.DataFrame:
     """Hashes and thumbnails of photos: a DataFrame, one row a photo, in their order.
 
     files: paths; "" = no file. Columns:
@@ -82,7 +83,7 @@ def fingerprint_one(file: str) -> tuple:
 # ------------------------------------------------------------------------------------------------ what is the same
 
 
-def near_duplicates(table, distance=DISTANCE):
+def near_duplicates(table: pd.DataFrame, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Find photos that are nearly the same: (pairs (k, 2) int64 with i < j, in order of i, bits (k,) int64).
 
     table: from `fingerprint`. Pairs are positions in it whose hashes differ in at most `distance` bits (`bits`) and
@@ -154,7 +155,7 @@ class Thumbnails:
         return ok
 
 
-def components(pairs, count):
+def components(pairs: np.ndarray, count: int) -> np.ndarray:
     """The group of each photo, (count,) int64 from 0: photos that are connected by pairs have the same group."""
     links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1].astype(np.int64)
@@ -163,7 +164,7 @@ def components(pairs, count):
 # ------------------------------------------------------------------------------------------------ what is to go
 
 
-def drop_duplicates(rows, component):
+def drop_duplicates(rows: pd.DataFrame, component: pd.Series) -> np.ndarray:
     """Why rows are left out as near-duplicates: (n,) object, "" = they stay.
 
     rows: DataFrame with photo, source, label (int); component: (n,) of `components`. Of nearly identical photos of one
@@ -188,7 +189,7 @@ def drop_duplicates(rows, component):
     return reasons
 
 
-def cap(label, most, seed):
+def cap(label: pd.Series, most: int, seed: int) -> np.ndarray:
     """Keep at most `most` random rows of each class; 0 keeps all. label: (n,) int; returns (n,) bool."""
     if not most:
         return np.ones(len(label), bool)

@@ -17,17 +17,20 @@ Nothing here imports torch.
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from foldface.data.iterative import splitter_of
+from foldface.data.problems import Problems
 from foldface.files import InputError, read_csv, refuse_special, write_csv
 from foldface.names import folded
 from foldface.registry import lookup, register
 from foldface.scorers import sklearn
 from foldface.settings import Config
+from foldface.task import Task
 
 FOLD_COLUMNS = ["id", "fold"]
 RECORD = "data.json"  # of a run: what its data was like (`identity`), its folds, who was trained on beside them
@@ -35,7 +38,7 @@ TRAIN_ONLY_FOLD, TEST_FOLD = -1, -2  # folds of rows that every fold trains, and
 UNEVEN = 0.01  # of a fold's share of the people: folds may differ by so many, or by one
 
 
-def twins(rows):
+def twins(rows: pd.DataFrame) -> np.ndarray:
     """Number the rows so that byte-identical photos, and only they, share a number: (n,) int64.
 
     The manifest's sha1 is used where there is one. Else sizes and a block from the middle tell nearly all apart, and
@@ -74,13 +77,13 @@ def digest(photo):
         return ""
 
 
-def digests(rows):
+def digests(rows: pd.DataFrame) -> np.ndarray:
     """sha1 of the bytes of each row's photo: (n,) str, "" where it is not known. The manifest's where there is one."""
     known = rows["sha1"] if "sha1" in rows else [""] * len(rows)
     return np.array([sha1 or digest(photo) for sha1, photo in zip(known, rows["photo"], strict=True)], str)
 
 
-def groups(rows):
+def groups(rows: pd.DataFrame) -> np.ndarray:
     """Number the rows so that all photos of a person, and of people with an identical (or, if there is a column near,
     nearly identical) photo, share a number: (n,) int. Ids that are the same to a reader are one."""
     from scipy.sparse import coo_array, csgraph
@@ -193,7 +196,7 @@ def spread_out(stratum, rng):
     return place
 
 
-def read_folds(path, remedy=""):
+def read_folds(path: Path | str, remedy: str = "") -> pd.Series:
     """The fold of each person of a folds.csv: Series of int, indexed by id. Raises InputError that names a bad row."""
     frame = read_csv(path, FOLD_COLUMNS, remedy)
     fold = pd.to_numeric(frame["fold"], errors="coerce")
@@ -208,7 +211,9 @@ def read_folds(path, remedy=""):
     return pd.Series(fold.to_numpy(int), frame["id"])
 
 
-def assign_folds(rows, config, problems=None, remake=False):
+def assign_folds(
+    rows: pd.DataFrame, config: Config, problems: Problems | None = None, remake: bool = False
+) -> pd.DataFrame:
     """Add `fold` to rows: made once and written to folds.csv, then read from there. Raises InputError on a mismatch.
 
     remake: make them though they are there. Rows of a given split that lie in it twice are left out, and added to the
@@ -314,12 +319,12 @@ def given_split(rows, config):
     return fold
 
 
-def folds_of(rows):
+def folds_of(rows: pd.DataFrame) -> list[int]:
     """The folds that have something to validate on, sorted."""
     return sorted(rows["fold"][(rows["source"] == "train") & (rows["fold"] >= 0)].unique().tolist())
 
 
-def split(rows, fold):
+def split(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(rows to train on, rows to validate on) of a fold; extra rows train every fold, pseudo rows their own alone.
 
     Ages near a boundary (train_gap) are left out of training, never of validation.
@@ -340,7 +345,7 @@ def stratum_names(task, classes):
     }
 
 
-def fold_table(task, rows, folds):
+def fold_table(task: Task, rows: pd.DataFrame, folds: Sequence[int]) -> str:
     """What each fold holds, as lines of text: photos, people, and people of each stratum (see `strata`)."""
     own = rows[rows["source"].isin(("train", "test"))]
     people = strata(own, pd.factorize(own["id"])[0], task.multilabel)
@@ -369,7 +374,7 @@ def fold_table(task, rows, folds):
     return "\n".join(lines)
 
 
-def balance_table(task, rows: pd.DataFrame, fold: int) -> str:
+def balance_table(task: Task, rows: pd.DataFrame, fold: int) -> str:
     """Photos of each class on each side of a fold's split, as lines of text: what is trained on (without what
     data.max_per_class and train_gap leave out, with extra and pseudo rows), validated on, and put aside."""
     sides = dict(zip((f"train, fold {fold}", "valid"), split(rows, fold), strict=True))
@@ -386,7 +391,7 @@ def balance_table(task, rows: pd.DataFrame, fold: int) -> str:
     return "\n".join(lines)
 
 
-def beside_folds(rows):
+def beside_folds(rows: pd.DataFrame) -> dict[str, list[str]]:
     """What training takes beside the people of folds.csv, for runs that start from this one: {"ids": [people],
     "photos": [sha1 of their bytes]} of the extra and pseudo rows."""
     mine = rows[rows["source"].isin(("extra", "pseudo"))]

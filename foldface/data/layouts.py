@@ -11,6 +11,7 @@ A bad row or photo is never dropped in silence: it becomes a problem, with file,
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ import regex
 from foldface.data import tables
 from foldface.data.paths import Fence, located, photos_below
 from foldface.data.photos import turned_box, turned_by
+from foldface.data.problems import Problems
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.names import Finder
 from foldface.registry import lookup, register
+from foldface.settings import DataConfig
+from foldface.task import Task
 
 STEMS = {f"mask{n}": "wear" for n in range(1, 6)} | {"incorrect_mask": "incorrect", "normal": "normal"}
 BOX = ["x1", "y1", "x2", "y2"]
@@ -32,29 +36,6 @@ AAF_LAST_FEMALE = 7380
 UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)(?:\.\w+)*")
 RACES = ("white", "black", "asian", "indian", "other")
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-
-
-class Problems:
-    """What is wrong with the data, in the order in which it was met: file, row, reason."""
-
-    def __init__(self):
-        self.rows, self.photos = [], 0
-
-    def add(self, file, row, reason, photos=1):
-        """file: the table or photo; row: its line there (1 is the header), or None; photos: how many it stood for."""
-        self.photos += photos
-        self.rows.append({"file": str(file), "row": row, "reason": reason})
-
-    def stop_if_strict(self, strict):
-        """Raise InputError for the first of them, counting the others."""
-        if strict and self.rows:
-            first, more = self.rows[0], len(self.rows) - 1
-            at = f", row {first['row']}" if first["row"] else ""
-            raise InputError(
-                f"{first['file']}{at}: {first['reason']}"
-                + (f" (and {more} more like this)" if more else "")
-                + "; mend it, or leave such rows out with --data.strict false"
-            )
 
 
 # A layout by its name (data.layout): (path, task, Problems, config.data) -> rows of ImageID, photo, id and a column a
@@ -219,7 +200,7 @@ def read_boxes(path, task, problems, data):
     return as_rows(found, task, BOX)
 
 
-def boxes_of(path, problems, data):
+def boxes_of(path: Path | str, problems: Problems, data: DataConfig) -> Iterator[tuple[str, str, list[float], dict]]:
     """The boxes of a JSON file that can be used: yields (image#number, the photo's path, four numbers, its dict).
 
     The numbers are pixels of the upright photo. Where EXIF turns photos, data.box_pixels says what the file's are.
@@ -298,12 +279,12 @@ def read_table(table, task, problems, data):
     return as_rows(found, task).assign(grouped=group == data.group)
 
 
-def read_layout(name, path, task, problems, data):
+def read_layout(name: str, path: Path | str, task: Task, problems: Problems, data: DataConfig) -> pd.DataFrame:
     """The rows of a layout by its name: ImageID, photo, id and a column a head; what is wrong goes to problems."""
     return lookup("layout", name)(path, task, problems, data)
 
 
-def grouped(rows, data, problems, by_column=False):
+def grouped(rows: pd.DataFrame, data: DataConfig, problems: Problems, by_column: bool = False) -> pd.DataFrame:
     """The rows with the id that data.group gives each photo, and `shared`: does an id mean the same in every source?
 
     Photos that it gives none are problems. by_column: it is a column of data.train, so no regular expression.
@@ -319,7 +300,7 @@ def grouped(rows, data, problems, by_column=False):
     return rows[kept].assign(id=ids[kept], shared=True).reset_index(drop=True)
 
 
-def groups_by_name(group, names, setting="data.group"):
+def groups_by_name(group: str, names: Iterable[str], setting: str = "data.group") -> list[str]:
     """What a regular expression, such as data.group, finds in each name: [str or "" where it finds nothing].
 
     That is the first of its groups that isn't empty, or, if it has none, its match. Raises InputError if it is none,

@@ -11,7 +11,7 @@ from foldface import predictions, runs
 from foldface.data import layouts
 from foldface.data.folds import RECORD, TEST_FOLD, digests, read_folds, split
 from foldface.files import InputError, read_csv, read_json, warn_once
-from foldface.settings import of_earlier
+from foldface.settings import Config, of_earlier
 
 IDENTITY = [
     "source",
@@ -24,7 +24,7 @@ IDENTITY = [
 ]  # and the heads: what identifies a row, without paths
 
 
-def refuse_leaks(training, validation):
+def refuse_leaks(training: pd.DataFrame, validation: pd.DataFrame) -> None:
     """Raise InputError if a person or a byte-identical photo is on both sides of a split; with the column `near` a
     nearly identical photo, with `linked` a group of connected people and photos."""
     both = set(training["id"]) & set(validation["id"])
@@ -50,7 +50,7 @@ def refuse_leaks(training, validation):
             )
 
 
-def refuse_other_folds(config):
+def refuse_other_folds(config: Config) -> None:
     """Raise InputError unless the pseudo labels come from models of the same folds: others saw validation rows."""
     if not config.data.pseudo:
         return
@@ -93,12 +93,12 @@ def refuse_other_models(task, path):
             )
 
 
-def start_run(config):
+def start_run(config: Config) -> Path:
     """The folder of the run in model.init_from_run: a path, or the name of a run beside this one."""
     return start_folder(config.model.init_from_run, config.run)
 
 
-def refuse_seen_weights(rows, config):
+def refuse_seen_weights(rows: pd.DataFrame, config: Config) -> None:
     """Raise InputError where a fold would start from weights that were trained on people or photos that it validates
     on, or on those of the test set (`seen_by`)."""
     start, pretrained = config.model.init_from_run, config.model.pretrained
@@ -123,7 +123,7 @@ def refuse_seen_weights(rows, config):
             )
 
 
-def identity(rows, config):
+def identity(rows: pd.DataFrame, config: Config) -> dict:
     """What the data is, wherever it lies: {photos, people, rows, crops}; rows: sha1 of all that training takes from the
     rows, crops: how they were made, None for whole photos. Paths are no part of it, nor are the photos' bytes."""
     taken = [*IDENTITY, *(head.key for head in config.predicted.heads)]
@@ -140,14 +140,14 @@ def identity(rows, config):
     }
 
 
-def digest_of(path):
+def digest_of(path: Path) -> str:
     """sha1 of who is in which fold by a folds.csv, whatever its order and line ends; "" without one."""
     if not Path(path).is_file():
         return ""
     return hashlib.sha1(read_folds(path).sort_index().to_csv(lineterminator="\n").encode()).hexdigest()
 
 
-def refuse_other_data(config, record, now):
+def refuse_other_data(config: Config, record: dict, now: dict) -> None:
     """Raise InputError if this run was trained on other data than `now`, or with another folds.csv.
 
     record: content of data.json, {} without one; now: from `identity`.
@@ -213,7 +213,7 @@ def seen_by(weights):
     return ids, photos
 
 
-def start_weights(config, fold):
+def start_weights(config: Config, fold: int) -> Path | None:
     """The weights that this fold starts from (model.init_from_run), or None. Raises InputError where there are none."""
     if not config.model.init_from_run:
         return None

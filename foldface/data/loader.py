@@ -33,7 +33,7 @@ from foldface.settings import Config
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def pixel_scale(net) -> list[tuple[float, float, float]]:
+def pixel_scale(net: torch.nn.Module) -> list[tuple[float, float, float]]:
     """[mean, standard deviation] of the pixels, RGB from 0 to 1, that a timm model's weights were trained with."""
     return [net.pretrained_cfg.get(key, usual) for key, usual in zip(("mean", "std"), IMAGENET, strict=True)]
 

@@ -5,11 +5,13 @@ A path that leads out of the data's folder is refused: tables and folders come f
 
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from foldface.data.photos import is_photo
+from foldface.data.problems import Problems
 from foldface.files import InputError
-from foldface.names import one_of
+from foldface.names import Finder, one_of
 
 HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that are no UTF-8
 
@@ -17,11 +19,11 @@ HALF = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a name that ar
 class Fence:
     """What a table may name: photos below its own folder, links followed, or below a folder that data.roots allows."""
 
-    def __init__(self, root, allowed):
+    def __init__(self, root: Path | str, allowed: Sequence[str]) -> None:
         self.root, self.homes = str(root), {}
         self.roots = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, *allowed))
 
-    def refuses(self, path):
+    def refuses(self, path: str) -> str:
         """Why a path from a table, relative to the root, is refused; "" if it isn't."""
         if "\0" in path:
             return "holds a NUL"
@@ -43,7 +45,9 @@ class Fence:
         )
 
 
-def located(finder, fence, column, name, there=os.path.isfile):
+def located(
+    finder: Finder, fence: Fence, column: str, name: str, there: Callable[[str], bool] = os.path.isfile
+) -> tuple[str, str]:
     """What a table's cell names below a folder, as it is called on the disk, though it may not exist: (name, ""), or
     (name, why it is refused)."""
     if astray := fence.refuses(name):
@@ -56,7 +60,7 @@ def located(finder, fence, column, name, there=os.path.isfile):
     return real, f"{column} '{name}' {astray}" if astray else ""
 
 
-def photo_root(home, names):
+def photo_root(home: Path, names: Iterable[str]) -> Path:
     """Where the photos that a table in `home` names lie: there, or below images/, as the first that exists says."""
     for name in names:
         for root in (home, home / "images"):
@@ -65,7 +69,9 @@ def photo_root(home, names):
     return home
 
 
-def photos_below(folder, roots, problems, wanted):
+def photos_below(
+    folder: Path | str, roots: Sequence[str], problems: Problems, wanted: str
+) -> Iterator[tuple[str, str]]:
     """Photos below a folder, sorted: yields (path below it with /, whole path). A photo is what images.is_photo says.
 
     Links that lead out, and names that aren't UTF-8, are problems."""

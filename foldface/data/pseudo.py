@@ -8,9 +8,11 @@ import pandas as pd
 from foldface.data.layouts import BOX, groups_by_name
 from foldface.files import InputError, read_csv
 from foldface.predictions import PSEUDO_COLUMNS
+from foldface.settings import Config
+from foldface.task import Task
 
 
-def pseudo_rows(config, task, photos, by_column=False):
+def pseudo_rows(config: Config, task: Task, photos: pd.DataFrame, by_column: bool = False) -> pd.DataFrame:
     """The rows of data.pseudo: photos to answer for, with the answer of one fold's model, for that fold alone.
 
     photos: dataset.eval_rows; by_column: data.group is a column of data.train. Raises InputError for a damaged row.

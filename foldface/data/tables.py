@@ -11,16 +11,19 @@ import functools
 import itertools
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from foldface.data.paths import Fence, located, photo_root
 from foldface.data.photos import SUFFIXES
 from foldface.files import InputError, read_csv, refuse_special
 from foldface.names import Finder, one_of
 from foldface.runtime import is_main_process
+from foldface.settings import DataConfig
 
 PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # the usual names, the first that there is
 TABLES = (".csv", ".tsv")  # endings of the tables that data.eval may name
@@ -48,7 +51,7 @@ class Form(NamedTuple):
     delimiter: str = ","
 
 
-def form_of(path) -> Form:
+def form_of(path: Path | str) -> Form:
     """The encoding (UTF-8, UTF-16, cp949) and delimiter (comma, tab, semicolon) of a table, by its content.
 
     What is none of these has the usual form, and `read_csv` says what is wrong.
@@ -95,7 +98,7 @@ def encoding_of(data: bytes) -> str:
     return "cp949" if sum("가" <= sign <= "힣" for sign in strange) > 0.5 * len(strange) else "utf-8-sig"
 
 
-def read_table(path, columns, remedy=""):
+def read_table(path: Path | str, columns: Sequence[str], remedy: str = "") -> pd.DataFrame:
     """`files.read_csv` of a table in any Form, which is said in a line where it is not UTF-8 with commas."""
     form = form_of(path)
     frame = read_csv(path, columns, remedy, encoding=form.encoding, delimiter=form.delimiter)
@@ -114,22 +117,22 @@ class Place(NamedTuple):
     folder: Path
     suffix: str
 
-    def path(self, cell):
+    def path(self, cell: str) -> str:
         return os.path.join(self.folder, cell + self.suffix)
 
 
 class Listed:
     """The photos that a table's column names below one folder."""
 
-    def __init__(self, folder, column, roots):
+    def __init__(self, folder: Path, column: str, roots: Sequence[str]) -> None:
         self.folder, self.column, self.fence, self.finder = folder, column, Fence(folder, roots), Finder(folder)
 
-    def locate(self, name):
+    def locate(self, name: str) -> tuple[str, str]:
         """The photo that a cell means, though it may not exist: (its path, ""), or (path, why it is refused)."""
         real, reason = located(self.finder, self.fence, self.column, name)
         return os.path.join(self.folder, real), reason
 
-    def report(self, table):
+    def report(self, table: Path | str) -> None:
         """Say which names of the table the disk spells otherwise."""
         self.finder.report(table)
 
@@ -140,7 +143,7 @@ class Photos:
     Raises InputError where no column names photos, and where a setting names what isn't there.
     """
 
-    def __init__(self, table, frame, data, labels=()):
+    def __init__(self, table: Path | str, frame: pd.DataFrame, data: DataConfig, labels: Collection[str] = ()) -> None:
         """table: its path; frame: its content; data: config.data; labels: columns that hold what is predicted."""
         self.table, self.data, self.home = Path(table), data, Path(table).parent
         named = [name for name in PHOTO_COLUMNS if name in frame.columns]
@@ -164,7 +167,7 @@ class Photos:
         cells = [cell for cell in dict.fromkeys(frame[column].iloc[rows]) if cell and "\0" not in cell]
         return [place.path(cell) for cell in cells] if place else cells
 
-    def look(self, frame, labels):
+    def look(self, frame: pd.DataFrame, labels: Collection[str]) -> None:
         """Find the column, the folders and the endings by which most photos exist."""
         data = self.data
         columns = [data.photo_column] if data.photo_column else [self.column] * bool(self.column)
@@ -216,7 +219,7 @@ class Photos:
         """A photo's path below the table's folder, as it is said."""
         return os.path.relpath(place.path(cell), self.home) if is_below(place.folder, self.home) else place.path(cell)
 
-    def describe(self):
+    def describe(self) -> None:
         """Say once where the photos lie."""
         some = [self.shown(place, f"<{self.column}>") for place in self.places]
         more = f" and {len(some) - 3} places more" if len(some) > 3 else ""
@@ -277,7 +280,7 @@ class Photos:
                 found[Path(home)] = endings
         return found
 
-    def locate(self, cell):
+    def locate(self, cell: str) -> tuple[str, str]:
         """The photo that a cell means, though it may not exist: (its path, ""), or (path, why it is refused)."""
         there = [place for place in self.places if is_file(place.path(cell))]
         if not there and self.others and not self.fences[self.places[0]].refuses(cell):  # as no row of the sample does
@@ -294,13 +297,13 @@ class Photos:
                 return os.path.join(place.folder, real), reason
         return self.places[0].path(cell), reason
 
-    def add(self, place):
+    def add(self, place: Place) -> None:
         """Photos lie there too."""
         if place not in self.fences:
             self.places.append(place)
             self.fences[place], self.finders[place] = Fence(place.folder, self.data.roots), Finder(place.folder)
 
-    def report(self, table=None):
+    def report(self, table: Path | str | None = None) -> None:
         """Say which names of the table the disk spells otherwise."""
         for finder in self.finders.values():
             finder.report(table or self.table)
@@ -335,7 +338,7 @@ def side_of(name):
     return next((SIDES[word] for word in words if word in SIDES), "")
 
 
-def id_column_of(frame, data):
+def id_column_of(frame: pd.DataFrame, data: DataConfig) -> str:
     """The column of a table that the submission names: data.id_column, or what the first column of
     data.sample_submission is called, "" where the table has none such."""
     if data.id_column or not data.sample_submission:
@@ -344,7 +347,7 @@ def id_column_of(frame, data):
     return first if first in frame else ""
 
 
-def ids_of(frame, data, photo_column):
+def ids_of(frame: pd.DataFrame, data: DataConfig, photo_column: str) -> pd.Series:
     """The ImageID of each row: the cell that the submission names where each row has its own, else the photo's."""
     column = id_column_of(frame, data)
     if column in frame and frame[column].is_unique and (frame[column] != "").all():
