@@ -43,7 +43,13 @@ MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
-ANNOTATED = ("foldface.data",)  # whose functions for other files have types
+IN_WORK = ("foldface.nn.from_onnx",)  # not yet
+ANNOTATED = (
+    "foldface.data",
+    "foldface.faces",
+    "foldface.nn",
+    "foldface.report",
+)  # whose functions for other files have types
 
 
 def sources():
@@ -223,7 +229,7 @@ def test_what_other_files_call_is_annotated():
     used, read = used_elsewhere()
     wrong = []
     for module, path in sources().items():
-        if not module.startswith(ANNOTATED):
+        if not module.startswith(ANNOTATED) or module in IN_WORK:
             continue
         classes = {node: node.name for node in tree(path).body if isinstance(node, ast.ClassDef)}
         public = {node for node in tree(path).body if isinstance(node, FUNCTION) and (module, node.name) in used}

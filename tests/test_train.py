@@ -607,7 +607,7 @@ def test_convolutions_are_computed_the_faster_way_only_while_they_train(competit
     def replaced():
         return any("forward" in vars(layer) for layer in mine.module.modules())
 
-    with cpu_conv.where_it_helps(mine):
+    with cpu_conv.where_it_helps(mine.module, mine.config.compile, mine.accelerator):
         assert replaced() == faster
     assert not replaced()
 

@@ -23,6 +23,7 @@ from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, STAMP, digests, p
 from foldface.faces.review import remove_review, review
 from foldface.files import InputError, atomic_write, read_csv, read_json, write_csv, write_json
 from foldface.runtime import cores, end_with_parent, no_processes
+from foldface.settings import CropConfig
 
 CHUNK = 8  # photos of a job
 MAX_PIXELS = 50_000_000  # of the photos that a process holds at the same time
@@ -66,7 +67,7 @@ def face_square(face, margin, align) -> tuple[tuple[float, float], float, float]
     return centre, side, angle
 
 
-def crop_square(image, face, size, margin, align):
+def crop_square(image: np.ndarray, face: np.ndarray, size: int, margin: float, align: bool | str) -> np.ndarray:
     """The square around a face, (size, size, 3) uint8; beyond the photo's border it is mirrored.
 
     image: (h, w, 3) uint8; face: as detect has it, in pixels; margin: share of the box, or of the template, on each
@@ -238,7 +239,7 @@ def finished(folder, todo):
     return {p: row for p, row in rows.items() if row["status"] == "found" or person[p] not in changing}, others
 
 
-def crop_plan(todo, folder, crop, retry=False):
+def crop_plan(todo: pd.DataFrame, folder: Path, crop: CropConfig, retry: bool = False) -> pd.DataFrame:
     """Crop the photos of a plan that are not done yet; returns the manifest as a DataFrame."""
     begin(folder, crop, retry)
     manifest, saved = Path(folder) / "manifest.csv", time.monotonic()

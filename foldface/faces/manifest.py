@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def sha1_of(photo):
         return ""
 
 
-def digests(photos, known):
+def digests(photos: Sequence[str], known: np.ndarray) -> pd.DataFrame:
     """The current sha1, size, mtime of photos, a DataFrame; "" for a photo that doesn't exist.
 
     known: (n, 3), the same of an earlier start; only photos whose size or time has changed are read again.
@@ -87,7 +88,7 @@ def refuse_stale(rows, crops):
         raise InputError(f"{lost[0]}: is missing or empty, as are {len(lost) - 1} more crops: {again}")
 
 
-def with_files(rows, crops):
+def with_files(rows: pd.DataFrame, crops: Path | str) -> pd.DataFrame:
     """Add `file`, the file to read for each row: its crop, or the photo if `crops` is empty.
 
     `file` is "" where face_crop.py could not read the photo. Raises InputError if a photo was never cropped, or was
@@ -115,12 +116,12 @@ def with_files(rows, crops):
     return rows
 
 
-def own_names(rows):
+def own_names(rows: pd.DataFrame) -> pd.Series:
     """The names of photos below their table or folder, (n,) str; those of data.extra without extraN/."""
     return rows["ImageID"].where(rows["source"] != "extra", rows["ImageID"].str.partition("/")[2])
 
 
-def placed(manifest, rows):
+def placed(manifest: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     """The position of each photo in a manifest, (n,) int; -1 = not there.
 
     Photos are found by path; where the path is not there (another machine or folder), by the name below their table or

@@ -1,6 +1,7 @@
 """review.png: a contact sheet of the photos whose crop a person should check."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -30,13 +31,13 @@ def doubtful(manifest, detectors):
     return pd.concat([manifest[missed], sure.loc[certainty.sort_values(kind="stable").index[:N_UNCERTAIN]]])
 
 
-def remove_review(folder):
+def remove_review(folder: Path) -> None:
     """Remove the contact sheets of an earlier start."""
     for path in Path(folder).glob("review*.png"):
         path.unlink()
 
 
-def review(folder, manifest, detectors):
+def review(folder: Path, manifest: pd.DataFrame, detectors: Sequence[str]) -> None:
     """Write the doubtful photos with their boxes to review.png, and review-2.png, ... if there are many."""
     rows = doubtful(manifest, detectors)
     font, height = ImageFont.load_default(11), TILE + 30

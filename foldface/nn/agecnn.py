@@ -15,6 +15,7 @@ the last layer, off by default.
 import types
 
 import timm
+import torch
 from torch import nn
 
 SLOPE = 0.2  # of LeakyReLU below zero
@@ -48,14 +49,14 @@ class AgeCNN(nn.Module):
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(features, num_classes)
 
-    def forward(self, photos):
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
         """Photos (n, 3, h, w) float32 -> raw outputs (n, num_classes)."""
         return self.classifier(self.dropout(self.hidden(self.pool(self.blocks(photos)))))
 
-    def get_classifier(self):
+    def get_classifier(self) -> nn.Module:
         return self.classifier
 
-    def group_matcher(self, coarse=False):
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Layers as timm numbers them: ConvBlocks first, then each hidden layer, and what is left, the classifier."""
         return {"blocks": r"blocks\.(\d+)", "hidden": r"hidden\.(\d+)"}
 

@@ -1,14 +1,18 @@
 """Averaged weights beside a model that learns, and their batch norm."""
 
+from collections.abc import Sequence
+
 import torch
+from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
-from foldface.data.loader import normalize
+from foldface.data.loader import PhotoLoader, normalize
 from foldface.nn import batchnorm
+from foldface.settings import TrainConfig
 
 
-def make_average(net, config):
+def make_average(net: torch.nn.Module, config: TrainConfig) -> torch.nn.Module | None:
     """A model of averaged weights beside `net`, or None: SWA (Izmailov et al. 2018) or timm's moving average.
 
     config: config.train, a TrainConfig."""
@@ -19,7 +23,13 @@ def make_average(net, config):
     return None
 
 
-def refresh(average, loader, scale, accelerator, freeze_layers):
+def refresh(
+    average: torch.nn.Module,
+    loader: PhotoLoader,
+    scale: Sequence[tuple[float, float, float]],
+    accelerator: Accelerator,
+    freeze_layers: int,
+) -> None:
     """Refresh the batch norm of SWA's averaged model with the training photos, but for its lowest `freeze_layers`.
     (EMA averages the statistics at every step, so that they are never far behind its weights.)
 

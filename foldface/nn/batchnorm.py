@@ -1,6 +1,7 @@
 """Batch norm: freeze it, refresh its statistics for averaged weights, fold it into the convolution before it."""
 
 import collections
+from collections.abc import Iterable
 
 import timm
 import torch
@@ -8,7 +9,7 @@ import torch
 from foldface.files import InputError
 
 
-def lowest_layers(model, count):
+def lowest_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
     """The modules of the `count` lowest layers in timm's groups, stem first. Raises InputError if there are fewer."""
     if not count:
         return []
@@ -24,14 +25,16 @@ def lowest_layers(model, count):
     return [module for name, module in model.named_modules() if name in names]
 
 
-def freeze_batch_norm(model):
+def freeze_batch_norm(model: torch.nn.Module) -> None:
     """Put only batch norm into eval mode: its statistics stay, its weights learn. Call it after each model.train()."""
     for part in model.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             part.eval()
 
 
-def refresh_batch_norm(model, inputs, kept=()):
+def refresh_batch_norm(
+    model: torch.nn.Module, inputs: Iterable[torch.Tensor], kept: Iterable[torch.nn.Module] = ()
+) -> None:
     """Compute batch norm's statistics again from inputs (an iterable of (b, 3, h, w)), for averaged weights, whose
     activations differ from those of each averaged model. The modules `kept` keep theirs, as frozen layers do while the
     others train (torch's update_bn would change them too)."""
@@ -90,7 +93,7 @@ def after_norm(norm):
     return [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
 
 
-def fold_batch_norm(model):
+def fold_batch_norm(model: torch.nn.Module) -> int:
     """Fold batch norm into the convolutions before it, in place (Jacob et al. 2018): in eval mode both are linear.
 
     Outputs stay the same except for rounding. Returns the number of folded layers; 0 where torch.fx can't trace the

@@ -14,6 +14,8 @@ import functools
 from collections.abc import Iterator
 
 import torch
+from accelerate import Accelerator
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
@@ -32,11 +34,13 @@ def helps(device: torch.device, precision: str) -> bool:
     return tested and device.type == "cpu" and precision == "no" and torch.backends.mkldnn.is_available()
 
 
-def where_it_helps(learner) -> contextlib.AbstractContextManager:
-    """`faster_convolutions` of a Learner's model where it helps. (A compiler finds its own way.)"""
-    if learner.config.compile or not helps(learner.device, learner.accelerator.mixed_precision):
+def where_it_helps(
+    model: torch.nn.Module, compiled: bool, accelerator: Accelerator
+) -> contextlib.AbstractContextManager:
+    """`faster_convolutions` of a model where it helps. compiled: by torch.compile, which finds its own way."""
+    if compiled or not helps(accelerator.device, accelerator.mixed_precision):
         return contextlib.nullcontext()
-    return faster_convolutions(learner.module)
+    return faster_convolutions(model)
 
 
 @contextlib.contextmanager
@@ -85,12 +89,14 @@ class Depthwise(torch.autograd.Function):
     """Depthwise convolution: inputs (n, c, h, w), weight (c, 1, k, k), bias (c,) or None -> (n, c, h, w)."""
 
     @staticmethod
-    def forward(ctx, inputs, weight, bias):
+    def forward(
+        ctx: FunctionCtx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(inputs, weight)
         return functional.conv2d(inputs, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         found = [None, None, None]
         if ctx.needs_input_grad[0]:  # a convolution with the flipped kernel

@@ -9,11 +9,13 @@ from pytorch_grad_cam.utils.image import show_cam_on_image
 from foldface import devices
 from foldface.data import loader
 from foldface.files import InputError
+from foldface.nn.heads import Heads
+from foldface.settings import Config
 
 # ------------------------------------------------------------------------------------------------------- the maps
 
 
-def spatial_layers(net, size: int) -> dict:
+def spatial_layers(net: torch.nn.Module, size: int) -> dict:
     """{name: module} of the layers whose output is a map of the photo, in the order of computation.
 
     Outputs are (n, c, h, w), (n, h, w, c) as in Swin, or (n, tokens, c) as in ViT, with more than one place.
@@ -68,7 +70,7 @@ def as_map(net, out):
     return out
 
 
-def default_layer(net, layers):
+def default_layer(net: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> str:
     """The name of the last layer before places are averaged: the last one with a map, in a ViT the last block's first
     norm, since all its tokens still reach the answer."""
     if getattr(net, "num_prefix_tokens", 0):
@@ -93,7 +95,15 @@ class ClassScoreTarget:
         return self.heads.parts(output)[self.place][0, self.index]
 
 
-def maps(net, heads, layers: list, photos: np.ndarray, about: dict, place: int | None, classes) -> np.ndarray:
+def maps(
+    net: torch.nn.Module,
+    heads: Heads,
+    layers: list,
+    photos: np.ndarray,
+    about: dict,
+    place: int | None,
+    classes: np.ndarray,
+) -> np.ndarray:
     """Heat of photos at layers: (n, layers, size, size) float32 in 0..1.
 
     photos: (n, size, size, 3) uint8; place: index of the head, None = the answer; classes: (n,) the class to explain.
@@ -115,7 +125,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 class Explainer:
     """The folds of a run, the layers to explain, and the class whose evidence is shown."""
 
-    def __init__(self, config, folds, layers, head, of):
+    def __init__(self, config: Config, folds: tuple[dict, dict, Heads], layers: list[str], head: str, of: str) -> None:
         """folds: of model.load_folds; layers: names, [] = the last one; head: a name, "" = the answer; of: a class,
         "" = the predicted one."""
         self.nets, self.abouts, self.heads = folds

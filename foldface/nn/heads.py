@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid, softplus
 
 from foldface.head import N_BINS
+from foldface.task import Task
 
 LEARNED = {"distribution": N_BINS, "ordinal": N_BINS - 1, "regression": 2, "sigmoid": 1}  # outputs
 # of a regression's Laplace distribution, as shares of the range
@@ -29,7 +30,7 @@ class Heads:
     mean and width (regression), or as a sigmoid scaled to it.
     """
 
-    def __init__(self, task, kind="multi"):
+    def __init__(self, task: Task, kind: str = "multi") -> None:
         self.task, self.kind = task, kind
         self.learned = task.number.learn if task.number else "classes"
         self.number = task.number if kind == "multi" and self.learned != "classes" else None
@@ -48,17 +49,17 @@ class Heads:
         """How many of the grid's points lie below a bound."""
         return int(np.searchsorted(self.number.grid.astype(np.float32), bound))
 
-    def points(self, device):
+    def points(self, device: torch.device) -> torch.Tensor:
         """The grid (N_BINS,) float32 on a device, copied there once: a copy a step would have a GPU wait."""
         if device not in self.copies:
             self.copies[device] = self.grid.to(device)
         return self.copies[device]
 
-    def split(self, outputs):
+    def split(self, outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(n, size) outputs -> float32 outputs of each head, in the order of the task: [(n, ...)]; of joint one."""
         return outputs.float().split(self.sizes, 1)
 
-    def log_grid(self, raw):
+    def log_grid(self, raw: torch.Tensor) -> torch.Tensor:
         """The outputs of a head of numbers -> log probability of each point of its range: (n, N_BINS)."""
         if self.learned == "distribution":
             return raw.log_softmax(1)
@@ -73,14 +74,14 @@ class Heads:
         below = torch.nn.functional.pad(torch.nn.functional.pad(below, (1, 0)), (0, 1), value=1.0)
         return below.diff(dim=1).clamp(min=TINY).log()
 
-    def laplace(self, raw):
+    def laplace(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 2) outputs of a regression -> mean and width in the head's unit, each (n, 1)."""
         unit = LAPLACE_STEP * self.range
         mean = self.number.low + LAPLACE_CENTRE * self.range + unit * raw[:, :1]
         width = LAPLACE_FLOOR * self.range + unit * softplus(raw[:, 1:] - 1)
         return mean, width
 
-    def scaled(self, raw):
+    def scaled(self, raw: torch.Tensor) -> torch.Tensor:
         """(n, 1) outputs of a sigmoid -> numbers in the range: (n,)."""
         return self.number.low + self.range * raw[:, 0].sigmoid()
 
@@ -90,7 +91,7 @@ class Heads:
         sizes = [high - low for low, high in zip([0, *cuts], [*cuts, N_BINS], strict=True)]
         return torch.stack([part.logsumexp(1) for part in log_grid.split(sizes, 1)], 1)
 
-    def parts(self, outputs):
+    def parts(self, outputs: torch.Tensor) -> list[torch.Tensor | None]:
         """(n, size) outputs -> log probabilities of each head's classes, or of joint's: [(n, k)]; None for a number."""
         found = []
         for place, raw in enumerate(self.split(outputs)):
@@ -102,7 +103,7 @@ class Heads:
                 found.append(self.by_class(self.log_grid(raw)) if self.number.kind == "cut" else None)
         return found
 
-    def log_probabilities(self, outputs):
+    def log_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """(n, size) outputs -> log probabilities of the answer's classes: (n, task.size) float32."""
         parts = self.parts(outputs)
         if self.kind == "joint":
@@ -113,7 +114,7 @@ class Heads:
             total = (total[:, :, None] + part[:, None, :]).flatten(1)
         return total
 
-    def answers(self, outputs):
+    def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """(n, size) outputs -> (n, width): the probabilities of the classes and, where a number stands behind them, its
         head's columns; of a number the number itself and the probability that the truth is within task.tolerance of it.
 
@@ -129,7 +130,7 @@ class Heads:
         above = [shares[:, self.cut(bound) :].sum(1) for bound in self.number.steps]
         return torch.cat([found, torch.stack([mean, *above], 1)], 1)
 
-    def numbers(self, raw):
+    def numbers(self, raw: torch.Tensor) -> torch.Tensor:
         """The outputs of a head of numbers -> (n, 2): the median of its distribution, how likely it is near enough.
 
         The median is what costs least in mean absolute error. A sigmoid says nothing of how sure it is: NaN.

@@ -7,9 +7,12 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable, Sized
+from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
@@ -17,10 +20,11 @@ from foldface import metrics
 from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale, refuse_unreadable
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
-from foldface.nn.mixup import mix
+from foldface.nn.mixup import Mixup, mix
 from foldface.nn.training_log import EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
+from foldface.settings import Config
 
 AGREE_STEPS = 10  # several processes agree on whether to stop or to save once in so many steps
 
@@ -36,13 +40,13 @@ class Learner:
     KEPT += ("speed", "answers")
 
     def __init__(
-        self, net, criterion, targets, optimizer, scheduler, config, accelerator,
-        average=None, mixup=None, folder=None, about=None, belongs=None,
-    ):  # fmt: skip
-        """net: a timm model on the accelerator's device; criterion, targets: of loss.make; optimizer: of the net's
-        parameters; scheduler: of optim.make_course, if an optim.Budget its seconds replace train.epochs; config: the
-        whole Config; average: of averaging.make_average; mixup: of loss.make_mixup; folder: runs/NAME/fold{k}, where
-        end_epoch and save write; about: metadata of best.safetensors; belongs: of resume.belongs, kept in state.pt."""
+        self, net: torch.nn.Module, criterion: torch.nn.Module, targets: Sized, optimizer: torch.optim.Optimizer,
+        scheduler: optim.Course, config: Config, accelerator: Accelerator, average: torch.nn.Module | None = None,
+        mixup: Mixup | None = None, folder: Path | None = None, about: dict | None = None, belongs: dict | None = None,
+    ) -> None:  # fmt: skip
+        """net: a timm model on the accelerator's device; criterion, targets: of loss.make; scheduler: the seconds of an
+        optim.Budget replace train.epochs; folder: runs/NAME/fold{k}, where end_epoch and save write; about: metadata
+        of best.safetensors; belongs: of resume.belongs, kept in state.pt."""
         self.task, self.heads = criterion.heads.task, criterion.heads
         self.config, self.accelerator, self.device = config.train, accelerator, accelerator.device
         self.freeze_bn, self.save_seconds = config.model.freeze_bn, 60 * config.save_minutes
@@ -82,7 +86,7 @@ class Learner:
         begun = self.average is not None and getattr(self.average, "n_averaged", 1) > 0
         return self.average.module if begun else self.module
 
-    def parts(self):
+    def parts(self) -> dict[str, object]:
         """{name in state.pt: object with a state_dict}."""
         parts = {"model": self.module, "criterion": self.criterion}
         parts |= {"optimizer": self.optimizer.optimizer, "scheduler": self.scheduler}
@@ -90,7 +94,7 @@ class Learner:
         return parts | {name: part for name, part in others.items() if part is not None}
 
     @property
-    def state_path(self):
+    def state_path(self) -> Path:
         """Path of the file that a stopped fold resumes from."""
         return self.folder / "state.pt"
 
@@ -173,8 +177,7 @@ class Learner:
             if self.task.multilabel:  # a set of labels is no float32
                 found = torch.full((len(found), 1), float("nan"), device=found.device)
             found = found[:, 0] if self.task.numeric or self.task.multilabel else found[:, : self.task.size].argmax(1)
-            found = found.float()
-            self.answers[indices.to(self.device, non_blocking=True)] = found
+            self.answers[indices.to(self.device, non_blocking=True)] = found.float()
         if self.criterion.name == "f1":
             classes = targets[0]
             if mixed_in:
@@ -193,7 +196,7 @@ class Learner:
         """True while only the classifier learns (train.freeze_epochs)."""
         return self.epoch < self.config.freeze_epochs
 
-    def fitting(self, compute, photos):
+    def fitting(self, compute: Callable[[int], object], photos: int) -> object:
         """compute(micro_batches) for so many photos, again with twice as many micro-batches if memory runs out."""
         found, self.micro_batches = memory.fitting(
             compute, self.micro_batches, photos, self.module, self.optimizer, self.accelerator.num_processes
@@ -225,7 +228,8 @@ class Learner:
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
         bar = tqdm(total=sampler.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
         self.set_train_mode()
-        with bar, cpu_conv.where_it_helps(self), resume.stopping_between_steps() as stop:
+        faster = cpu_conv.where_it_helps(self.module, self.config.compile, self.accelerator)
+        with bar, faster, resume.stopping_between_steps() as stop:
             if self.budget:
                 self.budget.begin()
             asked = time.perf_counter()
@@ -335,7 +339,7 @@ class Learner:
         last = self.budget.over if self.budget else self.epoch + 1 >= self.config.epochs
         return last or (self.epoch + 1) % self.config.val_interval == 0
 
-    def plan(self, epoch_steps):
+    def plan(self, epoch_steps: int) -> None:
         """Plan how many steps still fit into the budget; rank 0 plans for all. Prints the first plan."""
         budget, first = self.budget, self.budget.left is None
         plan = [budget.plan() if is_main_process() else None]

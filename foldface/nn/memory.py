@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Callable
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -9,7 +10,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from foldface.files import InputError
 
 
-def fitting(compute, micro_batches, photos, net, optimizer, processes):
+def fitting(
+    compute: Callable[[int], object],
+    micro_batches: int,
+    photos: int,
+    net: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processes: int,
+) -> tuple[object, int]:
     """(compute(micro_batches), the micro_batches that fitted): twice as many each time that memory ran out. The step
     stays the same step, but for batch norm that learns its statistics, which then sees micro-batches: that is printed.
 
@@ -47,7 +55,7 @@ def fitting(compute, micro_batches, photos, net, optimizer, processes):
         )
 
 
-def peak_memory():
+def peak_memory() -> float:
     """The most memory that this process has held, in GB: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9

@@ -1,9 +1,14 @@
 """Mix the photos of a batch, and their targets, by timm's mixup and CutMix."""
 
+from collections.abc import Sequence
+
 import torch
+from timm.data import Mixup
 
 
-def mix(mixup, inputs, targets):
+def mix(
+    mixup: Mixup | None, inputs: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, in place.
 
     mixup: timm's Mixup, or None; inputs (b, 3, h, w); targets: tensors (b, ...). Returns (targets of the photos that

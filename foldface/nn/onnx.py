@@ -28,7 +28,7 @@ class OnnxNet(torch.nn.Module):
         wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
         self.session = onnxruntime.InferenceSession(str(path), providers=wanted)
 
-    def forward(self, photos):
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(None, {"photos": photos.cpu().contiguous().numpy()})[0])
 
 

@@ -31,7 +31,7 @@ class Refused(ValueError):
     """A graph that is not supported, and why."""
 
 
-def first_line(error) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
@@ -236,7 +236,7 @@ def unpacked(text: str, most: int) -> onnx.ModelProto:
     return graph
 
 
-def layers_of(graph) -> dict[str, int]:
+def layers_of(graph: onnx.GraphProto) -> dict[str, int]:
     """{value or stored tensor: number of its layer}, from the photos on: a layer ends where a single value is all that
     later nodes need, so a residual block is one; what has no weight matrix belongs to the layer before."""
     last, number, found, matrix = {}, 0, {}, False

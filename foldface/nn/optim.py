@@ -14,9 +14,10 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from torch.optim import lr_scheduler
 
 from foldface.files import InputError
+from foldface.settings import TrainConfig
 
 
-def parameter_groups(net, config):
+def parameter_groups(net: torch.nn.Module, config: TrainConfig) -> list[dict]:
     """The parameters that learn, in groups with their rates: [{"params", "weight_decay", "lr"}].
 
     As in timm's optimizer factory, biases, norm weights and what the model itself names (no_weight_decay) do not decay.
@@ -39,7 +40,7 @@ def parameter_groups(net, config):
     return groups
 
 
-def make_optimizer(parameters, config, fused=True):
+def make_optimizer(parameters: list[dict], config: TrainConfig, fused: bool = True) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), SGD with momentum, or another of timm's by its name.
 
     Adam's weight decay is L2, added to the gradient; AdamW's is taken off the weights. Raises InputError for a name
@@ -73,7 +74,7 @@ def make_optimizer(parameters, config, fused=True):
 SECOND_ORDER = ("adahessian",)
 
 
-def make_scheduler(optimizer, config, steps):
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> lr_scheduler.LRScheduler:
     """The learning rates' course, moved on once a step; `steps` make an epoch.
 
     A rise comes before it (warmup_epochs; onecycle's own rise takes that long instead), and, once weights are averaged,
@@ -116,7 +117,9 @@ class Budget:
     POINTS, RECENT, EVERY = 1000, 50, 10
     KEPT = ("progress", "spent", "look", "left")
 
-    def __init__(self, optimizer, config, seconds, epoch_steps, look):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: TrainConfig, seconds: float, epoch_steps: int, look: float
+    ) -> None:
         """seconds: for all that is still to come; epoch_steps: after so many, and at the end, comes a look at the
         validation photos; look: about how many steps one costs."""
         self.optimizer, self.seconds, self.epoch_steps = optimizer, seconds, epoch_steps
@@ -126,43 +129,43 @@ class Budget:
         self.began = time.perf_counter()
         self.apply()
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         self.spent, self.began = self.spent + time.perf_counter() - self.began, time.perf_counter()
         return {name: getattr(self, name) for name in self.KEPT}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         for name in self.KEPT:
             setattr(self, name, state[name])
         self.seconds, self.began = self.seconds + self.spent, time.perf_counter()
 
     @property
-    def remaining(self):
+    def remaining(self) -> float:
         """Seconds."""
         return self.seconds - self.spent - (time.perf_counter() - self.began)
 
     @property
-    def over(self):
+    def over(self) -> bool:
         return self.left == 0
 
-    def apply(self):
+    def apply(self) -> None:
         """Set the rates (and momenta) that belong to this progress."""
         place = round(self.progress * self.POINTS)
         for group, curve in zip(self.optimizer.param_groups, self.curves, strict=True):
             group.update({name: values[place] for name, values in curve.items()})
 
-    def took_look(self, seconds):
+    def took_look(self, seconds: float) -> None:
         """A look at the validation photos took so long."""
         self.look = seconds
 
-    def follow(self, steps):
+    def follow(self, steps: int) -> None:
         """So many steps are left: a plan that this process made, or the first one for all."""
         self.left = steps
 
-    def begin(self):
+    def begin(self) -> None:
         """A stretch of steps begins: what was before is not counted as a step's."""
         self.asked = time.perf_counter()
 
-    def step(self):
+    def step(self) -> None:
         """A step was taken."""
         now = time.perf_counter()
         if self.done > 0:  # the first one waits for workers and warms up
@@ -174,11 +177,11 @@ class Budget:
         self.apply()
 
     @property
-    def due(self):
+    def due(self) -> bool:
         """Is it time for a plan? So early that even a minute has one, later every few steps."""
         return self.done == 3 or (self.done > 0 and self.done % self.EVERY == 0 and self.left != 0)
 
-    def plan(self):
+    def plan(self) -> int:
         """Steps that still fit, with a look at the end of each epoch and of all: an int."""
         each = sum(self.took) / len(self.took)
         look = self.share * each if self.look is None else self.look
@@ -201,7 +204,12 @@ def curves_of(optimizer, config, points):
     return found
 
 
-def make_course(optimizer, config, steps, valid_photos, seconds=None):
+Course = lr_scheduler.LRScheduler | Budget  # what moves the learning rates, a step at a time
+
+
+def make_course(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int, valid_photos: int, seconds: float | None = None
+) -> Course:
     """What moves the learning rates, `steps` to an epoch: a schedule over epochs, or one over `seconds`."""
     if seconds is None:
         return make_scheduler(optimizer, config, steps)

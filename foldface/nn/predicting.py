@@ -5,9 +5,12 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn.functional import interpolate
 from tqdm import tqdm
@@ -16,10 +19,12 @@ from foldface import devices
 from foldface.data import augment, loader
 from foldface.files import InputError, atomic_write, read_json
 from foldface.nn import batchnorm, resume
+from foldface.nn.heads import Heads
 from foldface.nn.resume import stopping_between_steps
+from foldface.settings import Config
 
 
-def refuse_other_crops(trained, crops):
+def refuse_other_crops(trained: dict, crops: str) -> None:
     """Raise InputError unless photos are prepared as in training: whole, or crops made the same way.
 
     trained: content of the training's crop.json, {} = whole photos; crops: data.crops now.
@@ -48,7 +53,9 @@ class Progress:
     found: {fold: (n, width) float32}; reasons: (n,) str, why a photo can't be read, "" = it can.
     """
 
-    def __init__(self, path, key, folds, count, width, minutes):
+    def __init__(
+        self, path: Path | None, key: str, folds: Iterable[int], count: int, width: int, minutes: float
+    ) -> None:
         """path: the file, or None to keep nothing; key: see `progress_key`; minutes: between two writes."""
         self.path, self.key, self.seconds, self.saved, self.done = path, key, 60 * minutes, time.monotonic(), 0
         self.found = {fold: np.empty((count, width), np.float32) for fold in folds}
@@ -56,7 +63,7 @@ class Progress:
         if path and path.is_file():
             self.resume()
 
-    def resume(self):
+    def resume(self) -> None:
         """Take over the content of the file if its key is the same."""
         try:
             resume.refuse_compressed(self.path)
@@ -75,12 +82,12 @@ class Progress:
         self.done = done
         print(f"resuming at photo {done + 1}")
 
-    def add(self, photos):
+    def add(self, photos: int) -> None:
         """So many more photos are done; keep them every few minutes."""
         self.done += photos
         self.save()
 
-    def save(self, now=False):
+    def save(self, now: bool = False) -> None:
         """Write the file every few minutes, or now."""
         if self.path is None or (not now and time.monotonic() - self.saved < self.seconds):
             return
@@ -90,7 +97,7 @@ class Progress:
         self.saved = time.monotonic()
 
 
-def key_of(paths, files, config, boxes=()):
+def key_of(paths: dict[int, Path], files: Sequence[str], config: Config, boxes: Sequence[Sequence[float]] = ()) -> str:
     """A digest of all that predictions depend on: weights, names, sizes, times and boxes of photos, and settings.
 
     paths: {fold: weights file}; files: photo files; boxes: [x1, y1, x2, y2] of each row, if rows are boxes.
@@ -116,7 +123,15 @@ def views_of(inputs, config):
     return views + [view.flip(3) for view in views] if config.flip else views
 
 
-def predict(nets, abouts, heads, rows, config, kept=None, key=""):
+def predict(
+    nets: dict[int, torch.nn.Module],
+    abouts: dict[int, dict],
+    heads: Heads,
+    rows: pd.DataFrame,
+    config: Config,
+    kept: Path | None = None,
+    key: str = "",
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Predict all photos with all folds, decoding each photo once. Folds batch norm in `nets`, in place.
 
     nets, abouts: {fold: model}, {fold: metadata of its weights}; rows: DataFrame of file ("" = none) and, for boxes,
@@ -163,7 +178,7 @@ def predict(nets, abouts, heads, rows, config, kept=None, key=""):
     return found, reasons
 
 
-def refuse_unreadable(config, rows, reason):
+def refuse_unreadable(config: Config, rows: pd.DataFrame, reason: str) -> NoReturn:
     """Raise InputError: no photo can be read."""
     raise InputError(
         f"{config.data.eval}: none of the {len(rows)} photos to predict can be read, such as "
@@ -180,7 +195,14 @@ def refuse_no_numbers(answers, heads, who):
         )
 
 
-def answer_photos(nets, abouts, heads, photos, config, batch=64):
+def answer_photos(
+    nets: dict[int, torch.nn.Module],
+    abouts: dict[int, dict],
+    heads: Heads,
+    photos: Sequence[np.ndarray],
+    config: Config,
+    batch: int = 64,
+) -> np.ndarray:
     """The folds' mean answers, (n, width) float32, for photos in memory, (h, w, 3) uint8 RGB each."""
     about = next(iter(abouts.values()))
     device, _ = devices.choose_device(config, about)

@@ -6,6 +6,9 @@ import random
 import signal
 import threading
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -13,10 +16,10 @@ import torch
 
 from foldface import cli, runs
 from foldface.runtime import Stopped
-from foldface.settings import as_dict, flatten
+from foldface.settings import Config, as_dict, flatten
 
 
-def load_tensors(path):
+def load_tensors(path: Path | str) -> Any:
     """What torch.save wrote, of tensors and plain values alone, on the CPU: no pickle runs code. A file takes no more
     memory than it is large: torch would unpack a compressed one, whatever it grows to. Raises ValueError for that, and
     what torch.load raises."""
@@ -24,7 +27,7 @@ def load_tensors(path):
     return torch.load(path, "cpu", weights_only=True)
 
 
-def refuse_compressed(path):
+def refuse_compressed(path: Path | str) -> None:
     """Raise ValueError for an archive with a compressed part, which could grow to any size: neither torch.save nor
     np.savez writes one."""
     if zipfile.is_zipfile(path):
@@ -34,7 +37,7 @@ def refuse_compressed(path):
             raise ValueError(f"{packed[0]} is compressed")
 
 
-def belongs(config, fold, rows):
+def belongs(config: Config, fold: int, rows: pd.DataFrame) -> dict:
     """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
     that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
     files lie is not part of it."""
@@ -47,7 +50,7 @@ def belongs(config, fold, rows):
     return {"fold": fold, "rows": digest, "settings": values}
 
 
-def refuse_other_state(now, before):
+def refuse_other_state(now: dict, before: dict) -> None:
     """Raise ValueError where a state (before: its `belongs`) is of another fold, other rows or other settings than this
     fit (now): to go on from another fold's would be to validate on people who were trained on."""
     for name, value in now.items():
@@ -60,7 +63,7 @@ def refuse_other_state(now, before):
             raise ValueError(what)
 
 
-def random_states():
+def random_states() -> dict:
     """The state of every source of random numbers of this process, as what torch.load(weights_only=True) takes."""
     numpy = np.random.get_state(legacy=False)
     numpy["state"]["key"] = numpy["state"]["key"].tolist()
@@ -68,7 +71,7 @@ def random_states():
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
 
 
-def set_random_states(states):
+def set_random_states(states: dict) -> None:
     """Back to what random_states() gave."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
@@ -84,13 +87,13 @@ class StopRequest:
     def __init__(self):
         self.asked, self.number = False, signal.SIGINT
 
-    def end(self):
+    def end(self) -> NoReturn:
         """Raise Stopped."""
         raise Stopped(self.number)
 
 
 @contextlib.contextmanager
-def stopping_between_steps():
+def stopping_between_steps() -> Iterator[StopRequest]:
     """Within the block Ctrl-C and SIGTERM only set `asked` of what this gives; a second Ctrl-C interrupts at once.
 
     `stop.end()` then raises Stopped. An interrupt in mid-step would leave a model that has taken a step which nobody

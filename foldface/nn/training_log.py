@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from foldface import metrics
+from foldface.task import Task
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +32,12 @@ class Validation(NamedTuple):
 LOG_COLUMNS = ["epoch", "lr", "train_loss", "val_loss"]  # and the scores of the task, see log_columns
 
 
-def log_columns(task):
+def log_columns(task: Task) -> list[str]:
     """The columns of log.csv: the validation scores by their names, those of the training photos with train_ before."""
     return [*LOG_COLUMNS, *metrics.score_names(task), *(f"train_{name}" for name in metrics.training_names(task))]
 
 
-def stalled(log, patience, task):
+def stalled(log: list[dict], patience: int, task: Task) -> bool:
     """Has the score not improved for `patience` epochs? log: rows of log.csv."""
     if not patience or len(log) <= patience:
         return False

@@ -19,7 +19,7 @@ from foldface.files import InputError, atomic_write
 from foldface.nn import resume
 
 
-def initialise(net, how):
+def initialise(net: nn.Module, how: str) -> None:
     """Initialise the weights of all convolutions and linear layers of a module, in place, from torch's random state.
 
     how: default (keep torch's own), kaiming (He et al. 2015: normal with variance 2 / fan_out), xavier (Glorot & Bengio
@@ -55,7 +55,7 @@ class WrongWeights(InputError):
     """The weights are of another network."""
 
 
-def from_hub(backbone, options):
+def from_hub(backbone: str, options: dict) -> nn.Module:
     """A timm model with timm's own weights, from the local cache or the hub.
 
     Raises InputError at once, without retries, where the weights are in neither.
@@ -103,7 +103,7 @@ def package_folders(name: str) -> list[Path]:
     return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
-def weights_of(pretrained):
+def weights_of(pretrained: str) -> dict[str, torch.Tensor]:
     """Read the tensors of model.pretrained: {name: tensor}. Only safetensors and plain tensors are read.
 
     Raises InputError where there is no such file or package, or where the file holds other objects than tensors.
@@ -146,7 +146,7 @@ def weights_of(pretrained):
     return tensors
 
 
-def load_backbone(model, tensors):
+def load_backbone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Copy tensors into a model, without the classifier where the number of classes differs.
 
     Tensors are matched by name. In files from before timm's names (EfficientNet-lite) they are matched by order, if all
@@ -180,7 +180,7 @@ def load_backbone(model, tensors):
     model.load_state_dict({name: value for name, value in paired.items() if name not in wrong}, strict=False)
 
 
-def save(path, model, about):
+def save(path: Path, model: nn.Module, about: dict) -> None:
     """Write weights and `about` (a dict that JSON can hold) as one safetensors file, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(path) as partial:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from foldface import metrics
 from foldface.files import atomic_write
@@ -113,7 +114,7 @@ def draw_curve(ax, logs: dict[str, list[pd.DataFrame]], training: str, validatio
     ax.grid(color="0.93")
 
 
-def whole_epochs(ax) -> None:
+def whole_epochs(ax: Axes) -> None:
     """Ticks at whole epochs alone: there is no epoch 1.5."""
 
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

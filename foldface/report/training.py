@@ -18,6 +18,8 @@ from foldface.data.photos import PhotoError, read_photo
 from foldface.faces import manifest
 from foldface.files import InputError, read_json
 from foldface.report import charts, html, summary
+from foldface.settings import Config
+from foldface.task import Task
 
 N_MISTAKES, N_TRACKED, N_CONFUSED = 36, 12, 10  # mistakes in the gallery; for a tracker; pairs that are confused
 MAX_CLASSES, MAX_CLASSES_SHARES = 40, 20  # of a confusion matrix; of one with shares
@@ -125,7 +127,7 @@ def confusions(task, oof):
     return [*pieces, "<h3>Most often taken for another</h3>", table] if rows else pieces
 
 
-def counted(truth, predicted, size: int) -> np.ndarray:
+def counted(truth: np.ndarray, predicted: np.ndarray, size: int) -> np.ndarray:
     """How many photos of each class (row) were given each answer (column): (size, size) int."""
     return confusion_matrix(truth, predicted, labels=range(size))
 
@@ -280,7 +282,7 @@ def mistakes(task, oof, rows, crops):
     return [html.gallery(found) if found else html.text("None.")]
 
 
-def pictures(task, oof, rows, crops):
+def pictures(task: Task, oof: pd.DataFrame, rows: pd.DataFrame, crops: str) -> dict[str, list[np.ndarray]]:
     """The images of a fold for a tracker, {name: [(h, w, 3) uint8]}: the confusion matrix and the worst mistakes."""
     found = {}
     if not task.numeric and not task.multilabel and task.size <= MAX_CLASSES:
@@ -302,7 +304,7 @@ def pictures(task, oof, rows, crops):
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def write(config, rows, output=None):
+def write(config: Config, rows: pd.DataFrame, output: Path | str | None = None) -> None:
     """Write report.html of a run that has metrics.json into its folder, or into `output`.
 
     rows: its training rows, from dataset.training_rows.
@@ -331,7 +333,7 @@ def write(config, rows, output=None):
     html.write_report(Path(output or run) / "report.html", str(run), intro, sections, first)
 
 
-def draw_history(run, task):
+def draw_history(run: Path | str, task: Task) -> None:
     """Draw loss and scores of all folds by epoch, training beside validation, to runs/NAME/history.png."""
     logs = {name: [log] for name, log in logs_of(run).items()}
     if logs:

@@ -1,5 +1,6 @@
 """The section of a run's report.html on an ensemble."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ def agreement(task: Task, found: dict[str, np.ndarray]) -> tuple[list[str], list
     return ["", *answers], rows
 
 
-def show(task, run, output, found, lines, spread):
+def show(
+    task: Task, run: Path | str, output: Path | str, found: dict[str, np.ndarray], lines: Sequence[str], spread: str
+) -> None:
     """Put the ensemble into the report of a run, if it has one; the page is written into the folder `output`."""
     report = Path(run) / "report.html"
     if not report.with_suffix(".json").is_file():
