@@ -301,6 +301,14 @@ def with_folds(rows: pd.DataFrame, config: Config, problems: Problems, now: dict
     return rows
 
 
+def final_rows(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """What the final fit trains on, of the rows of `prepare`: those of all folds but the test set, each pseudo-labelled
+    photo once (`pseudo.once`)."""
+    pseudo_labels = rows["source"] == "pseudo"
+    kept = pd.concat([rows[rows["source"].isin(("train", "extra"))], pseudo.once(rows[pseudo_labels], task)])
+    return kept[~kept["gap"].astype(bool)].reset_index(drop=True)
+
+
 def prepare(config: Config) -> pd.DataFrame:
     """Read, clean and check the rows, assign their folds and print what each holds: all that a training script needs.
 

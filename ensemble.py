@@ -3,6 +3,7 @@
     python ensemble.py --soft                       mean of the probabilities, or of the numbers
     python ensemble.py --hard                       majority of the answers, or median; --rank: mean of the ranks
     python ensemble.py --folds 0                    one fold's answers, no ensemble
+    python ensemble.py --final alone                those of the fit on all photos (train.final); without: not those
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
@@ -30,18 +31,16 @@ from foldface.settings import task_of
 from foldface.task import Task
 
 
-def members(task: Task, runs: Sequence[str], folds: Iterable[int] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def members(
+    task: Task, runs: Sequence[str], folds: Iterable[int] = (), final: str = "with"
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The predictions of all runs: (ImageIDs (n,), {path of a fold's CSV: (n, k) or, of numbers, (n,) float32}).
 
-    folds: () = all of each run. Raises InputError if a run lacks one, or if photos or their order differ.
+    folds, final: of predictions.voting_files. Raises InputError if a run lacks one, or if photos or their order differ.
     """
     ids, found = None, {}
     for run in runs:
-        there = predictions.fold_files(run)
-        missing = [fold for fold in folds if fold not in there]
-        if missing:
-            raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, there))}")
-        for path in (there[fold] for fold in folds or there):
+        for path in predictions.voting_files(run, folds, final):
             frame = predictions.read_fold(task, path)
             if ids is None:
                 ids, first = frame["ImageID"].to_numpy(), path
@@ -236,11 +235,11 @@ def decide(known: oof.OofPredictions, what: Sequence[str], weigh: Callable, base
 def by_run(
     task: Task, runs: Sequence[str], found: dict, ids: np.ndarray, groups: shared.Groups | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The mean of each run's folds: predictions (m, n, k) or (m, n), and task.number.columns (m, n, columns), None if a
-    run has no numbers. found, ids: of `members`; groups: whose numbers are shared."""
+    """The mean of each run's members: predictions (m, n, k) or (m, n), and task.number.columns (m, n, columns), None if
+    a run has no numbers. found, ids: of `members`; groups: whose numbers are shared."""
     means, numbers = [], []
     for run in runs:
-        paths = [path for path in predictions.fold_files(run).values() if str(path) in found]
+        paths = [Path(path) for path in found if Path(path).parent == Path(run)]
         means.append(np.mean([found[str(path)] for path in paths], axis=0, dtype=float))
         behind = oof.read_numbers(task, paths, ids)
         behind = None if behind is None else behind.mean(0)
@@ -256,6 +255,11 @@ FLAGS = {
     "--rank": {"action": "store_true", "help": "mean of each class's rank among the photos"},
     "--runs": {"nargs": "+", "default": [], "help": "run folders to put together (default: the folder of --run)"},
     "--folds": {"type": int, "nargs": "+", "default": [], "help": "folds that vote, of each run (default: all)"},
+    "--final": {
+        "choices": ["with", "alone", "without"],
+        "default": "with",
+        "help": "the final fit (train.final) votes as one more fold, instead of the folds, or not",
+    },
     "--weights": {
         "choices": ["equal", "search"],
         "default": "equal",
@@ -288,6 +292,8 @@ def refuse_misfits(config, task: Task, vote: str) -> None:
         raise InputError(f"--decide: {what} for several labels a photo, a head of kind multilabel")
     if task.multilabel and vote != "soft":
         raise InputError(f"--{vote} counts one class a photo; of several labels take --soft")
+    if config.folds and config.final == "alone":
+        raise InputError("--folds and --final alone: give one of the two")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -303,7 +309,11 @@ def main(argv: list[str] | None = None) -> None:
     choosing = config.weights == "search" or config.decide
     refuse_misfits(config, task, vote)
     refuse_other_tasks(task, runs)
-    ids, found = members(task, runs, dict.fromkeys(config.folds))
+    ids, found = members(task, runs, dict.fromkeys(config.folds), config.final)
+    finals = [path for path in found if Path(path).name == "final.csv"]
+    if finals:
+        how = "answers alone" if config.final == "alone" else "votes too, as one more fold"
+        print(f"{', '.join(finals)} {how}; it has no out-of-fold answers: scores printed here are those of the folds")
     rows = dataset.eval_rows(config)
     wanted = rows["ImageID"].to_numpy()
     if len(wanted) != len(ids) or (wanted != ids).any():

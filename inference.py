@@ -4,10 +4,11 @@
     python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
     python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which ensemble.py scores
 
-Writes runs/NAME/fold{k}.csv for each trained fold. --output FOLDER writes into that folder instead, with copies of the
-run's files that other scripts read, so that FOLDER can be their --run. How photos are prepared is read from the
-weights, not from the settings. For a photo that can't be read the answer is the class frequencies of the training
-photos; it gives a warning, and a row in unreadable.csv beside the predictions.
+Writes runs/NAME/fold{k}.csv for each trained fold, and final.csv for the final fit (train.final). --output FOLDER
+writes into that folder instead, with copies of the run's files that other scripts read, so that FOLDER can be their
+--run. How photos are prepared is read from the weights, not from the settings. For a photo that can't be read the
+answer is the class frequencies of the training photos; it gives a warning, and a row in unreadable.csv beside the
+predictions.
 """
 
 import os
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
     from model import checkpoints, load_folds
 
-    paths = checkpoints(config.run)
+    paths = checkpoints(config.run) | runs.final_checkpoint(config.run)
     output = runs.output_folder(config)
     rows = dataset.eval_rows(config)
     nets, abouts, heads = load_folds(paths)
@@ -79,15 +80,17 @@ def main(argv: list[str] | None = None) -> None:
     names = rows[["ImageID"]]
     for fold, answers in found.items():
         if heads.in_numbers:
-            path = output / f"fold{fold}_{task.number.key}.csv"
+            path = output / f"{predictions.fold_name(fold)}_{task.number.key}.csv"
             write_csv(path, predictions.with_numbers(task, names, answers))
-        write_csv(output / f"fold{fold}.csv", predictions.with_answers(task, names, answers))
+        write_csv(output / f"{predictions.fold_name(fold)}.csv", predictions.with_answers(task, names, answers))
     kept.unlink(missing_ok=True)
     if output.resolve() != Path(config.run).resolve():
         carry(config.run, output)
     runs.remember(config, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos
+    final = f" and the final fit: {output}/final.csv," if predictions.FINAL in found else ":"
+    folds = len(found) - (predictions.FINAL in found)
     print(
-        f"{len(rows)} photos, {len(found)} folds: {output}/fold*.csv; next: python ensemble.py --soft --runs {output}"
+        f"{len(rows)} photos, {folds} folds{final} {output}/fold*.csv; next: python ensemble.py --soft --runs {output}"
     )
 
 

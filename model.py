@@ -32,6 +32,7 @@ from foldface.nn import agecnn, batchnorm, from_onnx, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
+from foldface.predictions import fold_name
 from foldface.registry import refuse_unknown
 from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import Task
@@ -329,7 +330,8 @@ def load_folds(paths: dict[int, Path]) -> tuple[dict[int, torch.nn.Module], dict
     for fold, path in paths.items():
         net, heads, abouts[fold] = load(path)
         if abouts[fold].get("fold", fold) != fold:
-            raise InputError(f"{path}: holds the weights of fold {abouts[fold]['fold']}: copied from there?")
+            other = fold_name(abouts[fold]["fold"])
+            raise InputError(f"{path}: holds the weights of {other.replace('fold', 'fold ')}: copied from there?")
         nets[fold] = net.to(memory_format=torch.channels_last)
     first, about = next(iter(abouts.items()))
     for fold, other in abouts.items():

@@ -10,6 +10,8 @@ log.csv, oof.csv, metrics.json; train_kfold.py with the same settings adds the o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -41,19 +43,22 @@ if TYPE_CHECKING:  # these import torch, which --help does without
 
 def fit(
     train_rows: pd.DataFrame,
-    valid_rows: pd.DataFrame,
+    valid_rows: pd.DataFrame | None,
     config: Config,
     fold: int,
     accelerator: Accelerator,
     seconds: float | None = None,
     tracker: tracking.Tracker = tracking.NONE,
+    epochs: int | None = None,
 ) -> None:
-    """Train on `train_rows` and keep the weights of the epoch with the best score on `valid_rows`.
+    """Train on `train_rows` and keep the weights of the epoch with the best score on `valid_rows`; without those, the
+    last ones.
 
     train_rows, valid_rows: rows of dataset.prepare with `file`, `label` and `target`. Writes into runs/NAME/fold{k}:
     best.safetensors, log.csv (a row an epoch), speed.csv, oof.csv (last: its presence means finished) and, while it
     runs, state.pt, from which the same call resumes. seconds: time limit, replaces train.epochs. tracker: gets each
-    epoch and the fold's scores. Raises InputError when a photo can't be read.
+    epoch and the fold's scores. epochs: stop after so many of train.epochs. Raises InputError when a photo can't be
+    read.
     """
     import loss
     import model
@@ -63,7 +68,7 @@ def fit(
     from foldface.nn.learner import Learner
 
     task = config.predicted
-    folder = Path(config.run) / f"fold{fold}"
+    folder = Path(config.run) / predictions.fold_name(fold)
     heads = Heads(task, config.model.heads)
     net = model.make(config, heads.size, fold, accelerator)
     criterion, targets = loss.make(heads, train_rows, config.loss)
@@ -73,7 +78,8 @@ def fit(
     average = averaging.make_average(net, config.train)
     parameters = optim.parameter_groups(net, config.train)
     optimizer = optim.make_optimizer(parameters, config.train, fused=accelerator.scaler is None)
-    scheduler = optim.make_course(optimizer, config.train, len(train_loader), len(valid_rows), seconds)
+    valid_photos = 0 if valid_rows is None else len(valid_rows)
+    scheduler = optim.make_course(optimizer, config.train, len(train_loader), valid_photos, seconds)
     mixup = loss.make_mixup(config.train)
     learner = Learner(
         net,
@@ -93,17 +99,22 @@ def fit(
     learner.resume()  # from state.pt, if there is one
     for row in learner.log:
         tracker.log(row)
-    while not learner.finished:
-        title = title_of(config, fold, learner)
+    while not (learner.finished or learner.epoch == epochs):
+        title = title_of(config, fold, learner, epochs)
         stats = learner.train_epoch(train_loader, title)
         training = training_scores(task, train_rows, stats.answers.numpy())
-        validation = evaluate(learner, valid_loader, valid_rows) if learner.should_validate else None
+        validation = evaluate(learner, valid_loader, valid_rows) if valid_loader and learner.should_validate else None
         row = learner.end_epoch(stats, training, validation)  # counters, log row, best weights, state.pt
         tracker.log(row)
         log_epoch(task, title, row, stats.speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
-    finish(config, folder, valid_rows, fold, learner, tracker)
+    if valid_rows is None:
+        if is_main_process():
+            model.save(folder / "best.safetensors", learner.answering, learner.about | learner.log[-1])
+        learner.state_path.unlink(missing_ok=True)  # weights without it: the final fit is finished
+    else:
+        finish(config, folder, valid_rows, fold, learner, tracker)
 
 
 def evaluate(learner: Learner, loader: PhotoLoader, rows: pd.DataFrame) -> Validation:
@@ -145,9 +156,10 @@ def validation_metrics(task: Task, predicted: np.ndarray, target: np.ndarray) ->
     return {"val_loss": float(loss), **metrics.scores(task, target, answer)}
 
 
-def title_of(config: Config, fold: int, learner: Learner) -> str:
+def title_of(config: Config, fold: int, learner: Learner, epochs: int | None) -> str:
     """Name an epoch: fold 0 epoch 3/5; with train.minutes fold 0 epoch 3, since their number is unknown."""
-    return f"fold {fold} epoch {learner.epoch + 1}" + ("" if learner.budget else f"/{config.train.epochs}")
+    who = "final fit" if fold == predictions.FINAL else f"fold {fold}"
+    return f"{who} epoch {learner.epoch + 1}" + ("" if learner.budget else f"/{epochs or config.train.epochs}")
 
 
 def log_epoch(task: Task, title: str, row: dict, speed: dict[str, float]) -> None:
@@ -159,7 +171,8 @@ def log_epoch(task: Task, title: str, row: dict, speed: dict[str, float]) -> Non
     titles = {name: metrics.title(task, name).replace("macro ", "") for name in names if name in row}
     scores = "  ".join(f"{title} {row[name]:.3f}" for name, title in titles.items())
     print(
-        f"{title}  loss {row['train_loss']:.3f}  {scores}  {speed['photos_per_second']:.0f} photos/s{wait}",
+        f"{title}  loss {row['train_loss']:.3f}  {scores}{'  ' * bool(scores)}"
+        f"{speed['photos_per_second']:.0f} photos/s{wait}",
         flush=True,
     )
 
@@ -206,7 +219,8 @@ def summarize(
 def answer_test(config: Config, rows: pd.DataFrame) -> dict[str, dict]:
     """Predict the held-out test set with the mean of the finished folds: writes test.csv, returns {"test": scores}.
 
-    {} if there is no test set. Nothing was selected on it, so its scores are an unbiased estimate for new photos.
+    A final fit's own scores are in it too, as "final". {} if there is no test set. Nothing was selected on it, so its
+    scores are an unbiased estimate for new photos.
     """
     test_rows = rows[rows["source"] == "test"].reset_index(drop=True)
     if not len(test_rows):
@@ -217,12 +231,16 @@ def answer_test(config: Config, rows: pd.DataFrame) -> dict[str, dict]:
     task = config.predicted
     paths = model.checkpoints(config.run)
     paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
-    nets, abouts, heads = model.load_folds(paths)
+    nets, abouts, heads = model.load_folds(paths | runs.final_checkpoint(config.run))
     by_fold, _ = predicting.predict(nets, abouts, heads, test_rows, config)
-    mean = np.mean(list(by_fold.values()), axis=0)
-    frame = predictions.with_answers(task, test_rows[["ImageID", "id", "target"]], mean)
+    final = by_fold.pop(predictions.FINAL, None)
+    mean, named = np.mean(list(by_fold.values()), axis=0), test_rows[["ImageID", "id", "target"]]
+    frame = predictions.with_answers(task, named, mean)
     write_csv(Path(config.run) / "test.csv", frame)
-    return {"test": predictions.measured(task, frame) | {"photos": len(frame)}}
+    found = predictions.measured(task, frame) | {"photos": len(frame)}
+    if final is not None:
+        found["final"] = predictions.measured(task, predictions.with_answers(task, named, final))
+    return {"test": found}
 
 
 def origin(config) -> str:
@@ -271,11 +289,14 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
         accelerator = accelerator or devices.make_accelerator(config)
         for done, k in enumerate(todo):
             train_rows, valid_rows = split(rows, k)
-            seconds = seconds_for(config, finished, len(todo) - done) if config.train.minutes else None
+            left = len(todo) - done + config.train.final
+            seconds = seconds_for(config, finished, left) if config.train.minutes else None
             with folder_lock(config.run, f"fold{k}"), tracking.opened(config, k) as tracker:
                 with runs.beginning(config):
                     pass  # only its check: another process may have begun the run anew with other settings
                 fit(train_rows, valid_rows, config, k, accelerator, seconds, tracker)
+    if config.train.final and final_is_due(config, existing):
+        fit_final(config, rows, existing, accelerator or devices.make_accelerator(config))
     if is_main_process():
         with folder_lock(config.run, wait=ENDING):  # commands may train folds side by side: the last one gathers all
             predictions.gather(config.predicted, config.run, existing, answer_test(config, rows))
@@ -283,6 +304,35 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
             if (Path(config.run) / "metrics.json").is_file():
                 training_report.write(config, rows)
                 print(f"look at it: {config.run}/report.html")
+
+
+def final_is_due(config: Config, existing: Sequence[int]) -> bool:
+    """True if the final fit (train.final) is to be done now; else says why not. existing: all folds."""
+    run = Path(config.run)
+    missing = [k for k in existing if not (run / f"fold{k}" / "oof.csv").is_file()]
+    if missing:
+        print(f"the final fit waits for the folds {', '.join(map(str, missing))} (train.final)")
+    elif finished := runs.final_checkpoint(run) and not (run / "final" / "state.pt").is_file():
+        print("the final fit is finished")
+    return not (missing or finished)
+
+
+def fit_final(config: Config, rows: pd.DataFrame, existing: Sequence[int], accelerator: Accelerator) -> None:
+    """The fit on all rows (dataset.final_rows) that follows the folds. rows: of `prepare`; existing: all folds."""
+    run = Path(config.run)
+    paths = {k: run / f"fold{k}" / "best.safetensors" for k in existing}
+    epochs = runs.kept_epochs(paths)
+    taken, seconds = math.ceil(np.median(epochs)), None
+    own = dataset.final_rows(rows, config.predicted)
+    how = f"{taken} of {config.train.epochs} epochs, the median of the folds' {', '.join(map(str, epochs))}"
+    if config.train.minutes:
+        taken, seconds = None, float(np.median([spent_on(run / f"fold{k}") for k in existing]))
+        how = f"{seconds / 60:.1f} minutes, as each fold took"
+    print(f"final fit: all {len(own)} photos, {how}; nothing is validated, the last weights are kept")
+    # it has no validation for patience to look at
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, patience=0))
+    with folder_lock(run, "final"), tracking.opened(config, predictions.FINAL) as tracker:
+        fit(own, None, config, predictions.FINAL, accelerator, seconds, tracker, taken)
 
 
 ENDING = 3600  # seconds to wait while another command of the same run writes its scores
@@ -296,14 +346,17 @@ def seconds_for(config: Config, finished: Sequence[int], left: int) -> float:
     Raises InputError if nothing remains.
     """
     spent = FINISHING + time.monotonic() - PROCESS_START
-    for k in finished:
-        path = Path(config.run) / f"fold{k}" / "speed.csv"
-        if path.is_file():
-            spent += pd.read_csv(path)[["seconds", "other_seconds"]].sum().sum()
+    spent += sum(spent_on(Path(config.run) / f"fold{k}") for k in finished)
     rest = 60 * config.train.minutes - spent
     if rest <= 0:
         raise InputError(f"train.minutes {config.train.minutes}: they are over before training begins; give it more")
     return rest / left
+
+
+def spent_on(folder: Path) -> float:
+    """Seconds that a fold's training took, by its speed.csv; 0 without one."""
+    path = folder / "speed.csv"
+    return float(pd.read_csv(path)[predictions.SPENT].sum().sum()) if path.is_file() else 0.0
 
 
 USED = ("task", "data", "crop", "model", "loss", "train")  # --help shows these groups of settings

@@ -3,6 +3,7 @@
     python train_kfold.py --config args.json
     python train_kfold.py --train.only_folds []            deal people into folds, show what each holds, stop
     python train_kfold.py --train.only_folds [0,1]         these two here, the others on another machine
+    python train_kfold.py --train.final                    and then one fit on all photos: runs/NAME/final
 
 Finished folds are skipped, a stopped one goes on where it was. Writes runs/NAME/fold*/ as train.py does, oof.csv
 (a row for every training photo, by the model that did not see its person) and metrics.json.

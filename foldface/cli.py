@@ -55,6 +55,7 @@ FREE = (
     "data.memory_gb",
     "crop.workers",
     "train.only_folds",
+    "train.final",
     "train.accumulate",
     "train.compile",
     "model.grad_checkpointing",

@@ -2,8 +2,10 @@
 
 oof.csv        ImageID, id, fold, target, ans, p0, p1, ...         for a number: confidence instead of p0, p1, ...
 fold{k}.csv    ImageID, ans, p0, p1, ...                           target and ans are class indices, or numbers
+final.csv      the same, of the final fit (train.final), which is no fold: nothing it says is out of fold
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from foldface.files import InputError, read_csv, write_csv, write_json
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
 SPENT = ["seconds", "other_seconds"]  # columns of speed.csv: of each epoch's steps, and of all else
+FINAL = -3  # stands where a fold's number does for the final fit; no row has it as its fold
 CONFIDENCE = "confidence"  # the probability that a number is within task.tolerance of the truth
 
 
@@ -42,6 +45,11 @@ def with_numbers(task, frame, found):
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
 
 
+def fold_name(fold: int) -> str:
+    """What a fold's folder, and its predictions, are called: fold3; of FINAL final."""
+    return "final" if fold == FINAL else f"fold{fold}"
+
+
 def folder_of(config) -> Path:
     """The folder with a run's predictions: `output` if inference.py wrote there, else the run's folder."""
     output = Path(config.output or config.run)
@@ -54,6 +62,23 @@ def fold_files(run) -> dict[int, Path]:
     if not found:
         raise InputError(f"{run}: has no fold0.csv: run inference.py --run {run} first")
     return dict(sorted(found.items()))
+
+
+def voting_files(run: str | Path, folds: Iterable[int], final: str) -> list[Path]:
+    """The CSVs of a run that vote: those of its folds, and of its final fit where it has one.
+
+    folds: () = all. final: "with" the folds, "alone" or "without" it. Raises InputError if one is missing.
+    """
+    there, of_all = fold_files(run), Path(run) / "final.csv"
+    if final == "alone":
+        if not of_all.is_file():
+            raise InputError(f"--final alone: {run} has no final.csv: train_kfold.py --train.final, then inference.py")
+        return [of_all]
+    missing = [fold for fold in folds if fold not in there]
+    if missing:
+        raise InputError(f"--folds {missing[0]}: {run} has the folds {', '.join(map(str, there))}")
+    found = [there[fold] for fold in folds or there]
+    return [*found, of_all] if final == "with" and not folds and of_all.is_file() else found
 
 
 def read_fold(task, path):
@@ -143,6 +168,9 @@ def gather(task, run, wanted, more=()):
     if "test" in found:
         first, *others = describe(task, found["test"])
         print(f"test set, {found['test']['photos']} photos that no choice was made on: {first}), {', '.join(others)}")
+        if "final" in found["test"]:
+            first, *others = describe(task, found["test"]["final"])
+            print(f"test set, by the final fit: {first}), {', '.join(others)}")
 
 
 def fold_table(task, folders, oof, found):

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentError
+from safetensors import safe_open
 
 from foldface.cli import FREE, make_parser, read, tidy
 from foldface.files import InputError, folder_lock, read_json, refuse_unwritable, write_json
+from foldface.predictions import FINAL
 from foldface.rules import check
 from foldface.runtime import is_main_process
 from foldface.settings import GROUPS, OF_ONE_SCRIPT, REMOVED, Config, HeadConfig, as_dict, flatten, of_earlier, put
@@ -131,6 +133,7 @@ OF_A_COMMAND = (
     "train.val_interval",
     "train.patience",
     "train.only_folds",
+    "train.final",
     "train.compile",
     "model.grad_checkpointing",
     "inference.batch_size",
@@ -288,14 +291,33 @@ def next_command(config):
 
 
 def fold_seed(config: Config, fold: int) -> int:
-    """The seed of a fold's initial weights, order and augmentation."""
-    return config.seed * 1009 + fold
+    """The seed of a fold's initial weights, order and augmentation; the final fit has the place of a last fold."""
+    return config.seed * 1009 + (1008 if fold == FINAL else fold)
+
+
+def final_checkpoint(run: str | Path) -> dict[int, Path]:
+    """{FINAL: path of best.safetensors} of the final fit of a run, {} where it has none."""
+    path = Path(run) / "final" / "best.safetensors"
+    return {FINAL: path} if path.is_file() else {}
+
+
+def kept_epochs(paths: dict[int, Path]) -> list[int]:
+    """The epoch that each weights file is of. Raises InputError for a file that doesn't say it."""
+    found = []
+    for path in paths.values():
+        try:
+            with safe_open(path, "np") as file:
+                found.append(int(json.loads(file.metadata()["about"])["epoch"]))
+        except Exception as error:  # a damaged file fails in many ways
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{path}: does not say of which epoch it is ({what}): train this fold again") from None
+    return found
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
 WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
-WRITTEN += ["report.html", "report.json"]
+WRITTEN += ["report.html", "report.json", "final", "final.csv", "final_*.csv"]
 WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html"]
 
 
@@ -310,7 +332,7 @@ def beginning(config: Config, overwrite: bool = False):
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(run, "beginning", wait=600))
         if is_main_process() and overwrite:
-            for name in ("", *(path.name[1:].removesuffix(".lock") for path in run.glob(".fold[0-9]*.lock"))):
+            for name in ("", "final", *(path.name[1:].removesuffix(".lock") for path in run.glob(".fold[0-9]*.lock"))):
                 stack.enter_context(folder_lock(run, name))
             reset_run(run)
         if is_main_process():

@@ -347,6 +347,9 @@ class TrainConfig:
     """parts into which people are dealt"""
     only_folds: Optional[List[NonNegativeInt]] = None
     """folds to train now, such as [0,1]; null = all; [] makes folds.csv and stops"""
+    final: bool = False
+    """after the folds one more fit, on all photos: as many epochs of the same schedule as the folds' checkpoints took
+    (their median), the last weights kept, in the folder final. Its answers vote too; it has no out-of-fold score"""
     amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
     """precision: auto = bf16 on GPUs that have it, fp16 with loss scaling on a V100, off on a CPU"""
     compile: bool = False

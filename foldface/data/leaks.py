@@ -104,8 +104,8 @@ def refuse_seen_weights(rows: pd.DataFrame, config: Config) -> None:
     start, pretrained = config.model.init_from_run, config.model.pretrained
     if start and not (start_run(config) / "folds.csv").is_file():
         raise InputError(f"model.init_from_run {start}: {start_run(config)} is no run of ours, it has no folds.csv")
-    wanted = range(config.train.folds) if config.train.only_folds is None else config.train.only_folds
-    for k in wanted:
+    wanted = list(range(config.train.folds) if config.train.only_folds is None else config.train.only_folds)
+    for k in wanted + [predictions.FINAL] * config.train.final:
         weights = weights_before(start, pretrained, config.run, k)
         if weights is None:
             return
@@ -116,10 +116,12 @@ def refuse_seen_weights(rows: pd.DataFrame, config: Config) -> None:
             seen = seen | np.isin(digests(mine), list(photos))
         people = sorted(set(mine["id"][seen]))
         if people:
+            who, scored = f"fold {k}", f"that fold {k} validates on"
+            if k == predictions.FINAL:
+                who, scored = "the final fit", "of the test set"
             raise InputError(
-                f"leak: fold {k} would start from {weights}, which was trained on person {people[0]} and "
-                f"{len(people) - 1} more people that fold {k} validates on: each fold may start from its own "
-                "(--model.init_from_run)"
+                f"leak: {who} would start from {weights}, which was trained on person {people[0]} and "
+                f"{len(people) - 1} more people {scored}: each fold may start from its own (--model.init_from_run)"
             )
 
 
@@ -174,12 +176,12 @@ def start_folder(start, run):
 
 
 def weights_before(start, pretrained, run, fold):
-    """The folder of the weights that a fold of a run starts from, RUN/fold{k}; None if they are no run's.
+    """The folder of the weights that a fold of a run starts from, RUN/fold{k} or RUN/final; None if they are no run's.
 
     start, pretrained: model.init_from_run and model.pretrained of the run.
     """
     if start:
-        return start_folder(start, run) / f"fold{fold}"
+        return start_folder(start, run) / predictions.fold_name(fold)
     if isinstance(pretrained, str) and Path(pretrained).name == "best.safetensors":
         return Path(pretrained).parent
     return None
@@ -189,7 +191,8 @@ def seen_by(weights):
     """The people, and the photos (sha1 of their bytes), that weights (a Path, RUN/fold{k}) were trained on, and the
     weights that they started from: two sets of str.
 
-    A run's fold k has seen all people of its folds.csv but those of fold k, and what data.json says of its extra rows.
+    A run's fold k has seen all people of its folds.csv but those of fold k, its final fit all of them; and both what
+    data.json says of the extra rows.
     """
     ids, photos, met = set(), set(), set()
     while weights is not None and weights not in met and (weights.parent / "folds.csv").is_file():
@@ -218,7 +221,10 @@ def start_weights(config: Config, fold: int) -> Path | None:
     if not config.model.init_from_run:
         return None
     home = start_run(config)
-    path = home / f"fold{fold}" / "best.safetensors"
+    path = home / predictions.fold_name(fold) / "best.safetensors"
     if not path.is_file():
-        raise InputError(f"model.init_from_run {config.model.init_from_run}: there is no {path}: train that run first")
+        how = " with --train.final" if fold == predictions.FINAL else ""
+        raise InputError(
+            f"model.init_from_run {config.model.init_from_run}: there is no {path}: train that run first{how}"
+        )
     return path

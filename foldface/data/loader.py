@@ -198,9 +198,10 @@ def make(photos: PhotoDataset, batches: SeededBatchSampler, workers: int | None)
 
 
 def make_both(
-    config: Config, train_rows: pd.DataFrame, valid_rows: pd.DataFrame, seed: int, accelerator: Accelerator
-) -> tuple["PhotoLoader", "PhotoLoader"]:
-    """The loaders of the training rows (shuffled, augmented) and of the validation rows (in order, not augmented).
+    config: Config, train_rows: pd.DataFrame, valid_rows: pd.DataFrame | None, seed: int, accelerator: Accelerator
+) -> tuple["PhotoLoader", "PhotoLoader | None"]:
+    """The loaders of the training rows (shuffled, augmented) and of the validation rows (in order, not augmented), if
+    there are any.
 
     With several processes each loads its slice of every batch. Raises InputError if there are too few rows for that.
     """
@@ -212,7 +213,6 @@ def make_both(
     train_batches = SeededBatchSampler(
         len(train_rows), train.batch_size, shuffle=True, seed=seed, rank_slice=rank_slice, weights=weights
     )
-    valid_batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
     memory = data.memory_gb / accelerator.num_processes
     train_photos = PhotoDataset(
         train_rows,
@@ -224,11 +224,15 @@ def make_both(
         memory_gb=memory,
         flip=data.flip,
     )
+    train_loader = make(train_photos, train_batches, data.workers)
+    if valid_rows is None:
+        return train_loader, None
+    valid_batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
     memory -= train_photos.kept.nbytes / 1e9  # the training photos come first
     valid_photos = PhotoDataset(
         valid_rows, data.augment, data.image_size, training=False, fit=data.resize_mode, memory_gb=memory
     )
-    return make(train_photos, train_batches, data.workers), make(valid_photos, valid_batches, data.workers)
+    return train_loader, make(valid_photos, valid_batches, data.workers)
 
 
 def balanced(rows: pd.DataFrame) -> np.ndarray:

@@ -60,6 +60,22 @@ def pseudo_rows(config: Config, task: Task, photos: pd.DataFrame, by_column: boo
     return pd.concat([found, frame[task.probabilities]], axis=1) if soft else found
 
 
+def once(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Pseudo rows of all folds with each photo once, for the final fit: the answer of most folds' models, of equally
+    many that of the first fold; the median of numbers; the mean of probabilities (data.pseudo_soft)."""
+    if not len(rows):
+        return rows
+    photo, soft = rows.groupby("ImageID")["label"], [name for name in task.probabilities if name in rows]
+    if task.numeric:
+        middle = photo.transform("median")
+        rows = rows.assign(label=middle, **{task.number.key: middle})
+    if soft:
+        rows = rows.assign(**{name: rows.groupby("ImageID")[name].transform("mean") for name in soft})
+    agree = rows.groupby(["ImageID", "label"])["label"].transform("size")
+    most = rows.assign(agree=agree).sort_values(["agree", "fold"], ascending=[False, True], kind="stable")
+    return rows.loc[most.drop_duplicates("ImageID").index.sort_values()]
+
+
 def probable(values):
     """Which rows of (n, classes) are probabilities: (n,) bool."""
     return np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01)

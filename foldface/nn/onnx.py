@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 
 from foldface.files import atomic_write
+from foldface.predictions import fold_name
 
 
 class OnnxNet(torch.nn.Module):
@@ -54,7 +55,7 @@ def export_folds(
     found = {}
     for fold, net in nets.items():
         digest = hashlib.sha1(paths[fold].read_bytes()).hexdigest()[:12]
-        path = output / f"fold{fold}" / f"best-{digest}.onnx"
+        path = output / fold_name(fold) / f"best-{digest}.onnx"
         for old in path.parent.glob("best-*.onnx"):
             if not old.name.startswith(path.stem):
                 old.unlink()
