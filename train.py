@@ -97,15 +97,16 @@ def fit(
     )
 
     learner.resume()  # from state.pt, if there is one
-    for row in learner.log:
-        tracker.log(row)
+    batches, listen = len(train_loader), tracker.log if tracker.active else None
+    for row, speed in zip(learner.log, learner.speed, strict=True):
+        tracker.log(row | rate(speed), row["epoch"] * batches)
     while not (learner.finished or learner.epoch == epochs):
         title = title_of(config, fold, learner, epochs)
-        stats = learner.train_epoch(train_loader, title)
+        stats = learner.train_epoch(train_loader, title, listen)
         training = training_scores(task, train_rows, stats.answers.numpy())
         validation = evaluate(learner, valid_loader, valid_rows) if valid_loader and learner.should_validate else None
         row = learner.end_epoch(stats, training, validation)  # counters, log row, best weights, state.pt
-        tracker.log(row)
+        tracker.log(row | rate(stats.speed), row["epoch"] * batches)
         log_epoch(task, title, row, stats.speed)
     accelerator.free_memory()
     write_csv(folder / "speed.csv", pd.DataFrame(learner.speed))
@@ -160,6 +161,11 @@ def title_of(config: Config, fold: int, learner: Learner, epochs: int | None) ->
     """Name an epoch: fold 0 epoch 3/5; with train.minutes fold 0 epoch 3, since their number is unknown."""
     who = "final fit" if fold == predictions.FINAL else f"fold {fold}"
     return f"{who} epoch {learner.epoch + 1}" + ("" if learner.budget else f"/{epochs or config.train.epochs}")
+
+
+def rate(speed: dict[str, float]) -> dict[str, float]:
+    """What a tracker gets of an epoch's speed."""
+    return {"photos_per_second": speed["photos_per_second"]}
 
 
 def log_epoch(task: Task, title: str, row: dict, speed: dict[str, float]) -> None:
@@ -256,7 +262,7 @@ def origin(config) -> str:
 
 def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -> None:
     """Train these folds, except those that are finished; then write the scores and report of all finished folds."""
-    from foldface import devices
+    from foldface import devices, trackers
     from foldface.report import training as training_report
 
     tracking.refuse_missing(config)
@@ -291,12 +297,14 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
             train_rows, valid_rows = split(rows, k)
             left = len(todo) - done + config.train.final
             seconds = seconds_for(config, finished, left) if config.train.minutes else None
-            with folder_lock(config.run, f"fold{k}"), tracking.opened(config, k) as tracker:
+            with folder_lock(config.run, f"fold{k}"), trackers.opened(config, k) as tracker:
                 with runs.beginning(config):
                     pass  # only its check: another process may have begun the run anew with other settings
                 fit(train_rows, valid_rows, config, k, accelerator, seconds, tracker)
     if config.train.final and final_is_due(config, existing):
-        fit_final(config, rows, existing, accelerator or devices.make_accelerator(config))
+        accelerator = accelerator or devices.make_accelerator(config)
+        with folder_lock(config.run, "final"), trackers.opened(config, predictions.FINAL) as tracker:
+            fit_final(config, rows, existing, accelerator, tracker)
     if is_main_process():
         with folder_lock(config.run, wait=ENDING):  # commands may train folds side by side: the last one gathers all
             predictions.gather(config.predicted, config.run, existing, answer_test(config, rows))
@@ -317,7 +325,13 @@ def final_is_due(config: Config, existing: Sequence[int]) -> bool:
     return not (missing or finished)
 
 
-def fit_final(config: Config, rows: pd.DataFrame, existing: Sequence[int], accelerator: Accelerator) -> None:
+def fit_final(
+    config: Config,
+    rows: pd.DataFrame,
+    existing: Sequence[int],
+    accelerator: Accelerator,
+    tracker: tracking.Tracker,
+) -> None:
     """The fit on all rows (dataset.final_rows) that follows the folds. rows: of `prepare`; existing: all folds."""
     run = Path(config.run)
     paths = {k: run / f"fold{k}" / "best.safetensors" for k in existing}
@@ -331,8 +345,7 @@ def fit_final(config: Config, rows: pd.DataFrame, existing: Sequence[int], accel
     print(f"final fit: all {len(own)} photos, {how}; nothing is validated, the last weights are kept")
     # it has no validation for patience to look at
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, patience=0))
-    with folder_lock(run, "final"), tracking.opened(config, predictions.FINAL) as tracker:
-        fit(own, None, config, predictions.FINAL, accelerator, seconds, tracker, taken)
+    fit(own, None, config, predictions.FINAL, accelerator, seconds, tracker, taken)
 
 
 ENDING = 3600  # seconds to wait while another command of the same run writes its scores

@@ -32,6 +32,7 @@ Layout = Union[Literal[BUILT_IN["layout"]], str]
 LossName = Union[Literal[BUILT_IN["loss"]], str]
 ScoreName = Union[Literal[BUILT_IN["score"]], str]
 Splitter = Union[Literal[BUILT_IN["splitter"]], str]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
 
 
@@ -437,8 +438,9 @@ class Config:
     a run that can't be written to"""
     submission: str = "submission.csv"
     """file that ensemble.py writes"""
-    log: Literal["none", "tensorboard", "wandb"] = "none"
-    """where training also sends its scalars (nothing is sent anywhere unless asked)"""
+    log: Union[Literal["none", "tensorboard", "wandb", "trackio", "mlflow"], List[Tracker]] = "none"
+    """where training also sends its scalars, one tracker or several (nothing is sent anywhere unless asked): in files
+    of the run, unless the trackers' own environment variables say otherwise"""
     save_minutes: NonNegativeFloat = 5.0
     """minutes of training or prediction that a kill may cost; 0 = saved after each step"""
     plugins: Union[List[str], str] = field(default_factory=list)

@@ -24,6 +24,7 @@ ORDER = (
     *("foldface.usage", "foldface.rules", "foldface.unpacked", "foldface.cli", "foldface.runs"),
     *(
         "foldface.tracking",
+        "foldface.trackers",
         "foldface.devices",
         "foldface.data",
         "foldface.shared",

@@ -14,14 +14,13 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from foldface import metrics
 from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale, refuse_unreadable
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import Mixup, mix
-from foldface.nn.training_log import EpochStats, Validation, log_columns, stalled
+from foldface.nn.training_log import EpochBar, EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
 from foldface.settings import Config
@@ -217,16 +216,16 @@ class Learner:
         for layer in self.lowest:
             layer.eval().requires_grad_(False)
 
-    def train_epoch(self, loader: PhotoLoader, title: str) -> EpochStats:
+    def train_epoch(self, loader: PhotoLoader, title: str, listen: Callable | None = None) -> EpochStats:
         """Train on the batches of this epoch that are left, then update SWA's average.
 
-        title: of the progress bar. Saves everything on Ctrl-C and every save_minutes.
+        title: of the progress bar; listen: of EpochBar. Saves everything on Ctrl-C and every save_minutes.
         """
         sampler = loader.batch_sampler
         sampler.go_to(self.epoch, self.step)
         start, waited = time.perf_counter(), 0.0  # seconds
         total = torch.tensor(self.loss, dtype=torch.float32, device=self.device)
-        bar = tqdm(total=sampler.count, initial=self.seen, desc=title, unit="photo", leave=False, disable=None)
+        bar = EpochBar(self, sampler, title, listen)
         self.set_train_mode()
         faster = cpu_conv.where_it_helps(self.module, self.config.compile, self.accelerator)
         with bar, faster, resume.stopping_between_steps() as stop:
@@ -241,10 +240,7 @@ class Learner:
                 total += self.train_step(indices, photos, global_batch)
                 self.step += 1
                 self.seen += global_batch
-                bar.update(global_batch)
-                if not bar.disable and self.step % 20 == 0:  # rarely, since .item() waits for the GPU
-                    best = {} if self.best_score is None else {self.task.score: f"{self.best_score:.3f}"}
-                    bar.set_postfix(loss=f"{total.item() / self.seen:.3f}", **best)
+                bar.step(global_batch, total)
                 stopping, due = self.agreed(stop.asked, time.monotonic() - self.saved > self.save_seconds)
                 if stopping or due:
                     self.loss = self.summed(total)
