@@ -68,7 +68,8 @@ TYPED += [path for path in SOURCES if "run_main(main)" in path.read_text()]
 def test_every_command_can_be_typed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for name in ("args.json", "mine.json"):
+    for name in ("args.json", "mine.json", "runs/search/best.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     for name, words in commands(page):
         script = importlib.import_module(name)
