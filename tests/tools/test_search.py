@@ -1,13 +1,19 @@
 """tools.search: on noise the honest gain is none, on planted structure it is there; what stops goes on."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import pandas as pd
 import pytest
-from helpers import MASK, guesses, people
+from helpers import MASK, ROOT, guesses, people
 
-from foldface import metrics
-from foldface.files import InputError
+from foldface import metrics, predictions
+from foldface.files import InputError, write_csv
 from tools import search
 
 
@@ -66,6 +72,40 @@ def test_a_bad_space_is_refused_with_its_key(tmp_path, space, said):
         search.read_space(str(path), [])
 
 
+class Drawn(search.Trainer):
+    """A trainer whose models know the more, the nearer train.lr is to 0.01; `done` lists (folder, fold)."""
+
+    def train(self, chosen, folds):
+        self.done = [*getattr(self, "done", []), (self.folder(chosen).name, folds[0])]
+        target, ids, part = people(40)
+        strength = 3 + np.log10(chosen.get("train.lr", 1e-4))
+        answers = predictions.with_answers(
+            MASK,
+            pd.DataFrame({"ImageID": range(len(ids)), "id": ids, "fold": part, "target": target}),
+            guesses(target, strength, 1),
+        )
+        write_csv(self.folder(chosen) / f"fold{folds[0]}" / "oof.csv", answers[part == folds[0]])
+        return 0
+
+    def folds(self):
+        return [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_trials_that_are_worse_end_after_few_folds_and_the_good_setting_is_found(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    sampler, pruner = optuna.samplers.TPESampler(seed=0), optuna.pruners.MedianPruner(n_startup_trials=4)
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+    trainer = Drawn(tmp_path, [], MASK)
+    space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    search.run_trials(study, space, trainer, lambda: len(study.trials) >= 20)
+    states = [trial.state.name for trial in study.trials]
+    assert states[:4] == ["COMPLETE"] * 4 and states.count("PRUNED") >= 3
+    assert len(trainer.done) < 5 * 20 and study.best_params["train.lr"] > 5e-3
+    for trial in study.trials:
+        assert len(trial.intermediate_values) == 5 or trial.state.name == "PRUNED"
+
+
 @pytest.mark.chain
 def test_a_search_goes_on_and_leaves_a_recipe_and_a_page(competition, capsys):
     pytest.importorskip("optuna")
@@ -91,3 +131,20 @@ def test_a_search_goes_on_and_leaves_a_recipe_and_a_page(competition, capsys):
     path.write_text(json.dumps({"train.lr": [0.1, 0.2]}))
     with pytest.raises(InputError, match="was begun with another space"):
         competition.run(search, *words)
+
+
+@pytest.mark.chain
+def test_a_search_stopped_in_mid_trial_goes_on_with_that_trial(competition):
+    pytest.importorskip("optuna")
+    (space := competition.root / "space.json").write_text(json.dumps({"train.lr": {"low": 1e-4, "high": 1e-2}}))
+    home = competition.root / "found"
+    words = competition.words("--space", space, "--run", home, "--train.epochs", 1, "--trials", 1)
+    command = [sys.executable, "-m", "tools.search", *words]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    while first.poll() is None and not list(home.glob("trial-*/fold0/oof.csv")):
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait() == 130 and not (home / "best.json").exists()
+    stopped = {path.name for path in home.glob("trial-*")}
+    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert {path.name for path in home.glob("trial-*")} == stopped and "1 trials of 2 are complete" in said
