@@ -43,9 +43,11 @@ def test_what_is_there_is_found():
 
 def test_the_choice_for_a_fold_does_not_look_at_that_fold():
     target, _, part = people(150, 2)
-    good, other = guesses(target, 3.0, 1).argmax(1), guesses(target, 2.0, 2).argmax(1)
-    spoilt = np.where(part == 0, (good + 1) % 18, good)  # best everywhere but in fold 0
-    nested = search.choose_nested(MASK, np.stack([other, spoilt]), target, part)
+    good, other = guesses(target, 2.3, 1).argmax(1), guesses(target, 2.0, 2).argmax(1)
+    spoilt = np.where(part == 0, (target + 1) % 18, good)  # the better one by the other folds, the worse one by all
+    answers = np.stack([other, spoilt])
+    assert search.best_of(MASK, answers, target) == 0
+    nested = search.choose_nested(MASK, answers, target, part)
     assert (nested[part == 0] == spoilt[part == 0]).all()
 
 
