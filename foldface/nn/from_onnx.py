@@ -94,6 +94,19 @@ def file_of(backbone: str) -> tuple[Path, str]:
     return path, cut
 
 
+def side_of(backbone: str) -> int:
+    """The side in pixels of the photos that an ONNX file is made for. Raises InputError where it does not say so."""
+    path, _ = file_of(backbone)
+    try:
+        inputs = onnx.load(path, load_external_data=False).graph.input
+        height, width = (dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim[2:])
+    except Exception as error:  # protobuf raises many types
+        raise InputError(f"{path}: is no ONNX network that can be read ({first_line(error)})") from None
+    if not 0 < height == width:
+        raise InputError(f"{path}: is made for {width} x {height} pixels (0: any), not for a square of one size")
+    return height
+
+
 def read(backbone: str, side: int) -> Source:
     """The network of model.backbone onnx:..., for photos of `side` pixels. Raises InputError in one line where it can't
     be read, has operators or sizes that are not supported, or where torch's outputs differ from onnxruntime's."""
@@ -213,9 +226,13 @@ class OnnxNetwork(nn.Module):
         self.pretrained_cfg = {"classifier": "classifier", "mean": source.mean, "std": source.std}
         self.layers = layers_of(source.graph.graph)
 
-    def forward(self, photos):
+    def features(self, photos):
+        """What goes into the classifier: (n, 3, side, side) float32 -> (n, d)."""
         found = self.body(photos.flip(1) if self.bgr else photos)
-        return self.classifier(self.dropout(found.mean((2, 3)) if found.ndim == 4 else found))
+        return found.mean((2, 3)) if found.ndim == 4 else found
+
+    def forward(self, photos):
+        return self.classifier(self.dropout(self.features(photos)))
 
     def get_classifier(self):
         return self.classifier
