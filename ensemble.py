@@ -6,12 +6,13 @@
     python ensemble.py --final alone                those of the fit on all photos (train.final); without: not those
     python ensemble.py --soft --runs runs/a runs/b  all folds of several runs, one vote each
     python ensemble.py --weights search --runs runs/a runs/b runs/c
+    python ensemble.py --stack --columns camera sex --embeddings    a model of predictions, columns, tools.embed
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
     python ensemble.py --data.eval_group id --data.eval_group_heads '["gender", "age"]'   a person's photos together
 
 Prints each run's out-of-fold score with its interval, and how many answers each class has; both, and how far the
-members agree, go into the first run's report.html too. Weights and decisions are chosen on out-of-fold predictions,
-scored on people that they were not chosen on, and used only if they beat the plain vote there.
+members agree, go into the first run's report.html too. Weights, stacks and decisions are chosen on out-of-fold
+predictions, scored on people that they were not chosen on, and used only if they beat the plain vote there.
 """
 
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 
 import dataset
 from foldface import blend, metrics, oof, predictions, shared, submission
+from foldface.blend import VOTES, votes_without_one
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError, read_json, refuse_unwritable, write_csv
@@ -73,40 +75,6 @@ def refuse_other_tasks(task: Task, runs: Sequence[str]) -> None:
             )
 
 
-# A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers, or what task.score looks at.
-
-
-def soft_vote(task: Task, members: np.ndarray) -> np.ndarray:
-    """The class of the largest mean probability, or the mean number."""
-    return blend.told(task, np.mean(members, axis=0))
-
-
-def rank_vote(task: Task, members: np.ndarray) -> np.ndarray:
-    """The class of the highest mean rank among the photos."""
-    return blend.told(task, blend.votes(np.asarray(members), "rank").mean(0))
-
-
-def hard_vote(task: Task, members: np.ndarray) -> np.ndarray:
-    """The class that most members answer, or the median number.
-
-    A tie goes to the class whose mask, gender and age, each alone, have most votes together; a further tie goes to the
-    class with the larger mean probability.
-    """
-    if task.numeric:
-        return np.median(members, axis=0)
-    if metrics.of_probabilities(task):
-        return blend.votes(np.asarray(members), "hard").mean(0)
-    each = np.argmax(members, axis=2)
-    votes = (each[:, :, None] == np.arange(task.size)).sum(0)
-    part, own = task.decode(np.arange(task.size)), task.decode(each)
-    agreement = sum((own[head][:, :, None] == part[head]).sum(0) for head in part)
-    # a vote counts more than all attributes of all members, an attribute more than any mean probability
-    return ((votes * (len(each) * len(part) + 1) + agreement) * 2 + np.mean(members, axis=0)).argmax(1)
-
-
-VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
-
-
 def introduce(known: oof.OofPredictions, runs: Sequence[str], vote: str) -> np.ndarray:
     """Print the out-of-fold score of each run, and what the vote of all runs gains by it. Returns that vote."""
     everyone, lines = VOTES[vote](known.task, known.predictions), []
@@ -138,17 +106,6 @@ def share_known(config, known: oof.OofPredictions, vote: str, plain: np.ndarray)
     if not known.log_score(together, title, plain):
         print("that is no better; it is done since data.eval_group says so")
     return together
-
-
-def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.ndarray]:
-    """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
-
-    A tie of a soft vote may be decided otherwise than by soft_vote, since the sums differ in their last digit.
-    """
-    if vote != "soft":  # ranks and votes tie often
-        return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
-    total = members.sum(0)  # all but one are the sum less that one: no pass over all members for each
-    return [blend.told(task, (total - one) / (len(members) - 1)) for one in members]
 
 
 def search_weights(
@@ -265,6 +222,21 @@ FLAGS = {
         "default": "equal",
         "help": "search: hill climbing on the out-of-fold score, taken if it beats the plain vote on other people",
     },
+    "--stack": {
+        "nargs": "?",
+        "const": "auto",
+        "choices": ["auto", "linear", "boosting"],
+        "default": None,
+        "help": "a model of each head, learned from out-of-fold predictions and what --columns and --embeddings add: "
+        "linear (ridge, logistic regression), boosting (gradient boosting) or the better one; taken if it beats the "
+        "plain vote on other people",
+    },
+    "--columns": {
+        "nargs": "+",
+        "default": [],
+        "help": "columns of the tables of data.train and data.eval, for --stack",
+    },
+    "--embeddings": {"action": "store_true", "help": "for --stack: features of the photos, which tools.embed wrote"},
     "--decide": {
         "nargs": "+",
         "choices": ["boundary", "bias", "thresholds"],
@@ -290,6 +262,12 @@ def refuse_misfits(config, task: Task, vote: str) -> None:
     if config.decide and ("thresholds" in config.decide) != task.multilabel:
         what = "thresholds is" if not task.multilabel else f"{config.decide[0]} is not"
         raise InputError(f"--decide: {what} for several labels a photo, a head of kind multilabel")
+    if (config.columns or config.embeddings) and not config.stack:
+        raise InputError(f"--{'columns' if config.columns else 'embeddings'} is what --stack learns from: add it")
+    others = [f"--weights {config.weights}"] * (config.weights == "search") + ["--decide"] * bool(config.decide)
+    others += [f"--{vote}"] * (vote != "soft")
+    if config.stack and others:
+        raise InputError(f"--stack takes the place of {others[0]}: choose one")
     if task.multilabel and vote != "soft":
         raise InputError(f"--{vote} counts one class a photo; of several labels take --soft")
     if config.folds and config.final == "alone":
@@ -306,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_unwritable(Path(config.submission).parent, "name another --submission")
     if (Path(runs[0]) / "report.html").is_file():
         refuse_unwritable(config.output or runs[0], "name a folder for report.html with --output")
-    choosing = config.weights == "search" or config.decide
+    choosing = config.weights == "search" or config.decide or config.stack
     refuse_misfits(config, task, vote)
     refuse_other_tasks(task, runs)
     ids, found = members(task, runs, dict.fromkeys(config.folds), config.final)
@@ -335,12 +313,21 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"no score of the vote: {error}")
     searched = search_weights(known, runs, vote, plain) if config.weights == "search" else None
-    decision = None
+    stacked, decision = None, None
+    if config.stack:
+        from foldface import stack as stacking  # scikit-learn takes a second, which --help should not wait for
+
+        means, _ = by_run(task, runs, found, ids, groups)
+        inputs = stacking.inputs_of(config, known, runs, means, ids)
+        stacked = stacking.search(known, inputs, config.stack, means, plain)
     if config.decide:
         equal = np.full(len(runs), 1 / len(runs))
         decision = decide(known, config.decide, *(searched or (lambda _: equal, plain)))
     stack = np.stack(list(found.values()))
-    if decision:
+    if stacked is not None:
+        scores = stacked
+        answer = task.decide(scores)
+    elif decision:
         scores = decision(*by_run(task, runs, found, ids, groups))
         answer = task.decide(scores)
     elif searched:
@@ -349,7 +336,9 @@ def main(argv: list[str] | None = None) -> None:
         answer = task.decide(scores)
     else:  # nothing was chosen, or nothing chosen was better
         scores, answer = blend.votes(stack, vote).mean(0), task.decide(VOTES[vote](task, stack))
-    if groups and not groups.all_heads:  # members share theirs each: their mean may be nearly so
+    if groups and (
+        stacked is not None or not groups.all_heads
+    ):  # members share theirs each: their mean may be nearly so
         scores = groups.share(scores)
         answer = task.decide(scores)
     frame, delimiter, said = submission.make(config, task, rows, answer, None if task.numeric else scores)

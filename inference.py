@@ -26,6 +26,7 @@ from foldface.files import atomic_write, folder_lock, warn_once, write_csv
 
 # files of a run that other scripts read beside its predictions
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html", "report.json")
+CARRIED += ("embedding.csv",)
 
 
 def carry(run: str | Path, output: Path) -> None:

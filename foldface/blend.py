@@ -44,6 +44,51 @@ def votes(probabilities: np.ndarray, vote: str) -> np.ndarray:
     return probabilities
 
 
+# A vote: (task, (members, n, k) probabilities or (members, n) numbers) -> (n,) answers, or what task.score looks at.
+
+
+def soft_vote(task, members: np.ndarray) -> np.ndarray:
+    """The class of the largest mean probability, or the mean number."""
+    return told(task, np.mean(members, axis=0))
+
+
+def rank_vote(task, members: np.ndarray) -> np.ndarray:
+    """The class of the highest mean rank among the photos."""
+    return told(task, votes(np.asarray(members), "rank").mean(0))
+
+
+def hard_vote(task, members: np.ndarray) -> np.ndarray:
+    """The class that most members answer, or the median number.
+
+    A tie goes to the class whose mask, gender and age, each alone, have most votes together; a further tie goes to the
+    class with the larger mean probability.
+    """
+    if task.numeric:
+        return np.median(members, axis=0)
+    if metrics.of_probabilities(task):
+        return votes(np.asarray(members), "hard").mean(0)
+    each = np.argmax(members, axis=2)
+    counts = (each[:, :, None] == np.arange(task.size)).sum(0)
+    part, own = task.decode(np.arange(task.size)), task.decode(each)
+    agreement = sum((own[head][:, :, None] == part[head]).sum(0) for head in part)
+    # a vote counts more than all attributes of all members, an attribute more than any mean probability
+    return ((counts * (len(each) * len(part) + 1) + agreement) * 2 + np.mean(members, axis=0)).argmax(1)
+
+
+VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
+
+
+def votes_without_one(task, vote: str, members: np.ndarray) -> list[np.ndarray]:
+    """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
+
+    A tie of a soft vote may be decided otherwise than by soft_vote, since the sums differ in their last digit.
+    """
+    if vote != "soft":  # ranks and votes tie often
+        return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
+    total = members.sum(0)  # all but one are the sum less that one: no pass over all members for each
+    return [told(task, (total - one) / (len(members) - 1)) for one in members]
+
+
 def climb(task, stack, target):
     """Weights (m,) that sum to one, by hill climbing with replacement on the score (Caruana et al. 2004).
 

@@ -12,7 +12,7 @@ class OofPredictions:
     """The out-of-fold predictions of several runs for the same photos.
 
     photos (n,) ImageIDs, target (n,), people (n,), part (n,) for blend.nested, predictions (m, n, k) or (m, n),
-    numbers (m, n, columns) or None; lines: what was printed of their scores.
+    numbers (m, n, columns) or None; groups: of `share`, or None; lines: what was printed of their scores.
     """
 
     def __init__(self, task, runs):
@@ -37,7 +37,7 @@ class OofPredictions:
             if k == 0:  # room for all: a list of them would be held twice
                 self.predictions = np.empty((len(runs), *mine.shape))
             self.predictions[k] = mine
-        self.task, self.lines = task, []
+        self.task, self.lines, self.groups = task, [], None
         self.photos = first["ImageID"].to_numpy()
         self.target, self.people = first["target"].to_numpy(), first["id"].to_numpy(str)
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
@@ -46,6 +46,7 @@ class OofPredictions:
     def share(self, groups):
         """Let the photos of each group share the answer of some heads; intervals are over groups. groups: a
         shared.Groups of these photos."""
+        self.groups = groups
         for k, mine in enumerate(self.predictions):
             self.predictions[k] = groups.share(mine)
         if self.numbers is not None:

@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from foldface.data import columns
 from foldface.data.layouts import groups_by_name
 from foldface.files import InputError
+from foldface.settings import Config
 from foldface.task import Task
 
 
@@ -63,7 +64,7 @@ class Groups(NamedTuple):
         return connected_components(graph, directed=False)[1][person].astype(str)
 
 
-def heads_of(config) -> tuple[str, ...]:
+def heads_of(config: Config) -> tuple[str, ...]:
     """The heads that data.eval_group_heads names, in the task's order. Raises InputError for others."""
     task, wanted = config.predicted, config.data.eval_group_heads
     names = [head.name for head in task.answered]
@@ -80,7 +81,7 @@ def codes(cells) -> np.ndarray:
     return pd.factorize(pd.Series(named, dtype=object))[0]
 
 
-def asked(config, rows) -> Groups:
+def asked(config: Config, rows) -> Groups:
     """The groups of the photos to answer for, `rows` of dataset.eval_rows. Raises InputError where nothing tells them
     apart."""
     group, (path, frame) = config.data.eval_group, columns.eval_table(config)
@@ -94,7 +95,7 @@ def asked(config, rows) -> Groups:
     return Groups(config.predicted, heads_of(config), codes(cells))
 
 
-def known(config, photos, people) -> Groups:
+def known(config: Config, photos, people) -> Groups:
     """The groups of the photos of oof.csv: (n,) ImageIDs and ids. Where neither the table of data.train nor the names
     tell them, photos of one id count as a group, which is said."""
     group, (path, frame) = config.data.eval_group, columns.training_table(config)

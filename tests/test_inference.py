@@ -16,7 +16,7 @@ import ensemble
 import inference
 import model
 import pseudo_label
-from foldface import metrics, settings
+from foldface import blend, metrics, settings
 from foldface.data import leaks
 from foldface.files import InputError
 from foldface.nn import predicting
@@ -309,21 +309,21 @@ def votes(*members):
 
 def test_soft_is_the_mean_and_hard_the_majority():
     stack = votes({0: 0.51, 4: 0.49}, {0: 0.51, 4: 0.49}, {4: 1.0})
-    assert ensemble.soft_vote(MASK, stack).tolist() == [4] and ensemble.hard_vote(MASK, stack).tolist() == [0]
+    assert blend.soft_vote(MASK, stack).tolist() == [4] and blend.hard_vote(MASK, stack).tolist() == [0]
 
 
 @pytest.mark.parametrize("vote", ["soft", "hard", "rank"])
 def test_the_vote_without_a_member_is_the_vote_of_the_others(vote):
     told = np.random.default_rng(3).dirichlet(np.ones(18), size=(5, 60))
-    others = [ensemble.VOTES[vote](MASK, np.delete(told, k, 0)) for k in range(5)]
-    assert np.array_equal(ensemble.votes_without_one(MASK, vote, told), others)
+    others = [blend.VOTES[vote](MASK, np.delete(told, k, 0)) for k in range(5)]
+    assert np.array_equal(blend.votes_without_one(MASK, vote, told), others)
 
 
 def test_a_tied_vote_goes_by_attribute_and_then_by_mean_probability():
     wear_male_young, wear_female_young, wear_female_middle = 0, 3, 4
     stack = votes({wear_male_young: 1.0}, {wear_female_young: 0.6, 17: 0.4}, {wear_female_middle: 1.0})
-    assert ensemble.hard_vote(MASK, stack).tolist() == [wear_female_young]  # female 2 of 3, <30 2 of 3
-    assert ensemble.hard_vote(MASK, votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
+    assert blend.hard_vote(MASK, stack).tolist() == [wear_female_young]  # female 2 of 3, <30 2 of 3
+    assert blend.hard_vote(MASK, votes({0: 0.6, 9: 0.4}, {17: 0.9, 0: 0.1})).tolist() == [17]
 
 
 @pytest.mark.parametrize("members", [334, 1500])
@@ -332,7 +332,7 @@ def test_no_number_of_members_lets_attributes_outvote_votes(members):
     others = members - 2 * most + 1
     told = [6] * most + [4] * (most - 1) + [[1, 3, 5, 10, 16][k % 5] for k in range(others)]
     assert np.bincount(told).argmax() == 6 and (np.bincount(told) == most).sum() == 1
-    assert ensemble.hard_vote(MASK, np.eye(18)[told][:, None]).tolist() == [6]
+    assert blend.hard_vote(MASK, np.eye(18)[told][:, None]).tolist() == [6]
 
 
 def test_members_that_answer_for_other_photos_are_refused(tmp_path):

@@ -28,6 +28,7 @@ ORDER = (
         "foldface.devices",
         "foldface.data",
         "foldface.shared",
+        "foldface.stack",
         "foldface.submission",
         "foldface.faces",
         "foldface.nn",
@@ -38,10 +39,10 @@ ORDER = (
 )
 WITHOUT_TORCH = (
     *("foldface.data", "foldface.settings", "foldface.cli", "foldface.task", "foldface.metrics"),
-    *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared"),
+    *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared", "foldface.stack"),
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
-LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch
+LOCAL_IMPORTS = 41  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 IN_WORK = ("foldface.nn.from_onnx",)  # not yet

@@ -609,7 +609,7 @@ def test_recipes_of_another_task_are_compared_by_its_own_score(aged):
     assert rows[0].split("|")[1].strip() == min(results, key=lambda result: result.metrics["mae"]).name
     compare_page.picture(recipes, scores, aged / "compare.png")
     known = oof.OofPredictions(results[0].task, [str(aged / "runs" / name) for name in scores.names])
-    plain = ensemble.soft_vote(known.task, known.predictions)
+    plain = blend.soft_vote(known.task, known.predictions)
     weights = blend.climb(known.task, known.predictions, known.target)
     assert abs(weights @ known.predictions - known.target).mean() <= abs(plain - known.target).mean() + 1e-9
 

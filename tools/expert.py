@@ -10,7 +10,8 @@ reads the head's classes from what comes before its classifier (or from the valu
 knows the people of the other folds alone, so the answers are out of fold like the run's own.
 
 Writes oof.csv and fold{k}.csv into the folder: the run's probabilities with those of the head replaced by the expert's.
-Weights of the two then say how far the expert is believed: on people that they were not searched on, as with all runs.
+Weights of the two, or `ensemble.py --stack linear`, then say how far the expert is believed: on people that they were
+not fitted to, as with all runs.
 """
 
 import warnings
@@ -159,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     task, output = config.predicted, Path(config.output)
     if task.numeric:
         raise InputError("tools.expert replaces classes of a head; the answer of this task is a number")
+    task.refuse_labels("tools.expert")
     names = [head.name for head in task.answered]
     wrong = [name for name in config.heads if name not in names]
     if wrong or not config.heads or not config.networks:

@@ -42,7 +42,7 @@ def training_cells(config: Config, names: list[str], photos: Sequence[str]) -> p
     return frame.loc[~of_row.duplicated(), names].iloc[place].reset_index(drop=True)
 
 
-def eval_cells(config, names: list[str]) -> pd.DataFrame:
+def eval_cells(config: Config, names: list[str]) -> pd.DataFrame:
     """The columns `names` of the table of data.eval as text, a row each in its order. Raises InputError as above."""
     path, frame = eval_table(config)
     refuse_missing(names, path, frame, f"data.eval {config.data.eval}: is no table and has no info.csv")

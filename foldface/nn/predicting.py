@@ -21,7 +21,7 @@ from foldface.files import InputError, atomic_write, read_json
 from foldface.nn import batchnorm, resume
 from foldface.nn.heads import Heads
 from foldface.nn.resume import stopping_between_steps
-from foldface.settings import Config
+from foldface.settings import Config, InferenceConfig
 
 
 def refuse_other_crops(trained: dict, crops: str) -> None:
@@ -109,7 +109,7 @@ def key_of(paths: dict[int, Path], files: Sequence[str], config: Config, boxes: 
     return hashlib.sha1("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def views_of(inputs, config):
+def views_of(inputs: torch.Tensor, config: InferenceConfig) -> list[torch.Tensor]:
     """Test-time augmentation of photos (n, 3, h, w): [the photos, their four enlarged corners, all of them mirrored].
 
     config: config.inference, whose `crops` and `flip` choose the views.

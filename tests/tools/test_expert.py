@@ -97,6 +97,8 @@ def test_an_expert_of_one_head_mends_that_head_alone_and_is_believed(begun, tmp_
     ensemble.main([*words, "--weights", "search", "--runs", str(run), str(out), "--submission", submission])
     said = capsys.readouterr().out
     assert float(said.split("weights: ")[1].split(f"{out} ")[1].split()[0]) > 0.5
+    ensemble.main([*words, "--stack", "linear", "--runs", str(run), str(out), "--submission", submission])
+    assert "stacked on 16 inputs, on people not fitted to" in capsys.readouterr().out
 
 
 @pytest.mark.slow
