@@ -25,6 +25,7 @@ import dataset
 from dataset import prepare
 from foldface import cli, metrics, predictions, runs, tracking
 from foldface.cli import run_main
+from foldface.data import drawn_masks
 from foldface.data.folds import folds_of, split
 from foldface.files import InputError, folder_lock, refuse_unwritable, write_csv
 from foldface.nn.training_log import Validation
@@ -73,7 +74,8 @@ def fit(
     net = model.make(config, heads.size, fold, accelerator)
     criterion, targets = loss.make(heads, train_rows, config.loss)
     seed = runs.fold_seed(config, fold)
-    train_loader, valid_loader = loader.make_both(config, train_rows, valid_rows, seed, accelerator)
+    draw_mask = drawn_masks.drawer(config, train_rows, model.read_crop_settings(config))
+    train_loader, valid_loader = loader.make_both(config, train_rows, valid_rows, seed, accelerator, draw_mask)
 
     average = averaging.make_average(net, config.train)
     parameters = optim.parameter_groups(net, config.train)

@@ -61,6 +61,7 @@ OF_A_RUN = (
     "data.augment",
     "data.flip",
     "data.random_erasing",
+    "data.draw_masks",
     "data.pseudo_soft",
     "data.splitter",
     "crop.missing",

@@ -180,6 +180,9 @@ class DataConfig:
     """probability of the mirror image in training, whatever data.augment is; null = the preset's own, none in none"""
     random_erasing: ClosedUnitInterval = 0.0
     """probability of random erasing, after all else that data.augment does"""
+    draw_masks: ClosedUnitInterval = 0.0
+    """probability that another mask, of any shape, colour and pattern, is drawn over the mask of a training photo; its
+    class stays as it is (wear or incorrect of a head called mask; needs face crops)"""
     pseudo_soft: bool = False
     """train on the probabilities of pseudo labels instead of their answers"""
     splitter: Splitter = "pandas_streaming"

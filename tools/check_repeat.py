@@ -17,6 +17,7 @@ from dataset import prepare
 from foldface import cli, devices, runs
 from foldface.cli import run_main
 from foldface.data import loader
+from foldface.data.drawn_masks import drawer
 from foldface.data.folds import split
 from foldface.data.leaks import start_run
 from foldface.nn import averaging, optim
@@ -51,8 +52,9 @@ def trace(rows, config, steps, accelerator):
         len(rows), config.train.batch_size, shuffle=True, seed=runs.fold_seed(config, 0)
     )
     data = config.data
+    shown = {"flip": data.flip, "draw_mask": drawer(config, rows, model.read_crop_settings(config))}
     photos = loader.PhotoDataset(
-        rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, flip=data.flip
+        rows, data.augment, data.image_size, True, data.random_erasing, data.resize_mode, **shown
     )
     feed = loader.make(photos, batches, config.data.workers)
     epochs = max(config.train.epochs, -(-steps // len(batches)))  # the schedule must be long enough

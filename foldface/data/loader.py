@@ -3,7 +3,7 @@
 The path of a photo, from its file to the network:
 
     PhotoDataset.read         photos.read_photo decodes the file, cut_box cuts a box out, augment.shape resizes it
-    PhotoDataset.__getitem__  augment.variation augments it in training: (size, size, 3) uint8
+    PhotoDataset.__getitem__  drawn_masks draws another mask, augment.variation augments it, in training alone: the same
     PhotoLoader               worker processes make batches: (b, size, size, 3) uint8
     normalize                 on the device: (b, 3, size, size) float32
 """
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 
 from foldface import devices
 from foldface.data import augment as augment_module
+from foldface.data.drawn_masks import MaskDrawer
 from foldface.data.photos import PhotoError, cut_box, read_photo
 from foldface.files import InputError
 from foldface.runtime import cores, no_processes
@@ -70,17 +71,19 @@ class PhotoDataset:
         fit: str = "stretch",
         memory_gb: float = 0.0,
         flip: float | None = None,
+        draw_mask: MaskDrawer | None = None,
     ) -> None:
         """rows: file (a path, "" = none) and, for boxes, x1, y1, x2, y2 in pixels (NaN = the whole photo); augment:
         data.augment, applied only if `training`; size: pixels a side; erasing: data.random_erasing; fit:
         data.resize_mode; memory_gb: size of the cache of resized photos, which are then decoded only once; flip:
-        data.flip."""
+        data.flip; draw_mask: of data.draw_masks, applied only if `training`."""
         self.files = rows["file"].to_numpy(str)
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
         self.side = 0 if self.boxes is not None else side_of(augment, size)  # boxes are cut out of the full size
         self.shape = augment_module.shape(augment, size, fit)
         self.vary = augment_module.variation(augment, erasing, flip) if training else None
+        self.draw_mask = draw_mask if training else None
         self.kept = np.zeros(0, np.uint8)  # the cache: (count, size, size, 3)
         self.there = np.zeros(0, np.uint8)  # (count,): 1 if a photo is in the cache
         count = min(len(rows), int(memory_gb * 1e9 / (3 * size * size))) if shared_by_fork() else 0
@@ -112,6 +115,8 @@ class PhotoDataset:
             image = self.read(index)
         except PhotoError as error:
             return index, np.zeros((self.size, self.size, 3), np.uint8), str(error)
+        if self.draw_mask is not None:
+            image = self.draw_mask(image, index, seed)
         if self.vary is not None:
             # one generator for all steps: set_random_seed would give each step its own, with equal numbers
             self.vary.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -198,7 +203,12 @@ def make(photos: PhotoDataset, batches: SeededBatchSampler, workers: int | None)
 
 
 def make_both(
-    config: Config, train_rows: pd.DataFrame, valid_rows: pd.DataFrame | None, seed: int, accelerator: Accelerator
+    config: Config,
+    train_rows: pd.DataFrame,
+    valid_rows: pd.DataFrame | None,
+    seed: int,
+    accelerator: Accelerator,
+    draw_mask: MaskDrawer | None = None,
 ) -> tuple["PhotoLoader", "PhotoLoader | None"]:
     """The loaders of the training rows (shuffled, augmented) and of the validation rows (in order, not augmented), if
     there are any.
@@ -223,6 +233,7 @@ def make_both(
         fit=data.resize_mode,
         memory_gb=memory,
         flip=data.flip,
+        draw_mask=draw_mask,
     )
     train_loader = make(train_photos, train_batches, data.workers)
     if valid_rows is None:
