@@ -77,17 +77,16 @@ def drawer(config: Config, rows: pd.DataFrame, crops: dict) -> MaskDrawer | None
 def draw(image: np.ndarray, worn: bool, face: Face, rng: np.random.Generator) -> np.ndarray:
     """A face crop, (s, s, 3) uint8 RGB, with a mask drawn on it -> a new (s, s, 3) uint8."""
     mask = Mask(image.shape[0], worn, face, rng)
-    light = np.clip(image.mean() / 130, 0.5, 1.15) * rng.uniform(0.8, 1.1)
-    base = colour(rng)
-    paint = mask.shaded(painted(base, mask.side, rng), rng)
+    light = np.float32(np.clip(image.mean() / 130, 0.5, 1.15) * rng.uniform(0.8, 1.1))
+    base, found = colour(rng), image.copy()
+    paint = mask.shaded(mask.painted(base, rng), rng)
     if rng.random() < 0.15:
         paint = mask.with_valve(paint, rng)
-    inside = cv2.fillPoly(np.zeros((mask.side, mask.side), np.uint8), [fixed(mask.outline)], 255, cv2.LINE_AA, 4)
-    pixel = mask.side / 224
-    shadow = cv2.GaussianBlur(inside, (0, 0), 4 * pixel)[..., None] / 255
-    alpha = cv2.GaussianBlur(inside, (0, 0), rng.uniform(0.3, 1.2) * pixel)[..., None] / 255
-    found = image * (1 - rng.uniform(0, 0.35) * shadow)
-    found = np.clip(found * (1 - alpha) + paint * light * alpha, 0, 255).astype(np.uint8)
+    inside = mask.filled()
+    shadow = blurred(inside, 4 * mask.pixel)
+    alpha = blurred(inside, rng.uniform(0.3, 1.2) * mask.pixel)
+    under = image[mask.window] * (1 - np.float32(rng.uniform(0, 0.35)) * shadow)
+    found[mask.window] = np.clip(under + (paint * light - under) * alpha, 0, 255)
     if rng.random() < 0.6:
         mask.draw_straps(found, np.clip((colour(rng) if rng.random() < 0.3 else base) * light, 0, 255), rng)
     return found
@@ -98,7 +97,7 @@ class Mask:
     eyes, from the middle of the face; y from the eyes (0) to the mouth (1)."""
 
     def __init__(self, side, worn, face, rng):
-        self.side, self.worn = side, worn
+        self.side, self.worn, self.pixel = side, worn, side / 224
         self.width, self.height = face.distance * rng.normal(1, 0.06), (face.mouth - face.eyes) * rng.normal(1, 0.05)
         self.centre = np.array([0.5, face.eyes]) + rng.normal(0, 0.015, 2)
         self.tilt, self.turn = rng.normal(0, 0.06), rng.normal(0, 0.15)  # radians; how far the head is turned
@@ -127,6 +126,43 @@ class Mask:
         ]
         left = [(-x, y) for x, y in reversed(right)]
         self.outline = self.place(smooth([(0, self.top), *right, (0, self.chin), *left]))
+        reach = 12 * self.pixel + 1  # of the shadow
+        begin = np.clip(np.floor(self.outline.min(0) - reach), 0, side - 1).astype(int)
+        end = np.clip(np.ceil(self.outline.max(0) + reach), begin + 1, side).astype(int)
+        self.begin, self.shape = begin, (end - begin)[::-1]
+        self.window = slice(begin[1], end[1]), slice(begin[0], end[0])  # of the photo: all but the straps lies in it
+
+    def filled(self) -> np.ndarray:
+        """(h, w) uint8 of the window, 255 inside of the outline."""
+        empty = np.zeros(self.shape, np.uint8)
+        return cv2.fillPoly(empty, [fixed(self.outline - self.begin)], 255, cv2.LINE_AA, 4)
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """x (1, w) and y (h, 1) of the window's pixels, float32, as shares of the photo's side."""
+        x, y = (np.arange(n, dtype=np.float32) + first for n, first in zip(self.shape[::-1], self.begin, strict=True))
+        return x[None] / self.side, y[:, None] / self.side
+
+    def painted(self, base, rng) -> np.ndarray:
+        """(h, w, 3) float32 of one colour or, for two in five masks, with a pattern of a second one."""
+        if rng.random() >= 0.4:
+            return base[None, None]
+        share = self.pattern(rng)[..., None] * np.float32(rng.uniform(0.3, 1))
+        return base + (colour(rng) - base) * share
+
+    def pattern(self, rng) -> np.ndarray:
+        """(h, w) bool: stripes, checks, dots or, in half of the cases, blots."""
+        x, y = self.grid()
+        angle, waves = rng.uniform(0, math.pi), 2 * math.pi * rng.uniform(8, 40)
+        sin, cos = waves * math.sin(angle), waves * math.cos(angle)
+        kind = rng.integers(6)
+        if kind > 2:
+            blots = int(rng.integers(3, 16))
+            return enlarged(rng.random((blots, blots)), self.shape) > rng.uniform(0.4, 0.7)
+        along = np.sin(x * cos + y * sin)
+        if kind == 0:
+            return along > rng.uniform(-0.5, 0.7)
+        across = np.sin(y * cos - x * sin)
+        return (along > 0.2) ^ (across > 0.2) if kind == 1 else along * across > 0.5
 
     def place(self, points: Sequence) -> np.ndarray:
         """The mask's coordinates (n, 2) -> pixels (n, 2): the side that is turned away is narrower."""
@@ -138,31 +174,34 @@ class Mask:
         sin, cos = math.sin(self.tilt), math.cos(self.tilt)
         return (self.centre + np.column_stack([x * cos - y * sin, x * sin + y * cos])) * self.side
 
-    def shaded(self, paint, rng):
-        """The mask's colours (s, s, 3) with folds, seams, a border, and light from one side."""
-        y, x = np.mgrid[: self.side, : self.side].astype(np.float32) / self.side
-        x, y = (x - self.centre[0]) / self.width, (y - self.centre[1]) / self.height
+    def shaded(self, paint, rng) -> np.ndarray:
+        """The mask's colours, (h, w, 3) float32, with folds, seams, a border, and light from one side."""
+        x, y = self.grid()
+        x, y = (x - np.float32(self.centre[0])) / self.width, (y - np.float32(self.centre[1])) / self.height
+        x, y = x.astype(np.float32), y.astype(np.float32)
         round_off = np.clip(np.abs(x - self.turn * 0.3) / self.half, 0, 1.2) ** 2
         shade = 1 - rng.uniform(0, 0.35) * round_off + rng.normal(0, 0.1) * x
         kind = rng.integers(4)
         if kind == 0:  # pleats
-            shade += rng.uniform(0.03, 0.12) * np.sin(y * 2 * math.pi * rng.uniform(1.5, 4) + rng.uniform(0, 6))
+            shade = shade + rng.uniform(0.03, 0.12) * np.sin(
+                y * (2 * math.pi * rng.uniform(1.5, 4)) + rng.uniform(0, 6)
+            )
         elif kind == 1:  # a seam down the middle
             middle = x - self.turn * 0.25
             shade += rng.uniform(-0.15, 0.15) * np.sign(middle) - rng.uniform(0, 0.25) * np.exp(-((middle / 0.03) ** 2))
         elif kind == 2:  # a cup with a border
-            out = np.hypot(x / self.half, (y - (self.top + self.chin) / 2) / ((self.chin - self.top) / 2))
-            shade += rng.uniform(-0.15, 0.15) * (out < rng.uniform(0.6, 0.85))
-        shade += enlarged(rng.normal(0, 0.06, (6, 6)), self.side)
-        return paint * shade[..., None] + rng.normal(0, rng.uniform(0, 6), (self.side, self.side, 1))
+            out = (x / self.half) ** 2 + ((y - (self.top + self.chin) / 2) / ((self.chin - self.top) / 2)) ** 2
+            shade = shade + rng.uniform(-0.15, 0.15) * (out < rng.uniform(0.6, 0.85) ** 2)
+        shade = shade + enlarged(rng.normal(0, 0.06, (4, 4)), self.shape)
+        grain = rng.standard_normal(tuple(self.shape), np.float32) * np.float32(rng.uniform(0, 6))
+        return paint * shade[..., None].astype(np.float32) + grain[..., None]
 
     def with_valve(self, paint, rng):
-        x, y = self.place([(rng.choice([-0.4, 0, 0.4]), 1.05 if self.worn else 1.3)])[0]
+        place = self.place([(rng.choice([-0.4, 0, 0.4]), 1.05 if self.worn else 1.3)])[0] - self.begin
         radius = self.width * self.side * rng.uniform(0.15, 0.28)
-        spot = np.zeros((self.side, self.side), np.uint8)
-        cv2.circle(spot, fixed((x, y)).tolist(), int(radius * 16), 255, -1, cv2.LINE_AA, 4)
-        share = spot[..., None] / 255 * 0.9
-        return paint * (1 - share) + colour(rng) * share
+        spot = np.zeros(self.shape, np.uint8)
+        cv2.circle(spot, fixed(place).tolist(), int(radius * 16), 255, -1, cv2.LINE_AA, 4)
+        return paint + (colour(rng) - paint) * (spot[..., None] * np.float32(0.9 / 255))
 
     def draw_straps(self, image, shade, rng):
         """Lines from the mask's sides towards the ears, drawn into the image."""
@@ -181,8 +220,13 @@ def fixed(points) -> np.ndarray:
     return np.round(np.asarray(points) * 16).astype(np.int32)
 
 
-def enlarged(values, side):
-    return cv2.resize(values.astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+def enlarged(values, shape) -> np.ndarray:
+    return cv2.resize(values.astype(np.float32), tuple(map(int, shape[::-1])), interpolation=cv2.INTER_CUBIC)
+
+
+def blurred(inside, deviation) -> np.ndarray:
+    """(h, w) uint8 -> (h, w, 1) float32 from 0 to 1, softened by a normal distribution of that deviation in pixels."""
+    return cv2.GaussianBlur(inside, (0, 0), deviation)[..., None] * np.float32(1 / 255)
 
 
 def smooth(points, steps: int = 8) -> np.ndarray:
@@ -195,41 +239,14 @@ def smooth(points, steps: int = 8) -> np.ndarray:
 
 
 def colour(rng) -> np.ndarray:
-    """A mask's colour, RGB (3,) float: often white or black, sometimes grey or a skin's, else any."""
+    """A mask's colour, RGB (3,) float32: often white or black, sometimes grey or a skin's, else any."""
     kind = rng.random()
-    if kind < 0.3:
-        return rng.uniform(200, 255) + rng.normal(0, 6, 3)
-    if kind < 0.45:
-        return rng.uniform(15, 70) + rng.normal(0, 6, 3)
     if kind < 0.55:
-        return rng.uniform(70, 200) + rng.normal(0, 8, 3)
-    if kind < 0.65:
-        return np.array(SKIN[rng.integers(len(SKIN))]) * rng.uniform(0.7, 1.1)
-    hsv = np.uint8([[[rng.integers(180), rng.integers(20, 221), rng.integers(60, 256)]]])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
-
-
-def painted(base, side, rng) -> np.ndarray:
-    """(side, side, 3) float of one colour or, for two in five masks, with a pattern of a second one."""
-    paint = np.broadcast_to(np.asarray(base), (side, side, 3))
-    if rng.random() >= 0.4:
-        return paint
-    share = pattern(side, rng)[..., None] * rng.uniform(0.3, 1)
-    return paint * (1 - share) + colour(rng) * share
-
-
-def pattern(side, rng) -> np.ndarray:
-    """(side, side) bool: stripes, checks, dots or, in half of the cases, blots."""
-    y, x = np.mgrid[:side, :side] / side
-    angle, waves = rng.uniform(0, math.pi), 2 * math.pi * rng.uniform(8, 40)
-    along = np.sin(waves * (x * math.cos(angle) + y * math.sin(angle)))
-    across = np.sin(waves * (y * math.cos(angle) - x * math.sin(angle)))
-    kind = rng.integers(6)
-    if kind == 0:
-        return along > rng.uniform(-0.5, 0.7)
-    if kind == 1:
-        return (along > 0.2) ^ (across > 0.2)
-    if kind == 2:
-        return along * across > 0.5
-    blots = int(rng.integers(4, 24))
-    return enlarged(rng.random((blots, blots)), side) > rng.uniform(0.4, 0.7)
+        least, most = (200, 255) if kind < 0.3 else (15, 70) if kind < 0.45 else (70, 200)
+        found = rng.uniform(least, most) + rng.normal(0, 6, 3)
+    elif kind < 0.65:
+        found = np.array(SKIN[rng.integers(len(SKIN))]) * rng.uniform(0.7, 1.1)
+    else:
+        hsv = np.uint8([[[rng.integers(180), rng.integers(20, 221), rng.integers(60, 256)]]])
+        found = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+    return found.astype(np.float32)
