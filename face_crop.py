@@ -21,11 +21,12 @@ from foldface.cli import run_main
 from foldface.faces.crops import crop_plan
 from foldface.faces.manifest import own_names
 from foldface.files import InputError, folder_lock, refuse_unwritable
+from foldface.settings import Config
 
 # ------------------------------------------------------------------------------------------------------- the job
 
 
-def plan(config):
+def plan(config: Config) -> pd.DataFrame:
     """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id, source, ImageID; a row a
     photo. Photos of one name in several sets of data.extra have one path here: `distinct_paths` changes it."""
     rows, _ = training_rows(config.without_pseudo())
@@ -45,7 +46,7 @@ def plan(config):
     return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def crop_all(config, retry=False):
+def crop_all(config: Config, retry: bool = False) -> pd.DataFrame:
     """Crop everything that the settings name; returns the manifest as a DataFrame. retry: look again at the photos that
     no detector found; crop.detectors may then be longer than it was."""
     folder, crop = config.data.crops, config.crop

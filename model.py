@@ -38,7 +38,16 @@ from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_
 from foldface.task import Task
 
 
-def build(backbone, outputs, pretrained, image_size, dropout=0.0, drop_path=0.0, init="default", source=None):
+def build(
+    backbone: str,
+    outputs: int,
+    pretrained: bool | str,
+    image_size: int,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    init: str = "default",
+    source: dict | None = None,
+) -> torch.nn.Module:
     """A timm model or an ONNX network: (n, 3, image_size, image_size) float32 -> (n, outputs), read by heads.Heads.
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
@@ -156,7 +165,7 @@ class AlexNet(torchvision.models.AlexNet):
         {"classifier": "classifier.6", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     )
 
-    def get_classifier(self):
+    def get_classifier(self) -> torch.nn.Module:
         return self.classifier[-1]
 
 
@@ -208,7 +217,7 @@ def describe(config: Config, heads: Heads, net: torch.nn.Module, precision: str,
     } | getattr(net, "about", {})
 
 
-def refuse_other_tensors(file, model):
+def refuse_other_tensors(file: safe_open, model: torch.nn.Module) -> None:
     """Raise ValueError unless an open safetensors file holds the tensors of a model, by name and shape. Nothing but the
     file's header is read, and the model may be on the device "meta": neither takes memory."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}

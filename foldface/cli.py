@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -72,7 +73,7 @@ FREE = (
 DEFAULT_CONFIG = "args.json"
 
 
-def make_parser(flags):
+def make_parser(flags: dict[str, dict]) -> ArgumentParser:
     """The jsonargparse parser of a script's own flags and of all settings."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
@@ -84,7 +85,12 @@ def make_parser(flags):
     return parser
 
 
-def read(doc, flags=None, argv=None, used=tuple(GROUPS)):
+def read(
+    doc: str,
+    flags: dict[str, dict] | None = None,
+    argv: Sequence[str] | None = None,
+    used: Sequence[str] = tuple(GROUPS),
+) -> Config:
     """The settings of this start: defaults < args.json < files named by --config, in order < command line.
 
     doc: the script's docstring, shown by --help. flags: {"--soft": {argparse keywords}} of one script alone. used:
@@ -232,7 +238,7 @@ def with_true(argv):
     return words
 
 
-def tidy(message):
+def tidy(message: str) -> str:
     """jsonargparse's message, in one line, without the names of Python's types."""
     line = " ".join(message.replace("Parser key ", "").replace("typing.", "").split())
     line = re.sub(r"Problem with given class_path '\S+': ", "", line)
@@ -277,7 +283,7 @@ def prepare_process():
         sys.stdout, sys.stderr = Escaping(sys.stdout), Escaping(sys.stderr, ("\r", "\n", "\x1b"))
 
 
-def run_main(main):
+def run_main(main: Callable[[], None]) -> None:
     """Run a script's main(): an InputError ends as one line on stderr and exit 2, Ctrl-C as exit 130, SIGTERM as 143.
 
     What the system refuses (memory, open files, processes, room on the disk) is one line too. A bug is not caught: it

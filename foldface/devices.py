@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 
 from foldface.files import InputError
+from foldface.settings import Config
 
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # {accelerate's name: torch's dtype}
 
 
-def choose_device(config, weights=None):
+def choose_device(config: Config, weights: dict | None = None) -> tuple[torch.device, torch.dtype]:
     """(torch.device, torch.dtype) in which a network computes: one that is trained now, or, with `weights` (what their
     file says of itself, {} of others), one that answers. Raises InputError where the device is not there, and for
     training in fp16 on a CPU.
@@ -25,7 +26,7 @@ def choose_device(config, weights=None):
     return device, getattr(torch, PRECISIONS[precision])
 
 
-def make_accelerator(config):
+def make_accelerator(config: Config) -> Accelerator:
     """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
     device, dtype = choose_device(config)
     return Accelerator(
@@ -88,13 +89,13 @@ def answering_precision(device, amp, trained):
     return trained if has(device, trained) else "no"
 
 
-def autocast(device, dtype):
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """A context in which a network computes in this dtype on a device."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 @functools.cache
-def constant(values, device):
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """A tuple of numbers as a float32 tensor on a device, copied there once: a copy in each step would make a GPU
     wait."""
     with torch.inference_mode(False):  # else training could not use what was first asked for in inference

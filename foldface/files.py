@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pandas as pd
@@ -33,7 +35,7 @@ class InputError(Exception):
     """An error that the user can fix, in one line: what is wrong, in which file and row, what to do."""
 
 
-def run_command(command):
+def run_command(command: Sequence[str]) -> int:
     """Run a command (list of words) and return its exit status. A stop of this process stops the command too.
 
     The command gets SIGTERM, so that it saves and a later start goes on; on Linux also where this process is killed.
@@ -63,7 +65,7 @@ def warn_once(line: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path, sync=True):
+def atomic_write(path: Path | str, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file written there replaces `path` when the block ends without error.
 
     A reader sees the old file or the new one, never a part; a failed write leaves the old file as it was. Without
@@ -148,7 +150,7 @@ def reason_of(error):
     return error.strerror or str(error)
 
 
-def refuse_unwritable(folder, remedy="choose another folder"):
+def refuse_unwritable(folder: Path | str, remedy: str = "choose another folder") -> None:
     """Raise InputError where `folder`, which need not exist yet, can't be written to; leaves no file there.
 
     Call it before long work, so that the work is not lost at its end.
@@ -179,7 +181,7 @@ def there(path):
 
 
 @contextlib.contextmanager
-def folder_lock(folder, name="", wait=0.0):
+def folder_lock(folder: Path | str, name: str = "", wait: float = 0.0) -> Iterator[None]:
     """Lock `folder` (made if missing), or `name` in it, for this process while the block runs.
 
     Raises InputError if another process still holds the lock after `wait` seconds, and where the folder can't be
@@ -220,14 +222,14 @@ def refuse_special(path: str | os.PathLike) -> os.stat_result:
     return found
 
 
-def write_json(path, content):
+def write_json(path: Path | str, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_write(path) as partial:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_json(path, remedy):
+def read_json(path: Path | str, remedy: str) -> Any:
     """Read a JSON file. Raises InputError, with `remedy` (what to do), where it is missing or not JSON."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -243,7 +245,7 @@ def read_json(path, remedy):
         raise InputError(f"{path}: can't be read as JSON ({error}): {remedy}") from None
 
 
-def write_csv(path, frame, delimiter=","):
+def write_csv(path: Path | str, frame: pd.DataFrame, delimiter: str = ",") -> None:
     """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
     with atomic_write(path) as partial:
         how = {"float_format": "%.6f", "lineterminator": "\n", "quoting": csv.QUOTE_MINIMAL}
@@ -252,7 +254,14 @@ def write_csv(path, frame, delimiter=","):
         )  # names of files may be no UTF-8
 
 
-def read_csv(path, columns, remedy="", numbers=(), encoding="utf-8-sig", delimiter=","):
+def read_csv(
+    path: Path | str,
+    columns: Sequence[str],
+    remedy: str = "",
+    numbers: Sequence[str] = (),
+    encoding: str = "utf-8-sig",
+    delimiter: str = ",",
+) -> pd.DataFrame:
     """Read a CSV as a DataFrame of stripped strings, with any line ends, with or without a byte-order mark.
 
     columns: required names; numbers: names that are read as float32 if they exist. All other values stay text: 000600

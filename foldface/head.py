@@ -3,8 +3,10 @@
 import itertools
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from foldface.files import InputError
 from foldface.names import index_in, one_of, spellings
@@ -33,10 +35,11 @@ class Head:
     """
 
     def __init__(
-        self, name, classes=(), column="", bounds=(), range=(), limits=(), unit="",
-        learn="classes", train_bounds=(), train_gap=0.0, sigma=None, weight=1.0,
-        kind="", columns=(), key="",
-    ):  # fmt: skip
+        self, name: str, classes: Sequence[str] = (), column: str = "", bounds: Sequence[float] = (),
+        range: Sequence[float] = (), limits: Sequence[float] = (), unit: str = "", learn: str = "classes",
+        train_bounds: Sequence[float] = (), train_gap: float = 0.0, sigma: float | None = None, weight: float = 1.0,
+        kind: str = "", columns: Sequence[str] = (), key: str = "",
+    ) -> None:  # fmt: skip
         self.name, self.classes, self.column, self.unit = name, tuple(classes), column or name, unit
         self.key = key or name
         self.bounds, self.trained = tuple(bounds), tuple(train_bounds or bounds)
@@ -58,11 +61,11 @@ class Head:
             self.low, self.high = map(float, range)
         self.index = spellings(self.classes)
 
-    def describe(self, number):
+    def describe(self, number: float) -> str:
         """A number in words: as many decimals as tell numbers of the range apart, none of years."""
         return f"{number:.{max(0, 2 - math.floor(math.log10(self.high - self.low)))}f}"
 
-    def parse(self, text):
+    def parse(self, text: str) -> tuple[int | float | str | None, str]:
         """A table's cell -> (class index or number, ""), or (None, what is wrong). "" is no value.
 
         A named head without classes yet takes any name, and gives it back.
@@ -81,7 +84,7 @@ class Head:
             return None, f"{self.column} is '{text}', should be a number from {plain(least)} to {plain(most)}"
         return min(max(value, self.low), self.high), ""
 
-    def read(self, row):
+    def read(self, row: Mapping[str, str]) -> tuple[int | float | str | None, str]:
         """A table's row, {column: text} -> as `parse`: of kind multilabel the set of its classes, or, of a head without
         classes yet, the cell."""
         if self.kind != "multilabel":
@@ -104,17 +107,17 @@ class Head:
         """The index of the class that a name means, whatever its spelling; None if it means none."""
         return index_in(self.index, name)
 
-    def class_of(self, values, bounds=None):
+    def class_of(self, values: ArrayLike, bounds: Sequence[float] | None = None) -> np.ndarray:
         """Class indices of numbers, of any shape: int64. bounds: the head's own unless others are given."""
         return np.searchsorted(self.bounds if bounds is None else bounds, np.asarray(values, float), side="right")
 
     @property
-    def grid(self):
+    def grid(self) -> np.ndarray:
         """The points at which a distribution over the range is learned: (N_BINS,) float64."""
         return np.linspace(self.low, self.high, N_BINS)
 
     @property
-    def steps(self):
+    def steps(self) -> tuple[float, ...]:
         """The bounds that an answer may be read at: all but the last as they are, the last also up to five steps lower.
         A step is a hundredth of the range, or 1 where that is near and the numbers are whole, as years are."""
         step, ends = (self.high - self.low) / (N_BINS - 1), (self.low, self.high, *self.bounds)
@@ -125,12 +128,12 @@ class Head:
         return (*self.bounds[:-1], *(bound for bound in last if bound > floor))
 
     @property
-    def columns(self):
+    def columns(self) -> list[str]:
         """Columns in which a cut head's distribution is written: its mean, and the probability of each step or more."""
         return [self.unit or "mean", *(f"from{plain(bound)}" for bound in self.steps)]
 
 
-def plain(number):
+def plain(number: float) -> str:
     """A number as text, 2500000 and 0.25 and not 2.5e+06."""
     return str(int(number)) if number == int(number) else str(round(number, 6))
 
@@ -144,13 +147,13 @@ def cut_names(bounds):
     return (*names, f">={plain(bounds[-1])}")
 
 
-def usable(name):
+def usable(name: str) -> bool:
     """Can a head's name be its column in our rows, and a part of names of files and scores? Not where rows have a
     column of that name themselves, nor with blanks and signs in it."""
     return name.isidentifier() and name not in NOT_KEYS and not re.fullmatch(r"(p|head)\d+", name)
 
 
-def refuse_bad_heads(heads, numeric):
+def refuse_bad_heads(heads: Sequence[Head], numeric: Sequence[Head]) -> None:
     """Raise InputError for heads that can't be."""
     names = [head.name for head in heads]
     if not heads:

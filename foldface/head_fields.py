@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 
 from foldface.files import InputError
 
 
-def split_heads(words):
+def split_heads(words: Iterable[str]) -> tuple[dict[str, dict], list[str]]:
     """({head: {field: value}} of all --task.heads.NAME.FIELD, the other words)."""
     changes, rest, words = {}, [], iter(words)
     for word in words:
@@ -24,7 +25,7 @@ def split_heads(words):
     return changes, rest
 
 
-def heads_among(words):
+def heads_among(words: Sequence[str]) -> list[dict]:
     """The value of --task.heads among words of a command line, [] without one. Raises InputError if it is no list."""
     for number, word in enumerate(words):
         if word.split("=")[0] == "--task.heads":

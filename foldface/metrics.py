@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from foldface import scorers
 from foldface.files import InputError
@@ -44,7 +45,9 @@ class MacroF1(Ratio):
     def title(self, task: Task) -> str:
         return "macro F1"
 
-    def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def sums(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if task.multilabel:
             truth, told = task.sets(target), task.sets(answer)
             true, answered, hits = (
@@ -149,7 +152,7 @@ def worth(task: Task, found: float) -> float:
     return -np.inf if np.isnan(found) else sign(task) * found
 
 
-def gain(task: Task, target, answer) -> float:
+def gain(task: Task, target: ArrayLike, answer: ArrayLike) -> float:
     """`value`, negated where less is better: the larger the better."""
     return worth(task, value(task, target, answer))
 
@@ -192,7 +195,7 @@ def training_names(task: Task) -> list[str]:
     return [name for name in score_names(task) if name in usual or not of_probabilities(task, name)][:2]
 
 
-def scores(task: Task, target, answer) -> dict[str, float]:
+def scores(task: Task, target: ArrayLike, answer: ArrayLike) -> dict[str, float]:
     """{name: float} of `score_names`: macro F1 and accuracy of classes, and macro F1 of each head if several make the
     answer; mean absolute error ("mae") and the share within task.tolerance ("within") of numbers; the task's own, and
     those of task.reported. target (n,); answer (n,), or the probabilities (n, k), without which the scores of
@@ -211,14 +214,20 @@ def scores(task: Task, target, answer) -> dict[str, float]:
     return {name: float(found) for name, found in result.items()}
 
 
-def value(task: Task, target, answer) -> float:
+def value(task: Task, target: ArrayLike, answer: ArrayLike) -> float:
     """The task's score alone, in a fraction of the time that `scores` takes. target (n,); answer (n,) or (n, k)."""
     score = score_of(task)
     return float(score.value(task, np.asarray(target), seen_by(task, score, answer)))
 
 
 def bootstrap_scores(
-    task: Task, target, answers: Sequence, people, samples: int = 1000, seed: int = 0, name: str = ""
+    task: Task,
+    target: ArrayLike,
+    answers: Sequence,
+    people: ArrayLike,
+    samples: int = 1000,
+    seed: int = 0,
+    name: str = "",
 ) -> np.ndarray:
     """The score of several answers in each of `samples` samples of the people, drawn with replacement (Efron 1979).
 
@@ -241,14 +250,21 @@ def bootstrap_scores(
     return values
 
 
-def quantiles(values, ends=(0.025, 0.975)) -> np.ndarray:
+def quantiles(values: ArrayLike, ends: Sequence[float] = (0.025, 0.975)) -> np.ndarray:
     """Quantiles of the values that are numbers; NaN where none is."""
     values = np.asarray(values)[~np.isnan(values)]
     return np.quantile(values, ends) if len(values) else np.full(len(ends), np.nan)
 
 
 def interval(
-    task: Task, target, answer, people, samples: int = 1000, level: float = 0.95, seed: int = 0, name: str = ""
+    task: Task,
+    target: ArrayLike,
+    answer: ArrayLike,
+    people: ArrayLike,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    name: str = "",
 ) -> tuple[float, float]:
     """The interval (low, high) of a score over `bootstrap_scores`. target, answer: (n,); people: (n,) ids."""
     found = bootstrap_scores(task, target, [answer], people, samples, seed, name)[0]
@@ -264,7 +280,7 @@ class ClassF1(NamedTuple):
     high: np.ndarray
 
 
-def f1_by_class(task: Task, target: np.ndarray, answer: np.ndarray, people, samples: int = 1000) -> ClassF1:
+def f1_by_class(task: Task, target: np.ndarray, answer: np.ndarray, people: ArrayLike, samples: int = 1000) -> ClassF1:
     """F1 of each of the task's k classes. target, answer: (n,) int; people: (n,) ids."""
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     n = person.max() + 1

@@ -8,7 +8,7 @@ import collections
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -109,7 +109,7 @@ class Finder:
     def __init__(self, root: str | os.PathLike) -> None:
         self.root, self.others, self.listings = str(root), [], {}
 
-    def find(self, name: str, there=os.path.isfile) -> list[str]:
+    def find(self, name: str, there: Callable[[str], bool] = os.path.isfile) -> list[str]:
         """The paths that a name may mean: [the name] if it exists, else all on the disk that look the same to a reader.
 
         there: tests whether a path counts as existing.
@@ -148,7 +148,7 @@ class Finder:
             )
 
 
-def spellings(classes):
+def spellings(classes: Sequence[str]) -> dict[str, int]:
     """{spelling: class index}: each class as it is written, by its meaning, and by that without its letter case, where
     that means one class alone. What is written exactly so goes before what only means it."""
     found = {name: index for index, name in enumerate(classes)}

@@ -14,7 +14,7 @@ from foldface.settings import FILES, Config, TrainConfig, at_home, put
 OF_CLASSES = {"folder": "a class a folder", "boxes": "the label of a box"}  # layouts that have one head, and no faces
 
 
-def check(config):
+def check(config: Config) -> Config:
     """Refuse settings that each are possible but don't go together (InputError); returns them, with the home folder
     for a ~ at the beginning of paths."""
     for key in FILES:

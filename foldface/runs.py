@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError
@@ -150,7 +151,12 @@ MISSED = ("data.corrections", "data.roots", "plugins")
 LATER = ("task.answer_as", "task.reported")  # of the task, what may be said when it is answered
 
 
-def read_for_run(doc, flags=None, argv=None, used=tuple(GROUPS)):
+def read_for_run(
+    doc: str,
+    flags: dict[str, dict] | None = None,
+    argv: Sequence[str] | None = None,
+    used: Sequence[str] = tuple(GROUPS),
+) -> Config:
     """read(), for what comes after training: args.json < what the run says of its answers (OF_A_RUN) < --config files <
     command line.
 
@@ -212,7 +218,7 @@ def same_setting(key, now, then):
     )
 
 
-def begun(run):
+def begun(run: Path | str) -> bool:
     """Was a step trained in this run, and kept? Until then nothing hangs on its settings, nor on its folds.csv."""
     return any(any(Path(run).glob(f"fold*/{name}")) for name in ("state.pt", "log.csv", "best.safetensors", "oof.csv"))
 
@@ -254,14 +260,14 @@ def by_field(flat):
     return found | {f"task.heads.{head['name']}.{key}": value for head in heads for key, value in head.items()}
 
 
-def save(config):
+def save(config: Config) -> None:
     """Write the settings into their run's args.json; refuse (InputError) if the run was begun with others."""
     refuse_other_settings(config)
     content = {name: value for name, value in as_dict(config).items() if name not in OF_ONE_SCRIPT}
     write_json(Path(config.run) / "args.json", content)
 
 
-def remember(config, *keys):
+def remember(config: Config, *keys: str) -> None:
     """Put these settings into the args.json of the folder that is written to, so that they need not be given again."""
     path = Path(config.run) / "args.json"
     if not path.is_file():
@@ -274,7 +280,7 @@ def remember(config, *keys):
     write_json(path, content)
 
 
-def output_folder(config):
+def output_folder(config: Config) -> Path:
     """The Path of the folder that is written to after training. Raises InputError, before any work, where it can't be
     written to or is another run's."""
     output, run = Path(config.output or config.run), Path(config.run)
@@ -284,7 +290,7 @@ def output_folder(config):
     return output
 
 
-def next_command(config):
+def next_command(config: Config) -> str:
     """What is typed after a training, to get answers; with --data.eval where the run has no photos to answer for."""
     path = Path(config.data.eval)
     named = bool(config.data.eval) and path.exists()
@@ -323,7 +329,7 @@ WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "expla
 
 
 @contextlib.contextmanager
-def beginning(config: Config, overwrite: bool = False):
+def beginning(config: Config, overwrite: bool = False) -> Iterator[None]:
     """While the block runs no other process begins this run, or reads it with other settings than it was begun with.
 
     With `overwrite` what is there is removed first. Raises InputError, and removes nothing, where another process

@@ -21,7 +21,7 @@ def is_main_process() -> bool:
 class Stopped(KeyboardInterrupt):
     """A request to save and end: SIGINT (Ctrl-C) or SIGTERM (from a cluster, Docker or the system)."""
 
-    def __init__(self, number=signal.SIGINT):
+    def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.number = number
 
@@ -44,7 +44,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def keep_memory():
+def keep_memory() -> None:
     """Let glibc keep freed memory (mallopt(3)); does nothing without glibc.
 
     By default it returns large blocks to the system at once, and a training step on the CPU spends a third of its time
@@ -57,14 +57,14 @@ def keep_memory():
         libc.mallopt(trim_threshold, 2 * gigabyte - 1)
 
 
-def cores(most=32):
+def cores(most: int = 32) -> int:
     """The number of CPU cores that this process may use, 1 to `most`: by its affinity and its container's quota (cgroup
     v2 or v1)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(count, most, quota())))
 
 
-def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
+def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
     """CPU seconds a second that this process's control groups and their parents allow; inf without a limit."""
     found = [math.inf]
     with contextlib.suppress(OSError, ValueError):
@@ -86,7 +86,7 @@ def quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
     return min(found)
 
 
-def no_processes():
+def no_processes() -> str:
     """Why processes can't share locks, "" if they can: a container's /dev/shm may be full or read-only."""
     try:
         multiprocessing.get_context().Lock()

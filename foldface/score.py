@@ -32,7 +32,9 @@ class Score:
         """How many samples of the people are drawn for an interval at most: fewer where each takes long."""
         return 1000
 
-    def resampled(self, task: Task, target, answer, person, n: int) -> Callable[[np.ndarray], np.ndarray]:
+    def resampled(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
         """A function of (samples, n) int, how often a sample holds each of n people, that gives each sample's score:
         (samples,) float. person: (n_photos,) index of each photo's person."""
 
@@ -49,11 +51,15 @@ class Ratio(Score):
 
     exact = False  # are the sums whole numbers? float32 holds them below 2**24, and is twice as fast
 
-    def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def sums(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The numerators and denominators of each person: (n, k) float each."""
         raise NotImplementedError
 
-    def resampled(self, task: Task, target, answer, person, n: int) -> Callable[[np.ndarray], np.ndarray]:
+    def resampled(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
         above, below = self.sums(task, target, answer, person, n)
         kind = np.float32 if self.exact and n * below.max() < 2**24 else float
         above, below = above.astype(kind), below.astype(kind)
@@ -77,6 +83,8 @@ class MeanOfPhotos(Ratio):
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
         return float(self.each(task, target, answer).mean())
 
-    def sums(self, task: Task, target, answer, person, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def sums(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         photos = np.bincount(person, minlength=n)[:, None].astype(float)
         return np.bincount(person, self.each(task, target, answer), n)[:, None], photos

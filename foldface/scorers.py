@@ -12,7 +12,9 @@ Needs no torch; scikit-learn is imported by whoever uses it.
 import contextlib
 import functools
 import re
+import types
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,7 +31,7 @@ MOST_CELLS = 10_000_000  # photos x classes x samples that scikit-learn's own fu
 ROWS = 64  # samples of the people that are ranked at a time
 
 
-def sklearn():
+def sklearn() -> types.ModuleType:
     """The package, which takes a second to import; its parts come when they are named."""
     import sklearn
 
@@ -62,7 +64,9 @@ class Ranking(Score):
         found = [self.binary(task.has(target, k), answer[:, k]) for k in self.classes(task, target)]
         return float(np.mean(found)) if found else float("nan")
 
-    def resampled(self, task: Task, target, answer, person, n: int):
+    def resampled(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
         ranked = [
             (person[order], *thresholds(answer[order, k], task.has(target, k)[order]))
             for k in self.classes(task, target)
@@ -189,7 +193,9 @@ class OfConfusions(Score):
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
         return self.of_pairs(task, target, answer, np.ones(len(target)))
 
-    def resampled(self, task: Task, target, answer, person, n: int):
+    def resampled(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
         pairs, pair = np.unique(np.asarray(target) * task.size + answer, return_inverse=True)
         truth, answered = pairs // task.size, pairs % task.size
 
@@ -295,7 +301,9 @@ class LabelsOfSklearn(OfSklearn, OfConfusions):
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
         return OfSklearn.value(self, task, target, answer)
 
-    def resampled(self, task: Task, target, answer, person, n: int):
+    def resampled(
+        self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
         how = Score if task.multilabel else OfConfusions  # of labels there are too many pairs of sets
         return how.resampled(self, task, target, answer, person, n)
 

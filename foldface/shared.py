@@ -81,7 +81,7 @@ def codes(cells) -> np.ndarray:
     return pd.factorize(pd.Series(named, dtype=object))[0]
 
 
-def asked(config: Config, rows) -> Groups:
+def asked(config: Config, rows: pd.DataFrame) -> Groups:
     """The groups of the photos to answer for, `rows` of dataset.eval_rows. Raises InputError where nothing tells them
     apart."""
     group, (path, frame) = config.data.eval_group, columns.eval_table(config)
@@ -95,7 +95,7 @@ def asked(config: Config, rows) -> Groups:
     return Groups(config.predicted, heads_of(config), codes(cells))
 
 
-def known(config: Config, photos, people) -> Groups:
+def known(config: Config, photos: np.ndarray, people: np.ndarray) -> Groups:
     """The groups of the photos of oof.csv: (n,) ImageIDs and ids. Where neither the table of data.train nor the names
     tell them, photos of one id count as a group, which is said."""
     group, (path, frame) = config.data.eval_group, columns.training_table(config)

@@ -19,6 +19,8 @@ from foldface import metrics
 from foldface.data.tables import form_of, read_table
 from foldface.files import InputError
 from foldface.names import index_in, number_of, one_of, spellings
+from foldface.settings import Config
+from foldface.task import Task
 
 
 class Form(NamedTuple):
@@ -32,7 +34,7 @@ class Form(NamedTuple):
     id_column: str
     values: dict
 
-    def describe(self):
+    def describe(self) -> str:
         """The form in words that fit a line."""
         parts = list(dict.fromkeys(value.said for value in self.values.values()))
         names = list(self.values)
@@ -47,7 +49,7 @@ class Value(NamedTuple):
     of: object
 
 
-def form_for(config, task, rows) -> Form | None:
+def form_for(config: Config, task: Task, rows: pd.DataFrame) -> Form | None:
     """The Form that data.sample_submission asks for, None without one. rows: the photos to answer for. Raises
     InputError where the task's answer can't be written so, or no column names these photos."""
     path = config.data.sample_submission
@@ -212,7 +214,9 @@ def names_of(rows):
     return [column.to_numpy(object) for column in (*given, names, base, *stems)]
 
 
-def make(config, task, rows, answer, scores):
+def make(
+    config: Config, task: Task, rows: pd.DataFrame, answer: np.ndarray, scores: np.ndarray | None
+) -> tuple[pd.DataFrame, str, str]:
     """The submission: (DataFrame, its delimiter, what to say of it).
 
     rows: the n photos to answer for; answer (n,); scores (n, k) of the classes, None of a number. As

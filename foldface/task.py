@@ -10,8 +10,11 @@ Nothing here needs torch.
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
 
 from foldface.files import InputError
 from foldface.head import OF_NAMES, Head, refuse_bad_heads, usable
@@ -48,7 +51,15 @@ class Task:
         score, reported, tolerance   name of the score (foldface/metrics.py); largest error that counts as near
     """
 
-    def __init__(self, heads, answer=(), answer_as="index", score="f1", tolerance=5.0, reported=()):
+    def __init__(
+        self,
+        heads: Sequence[dict],
+        answer: Sequence[str] = (),
+        answer_as: str = "index",
+        score: str = "f1",
+        tolerance: float = 5.0,
+        reported: Sequence[str] = (),
+    ) -> None:
         """heads: dicts of Head's fields; the rest as in TaskConfig. InputError where they don't go together."""
         keys = [head["name"] if usable(head["name"]) else f"head{place}" for place, head in enumerate(heads)]
         self.heads = [Head(**head, key=key) for head, key in zip(heads, keys, strict=True)]
@@ -102,25 +113,25 @@ class Task:
         self.size = len(self.classes)
         self.probabilities = [f"p{k}" for k in index]
 
-    def same(self, other):
+    def same(self, other: "Task") -> bool:
         """Does another task answer the same thing, class for class?"""
         mine, theirs = ([(h.name, h.kind, h.classes, h.bounds) for h in one.answered] for one in (self, other))
         return mine == theirs
 
-    def describe(self):
+    def describe(self) -> str:
         """What the task answers, in words that fit a line."""
         return one_of(self.classes) if self.classes else " and ".join(head.name for head in self.answered)
 
     @property
-    def settled(self):
+    def settled(self) -> bool:
         """Are the classes of all heads known?"""
         return all(head.classes or head.kind == "number" for head in self.heads)
 
-    def head(self, name):
+    def head(self, name: str) -> Head:
         """The head of this name."""
         return next(head for head in self.heads if head.name == name)
 
-    def condition(self, words):
+    def condition(self, words: str) -> tuple[Head, str, float]:
         """One of data.only, such as mask=normal or age>=20 -> (head, "=" | ">=" | "<", class index or number).
 
         Raises InputError for what is none.
@@ -137,7 +148,7 @@ class Task:
             pass
         raise InputError(f"data.only: {words!r} is no class or number of a head; write such as mask=normal or age>=20")
 
-    def parse(self, row):
+    def parse(self, row: Mapping[str, str]) -> tuple[dict | None, str]:
         """A table's row, {column: text} -> ({head's key: class index or number}, ""), or (None, what is wrong).
 
         Raises KeyError for a column that isn't there.
@@ -149,7 +160,7 @@ class Task:
                 return None, reason
         return found, ""
 
-    def answer_of(self, rows, trained=False):
+    def answer_of(self, rows: pd.DataFrame, trained: bool = False) -> np.ndarray:
         """The answer of rows that have a column a head: (n,) class 0.. or number, -1 where a class is unknown.
 
         trained: by the bounds that training uses instead of those that scores use.
@@ -164,19 +175,19 @@ class Task:
             parts.append(head.class_of(values, head.trained if trained else None) if head.kind == "cut" else values)
         return self.encode(*parts)
 
-    def sets(self, codes):
+    def sets(self, codes: ArrayLike) -> np.ndarray:
         """Which labels sets have: (n,) int of a task of several labels -> (n, size) bool."""
         return (np.asarray(codes, np.int64)[:, None] >> np.arange(self.size)) & 1 == 1
 
-    def code(self, labels):
+    def code(self, labels: ArrayLike) -> np.ndarray:
         """The reverse of `sets`: (n, size) bool -> (n,) int64."""
         return (np.asarray(labels, bool) * (1 << np.arange(self.size, dtype=np.int64))).sum(1)
 
-    def has(self, target, k):
+    def has(self, target: ArrayLike, k: int) -> np.ndarray:
         """Which targets (n,) are, or hold, class k: (n,) bool."""
         return (np.asarray(target) >> k) & 1 == 1 if self.multilabel else np.asarray(target) == k
 
-    def decide(self, votes):
+    def decide(self, votes: np.ndarray) -> np.ndarray:
         """Probabilities or votes (n, k) -> answers (n,): the class of the largest; of several labels the set of those
         of at least a half. Answers and numbers (n,) stay as they are."""
         votes = np.asarray(votes)
@@ -184,21 +195,21 @@ class Task:
             return votes
         return self.code(votes >= 0.5) if self.multilabel else votes.argmax(1)
 
-    def refuse_labels(self, what):
+    def refuse_labels(self, what: str) -> None:
         """Raise InputError where a photo has several labels, which `what` is not made for."""
         if self.multilabel:
             raise InputError(f"{what} is for one class a photo or a number, not for several labels a photo")
 
-    def encode(self, *parts):
+    def encode(self, *parts: ArrayLike) -> np.ndarray:
         """The answer's class of the class indices of its heads; arrays broadcast."""
         return np.ravel_multi_index(tuple(np.asarray(part, np.int64) for part in parts), self.shape)
 
-    def decode(self, answer):
+    def decode(self, answer: ArrayLike) -> dict[str, np.ndarray]:
         """{head: class indices} of answers 0..; arrays keep their shape."""
         found = np.unravel_index(np.asarray(answer), self.shape)
         return {head.name: part for head, part in zip(self.answered, found, strict=True)}
 
-    def by_head(self, probabilities):
+    def by_head(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
         """{head: (n, its classes)} of probabilities of answers (n, size): what is summed over all other heads."""
         joint = probabilities.reshape(-1, *self.shape)
         axes = range(1, joint.ndim)
@@ -217,7 +228,7 @@ class Task:
                 near |= np.all([apart[head.name] == 1, *same], 0)
         return near
 
-    def smoothed(self, loss, smoothing):
+    def smoothed(self, loss: str, smoothing: float) -> np.ndarray:
         """The (k, k) float32 targets of a loss for the task's k classes: row t is the distribution of class t.
 
         `smoothing` is spread over all classes (Szegedy et al. 2016); by the loss neighbour over the neighbouring age
@@ -231,7 +242,7 @@ class Task:
             other = np.full_like(eye, 1 / max(self.size, 1))
         return (1 - smoothing) * eye + smoothing * other
 
-    def surest(self, loss, smoothing, heads="joint"):
+    def surest(self, loss: str, smoothing: float, heads: str = "joint") -> np.ndarray:
         """The probability of each class of the answer at which the smoothed loss is least, for a photo whose class is
         beyond doubt: (k,) float64. More than that is no reward of training.
 
@@ -247,7 +258,7 @@ class Task:
                 found *= self.by_head(targets)[head.name][np.arange(self.size), own[head.name]]
         return found
 
-    def written(self, answer):
+    def written(self, answer: ArrayLike) -> np.ndarray:
         """Answers as submission.csv has them: class indices, or names, or numbers."""
         if self.multilabel:
             names = self.classes if self.answer_as == "name" else tuple(map(str, range(self.size)))
@@ -257,7 +268,7 @@ class Task:
             return np.asarray(answer)
         return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
 
-    def read(self, cells):
+    def read(self, cells: Iterable[str]) -> np.ndarray:
         """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer. Names may be
         spelled otherwise; an index counts too, unless a class's name is a number."""
         by_name = self.answer_as == "name" and not self.numeric
@@ -277,7 +288,7 @@ class Task:
         return np.array([found[cell] for cell in cells], float)
 
     @property
-    def confused(self):
+    def confused(self) -> str:
         """What to say where classes are called numbers and submission.csv has other numbers, their index; else ""."""
         if self.numeric or self.multilabel or self.answer_as == "name":
             return ""

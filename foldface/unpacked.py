@@ -6,10 +6,11 @@ Needs no more settings of the data: what is not given is found in the folder, an
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from foldface.files import InputError
-from foldface.settings import put
+from foldface.settings import Config, put
 
 TABLES = (".csv", ".tsv")
 SAMPLE = re.compile(r"sample[_ -]?sub\w*|sample", re.IGNORECASE)
@@ -17,7 +18,7 @@ TRAIN = re.compile(r"train|train[_ -]?(labels?|set|data|info|meta\w*)|labels?", 
 TEST = re.compile(r"(test|eval)([_ -]?(set|data|info|images|meta\w*))?", re.IGNORECASE)
 
 
-def fill_in(config, given):
+def fill_in(config: Config, given: Collection[str]) -> str:
     """Set what the folder or table of data.train says, where it is not given: data.layout, data.train (its table),
     data.eval, data.sample_submission and data.crops (none). given: dotted names. Returns what to say, "" if nothing.
 

@@ -62,7 +62,7 @@ ALIASES = {
 # ---------------------------------------------------------------------------------------------- what is known of a type
 
 
-def type_in_words(kind, mark: str = "{}", between: str = ", ") -> str:
+def type_in_words(kind: object, mark: str = "{}", between: str = ", ") -> str:
     """A setting's type in words: "int > 0 or null", or its choices.
 
     mark: how a choice is written, such as "`{}`"; between: what stands between two choices.
