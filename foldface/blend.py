@@ -7,10 +7,12 @@ Shapes: m members (runs), n photos, k classes: (m, n, k), or (m, n) where the an
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
 from foldface import metrics
+from foldface.task import Task
 
 ROUNDS = 40  # of hill climbing, so that a weight is a multiple of 1/40 at the finest
 MIN_PROBABILITY = 1e-9
@@ -23,7 +25,7 @@ def answer_of(summed: np.ndarray) -> np.ndarray:
     return summed.argmax(1) if summed.ndim == 2 else summed
 
 
-def told(task, summed: np.ndarray) -> np.ndarray:
+def told(task: Task, summed: np.ndarray) -> np.ndarray:
     """Summed votes as the task's score looks at them: answers (n,), or, of a score of probabilities, (n, k)."""
     return summed if metrics.of_probabilities(task) else task.decide(summed)
 
@@ -78,7 +80,7 @@ def hard_vote(task, members: np.ndarray) -> np.ndarray:
 VOTES = {"soft": soft_vote, "hard": hard_vote, "rank": rank_vote}
 
 
-def votes_without_one(task, vote: str, members: np.ndarray) -> list[np.ndarray]:
+def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.ndarray]:
     """The vote without the first member, without the second, ...: m answers (n,). members: (m, n, k) or (m, n).
 
     A tie of a soft vote may be decided otherwise than by soft_vote, since the sums differ in their last digit.
@@ -89,7 +91,7 @@ def votes_without_one(task, vote: str, members: np.ndarray) -> list[np.ndarray]:
     return [told(task, (total - one) / (len(members) - 1)) for one in members]
 
 
-def climb(task, stack, target):
+def climb(task: Task, stack: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights (m,) that sum to one, by hill climbing with replacement on the score (Caruana et al. 2004).
 
     stack: (m, n, k) of `votes`, or (m, n) numbers; target: (n,). Each round adds the member that raises the score the
@@ -107,7 +109,7 @@ def climb(task, stack, target):
     return kept / kept.sum()
 
 
-def at_boundary(task, probabilities, numbers, boundary):
+def at_boundary(task: Task, probabilities: np.ndarray, numbers: np.ndarray, boundary: float) -> np.ndarray:
     """Probabilities (..., n, k) with the last class of the head of numbers beginning at `boundary`.
 
     numbers: (..., n, columns), the distribution (task.number.columns) of the same members.
@@ -125,14 +127,14 @@ def at_boundary(task, probabilities, numbers, boundary):
     return (shaped.sum(at, keepdims=True) * by_class).reshape(probabilities.shape)
 
 
-def choose_boundary(task, scores_at, target, usual):
+def choose_boundary(task: Task, scores_at: dict[float, np.ndarray], target: np.ndarray, usual: float) -> float:
     """The boundary with the best score; among equals the nearest to `usual`. scores_at: {boundary: (n, k)}."""
     return max(
         scores_at, key=lambda bound: (metrics.gain(task, target, scores_at[bound].argmax(1)), -abs(bound - usual))
     )
 
 
-def choose_thresholds(task, scores, target):
+def choose_thresholds(task: Task, scores: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The probability from which each label is answered, (k,), with the best score. scores: (n, k).
 
     They are searched one after the other, twice; among equally good ones the nearest to a half is taken.
@@ -148,7 +150,7 @@ def choose_thresholds(task, scores, target):
     return found
 
 
-def at_thresholds(scores, thresholds):
+def at_thresholds(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Probabilities (n, k), bent so that each threshold (k,) comes to lie at a half; their order stays."""
     below = 0.5 * scores / thresholds
     return np.where(
@@ -168,7 +170,7 @@ def movable(task):
     return found
 
 
-def choose_bias(task, scores, target):
+def choose_bias(task: Task, scores: np.ndarray, target: np.ndarray) -> dict[tuple[str, int], float]:
     """The log bias {(head, class): size} with the best score. scores: (n, k) above 0.
 
     Each class of each head has one, not each class of the answer: the rarest of 18 classes have too few photos. The
@@ -186,13 +188,15 @@ def choose_bias(task, scores, target):
     return bias
 
 
-def spread_bias(task, bias):
+def spread_bias(task: Task, bias: dict[tuple[str, int], float]) -> np.ndarray:
     """{(head, class): size} -> the bias of each class of the answer, (k,)."""
     part = task.decode(np.arange(task.size))
     return sum((size * (part[head] == k) for (head, k), size in bias.items()), np.zeros(task.size))
 
 
-def nested(fit, target, part):
+def nested(
+    fit: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]], target: np.ndarray, part: np.ndarray
+) -> np.ndarray:
     """Answers, (n,) or (n, k), each by a choice that was fitted without the photo's person.
 
     fit(rows) -> a function of rows that returns answers; rows: (n,) bool. part: (n,) the part of the photo's person.
@@ -205,7 +209,7 @@ def nested(fit, target, part):
     return answer
 
 
-def parts_of(people, folds):
+def parts_of(people: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """The part of each photo's person, for `nested`: the folds (n,), or, with a single fold, five parts of people."""
     if len(np.unique(folds)) > 1:
         return np.asarray(folds)

@@ -1,11 +1,22 @@
 """The out-of-fold predictions of several runs, and what answers made of them score."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from foldface import blend, metrics, predictions
 from foldface.files import InputError, read_csv
+from foldface.task import Task
+
+
+class Groups(Protocol):
+    """What `OofPredictions.share` needs of a shared.Groups, which stands above this file."""
+
+    def share(self, members: np.ndarray) -> np.ndarray: ...
+    def share_numbers(self, numbers: np.ndarray) -> np.ndarray: ...
+    def units(self, people: np.ndarray) -> np.ndarray: ...
 
 
 class OofPredictions:
@@ -15,7 +26,7 @@ class OofPredictions:
     numbers (m, n, columns) or None; groups: of `share`, or None; lines: what was printed of their scores.
     """
 
-    def __init__(self, task, runs):
+    def __init__(self, task: Task, runs: Sequence[Path | str]) -> None:
         """Raises InputError where a run has none, or has them for other photos or with other true classes."""
         first = None
         for k, run in enumerate(runs):
@@ -43,7 +54,7 @@ class OofPredictions:
         self.part = blend.parts_of(self.people, first["fold"].to_numpy(int))
         self.numbers = read_numbers(task, [Path(run) / "oof.csv" for run in runs], first["ImageID"].to_numpy())
 
-    def share(self, groups):
+    def share(self, groups: Groups) -> None:
         """Let the photos of each group share the answer of some heads; intervals are over groups. groups: a
         shared.Groups of these photos."""
         self.groups = groups
@@ -53,19 +64,19 @@ class OofPredictions:
             self.numbers = np.stack([groups.share_numbers(mine) for mine in self.numbers])
         self.people = groups.units(self.people)
 
-    def log_score(self, answer, title, baseline=None):
+    def log_score(self, answer: np.ndarray, title: str, baseline: np.ndarray | None = None) -> bool:
         """Print the score of answers, (n,) or probabilities (n, k), with its interval, and its difference to a
         baseline's; returns whether it is better."""
         return self.log_scores([(answer, title, baseline)])[0]
 
-    def log_interval(self, answer, name):
+    def log_interval(self, answer: np.ndarray, name: str) -> None:
         """Print another score than the task's own, by its name, of answers (n,) or (n, k), with its interval."""
         value = metrics.scores(self.task, self.target, answer)[name]
         low, high = metrics.interval(self.task, self.target, answer, self.people, name=name)
         self.lines.append(f"  {metrics.title(self.task, name)} {value:.4f} ({low:.3f}-{high:.3f})")
         print(self.lines[-1])
 
-    def log_scores(self, lines):
+    def log_scores(self, lines: Sequence[tuple[np.ndarray, str, np.ndarray | None]]) -> list[bool]:
         """`log_score` for several (answer, title, baseline or None), all on the same people drawn: a list of bool."""
         task, better = self.task, []
         kept = {id(one): one for answer, _, baseline in lines for one in (answer, baseline) if one is not None}
@@ -87,7 +98,9 @@ class OofPredictions:
         return better
 
 
-def decide_thresholds(known, weigh, baseline):
+def decide_thresholds(
+    known: OofPredictions, weigh: Callable[[np.ndarray], np.ndarray], baseline: np.ndarray
+) -> Callable | None:
     """Thresholds of several labels a photo, as a function of (m, n, k) and None -> (n, k) scores in which each
     threshold lies at a half; None if the baseline stands. weigh(rows (n,) bool) -> weights (m,)."""
     task = known.task
@@ -110,7 +123,7 @@ def decide_thresholds(known, weigh, baseline):
     return lambda members, _: blend.at_thresholds(np.tensordot(weights, members, 1), thresholds)
 
 
-def read_numbers(task, paths, ids):
+def read_numbers(task: Task, paths: Sequence[Path], ids: np.ndarray) -> np.ndarray | None:
     """What stands behind a cut head, task.number.columns beside the predictions of several runs or folds:
     (m, n, columns) in the order of ids; None if any of them has none."""
     if task.number is None or task.numeric:

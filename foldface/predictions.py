@@ -5,14 +5,16 @@ fold{k}.csv    ImageID, ans, p0, p1, ...                           target and an
 final.csv      the same, of the final fit (train.final), which is no fold: nothing it says is out of fold
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from foldface import metrics
 from foldface.files import InputError, read_csv, write_csv, write_json
+from foldface.task import Task
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
 SPENT = ["seconds", "other_seconds"]  # columns of speed.csv: of each epoch's steps, and of all else
@@ -20,12 +22,12 @@ FINAL = -3  # stands where a fold's number does for the final fit; no row has it
 CONFIDENCE = "confidence"  # the probability that a number is within task.tolerance of the truth
 
 
-def numbers(task) -> list[str]:
+def numbers(task: Task) -> list[str]:
     """The columns of a prediction that hold numbers beside ans: p0, p1, ... or the confidence."""
     return [CONFIDENCE] if task.numeric else task.probabilities
 
 
-def with_answers(task, frame, found):
+def with_answers(task: Task, frame: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
     """Append ans and its probabilities, or its confidence, to a DataFrame. found: (n, width) of heads.Heads.answers.
 
     The class is the one of the largest probability after rounding to the six decimals of the file.
@@ -39,7 +41,7 @@ def with_answers(task, frame, found):
     return pd.concat([frame, pd.DataFrame(probabilities, columns=task.probabilities)], axis=1)
 
 
-def with_numbers(task, frame, found):
+def with_numbers(task: Task, frame: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
     """Append the columns of a number's distribution to a DataFrame. found: (n, width) of heads.Heads.answers."""
     columns = pd.DataFrame(np.asarray(found)[:, task.size :], columns=task.number.columns)
     return pd.concat([frame.reset_index(drop=True), columns], axis=1)
@@ -50,13 +52,20 @@ def fold_name(fold: int) -> str:
     return "final" if fold == FINAL else f"fold{fold}"
 
 
-def folder_of(config) -> Path:
+class Folders(Protocol):
+    """What `folder_of` needs of a Config, which stands above this file: the run's folder, and where answers go."""
+
+    run: str
+    output: str
+
+
+def folder_of(config: Folders) -> Path:
     """The folder with a run's predictions: `output` if inference.py wrote there, else the run's folder."""
     output = Path(config.output or config.run)
     return output if any(output.glob("fold*.csv")) else Path(config.run)
 
 
-def fold_files(run) -> dict[int, Path]:
+def fold_files(run: Path | str) -> dict[int, Path]:
     """{fold: path} of a run's predictions, runs/NAME/fold{k}.csv. Raises InputError if there are none."""
     found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}
     if not found:
@@ -81,7 +90,7 @@ def voting_files(run: str | Path, folds: Iterable[int], final: str) -> list[Path
     return [*found, of_all] if final == "with" and not folds and of_all.is_file() else found
 
 
-def read_fold(task, path):
+def read_fold(task: Task, path: Path) -> pd.DataFrame:
     """Read a fold's predictions: DataFrame of ImageID, ans, and `numbers(task)` (float32).
 
     ans: a number as in the file, float; else the class of the largest probability, int. Raises InputError for values
@@ -105,12 +114,12 @@ def read_fold(task, path):
     return frame if task.numeric else frame.assign(ans=task.decide(values))
 
 
-def values(task, frame):
+def values(task: Task, frame: pd.DataFrame) -> np.ndarray:
     """What a table of predictions votes with: its probabilities (n, k), or its numbers (n,)."""
     return frame["ans" if task.numeric else task.probabilities].to_numpy()
 
 
-def read_oof(task, path):
+def read_oof(task: Task, path: Path) -> pd.DataFrame:
     """Read out-of-fold predictions: DataFrame of OOF_COLUMNS and `numbers(task)`; fold int, target, ans int or float.
 
     Raises InputError for values that are impossible.
@@ -138,7 +147,7 @@ def read_oof(task, path):
         raise InputError(f"{path}: target or ans is no number ({error})") from None
 
 
-def gather(task, run, wanted, more=()):
+def gather(task: Task, run: Path | str, wanted: Sequence[int], more: Mapping[str, object] | tuple[()] = ()) -> None:
     """Join the finished folds' predictions: write oof.csv and metrics.json, print the scores.
 
     wanted: all folds, trained or not; more: further metrics, {"test": {...}} of a test set.
@@ -195,7 +204,7 @@ def fold_table(task, folders, oof, found):
     return in_columns(header, rows)
 
 
-def in_columns(header, rows):
+def in_columns(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A table as lines of text: the first column to the left, all others to the right; short rows end early."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[k]) for row in cells if k < len(row)) for k in range(len(header))]
@@ -206,14 +215,14 @@ def in_columns(header, rows):
     return "\n".join(lines)
 
 
-def told(task, frame):
+def told(task: Task, frame: pd.DataFrame) -> np.ndarray:
     """What scores look at of a DataFrame of predictions: its probabilities (n, k), or, without them and of numbers,
     ans (n,)."""
     columns = task.probabilities
     return frame[columns if columns and all(name in frame for name in columns) else "ans"].to_numpy()
 
 
-def measured(task, frame):
+def measured(task: Task, frame: pd.DataFrame) -> dict[str, float]:
     """metrics.scores of a DataFrame of id, target, ans and probabilities; the task's own, those of task.reported and f1
     with their 95 % intervals."""
     others, answer = metrics.scores(task, frame["target"], told(task, frame)), told(task, frame)
@@ -224,7 +233,7 @@ def measured(task, frame):
     return found | others
 
 
-def describe(task, found):
+def describe(task: Task, found: Mapping[str, float]) -> list[str]:
     """Scores as text: ["macro F1 0.763 (95 % 0.671-0.837", "accuracy 0.8", ...]; the bracket is open, for more text."""
     low, high = found[f"{task.score}_low"], found[f"{task.score}_high"]
     first = f"{metrics.title(task)} {found[task.score]:.3f} (95 % {low:.3f}-{high:.3f}"
@@ -232,7 +241,7 @@ def describe(task, found):
     return [first] + [f"{metrics.title(task, name)} {found[name]:.3f}" for name in names if name in found]
 
 
-def spread(task, columns):
+def spread(task: Task, columns: Mapping[str, np.ndarray]) -> str:
     """How answers are spread, beside one another, as lines of text: shares of classes, or quantiles of numbers.
 
     columns: {title: (n,)}.

@@ -83,7 +83,7 @@ class ResumableTracker(Tracker):
         self.state |= state
         write_json(self.path, self.state)
 
-    def log(self, values, step):
+    def log(self, values: dict, step: int) -> None:
         if step > self.arrived:
             self.step = self.arrived = step
             self.send({name: value if name == "epoch" else float(value) for name, value in values.items()}, step)
@@ -92,7 +92,7 @@ class ResumableTracker(Tracker):
         """Hand a point to accelerate's tracker."""
         self.inner.log(values, step=step)
 
-    def close(self, failed):
+    def close(self, failed: bool) -> None:
         self.finish(failed)  # only now all has been written
         self.keep(step=self.step)
 
@@ -106,7 +106,7 @@ class TensorBoard(ResumableTracker):
 
     name = "tensorboard"
 
-    def open(self, config):
+    def open(self, config: Config) -> None:
         # TensorBoard drops what was logged after the last step that is known to have arrived
         purge = self.arrived + 1 if self.state else None
         self.inner = accelerates.TensorBoardTracker(self.folder.name, config.run, purge_step=purge)
@@ -120,7 +120,7 @@ class TensorBoard(ResumableTracker):
         super().send(values, step)  # it is flushed there
         self.keep(step=step)
 
-    def conclude(self, scores, pictures):
+    def conclude(self, scores: dict, pictures: dict) -> None:
         self.inner.log(scores, step=self.step)
         self.inner.log_images({k: np.stack(v) for k, v in pictures.items()}, step=self.step, dataformats="NHWC")
 
@@ -130,7 +130,7 @@ class Wandb(ResumableTracker):
 
     name = "wandb"
 
-    def open(self, config):
+    def open(self, config: Config) -> None:
         names = {"group": self.group, "name": f"{self.group}/{self.folder.name}", "config": self.settings}
         where = os.environ.get("WANDB_DIR", config.run)
         self.inner = accelerates.WandBTracker(
@@ -148,7 +148,7 @@ class Wandb(ResumableTracker):
     def send(self, values, step):
         self.inner.log(values, step=step, commit=True)  # without commit it arrives with the next point
 
-    def conclude(self, scores, pictures):
+    def conclude(self, scores: dict, pictures: dict) -> None:
         self.inner.log_images(pictures)
         self.inner.run.summary.update(scores)
 
@@ -161,7 +161,7 @@ class Trackio(ResumableTracker):
 
     name = "trackio"
 
-    def open(self, config):
+    def open(self, config: Config) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(Path(config.run).resolve() / "trackio"))  # it is read at the import
         names = {"group": self.group, "name": f"{self.group}/{self.folder.name}", "config": self.settings}
         self.inner = accelerates.TrackioTracker(
@@ -172,7 +172,7 @@ class Trackio(ResumableTracker):
             self.arrived = self.inner.run._next_step - 1  # what a kill lost is sent again
         self.keep(id=self.inner.run.id)
 
-    def conclude(self, scores, pictures):
+    def conclude(self, scores: dict, pictures: dict) -> None:
         image = package("trackio").Image
         shown = {f"{name}/{k}": image(one) for name, found in pictures.items() for k, one in enumerate(found)}
         self.inner.log(scores | shown, step=self.step)
@@ -183,7 +183,7 @@ class MLflow(ResumableTracker):
 
     name = "mlflow"
 
-    def open(self, config):
+    def open(self, config: Config) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow, artifacts = package("mlflow"), None
         logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each table that it makes
@@ -205,7 +205,7 @@ class MLflow(ResumableTracker):
         history = [mlflow.MlflowClient().get_metric_history(run, name) for name in ("epoch", "batch_loss")]
         self.arrived = max((point.step for points in history for point in points), default=0)
 
-    def conclude(self, scores, pictures):
+    def conclude(self, scores: dict, pictures: dict) -> None:
         self.inner.log(scores, step=self.step)
         for name, found in pictures.items():
             for k, picture in enumerate(found):

@@ -72,14 +72,14 @@ class Several(Tracker):
     def __init__(self, trackers: list[Tracker]):
         self.trackers = trackers
 
-    def log(self, values, step):
+    def log(self, values: dict, step: int) -> None:
         for tracker in self.trackers:
             tracker.log(values, step)
 
-    def conclude(self, scores, pictures):
+    def conclude(self, scores: dict, pictures: dict) -> None:
         for tracker in self.trackers:
             tracker.conclude(scores, pictures)
 
-    def close(self, failed):
+    def close(self, failed: bool) -> None:
         for tracker in self.trackers:
             tracker.close(failed)

@@ -16,6 +16,7 @@ anything is computed.
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,18 +227,18 @@ class OnnxNetwork(nn.Module):
         self.pretrained_cfg = {"classifier": "classifier", "mean": source.mean, "std": source.std}
         self.layers = layers_of(source.graph.graph)
 
-    def features(self, photos):
+    def features(self, photos: torch.Tensor) -> torch.Tensor:
         """What goes into the classifier: (n, 3, side, side) float32 -> (n, d)."""
         found = self.body(photos.flip(1) if self.bgr else photos)
         return found.mean((2, 3)) if found.ndim == 4 else found
 
-    def forward(self, photos):
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.dropout(self.features(photos)))
 
-    def get_classifier(self):
+    def get_classifier(self) -> nn.Module:
         return self.classifier
 
-    def group_matcher(self, coarse=False):
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """timm's grouping: a function of a module's or parameter's name -> the number of its layer (`layers_of`)."""
         return self.layer_of
 
