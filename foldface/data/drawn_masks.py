@@ -6,6 +6,7 @@ the chin, over one that is worn wrong from below the nose. Measured: docs/log.md
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldface.files import InputError
+from foldface.runtime import is_main_process
 from foldface.settings import Config
 
 HEAD, WORN, WRONG = "mask", "wear", "incorrect"  # the head and its classes that have a mask
@@ -56,20 +57,20 @@ class MaskDrawer:
 def drawer(config: Config, rows: pd.DataFrame, crops: dict) -> MaskDrawer | None:
     """The MaskDrawer of training rows (target), None where data.draw_masks is 0. crops: crop.json's content, {} = none.
 
-    Raises InputError for a task without masks, and for whole photos, in which no one knows where a face is.
+    None, too, with a warning, for a task without masks, and for whole photos.
     """
     probability, task = config.data.draw_masks, config.predicted
     if not probability:
         return None
     heads = () if task.numeric or task.multilabel else task.answered
     classes = {head.name: head.classes for head in heads}.get(HEAD, ())
+    why = "" if crops else "whole photos don't say where a face is"
     if not {WORN, WRONG} <= set(classes):
-        raise InputError(
-            f"data.draw_masks {probability:g}: the task has no head {HEAD} with classes {WORN} and {WRONG}: "
-            "leave it at 0"
-        )
-    if not crops:
-        raise InputError(f"data.draw_masks {probability:g} needs face crops: name data.crops, or leave it at 0")
+        why = f"the task has no head {HEAD} with classes {WORN} and {WRONG}"
+    if why:
+        if is_main_process():
+            print(f"warning: data.draw_masks {probability:g}: {why}: no masks are drawn", file=sys.stderr)
+        return None
     kind = np.array(classes)[task.decode(rows["target"].to_numpy(int))[HEAD]]
     return MaskDrawer(kind, probability, Face.of_crop(crops["margin"], crops["align"]))
 

@@ -7,7 +7,6 @@ import pytest
 
 from foldface import cli
 from foldface.data import drawn_masks, loader
-from foldface.files import InputError
 
 CROPS = {"margin": 0.25, "align": False}
 FACE = drawn_masks.Face.of_crop(**CROPS)
@@ -73,8 +72,14 @@ def test_only_training_photos_get_other_masks(tmp_path):
     assert (trained != 128).any() and (seen == 128).all()
 
 
-def test_a_task_without_masks_and_whole_photos_are_refused():
-    with pytest.raises(InputError, match="the task has no head mask with classes wear and incorrect"):
-        drawn_masks.drawer(config("--task.heads", '[{"name": "kind", "classes": ["a", "b"]}]'), ROWS, CROPS)
-    with pytest.raises(InputError, match="needs face crops: name data"):
-        drawn_masks.drawer(config(), ROWS, {})
+@pytest.mark.parametrize(
+    "words, crops, why",
+    [
+        (["--task.heads", '[{"name": "kind", "classes": ["a", "b"]}]'], CROPS, "no head mask with classes wear and"),
+        ([], {}, "whole photos don't say where a face is"),
+    ],
+)
+def test_no_masks_are_drawn_where_there_are_none_or_no_faces_are_known_and_that_is_said(words, crops, why, capsys):
+    assert drawn_masks.drawer(config(*words), ROWS, crops) is None
+    error = capsys.readouterr().err
+    assert error.startswith("warning: data.draw_masks 1: ") and why in error and "no masks are drawn" in error
