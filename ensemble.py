@@ -79,7 +79,7 @@ def introduce(known: oof.OofPredictions, runs: Sequence[str], vote: str) -> np.n
     """Print the out-of-fold score of each run, and what the vote of all runs gains by it. Returns that vote."""
     everyone, lines = VOTES[vote](known.task, known.predictions), []
     if len(runs) > 1:
-        lines += [(blend.told(known.task, known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
+        lines += [(blend.scored(known.task, known.predictions[k]), str(run), None) for k, run in enumerate(runs)]
         others = votes_without_one(known.task, vote, known.predictions)
         lines += [(everyone, f"  with {run} in it", other) for run, other in zip(runs, others, strict=True)]
     lines.append((everyone, f"plain {vote} vote of {len(runs)} runs" if len(runs) > 1 else str(runs[0]), None))
@@ -125,7 +125,7 @@ def search_weights(
 
     def fit(rows):
         weights = weigh(rows)
-        return lambda others: blend.told(known.task, np.tensordot(weights, stack[:, others], 1))
+        return lambda others: blend.scored(known.task, np.tensordot(weights, stack[:, others], 1))
 
     answer = blend.nested(fit, known.target, known.part)
     if not known.log_score(answer, "searched weights, on people not searched on", baseline):

@@ -25,7 +25,7 @@ def answer_of(summed: np.ndarray) -> np.ndarray:
     return summed.argmax(1) if summed.ndim == 2 else summed
 
 
-def told(task: Task, summed: np.ndarray) -> np.ndarray:
+def scored(task: Task, summed: np.ndarray) -> np.ndarray:
     """Summed votes as the task's score looks at them: answers (n,), or, of a score of probabilities, (n, k)."""
     return summed if metrics.of_probabilities(task) else task.decide(summed)
 
@@ -51,12 +51,12 @@ def votes(probabilities: np.ndarray, vote: str) -> np.ndarray:
 
 def soft_vote(task, members: np.ndarray) -> np.ndarray:
     """The class of the largest mean probability, or the mean number."""
-    return told(task, np.mean(members, axis=0))
+    return scored(task, np.mean(members, axis=0))
 
 
 def rank_vote(task, members: np.ndarray) -> np.ndarray:
     """The class of the highest mean rank among the photos."""
-    return told(task, votes(np.asarray(members), "rank").mean(0))
+    return scored(task, votes(np.asarray(members), "rank").mean(0))
 
 
 def hard_vote(task, members: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def votes_without_one(task: Task, vote: str, members: np.ndarray) -> list[np.nda
     if vote != "soft":  # ranks and votes tie often
         return [VOTES[vote](task, np.delete(members, k, 0)) for k in range(len(members))]
     total = members.sum(0)  # all but one are the sum less that one: no pass over all members for each
-    return [told(task, (total - one) / (len(members) - 1)) for one in members]
+    return [scored(task, (total - one) / (len(members) - 1)) for one in members]
 
 
 def climb(task: Task, stack: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def climb(task: Task, stack: np.ndarray, target: np.ndarray) -> np.ndarray:
     best, kept = -np.inf, counts
     for done in range(1, ROUNDS + 1):
         share = done if task.numeric or task.multilabel else 1  # a factor changes these, but not the largest class
-        found = [metrics.gain(task, target, told(task, (total + member) / share)) for member in stack]
+        found = [metrics.gain(task, target, scored(task, (total + member) / share)) for member in stack]
         pick = int(np.argmax(found))
         counts, total = counts + (np.arange(len(stack)) == pick), total + stack[pick]
         if found[pick] > best:

@@ -165,7 +165,7 @@ def gather(task: Task, run: Path | str, wanted: Sequence[int], more: Mapping[str
         frames = [read_csv(folder / name, ["ImageID", *columns], numbers=columns) for folder in folders.values()]
         write_csv(Path(run) / name, pd.concat(frames, ignore_index=True))
     found = measured(task, best)
-    found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], told(task, last))[task.score]
+    found[f"{task.score}_last_epoch"] = metrics.scores(task, last["target"], scored(task, last))[task.score]
     found |= {"folds": list(folders), "photos": len(best), "people": int(best["id"].nunique())} | dict(more)
     write_json(Path(run) / "metrics.json", found)
     print(fold_table(task, folders, best, found))
@@ -193,7 +193,7 @@ def fold_table(task, folders, oof, found):
     for fold, folder in folders.items():
         mine, path = oof[oof["fold"] == fold], Path(folder) / "speed.csv"
         speed = read_csv(path, SPENT, numbers=SPENT)[SPENT].to_numpy() if path.is_file() else np.empty((0, 2))
-        scores.append(metrics.scores(task, mine["target"], told(task, mine)))
+        scores.append(metrics.scores(task, mine["target"], scored(task, mine)))
         rows.append(
             [fold, len(mine), len(speed), f"{speed.sum() / 60:.1f}", *(f"{scores[-1][name]:.3f}" for name in names)]
         )
@@ -215,7 +215,7 @@ def in_columns(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join(lines)
 
 
-def told(task: Task, frame: pd.DataFrame) -> np.ndarray:
+def scored(task: Task, frame: pd.DataFrame) -> np.ndarray:
     """What scores look at of a DataFrame of predictions: its probabilities (n, k), or, without them and of numbers,
     ans (n,)."""
     columns = task.probabilities
@@ -225,7 +225,7 @@ def told(task: Task, frame: pd.DataFrame) -> np.ndarray:
 def measured(task: Task, frame: pd.DataFrame) -> dict[str, float]:
     """metrics.scores of a DataFrame of id, target, ans and probabilities; the task's own, those of task.reported and f1
     with their 95 % intervals."""
-    others, answer = metrics.scores(task, frame["target"], told(task, frame)), told(task, frame)
+    others, answer = metrics.scores(task, frame["target"], scored(task, frame)), scored(task, frame)
     found = {}
     for name in dict.fromkeys([*metrics.own_names(task), *([] if task.numeric else ["f1"])]):
         low, high = metrics.interval(task, frame["target"], answer, frame["id"], name=name)

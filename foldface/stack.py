@@ -195,14 +195,14 @@ def fitted(task: Task, target, votes, heads: list[Head], inputs: np.ndarray, peo
     inner = min(INNER_FOLDS, len(np.unique(people)))
     parts = list(GroupKFold(inner).split(inputs, groups=people)) if inner > 1 else []
     told, chosen = [head.plain for head in heads], []
-    best = metrics.gain(task, target, blend.told(task, joined(task, votes, told)))
+    best = metrics.gain(task, target, blend.scored(task, joined(task, votes, told)))
     for place, head in enumerate(heads):
         found = "plain", None
         constant = len(np.unique(head.target)) < 2
         for name, model in [] if constant or not parts else candidates(kind, task.score, not head.size):
             mine = left_out(model, inputs, head, parts)
             gain = metrics.gain(
-                task, target, blend.told(task, joined(task, votes, [*told[:place], mine, *told[place + 1 :]]))
+                task, target, blend.scored(task, joined(task, votes, [*told[:place], mine, *told[place + 1 :]]))
             )
             if gain > best + MIN_GAIN:
                 best, found, kept = gain, (name, model), mine
@@ -245,7 +245,7 @@ def search(
     scores = blend.nested(fit, known.target, known.part)
     scores = known.groups.share(scores) if known.groups else scores
     title = f"stacked on {inputs.known.shape[1]} inputs, on people not fitted to"
-    if not known.log_score(blend.told(task, scores), title, baseline):
+    if not known.log_score(blend.scored(task, scores), title, baseline):
         print("the plain vote is not beaten: it stays")
         return None
     models = models_of(np.ones(len(known.target), bool))

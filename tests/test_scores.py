@@ -151,8 +151,8 @@ def test_weights_are_searched_for_the_score_that_decides():
         best = max(metrics.gain(own, target, member) for member in stack)
         assert metrics.gain(own, target, np.tensordot(weights, stack, 1)) >= best - 1e-12
     assert blend.climb(Task(FOUR, score="log_loss"), stack, target).argmax() == 2
-    assert blend.told(Task(FOUR, score="log_loss"), told).shape == (600, 4)
-    assert blend.told(Task(FOUR), told).shape == (600,)
+    assert blend.scored(Task(FOUR, score="log_loss"), told).shape == (600, 4)
+    assert blend.scored(Task(FOUR), told).shape == (600,)
 
 
 def test_on_pure_noise_a_search_for_a_score_of_probabilities_gains_nothing_on_other_people():

@@ -163,7 +163,7 @@ def differences(recipes):
     points = [[runs[s].metrics[task.score] if s in runs else np.nan for s in seeds] for runs in same.values()]
     if len(seeds) > 1:
         return Scores(list(same), np.array(points), np.array(points), (0, 1))
-    frame, found = whole[seeds[0]], [predictions.told(task, runs[seeds[0]].frame) for runs in same.values()]
+    frame, found = whole[seeds[0]], [predictions.scored(task, runs[seeds[0]].frame) for runs in same.values()]
     values = metrics.bootstrap_scores(task, frame["target"].to_numpy(), found, frame["id"])
     return Scores(list(same), values, np.array(points), (0.025, 0.975))
 

@@ -110,7 +110,7 @@ def suggest(trial, space: dict) -> dict:
 def fold_score(task: Task, run: Path, fold: int) -> float:
     """The score of a finished fold."""
     frame = predictions.read_oof(task, run / f"fold{fold}" / "oof.csv")
-    return float(metrics.value(task, frame["target"].to_numpy(), predictions.told(task, frame)))
+    return float(metrics.value(task, frame["target"].to_numpy(), predictions.scored(task, frame)))
 
 
 class Trainer:
@@ -197,7 +197,7 @@ def judge(task: Task, home: Path, recipes: dict[Path, dict]) -> tuple[list[str],
     """Print what the search found: (lines, settings of the best recipe). recipes: {folder: settings} of those whose
     folds are all finished, the default first."""
     known = oof.OofPredictions(task, [str(folder) for folder in recipes])
-    answers = np.stack([blend.told(task, one) for one in known.predictions])
+    answers = np.stack([blend.scored(task, one) for one in known.predictions])
     best, default = best_of(task, answers, known.target), answers[0]
     known.log_scores(
         [

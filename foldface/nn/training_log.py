@@ -33,7 +33,7 @@ class EpochBar(tqdm):
 
     def __init__(self, learner: Any, sampler: "SeededBatchSampler", title: str, listen: Callable | None):
         """learner: the Learner whose epoch it is. listen: called with {"batch_loss": mean over the photos since the
-        last call} and the number of batches of all epochs; None = nobody listens."""
+        last call} and the number of batches of all epochs; None = it is not called."""
         super().__init__(total=sampler.count, initial=learner.seen, desc=title, unit="photo", leave=False, disable=None)
         self.learner, self.listen, self.before = learner, listen, learner.epoch * len(sampler)
         self.marks = {len(sampler) * k // POINTS for k in range(1, POINTS)} if listen else ()
