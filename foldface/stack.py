@@ -3,7 +3,7 @@
 Its inputs are, of each photo: the predictions of each run, columns of the user's tables, and embeddings of the runs'
 networks (tools.embed). Each head has a model of its own, a logistic regression (of numbers ridge) or scikit-learn's
 histogram gradient boosting; which one, how strong, and whether any beats the plain vote, is chosen by the score on
-people that it was not fitted to. All of that happens anew without the people that it is scored on. Needs no torch.
+people that it was not fitted to. All of that is repeated without the people that it is scored on. Needs no torch.
 """
 
 import warnings
@@ -79,7 +79,7 @@ def read_embeddings(run: str, photos: tuple[np.ndarray, np.ndarray]) -> list[np.
         lost = [photo for photo in wanted if photo not in frame.index]
         if lost or not np.isfinite(frame.to_numpy()).all():
             what = f"has no row of {lost[0]}" if lost else "holds what is no number"
-            raise InputError(f"{path}: {what}: python -m tools.embed --run {run} writes it anew")
+            raise InputError(f"{path}: {what}: python -m tools.embed --run {run} writes it again")
         found.append(frame.loc[wanted].to_numpy(float))
     return found
 
