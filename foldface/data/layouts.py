@@ -254,6 +254,12 @@ def read_table(table, task, problems, data):
     frame = tables.read_table(table, labels, "layout table wants a CSV file")
     photos = tables.Photos(table, frame, data, labels)
     group = data.group if data.group in frame.columns else "id" if "id" in frame.columns else photos.column
+    repeated = "" if data.group else tables.repeated_column(frame, {*labels, photos.column, group})
+    if repeated and frame[group].is_unique:
+        warn_once(
+            f"{table}: column {repeated} repeats ({frame[repeated].nunique()} values in {len(frame)} rows): if photos "
+            f"of one {repeated} are alike, say --data.group {repeated}: folds then keep them together, and scores hold"
+        )
     found, seen = [], set()
     for line, (name, row) in enumerate(zip(tables.ids_of(frame, data, photos.column), records(frame), strict=True), 2):
         photo = row[photos.column]

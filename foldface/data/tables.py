@@ -28,6 +28,8 @@ from foldface.settings import DataConfig
 PHOTO_COLUMNS = ("photo", "file", "image", "path", "filename", "ImageID")  # the usual names, the first that there is
 TABLES = (".csv", ".tsv")  # endings of the tables that data.eval may name
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
+GROUP_WORDS = {"person", "people", "patient", "subject", "identity", "individual", "animal", "user", "group", "case",
+               "study", "exam", "session", "video", "scene", "site", "location", "lesion", "specimen"}  # fmt: skip
 SAMPLE = 100  # rows of a table by which its photos are looked for
 MOST_FOLDERS = 2000  # that are looked into below a table's own folder, none deeper than DEPTH
 DEPTH = 4
@@ -334,8 +336,29 @@ def endings_in(folders):
 
 def side_of(name):
     """The side of a split that a name of a table or folder speaks of: train, test or ""."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    return next((SIDES[word] for word in words if word in SIDES), "")
+    return next((SIDES[word] for word in words_of(name) if word in SIDES), "")
+
+
+def words_of(name):
+    """The words of a name in lower case: PatientID and patient_id are patient, id."""
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+
+
+def repeated_column(frame: pd.DataFrame, known: Collection[str]) -> str:
+    """The column that may say which rows belong together, of one person or place, "" if there is none; known: columns
+    that hold something else. Its values repeat, two to fifty times on average, and its name says so (patient_id), or
+    they are words and there are ten or more; of several it is the one with the most values."""
+    best, most = "", 0
+    for name in frame.columns:
+        values = frame[name][frame[name] != ""]
+        count = values.nunique()
+        if name in known or not count or not 2 <= len(values) / count <= 50 or len(values) < len(frame) / 2:
+            continue
+        called = any(word in GROUP_WORDS for word in words_of(name))
+        wordy = count >= 10 and pd.to_numeric(values, errors="coerce").isna().mean() > 0.5
+        if (called or wordy) and count > most:
+            best, most = name, count
+    return best
 
 
 def id_column_of(frame: pd.DataFrame, data: DataConfig) -> str:

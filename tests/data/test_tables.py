@@ -160,3 +160,26 @@ def test_what_is_in_no_known_encoding_is_said(tmp_path, text):
 )  # fmt: skip
 def test_a_folders_name_says_on_which_side_it_is(name, side):
     assert tables.side_of(name) == side
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "said"),
+    [
+        ({"person": [k // 4 for k in range(48)]}, (), "person repeats (12 values in 48 rows)"),
+        ({"PatientID": [f"p{k // 4}" for k in range(48)], "id": range(48)}, (), "PatientID repeats"),
+        ({"taken_at": [f"place {k // 4}" for k in range(48)]}, (), "taken_at repeats"),
+        ({"person": [k // 4 for k in range(48)]}, ("--data.group", "person"), ""),
+        ({"person": [k // 4 for k in range(48)], "id": [k // 4 for k in range(48)]}, (), ""),  # id keeps them together
+        ({"width": [640 + k // 4 for k in range(48)], "colour": ["red", "blue"] * 24}, (), ""),
+        ({"patient": range(48)}, (), ""),
+    ],
+)
+def test_a_column_that_may_name_a_person_and_is_not_data_group_is_said(tmp_path, capsys, columns, more, said):
+    names = [f"{k}.jpg" for k in range(48)]
+    for k, name in enumerate(names):
+        write_photo(tmp_path / name, k)
+    table = write(tmp_path / "train.csv", "photo", names)
+    pd.read_csv(table).assign(**columns).to_csv(table, index=False)
+    dataset.training_rows(config_of(table, *more))
+    heard = capsys.readouterr()
+    assert (said in heard.err and "--data.group" in heard.err) if said else "repeats" not in heard.err + heard.out

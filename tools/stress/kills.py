@@ -52,9 +52,13 @@ def command_of(pid):
 
 
 def strike(process, victim, rng):
-    """Kill or stop a process, or kill one of its workers: (whether one was hit, its worker processes)."""
+    """Kill or stop a process, or kill one of its workers, the next one where it has none now: (whether one was hit, its
+    worker processes)."""
     workers = workers_of(process)
     if victim == "worker":
+        while not workers and process.poll() is None:  # some live for a second only
+            time.sleep(rng.uniform(0, 0.1))
+            workers = workers_of(process)
         if not workers:
             return False, workers
         with contextlib.suppress(ProcessLookupError):
