@@ -21,6 +21,7 @@ STYLE = """
 .card > .photos > img { max-height: 45vh; width: auto; } .caption-label { white-space: normal; max-width: 100%; }
 body:has(.answer .card) .files, body:has(.answer .card) .files button { height: 6.5rem !important; min-height: 0; }
 .card summary { cursor: pointer; padding: .3rem 0; text-decoration: underline; } .card details p { font-size: .85rem; }
+.dark .tab-container button.selected { color: #93c5fd; }
 a.save { display: inline-block; padding: .4rem .9rem; border: 1px solid #8888; border-radius: 6px; margin: .4rem 0; }
 """
 

@@ -250,6 +250,20 @@ def build(config, predictor, upload_dir, translated):
     return page.queue(max_size=MAX_QUEUE)
 
 
+def readable_theme() -> gr.themes.Base:
+    """Gradio's theme with no font from the network, and colours of text that have a contrast of 4.5 at least."""
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return theme.set(
+        color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
+
+
 def start(config, upload_dir):
     """Load the run, warm it up and serve; returns the running gradio.Blocks."""
     os.environ["GRADIO_TEMP_DIR"] = str(upload_dir.folder)
@@ -272,7 +286,7 @@ def start(config, upload_dir):
         quiet=True,
         css=STYLE,
         i18n=translated,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no font from the network
+        theme=readable_theme(),
         footer_links=["api"],
         ssr_mode=False,
         root_path=config.app.root_url or None,

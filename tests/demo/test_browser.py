@@ -100,6 +100,25 @@ def test_the_page_speaks_the_language_of_the_browser(served, browser, tmp_path):
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_of_the_demo_can_be_read(served, browser, tmp_path, scheme):
+    write_photo(tmp_path / "a.jpg", 1, (90, 120))
+    (tmp_path / "b.jpg").write_bytes(b"no photo")
+    page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme=scheme)
+    page.goto(served[0])
+    page.locator("input[type=file]").first.set_input_files([tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    page.locator(".card").nth(1).wait_for()
+    tabs, pale = page.get_by_role("tab").all_inner_texts(), {}
+    for name in tabs:
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.wait_for_timeout(300)  # colours fade in
+        contrast, where = page.evaluate(CONTRAST)
+        if contrast < 4.5:
+            pale[name] = contrast, where
+    page.close()
+    assert len(tabs) > 2 and not pale
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_visitor_uploads_films_makes_and_saves(served, browser, tmp_path, width):
     url, desk, *_ = served
