@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,14 @@ from foldface.data.loader import pixel_scale
 from foldface.faces.crops import TEMPLATES
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
-from foldface.nn import agecnn, batchnorm, from_onnx, weights
+from foldface.nn import agecnn, batchnorm, from_onnx, side_by_side, weights
+from foldface.nn.from_onnx import Source
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.predictions import fold_name
 from foldface.registry import refuse_unknown
-from foldface.settings import Config, DataConfig, ModelConfig, of_earlier, task_of
+from foldface.settings import BesideConfig, Config, DataConfig, ModelConfig, of_earlier, task_of
 from foldface.task import Task
 
 
@@ -46,15 +48,28 @@ def build(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     init: str = "default",
-    source: dict | None = None,
+    beside: Sequence[BesideConfig] = (),
+    sources: Sequence[Source | None] = (),
 ) -> torch.nn.Module:
     """A timm model or an ONNX network: (n, 3, image_size, image_size) float32 -> (n, outputs), read by heads.Heads.
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
-    weights begin that are not pretrained, see weights.initialise. source: what a weights file says of an ONNX network,
-    so that no other file is read.
+    weights begin that are not pretrained, see weights.initialise. beside: networks whose features stand beside its own.
+    sources: of it and of those beside it what a weights file says of an ONNX network, so that no other file is read.
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
     """
+    sources = list(sources) or [None] * (1 + len(beside))
+    if not beside:
+        return one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, init, sources[0])
+    first = one_network(backbone, outputs, pretrained, image_size, 0.0, drop_path, init, sources[0])
+    others = [network_beside(one, first, image_size, source) for one, source in zip(beside, sources[1:], strict=True)]
+    net = side_by_side.SideBySide(first, backbone, others, outputs, dropout)
+    quiet_classifier(net)
+    return net
+
+
+def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, init, source):
+    """`build` for one network alone. source: what a weights file says of an ONNX network, or None."""
     if from_onnx.is_onnx(backbone):
         model = onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source)
     else:
@@ -75,6 +90,19 @@ def build(
     elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
         quiet_classifier(model)
     return model
+
+
+def network_beside(chosen: BesideConfig, first, image_size, source):
+    """A network of model.beside, for photos that were prepared for the network `first`."""
+    side = chosen.image_size or image_size
+    try:
+        if not chosen.image_size and from_onnx.is_onnx(chosen.backbone):
+            side = from_onnx.side_of(chosen.backbone)
+        net = one_network(chosen.backbone, 1, chosen.pretrained, side, 0.0, 0.0, "default", source)
+    except InputError as error:
+        raise InputError(f"model.beside: {error}") from None
+    scale = pixel_scale(first)
+    return side_by_side.Beside(net, chosen.backbone, image_size, side, chosen.zoom, chosen.frozen, scale)
 
 
 def timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path):
@@ -119,6 +147,7 @@ def make(config: Config, outputs: int, fold: int, accelerator: Accelerator) -> t
     chosen = config.model
     set_seed(seed)
     start = start_weights(config, fold)
+    beside = [dataclasses.replace(one, pretrained=False) for one in chosen.beside] if start else chosen.beside
     net = build(
         chosen.backbone,
         outputs,
@@ -127,6 +156,7 @@ def make(config: Config, outputs: int, fold: int, accelerator: Accelerator) -> t
         chosen.dropout,
         chosen.drop_path,
         chosen.init,
+        beside,
     )
     if start:
         load_backbone(net, weights_of(str(start)))
@@ -259,6 +289,7 @@ def refuse_untrue(about: dict, heads: Heads) -> None:
     needed = prior[:1] if heads.task.numeric else prior  # how sure a number is may be unknown: NaN
     if len(prior) != heads.width or not all(math.isfinite(value) for value in needed):
         raise ValueError(f"prior holds {len(prior)} numbers, not {heads.width} finite ones")
+    side_by_side.refuse_untrue(about.get("beside", []))
     if type(about.get("fold", 0)) is not int:
         raise ValueError(f"fold is {about['fold']!r}, no number")
 
@@ -273,13 +304,20 @@ def load(path: str | Path) -> tuple[torch.nn.Module, Heads, dict]:
             about |= {"task": task_of_weights(about)}
             heads = Heads(Task(**about["task"]), about["heads"])
             refuse_untrue(about, heads)
-            source = None
-            if from_onnx.is_onnx(about["backbone"]):
-                source = from_onnx.saved(about, Path(path).stat().st_size)
+            networks, most = [about, *about.get("beside", [])], Path(path).stat().st_size
+            onnx = [from_onnx.is_onnx(one["backbone"]) for one in networks]
+            sources = [
+                from_onnx.saved(one, most) if is_onnx else None for one, is_onnx in zip(networks, onnx, strict=True)
+            ]
+            beside = [
+                BesideConfig(one["backbone"], False, one["image_size"], one["zoom"], one["frozen"])
+                for one in networks[1:]
+            ]
+            how = about["backbone"], heads.size, False, about["image_size"]
             with torch.device("meta"):
-                empty = build(about["backbone"], heads.size, False, about["image_size"], source=source)
+                empty = build(*how, beside=beside, sources=sources)
             refuse_other_tensors(file, empty)
-        model = build(about["backbone"], heads.size, False, about["image_size"], source=source)
+        model = build(*how, beside=beside, sources=sources)
         model.load_state_dict(load_file(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

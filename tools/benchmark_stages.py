@@ -255,7 +255,8 @@ def predict_folds(config, folder, backend):
     nets, paths = {}, {}
     for fold in range(FOLDS):
         torch.manual_seed(fold)
-        net = model.build(chosen.model.backbone, read.size, chosen.model.pretrained, data.image_size).eval()
+        how = chosen.model
+        net = model.build(how.backbone, read.size, how.pretrained, data.image_size, beside=how.beside).eval()
         about |= {key: list(net.pretrained_cfg[key]) for key in ("mean", "std")} | {"prior": [0.0] * read.width}
         nets[fold], paths[fold] = net, folder / f"fold{fold}" / "best.safetensors"
         if not paths[fold].is_file():

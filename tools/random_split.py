@@ -76,7 +76,8 @@ def train_and_answer(
     """
     torch.manual_seed(config.seed)
     rng, train = np.random.default_rng(config.seed), config.train
-    net = model.build(config.model.backbone, classes, config.model.pretrained, config.data.image_size)
+    how = config.model
+    net = model.build(how.backbone, classes, how.pretrained, config.data.image_size, beside=how.beside)
     scale = [timm.data.resolve_data_config(net.pretrained_cfg)[key] for key in ("mean", "std")]
     steps = train.epochs * math.ceil(len(rows) / train.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), train.lr, weight_decay=train.weight_decay)

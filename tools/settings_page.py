@@ -8,7 +8,7 @@ import json
 
 import docstring_parser
 
-from foldface.settings import GROUPS, Config, ExtraConfig, HeadConfig
+from foldface.settings import GROUPS, BesideConfig, Config, ExtraConfig, HeadConfig
 from foldface.usage import type_in_words
 
 
@@ -51,6 +51,8 @@ def main():
         *table_of(HeadConfig, "", "A head of `task.heads`"),
         "",
         *table_of(ExtraConfig, "", "A set of `data.extra`"),
+        "",
+        *table_of(BesideConfig, "", "A network of `model.beside`"),
     ]
     print("\n".join(lines))
 

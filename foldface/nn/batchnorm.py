@@ -7,22 +7,26 @@ import timm
 import torch
 
 from foldface.files import InputError
+from foldface.nn.from_onnx import OnnxNetwork
 
 
 def lowest_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
-    """The modules of the `count` lowest layers in timm's groups, stem first. Raises InputError if there are fewer."""
+    """The modules of the `count` lowest layers in timm's groups, stem first, and those that never learn (model.beside),
+    beside which the first network's layers are counted. Raises InputError if there are fewer."""
+    fixed = list(getattr(model, "fixed", ()))
     if not count:
-        return []
+        return fixed
+    whole, model = model, getattr(model, "first", model)
     groups = model.group_matcher(coarse=True) if hasattr(model, "group_matcher") else {}
     layers = timm.models.group_modules(model, groups) if groups else {}
-    if count >= len(layers):
-        most = max(len(layers) - 1, 0)
+    most = max(len(layers) - (model is whole), 0)  # its classifier is no layer to freeze
+    if count > most:
         raise InputError(
             f"train.freeze_layers {count}: this backbone has {most} layers to freeze: --train.freeze_layers "
             + (f"{most}, or less" if most else "0 trains them all")
         )
     names = {name for layer in sorted(layers)[:count] for name in layers[layer]}
-    return [module for name, module in model.named_modules() if name in names]
+    return fixed + [module for name, module in model.named_modules() if name in names]
 
 
 def freeze_batch_norm(model: torch.nn.Module) -> None:
@@ -57,12 +61,12 @@ def refresh_batch_norm(
 
 
 class LayerTracer(torch.fx.Tracer):
-    """Traces a model down to torch's layers and to timm's layers without batch norm."""
+    """Traces a model down to torch's layers, to timm's layers without batch norm and to ONNX networks."""
 
     def is_leaf_module(self, module, name):
         inside = any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules() if part is not module)
         whole = type(module).__module__.startswith("timm.layers") and not inside
-        return whole or super().is_leaf_module(module, name)
+        return whole or isinstance(module, OnnxNetwork) or super().is_leaf_module(module, name)
 
 
 def norm_pairs(model):

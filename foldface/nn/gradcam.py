@@ -10,6 +10,7 @@ from foldface import devices
 from foldface.data import loader
 from foldface.files import InputError
 from foldface.nn.heads import Heads
+from foldface.nn.side_by_side import SideBySide
 from foldface.settings import Config
 
 # ------------------------------------------------------------------------------------------------------- the maps
@@ -72,7 +73,9 @@ def as_map(net, out):
 
 def default_layer(net: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> str:
     """The name of the last layer before places are averaged: the last one with a map, in a ViT the last block's first
-    norm, since all its tokens still reach the answer."""
+    norm, since all its tokens still reach the answer. Of several networks (model.beside) it is the first one's."""
+    if isinstance(net, SideBySide):
+        layers = {name: layer for name, layer in layers.items() if name.startswith("first.")}
     if getattr(net, "num_prefix_tokens", 0):
         found = [name for name in layers if name.endswith(".norm1")]
         if found:
