@@ -8,6 +8,7 @@
     python ensemble.py --weights search --runs runs/a runs/b runs/c
     python ensemble.py --stack --columns camera sex --embeddings    a model of predictions, columns, tools.embed
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
+    python ensemble.py --decide temperature         probabilities that mean what they say; answers stay
     python ensemble.py --data.eval_group id --data.eval_group_heads '["gender", "age"]'   a person's photos together
 
 Prints each run's out-of-fold score with its interval, and how many answers each class has; both, and how far the
@@ -145,6 +146,8 @@ def decide(known: oof.OofPredictions, what: Sequence[str], weigh: Callable, base
     task, head = known.task, known.task.number
     if "thresholds" in what:
         return oof.decide_thresholds(known, weigh, baseline)
+    if "temperature" in what:
+        return oof.decide_temperature(known, weigh)
 
     def mean(weights, probabilities, numbers, boundary=None):
         each = probabilities if boundary is None else blend.at_boundary(task, probabilities, numbers, boundary)
@@ -239,10 +242,11 @@ FLAGS = {
     "--embeddings": {"action": "store_true", "help": "for --stack: features of the photos, which tools.embed wrote"},
     "--decide": {
         "nargs": "+",
-        "choices": ["boundary", "bias", "thresholds"],
+        "choices": ["boundary", "bias", "thresholds", "temperature"],
         "default": [],
         "help": "choose the age at which the oldest class begins (ages in years), a bias of each head's classes; of "
-        "several labels a photo the probability from which each is answered",
+        "several labels a photo the probability from which each is answered; the temperature at which probabilities "
+        "mean what they say, answers stay",
     },
 }
 
@@ -255,11 +259,14 @@ def refuse_misfits(config, task: Task, vote: str) -> None:
         raise InputError(
             "--decide and --rank are about classes; the answer is a number: --soft (mean) or --hard (median)"
         )
-    if config.decide and metrics.of_probabilities(task):
+    if "temperature" in config.decide:
+        if len(set(config.decide)) > 1:
+            raise InputError("--decide temperature is about probabilities, all else about answers: give it alone")
+    elif config.decide and metrics.of_probabilities(task):
         raise InputError(
             f"--decide chooses among answers; task.score {task.score} looks at probabilities: leave it out"
         )
-    if config.decide and ("thresholds" in config.decide) != task.multilabel:
+    elif config.decide and ("thresholds" in config.decide) != task.multilabel:
         what = "thresholds is" if not task.multilabel else f"{config.decide[0]} is not"
         raise InputError(f"--decide: {what} for several labels a photo, a head of kind multilabel")
     if (config.columns or config.embeddings) and not config.stack:

@@ -1,4 +1,4 @@
-"""Choices fitted to out-of-fold predictions: weights of several runs, the answer's age boundary, a bias.
+"""Choices fitted to out-of-fold predictions: weights of several runs, the answer's age boundary, a bias, a temperature.
 
 A choice is scored on people that it was not fitted to, fold by fold (`nested`): a gain on the rows that it was fitted
 to means nothing.
@@ -16,7 +16,9 @@ from foldface.task import Task
 
 ROUNDS = 40  # of hill climbing, so that a weight is a multiple of 1/40 at the finest
 MIN_PROBABILITY = 1e-9
+LEAST_WRITTEN = 5e-7  # a probability that a file, of six decimals, has as 0 may be as large
 THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)  # probabilities that are tried for a label
+TEMPERATURES = np.geomspace(0.2, 5, 81)  # that are tried; the middle one is 1
 STEPS = np.round(np.arange(-1.5, 1.51, 0.1), 1)  # log biases that are tried for a class
 
 
@@ -158,6 +160,27 @@ def at_thresholds(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         np.minimum(below, np.nextafter(0.5, 0)),
         0.5 + 0.5 * (scores - thresholds) / (1 - thresholds),
     )
+
+
+def tempered(task: Task, scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (n, k) as logits divided by a temperature give them (Guo et al. 2017): above 1 they are less sure,
+    below it surer. Their order stays, of several labels a photo also the side of a half that each lies on."""
+    if task.multilabel:
+        both = np.stack([scores, 1 - scores], -1)
+        return normalised_power(both, temperature)[..., 0]
+    return normalised_power(scores, temperature)
+
+
+def normalised_power(scores, temperature):
+    logs = np.log(np.maximum(scores, LEAST_WRITTEN)) / temperature
+    found = np.exp(logs - logs.max(-1, keepdims=True))
+    return found / found.sum(-1, keepdims=True)
+
+
+def choose_temperature(task: Task, scores: np.ndarray, target: np.ndarray) -> float:
+    """The temperature with the least log loss. scores: (n, k); target: (n,)."""
+    losses = [metrics.value(task, target, tempered(task, scores, one), "log_loss") for one in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])
 
 
 def movable(task):

@@ -214,9 +214,10 @@ def scores(task: Task, target: ArrayLike, answer: ArrayLike) -> dict[str, float]
     return {name: float(found) for name, found in result.items()}
 
 
-def value(task: Task, target: ArrayLike, answer: ArrayLike) -> float:
-    """The task's score alone, in a fraction of the time that `scores` takes. target (n,); answer (n,) or (n, k)."""
-    score = score_of(task)
+def value(task: Task, target: ArrayLike, answer: ArrayLike, name: str = "") -> float:
+    """The task's score alone, or the one named, in a fraction of the time that `scores` takes. target (n,); answer (n,)
+    or (n, k)."""
+    score = score_named(name) if name else score_of(task)
     return float(score.value(task, np.asarray(target), seen_by(task, score, answer)))
 
 
@@ -289,6 +290,14 @@ def f1_by_class(task: Task, target: np.ndarray, answer: np.ndarray, people: Arra
     found = (times @ above) / np.maximum(times @ below, 1)  # 0 in a sample where the class neither is nor is answered
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return ClassF1(above.sum(0) / np.maximum(below.sum(0), 1), low, high)
+
+
+def confidences(task: Task, target: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(confidence (n,), right (n,) 0 or 1) of answers by probabilities told (n, k); of several labels a photo, of each
+    label of each photo."""
+    if task.multilabel:
+        return np.maximum(told, 1 - told).ravel(), ((told >= 0.5) == task.sets(target)).ravel().astype(float)
+    return told.max(1), (told.argmax(1) == target).astype(float)
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> tuple[float, list]:

@@ -76,26 +76,38 @@ class OofPredictions:
         self.lines.append(f"  {metrics.title(self.task, name)} {value:.4f} ({low:.3f}-{high:.3f})")
         print(self.lines[-1])
 
-    def log_scores(self, lines: Sequence[tuple[np.ndarray, str, np.ndarray | None]]) -> list[bool]:
-        """`log_score` for several (answer, title, baseline or None), all on the same people drawn: a list of bool."""
+    def log_scores(self, lines: Sequence[tuple[np.ndarray, str, np.ndarray | None]], name: str = "") -> list[bool]:
+        """`log_score` for several (answer, title, baseline or None), all on the same people drawn: a list of bool.
+
+        name: of another score than the task's own."""
         task, better = self.task, []
+        sign = (-1 if metrics.score_named(name).less_is_better else 1) if name else metrics.sign(task)
         kept = {id(one): one for answer, _, baseline in lines for one in (answer, baseline) if one is not None}
-        values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people)
+        values = metrics.bootstrap_scores(task, self.target, list(kept.values()), self.people, name=name)
         sampled = dict(zip(kept, values, strict=True))
         for answer, title, baseline in lines:
             low, high = metrics.quantiles(sampled[id(answer)])
-            value = metrics.value(task, self.target, answer)
-            line, gain = f"{title}: out-of-fold {metrics.title(task)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
+            value = metrics.value(task, self.target, answer, name)
+            line, gain = f"{title}: out-of-fold {metrics.title(task, name)} {value:.4f} ({low:.3f}-{high:.3f})", 0.0
             if baseline is not None:
-                gain = value - metrics.value(task, self.target, baseline)
+                gain = value - metrics.value(task, self.target, baseline, name)
                 low, high = metrics.quantiles(sampled[id(answer)] - sampled[id(baseline)])
                 line += f", {gain:+.4f} ({low:+.4f} to {high:+.4f})" + (
                     "; the 95 % interval contains 0" if low <= 0 <= high else ""
                 )
             print(line)
             self.lines.append(line)
-            better.append(metrics.sign(task) * gain > 0)
+            better.append(sign * gain > 0)
         return better
+
+    def log_calibration(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Print the expected calibration error of two answers, probabilities (n, k)."""
+        errors = [
+            metrics.expected_calibration_error(*metrics.confidences(self.task, self.target, told))[0]
+            for told in (before, after)
+        ]
+        self.lines.append("expected calibration error {:.3f}, before {:.3f}".format(*errors[::-1]))
+        print(self.lines[-1])
 
 
 def decide_thresholds(
@@ -121,6 +133,41 @@ def decide_thresholds(
     weights, (_, thresholds) = weigh(everyone), choose(everyone)
     print("thresholds: " + ", ".join(f"{name} {at:.2f}" for name, at in zip(task.classes, thresholds, strict=True)))
     return lambda members, _: blend.at_thresholds(np.tensordot(weights, members, 1), thresholds)
+
+
+def decide_temperature(known: OofPredictions, weigh: Callable[[np.ndarray], np.ndarray]) -> Callable | None:
+    """A temperature, as a function of (m, n, k) and None -> probabilities (n, k); None if the log loss is no lower on
+    people that it was not chosen on. weigh(rows (n,) bool) -> weights (m,)."""
+    task = known.task
+
+    def choose(rows):
+        votes = np.tensordot(weigh(rows), known.predictions, 1)
+        return votes, blend.choose_temperature(task, votes[rows], known.target[rows])
+
+    def fit(rows):
+        votes, temperature = choose(rows)
+        return lambda others: blend.tempered(task, votes[others], temperature)
+
+    def as_they_are(rows):
+        return lambda others: blend.tempered(task, np.tensordot(weigh(rows), known.predictions[:, others], 1), 1.0)
+
+    nested, plain = (blend.nested(one, known.target, known.part) for one in (fit, as_they_are))
+    title = "decided temperature, on people not decided on"
+    lower = known.log_scores([(nested, title, plain)], "log_loss")[0]
+    known.log_calibration(plain, nested)
+    if not lower:
+        print("the probabilities as they are are not beaten: they stay")
+        return None
+    everyone = np.ones(len(known.target), bool)
+    weights, (_, temperature) = weigh(everyone), choose(everyone)
+    print(f"temperature: {temperature:.2f}")
+    return lambda members, _: blend.tempered(task, np.tensordot(weights, members, 1), temperature)
+
+
+def temperature_of(task: Task, run: Path | str) -> float:
+    """The temperature that fits all out-of-fold predictions of a run. Raises InputError where it has none."""
+    known = OofPredictions(task, [run])
+    return blend.choose_temperature(task, known.predictions[0], known.target)
 
 
 def read_numbers(task: Task, paths: Sequence[Path], ids: np.ndarray) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import pytest
 from helpers import MASK, guesses, people
 
 import ensemble
+import pseudo_label
 from foldface import blend, metrics, oof, predictions, task
 from foldface.files import InputError
 
@@ -133,15 +134,19 @@ def test_a_choice_never_sees_the_rows_that_it_answers():
 # --------------------------------------------------------------------------------------------------- the script
 
 
-def write_run(home, name, target, person, fold, strength, seed, ages=False, answer_for=("a.jpg", "b.jpg")):
+def sharpened(p, power):
+    """Probabilities that are surer than they should be, the same answers."""
+    return p**power / (p**power).sum(1, keepdims=True)
+
+
+def write_run(home, name, target, person, fold, strength, seed, ages=False, answer_for=("a.jpg", "b.jpg"), power=1):
     run = home / name
     run.mkdir(parents=True)
     frame = pd.DataFrame({"ImageID": [f"{p}/{k}.jpg" for k, p in enumerate(person)], "id": person, "fold": fold})
-    predictions.with_answers(MASK, frame.assign(target=target), guesses(target, strength, seed)).to_csv(
-        run / "oof.csv", index=False
-    )
+    told = sharpened(guesses(target, strength, seed), power)
+    predictions.with_answers(MASK, frame.assign(target=target), told).to_csv(run / "oof.csv", index=False)
     for k in range(2):
-        found = guesses(np.zeros(len(answer_for), int), 3.0, k)
+        found = sharpened(guesses(np.zeros(len(answer_for), int), 3.0, k), power)
         predictions.with_answers(MASK, pd.DataFrame({"ImageID": answer_for}), found).to_csv(
             run / f"fold{k}.csv", index=False
         )
@@ -278,3 +283,98 @@ def test_where_nothing_chosen_is_better_the_answers_are_the_plain_votes(runs, mo
     monkeypatch.setattr(oof.OofPredictions, "log_score", lambda *_: False)
     competition.run(ensemble, "--runs", *homes, "--hard", "--weights", "search")
     assert pd.read_csv(config.submission).equals(plain)
+
+
+# ------------------------------------------------------------------------------------------------- the temperature
+
+
+def test_a_temperature_keeps_the_order_of_the_classes_and_the_labels_that_are_answered():
+    p = guesses(people(20)[0], 1.0, 0)
+    labels = task.Task([{"name": "has", "kind": "multilabel", "classes": ["a", "b", "c"]}])
+    told = np.random.default_rng(0).random((50, 3))
+    for temperature in (0.3, 4.0):
+        found = blend.tempered(MASK, p, temperature)
+        assert np.allclose(found.sum(1), 1) and np.array_equal(found.argsort(1), p.argsort(1))
+        assert np.array_equal(blend.tempered(labels, told, temperature) >= 0.5, told >= 0.5)
+    assert np.allclose(blend.tempered(MASK, p, 1.0), p) and np.allclose(blend.tempered(labels, told, 1.0), told)
+
+
+def test_the_temperature_of_labels_that_are_too_sure_is_found():
+    labels, rng = (
+        task.Task([{"name": "has", "kind": "multilabel", "classes": ["a", "b", "c"]}]),
+        np.random.default_rng(0),
+    )
+    logits = rng.normal(0, 1.5, (4000, 3))
+    target = labels.code(rng.random((4000, 3)) < 1 / (1 + np.exp(-logits)))
+    assert blend.choose_temperature(labels, 1 / (1 + np.exp(-3 * logits)), target) == pytest.approx(3, rel=0.1)
+
+
+def overconfident(competition, power=4):
+    """A run whose probabilities are far too sure: the right temperature is power / 2."""
+    target, person, fold = people()
+    (competition.eval / "info.csv").write_text("ImageID,ans\na.jpg,0\nb.jpg,0\n")
+    run = write_run(competition.root, "sure", target, person, fold, 2.0, 0, power=power)
+    return run, target, fold, oof.OofPredictions(MASK, [run]).predictions[0]  # as its file has them, rounded
+
+
+def test_a_temperature_makes_probabilities_mean_what_they_say_and_changes_no_answer(competition, capsys):
+    run, target, fold, told = overconfident(competition)
+    config = competition.config()
+    competition.run(ensemble, "--runs", run)
+    plain, _ = pd.read_csv(config.submission), capsys.readouterr()
+    competition.run(ensemble, "--runs", run, "--decide", "temperature")
+    out = capsys.readouterr().out
+    assert float(re.search(r"temperature: ([\d.]+)", out)[1]) == pytest.approx(2, rel=0.1)
+    assert pd.read_csv(config.submission).equals(plain)
+    nested = np.empty_like(told)
+    for k in np.unique(fold):
+        chosen = blend.choose_temperature(MASK, told[fold != k], target[fold != k])
+        nested[fold == k] = blend.tempered(MASK, told[fold == k], chosen)
+    losses = [-np.log(p[np.arange(len(target)), target]).mean() for p in (blend.tempered(MASK, told, 1.0), nested)]
+    found = re.search(r"on people not decided on: out-of-fold log loss ([\d.]+) .*, (-[\d.]+) \((.*) to (.*)\)\n", out)
+    assert float(found[1]) == pytest.approx(losses[1], abs=6e-5)
+    assert float(found[2]) == pytest.approx(losses[1] - losses[0], abs=6e-5) and float(found[4]) < 0
+    after, before = re.search(r"expected calibration error ([\d.]+), before ([\d.]+)", out).groups()
+    assert float(after) < 0.06 < 0.2 < float(before)
+    decision = ensemble.decide(oof.OofPredictions(MASK, [run]), ["temperature"], lambda _: np.ones(1), None)
+    assert np.allclose(decision(told[None], None), blend.tempered(MASK, told, 1.9), atol=0.02)
+
+
+def test_probabilities_that_mean_what_they_say_stay(competition, capsys):
+    run, *_ = overconfident(competition, power=2)
+    competition.run(ensemble, "--runs", run, "--decide", "temperature")
+    out = capsys.readouterr().out
+    gain = re.search(r"log loss [\d.]+ \([^)]*\), ([+-][\d.]+) \(", out)
+    assert abs(float(gain[1])) < 0.001
+    assert "temperature: " not in out or re.search("temperature: (0.9|1.0)", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--decide", "temperature", "bias"], r"--decide temperature is about probabilities, all else about answers"),
+        (["--decide", "temperature", "--hard"], r"--decide chooses on mean probabilities"),
+        (["--decide", "temperature", "--stack"], r"--stack takes the place of --decide"),
+    ],
+)
+def test_what_does_not_go_with_a_temperature_is_one_line(competition, words, said):
+    run, *_ = overconfident(competition)
+    with pytest.raises(InputError, match=said):
+        competition.run(ensemble, "--runs", run, *words)
+
+
+def test_pseudo_labels_are_as_sure_as_out_of_fold_answers_were_right(competition, capsys):
+    run, *_, told = overconfident(competition)
+    for k, part in enumerate((told[:400], told[400:])):
+        frame = pd.DataFrame({"ImageID": [f"{k}_{n}.jpg" for n in range(len(part))]})
+        predictions.with_answers(MASK, frame, part).to_csv(f"{run}/fold{k}.csv", index=False)
+    words = ["--run", run, "--pseudo.threshold", 0.8]
+    competition.run(pseudo_label, *words)
+    sure = pd.read_csv(f"{run}/pseudo.csv")
+    competition.run(pseudo_label, *words, "--temperature")
+    assert f"{run}: probabilities at the temperature 1.90" in capsys.readouterr().out
+    fewer = pd.read_csv(f"{run}/pseudo.csv")
+    expected = blend.tempered(MASK, told, 1.9).max(1)
+    assert len(fewer) == pytest.approx((expected >= 0.8).sum(), rel=0.1) and len(fewer) < 0.8 * len(sure)
+    both = fewer.merge(sure, on="ImageID")
+    assert len(both) == len(fewer) and (both["ans_x"] == both["ans_y"]).all()

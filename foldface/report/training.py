@@ -179,12 +179,9 @@ def calibration(task, oof):
         right = metrics.Within().each(task, oof["target"].to_numpy(), oof["ans"].to_numpy())
         if np.isnan(confidence).all():
             return []
-    elif task.multilabel:  # of each label of each photo
-        told, truth = oof[task.probabilities].to_numpy(float), task.sets(oof["target"])
-        confidence, right = np.maximum(told, 1 - told).ravel(), ((told >= 0.5) == truth).ravel().astype(float)
     else:
-        confidence = oof[task.probabilities].to_numpy(float).max(1)
-        right = (oof["target"] == oof["ans"]).to_numpy(float)
+        told = oof[task.probabilities].to_numpy(float)
+        confidence, right = metrics.confidences(task, oof["target"].to_numpy(), told)
     error, rows = metrics.expected_calibration_error(confidence, right)
 
     def draw(ax):
