@@ -3,6 +3,7 @@
     python face_crop.py                                            the sample data
     python face_crop.py --data.train DIR --data.eval DIR --data.crops DIR
     python face_crop.py --crop.detectors [facenet,retinaface,person,centre]      the second-place team's order
+    torchrun --nproc_per_node 4 -- face_crop.py --data.crops DIR     four processes share the photos, on any machines
     python face_crop.py --retry               look again at photos without a face, with more detectors if you name more
 
 Stop it whenever you like: the same command goes on, and what is done is not done again. Each photo gets a row in
@@ -18,9 +19,11 @@ import pandas as pd
 from dataset import answerable, eval_rows, training_rows
 from foldface import cli
 from foldface.cli import run_main
-from foldface.faces.crops import crop_plan
+from foldface.faces.job import crop_plan
 from foldface.faces.manifest import own_names
 from foldface.files import InputError, folder_lock, refuse_unwritable
+from foldface.ranks import ALONE, Ranks, several
+from foldface.runtime import is_main_process
 from foldface.settings import Config
 
 # ------------------------------------------------------------------------------------------------------- the job
@@ -46,16 +49,16 @@ def plan(config: Config) -> pd.DataFrame:
     return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def crop_all(config: Config, retry: bool = False) -> pd.DataFrame:
+def crop_all(config: Config, retry: bool = False, ranks: Ranks = ALONE) -> pd.DataFrame:
     """Crop everything that the settings name; returns the manifest as a DataFrame. retry: look again at the photos that
-    no detector found; crop.detectors may then be longer than it was."""
+    no detector found; crop.detectors may then be longer than it was. ranks: the processes that share the photos."""
     folder, crop = config.data.crops, config.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
     todo = plan(config)
     with folder_lock(folder):
-        return crop_plan(todo, folder, crop, retry)
+        return crop_plan(todo, folder, crop, retry, ranks)
 
 
 USED = ("task", "data", "crop")  # --help shows these groups of settings
@@ -69,8 +72,14 @@ FLAGS = {
 
 def main(argv: list[str] | None = None) -> None:
     config = cli.read(__doc__, FLAGS, argv, USED)
-    start = time.perf_counter()
-    manifest = crop_all(config, config.retry)
+    start, ranks = time.perf_counter(), ALONE
+    if several():
+        from foldface import devices
+
+        ranks = devices.join_ranks(config)
+    manifest = crop_all(config, config.retry, ranks)
+    if not is_main_process():
+        return
     seconds, folder = time.perf_counter() - start, config.data.crops
     counts = manifest["detector"].value_counts().items()
     print(

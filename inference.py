@@ -3,6 +3,7 @@
     python inference.py --run runs/sample
     python inference.py --run runs/try --data.eval DIR --data.crops DIR --inference.flip true
     python inference.py --run runs/trash --data.eval FOLDER        photos, or class folders, which ensemble.py scores
+    torchrun --nproc_per_node 8 -- inference.py --run runs/sample      eight GPUs share the photos, to the same files
 
 Writes runs/NAME/fold{k}.csv for each trained fold, and final.csv for the final fit (train.final). --output FOLDER
 writes into that folder instead, with copies of the run's files that other scripts read, so that FOLDER can be their
@@ -20,9 +21,9 @@ import pandas as pd
 import dataset
 from foldface import predictions, runs, submission
 from foldface.cli import run_main
-from foldface.data import layouts
 from foldface.faces import manifest
 from foldface.files import atomic_write, folder_lock, warn_once, write_csv
+from foldface.runtime import is_main_process
 
 # files of a run that other scripts read beside its predictions
 CARRIED = ("folds.csv", "oof.csv", "oof_*.csv", "metrics.json", "data.json", "report.html", "report.json")
@@ -41,9 +42,11 @@ USED = ("task", "data", "inference")  # --help shows these groups of settings
 
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, argv=argv, used=USED)
-    from foldface.nn.predicting import key_of, predict, refuse_other_crops, refuse_unreadable
+    from foldface import devices
+    from foldface.nn import predicting, progress
     from model import checkpoints, load_folds
 
+    ranks = devices.join_ranks(config)
     paths = checkpoints(config.run) | runs.final_checkpoint(config.run)
     output = runs.output_folder(config)
     rows = dataset.eval_rows(config)
@@ -51,23 +54,24 @@ def main(argv: list[str] | None = None) -> None:
     task = heads.task
     submission.form_for(config, task, rows)  # refuse now what ensemble.py would refuse later
     trained_crops = abouts[min(abouts)]["crops"]  # load_folds made sure that all folds agree
-    refuse_other_crops(trained_crops, config.data.crops)
+    predicting.refuse_other_crops(trained_crops, config.data.crops)
     rows = manifest.with_files(rows, config.data.crops)
     if config.inference.backend == "onnx":
         from foldface.nn import onnx
 
-        nets = onnx.export_folds(nets, abouts, paths, output)
+        nets = onnx.export_folds(nets, abouts, paths, output, ranks)
 
-    files = rows["file"].to_numpy(str)
     kept = output / "inference.npz"  # predictions so far: a stopped inference resumes from it
-    if not any(map(os.path.isfile, files)):
-        refuse_unreadable(config, rows, "there is no such file")
-    boxes = rows[layouts.BOX].to_numpy().tolist() if "x1" in rows else []
+    if not any(map(os.path.isfile, rows["file"])):
+        predicting.refuse_unreadable(config, rows, "there is no such file")
     with folder_lock(output):
-        found, reasons = predict(nets, abouts, heads, rows, config, kept, key_of(paths, files, config, boxes))
+        key = predicting.key_of(paths, rows, config)
+        found, reasons = predicting.predict(nets, abouts, heads, rows, config, kept, key, ranks)
+    if not is_main_process():
+        return  # rank 0 has all answers
     bad = reasons != ""
     if bad.all():
-        refuse_unreadable(config, rows, reasons[0])
+        predicting.refuse_unreadable(config, rows, reasons[0])
     report = output / "unreadable.csv"
     if bad.any():
         write_csv(report, pd.DataFrame({"ImageID": rows["ImageID"][bad], "reason": reasons[bad]}))
@@ -84,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             path = output / f"{predictions.fold_name(fold)}_{task.number.key}.csv"
             write_csv(path, predictions.with_numbers(task, names, answers))
         write_csv(output / f"{predictions.fold_name(fold)}.csv", predictions.with_answers(task, names, answers))
-    kept.unlink(missing_ok=True)
+    progress.forget(kept)
     if output.resolve() != Path(config.run).resolve():
         carry(config.run, output)
     runs.remember(config, "data.eval")  # ensemble.py and pseudo_label.py answer for the same photos

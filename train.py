@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # these import torch, which --help does without
 
     from foldface.data.loader import PhotoLoader
     from foldface.nn.learner import Learner
+    from foldface.ranks import Ranks
 
 # ------------------------------------------------------------------------------------------------------ the fit
 
@@ -224,50 +225,37 @@ def summarize(
     tracker.conclude(scores | {"all_folds/folds": len(finished)}, pictures)
 
 
-def answer_test(config: Config, rows: pd.DataFrame) -> dict[str, dict]:
+def answer_test(config: Config, rows: pd.DataFrame, ranks: Ranks) -> dict[str, dict]:
     """Predict the held-out test set with the mean of the finished folds: writes test.csv, returns {"test": scores}.
 
     A final fit's own scores are in it too, as "final". {} if there is no test set. Nothing was selected on it, so its
-    scores are an unbiased estimate for new photos.
+    scores are an unbiased estimate for new photos. ranks: the processes that share its photos; rank 0 scores them.
     """
     test_rows = rows[rows["source"] == "test"].reset_index(drop=True)
     if not len(test_rows):
         return {}
     import model
-    from foldface.nn import predicting
+    from foldface.nn import predicting, progress
 
     task = config.predicted
     paths = model.checkpoints(config.run)
     paths = {k: path for k, path in paths.items() if path.with_name("oof.csv").is_file()}
-    nets, abouts, heads = model.load_folds(paths | runs.final_checkpoint(config.run))
-    by_fold, _ = predicting.predict(nets, abouts, heads, test_rows, config)
+    paths = ranks.broadcast(paths | runs.final_checkpoint(config.run))  # rank 0 has written the last of them
+    nets, abouts, heads = model.load_folds(paths)
+    kept = Path(config.run) / "test.npz"
+    key = predicting.key_of(paths, test_rows, config)
+    by_fold, _ = predicting.predict(nets, abouts, heads, test_rows, config, kept, key, ranks)
+    if not is_main_process():
+        return {}
     final = by_fold.pop(predictions.FINAL, None)
     mean, named = np.mean(list(by_fold.values()), axis=0), test_rows[["ImageID", "id", "target"]]
     frame = predictions.with_answers(task, named, mean)
     write_csv(Path(config.run) / "test.csv", frame)
+    progress.forget(kept)
     found = predictions.measured(task, frame) | {"photos": len(frame)}
     if final is not None:
         found["final"] = predictions.measured(task, predictions.with_answers(task, named, final))
     return {"test": found}
-
-
-def origin(config) -> str:
-    """What training starts from, in words."""
-    if config.model.init_from_run:
-        return f"{config.model.backbone} starts from the weights of the run {config.model.init_from_run}"
-    said = start_of(config.model, "model.pretrained")
-    for other in config.model.beside:
-        said += f"; beside it {start_of(other, 'pretrained')}" + " and stays as it is" * other.frozen
-    return said
-
-
-def start_of(network, setting) -> str:
-    """What one network, a ModelConfig or BesideConfig, starts from, in words."""
-    name, pretrained = network.backbone, network.pretrained
-    if pretrained is False:
-        return f"{name} starts from random weights ({setting} false)"
-    where = "its published weights" if pretrained is True else f"the weights of {pretrained}"
-    return f"{name} starts from {where}"
 
 
 def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -> None:
@@ -301,7 +289,7 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
             (Path(config.run) / f"fold{k}" / "state.pt").unlink(missing_ok=True)  # left by a kill after oof.csv
         print(f"fold {k} is finished")
     if todo:
-        print(origin(config))
+        print(runs.origin(config.model))
         accelerator = accelerator or devices.make_accelerator(config)
         for done, k in enumerate(todo):
             train_rows, valid_rows = split(rows, k)
@@ -315,9 +303,10 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
         accelerator = accelerator or devices.make_accelerator(config)
         with folder_lock(config.run, "final"), trackers.opened(config, predictions.FINAL) as tracker:
             fit_final(config, rows, existing, accelerator, tracker)
-    if is_main_process():
-        with folder_lock(config.run, wait=ENDING):  # commands may train folds side by side: the last one gathers all
-            predictions.gather(config.predicted, config.run, existing, answer_test(config, rows))
+    with folder_lock(config.run, wait=ENDING):  # commands may train folds side by side: the last one gathers all
+        tested = answer_test(config, rows, devices.join_ranks(config))
+        if is_main_process():
+            predictions.gather(config.predicted, config.run, existing, tested)
             training_report.draw_history(config.run, config.predicted)
             if (Path(config.run) / "metrics.json").is_file():
                 training_report.write(config, rows)

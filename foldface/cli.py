@@ -299,7 +299,8 @@ def run_main(main: Callable[[], None]) -> None:
         print(f"{who}error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) < 2:  # of many processes rank 0, and rank 1 in case rank 0 was killed
+            print("stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:  # `| head` closed the pipe: not our business, and not worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

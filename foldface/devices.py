@@ -1,13 +1,14 @@
 """Which device computes, and in which precision: one answer for training, inference, the demo, the GAN and explain."""
 
 import contextlib
+import datetime
 import functools
-import os
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from foldface.files import InputError
+from foldface.ranks import ALONE, Ranks, lost_processes, several
 from foldface.settings import Config
 
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # {accelerate's name: torch's dtype}
@@ -35,18 +36,31 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
+PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others: their shares may take hours
+
+
+def join_ranks(config: Config) -> Ranks:
+    """Join the other processes of this command, if it has several; on GPUs each then computes on its own one."""
+    if not several():
+        return ALONE
+    with lost_processes():
+        # gloo, on GPUs too: it moves objects without the GPU, and notices a lost process at once
+        state = PartialState(cpu=named_device(config).type == "cpu", backend="gloo", timeout=PATIENCE)
+    return Ranks(state.process_index, state.num_processes, torch.distributed)
+
+
 def precision_of(dtype):
     """accelerate's name of a dtype: "no", "fp16" or "bf16"."""
     return next(name for name, torch_name in PRECISIONS.items() if str(dtype) == f"torch.{torch_name}")
 
 
-def named_device(config):
+def named_device(config: Config) -> torch.device:
     """The torch.device that the setting `device` names: auto = a GPU if there is one. Raises InputError without it.
 
     On a CUDA GPU float32 products may be computed in TF32 from then on, wherever they are asked for.
     """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes: they can't share one MPS device
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
+    mps = torch.backends.mps.is_available() and not several()  # processes can't share one MPS device
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     name = next(one for one in there if there[one]) if config.device == "auto" else config.device
     if not there[name]:
         needed = "a torch that fits its driver" if name == "cuda" else "torch on a Mac with an Apple GPU, one process"

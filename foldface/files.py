@@ -65,7 +65,7 @@ def warn_once(line: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path | str, sync: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path | str, sync: bool = True, every_rank: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file written there replaces `path` when the block ends without error.
 
     A reader sees the old file or the new one, never a part; a failed write leaves the old file as it was. Without
@@ -73,9 +73,9 @@ def atomic_write(path: Path | str, sync: bool = True) -> Iterator[Path]:
     The temporary file is new (O_EXCL), has a random name and is locked while it is written, so that no link is followed
     and no two writers share a file. Where `path` is a link, the link is replaced; its target stays as it is.
     Raises InputError when the disk is full or the folder can't be written to. On other ranks than 0 the written file is
-    discarded.
+    discarded, unless `every_rank` writes a file of its own.
     """
-    if not is_main_process():
+    if not (every_rank or is_main_process()):
         yield Path(os.devnull)
         return
     path, partial = Path(path), None
@@ -245,9 +245,9 @@ def read_json(path: Path | str, remedy: str) -> Any:
         raise InputError(f"{path}: can't be read as JSON ({error}): {remedy}") from None
 
 
-def write_csv(path: Path | str, frame: pd.DataFrame, delimiter: str = ",") -> None:
-    """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically."""
-    with atomic_write(path) as partial:
+def write_csv(path: Path | str, frame: pd.DataFrame, delimiter: str = ",", every_rank: bool = False) -> None:
+    """Write a DataFrame as CSV (UTF-8, LF, six decimals, no index), atomically. every_rank: as of atomic_write."""
+    with atomic_write(path, every_rank=every_rank) as partial:
         how = {"float_format": "%.6f", "lineterminator": "\n", "quoting": csv.QUOTE_MINIMAL}
         frame.to_csv(
             partial, index=False, sep=delimiter, errors="backslashreplace", **how

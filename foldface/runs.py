@@ -17,7 +17,18 @@ from foldface.files import InputError, folder_lock, read_json, refuse_unwritable
 from foldface.predictions import FINAL
 from foldface.rules import check
 from foldface.runtime import is_main_process
-from foldface.settings import GROUPS, OF_ONE_SCRIPT, REMOVED, Config, HeadConfig, as_dict, flatten, of_earlier, put
+from foldface.settings import (
+    GROUPS,
+    OF_ONE_SCRIPT,
+    REMOVED,
+    Config,
+    HeadConfig,
+    ModelConfig,
+    as_dict,
+    flatten,
+    of_earlier,
+    put,
+)
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -298,6 +309,25 @@ def next_command(config: Config) -> str:
     return f"python inference.py --run {config.run}" + ("" if named else " --data.eval FOLDER")
 
 
+def origin(config: ModelConfig) -> str:
+    """What training starts from, in words."""
+    if config.init_from_run:
+        return f"{config.backbone} starts from the weights of the run {config.init_from_run}"
+    said = start_of(config, "model.pretrained")
+    for other in config.beside:
+        said += f"; beside it {start_of(other, 'pretrained')}" + " and stays as it is" * other.frozen
+    return said
+
+
+def start_of(network, setting) -> str:
+    """What one network, a ModelConfig or BesideConfig, starts from, in words."""
+    name, pretrained = network.backbone, network.pretrained
+    if pretrained is False:
+        return f"{name} starts from random weights ({setting} false)"
+    where = "its published weights" if pretrained is True else f"the weights of {pretrained}"
+    return f"{name} starts from {where}"
+
+
 def fold_seed(config: Config, fold: int) -> int:
     """The seed of a fold's initial weights, order and augmentation; the final fit has the place of a last fold."""
     return config.seed * 1009 + (1008 if fold == FINAL else fold)
@@ -323,7 +353,8 @@ def kept_epochs(paths: dict[int, Path]) -> list[int]:
 
 
 WRITTEN = ["args.json", "folds.csv", "rejected.csv", "unreadable.csv", "oof.csv", "metrics.json", "pseudo.csv"]
-WRITTEN += ["inference.npz", "fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
+WRITTEN += ["inference.npz", "inference-*.npz", "test.npz", "test-*.npz"]
+WRITTEN += ["fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
 WRITTEN += ["report.html", "report.json", "final", "final.csv", "final_*.csv"]
 WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html", "embedding.csv"]

@@ -18,6 +18,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def local_rank() -> int:
+    """The number of this process among those of its command on this machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 class Stopped(KeyboardInterrupt):
     """A request to save and end: SIGINT (Ctrl-C) or SIGTERM (from a cluster, Docker or the system)."""
 
@@ -59,9 +64,10 @@ def keep_memory() -> None:
 
 def cores(most: int = 32) -> int:
     """The number of CPU cores that this process may use, 1 to `most`: by its affinity and its container's quota (cgroup
-    v2 or v1)."""
+    v2 or v1); several processes of one command share them."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(count, most, quota())))
+    own = min(count, quota()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, math.ceil(min(own, most)))
 
 
 def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:

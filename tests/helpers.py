@@ -2,15 +2,19 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import loss
 import model
 from foldface import cli, settings, task
 from foldface.data.photos import cv2
+from foldface.faces import manifest
+from foldface.files import write_csv
 from foldface.nn import averaging, optim, resume
 from foldface.nn.heads import Heads
 from foldface.nn.learner import Learner
@@ -75,6 +79,29 @@ class Competition:
     def run(self, script, *more):
         """Do what typing a command with these words does, in this process."""
         script.main(self.words(*more))
+
+
+def crops_that_are_photos(competition):
+    """A crop folder of the photos to train on, each its own crop, with a face in it; -> its path."""
+    crops = competition.root / "crops"
+    crops.mkdir()
+    found = []
+    for photo in sorted(competition.train.rglob("*.jpg")):
+        crop = f"{photo.parent.name}-{photo.name}"
+        (crops / crop).write_bytes(photo.read_bytes())
+        found.append({"photo": str(photo), "crop": crop, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
+    frame = pd.DataFrame(found)
+    frame["sha1"] = frame["photo"].map(manifest.sha1_of)
+    write_csv(crops / "manifest.csv", frame.reindex(columns=manifest.MANIFEST_COLUMNS).fillna(""))
+    (crops / "crop.json").write_text('{"margin": 0.5}')
+    return crops
+
+
+def torchrun(processes, *words, **keywords):
+    """Run a script or `-m` and a module in so many processes, each on one thread, as torchrun starts them."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *words]
+    paths = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*map(str, launch)], capture_output=True, text=True, timeout=300, env=paths, **keywords)
 
 
 def make_learner(config, rows, steps, accelerator, seconds=None):

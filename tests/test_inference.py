@@ -19,7 +19,7 @@ import pseudo_label
 from foldface import blend, metrics, settings
 from foldface.data import leaks
 from foldface.files import InputError
-from foldface.nn import predicting
+from foldface.nn import predicting, progress
 from foldface.nn.heads import Heads
 from foldface.predictions import PSEUDO_COLUMNS, read_fold, with_answers
 from tools import average_weights
@@ -398,15 +398,18 @@ def test_predictions_go_on_where_they_were_unless_a_photo_changed(trained, tmp_p
     files = np.array([str(competition.eval / "images" / name) for name in competition.images])
     rows = pd.DataFrame({"file": files})
     paths = model.checkpoints(str(competition.root / "run"))
-    key = predicting.key_of(paths, files, config)
+    key = predicting.key_of(paths, rows, config)
     nets, abouts, heads = model.load_folds(paths)
     whole, _ = predicting.predict(nets, abouts, heads, rows, config)
     kept = tmp_path / "kept.npz"
-    predicting.predict(nets, abouts, heads, rows[:4], config, kept, key)  # as a kill after two batches leaves it
+    part = progress.Progress(kept, key, nets, 5, heads.width, 0)  # as a kill after two batches leaves it
+    for fold, found in part.found.items():
+        found[:] = whole[fold]
+    part.add(np.arange(4))
     again, _ = predicting.predict(nets, abouts, heads, rows, config, kept, key)
-    assert "resuming at photo 5" in capsys.readouterr().out
+    assert "4 of 5 photos were predicted before: going on" in capsys.readouterr().out
     assert all((whole[fold] == again[fold]).all() for fold in whole)
     write_photo(competition.eval / "images" / competition.images[0], 77, (50, 30))
-    assert predicting.key_of(paths, files, config) != key
-    boxes = [[[0, 0, 5, 5]], [[0, 0, 5, 6]]]
-    assert len({predicting.key_of(paths, files, config, box) for box in boxes}) == 2
+    assert predicting.key_of(paths, rows, config) != key
+    boxes = [rows.assign(x1=0, y1=0, x2=5, y2=y2) for y2 in (5, 6)]
+    assert len({predicting.key_of(paths, box, config) for box in boxes}) == 2

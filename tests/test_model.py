@@ -14,8 +14,7 @@ import torchvision
 from helpers import MASK, ROOT
 
 import model
-import train
-from foldface import cli, task
+from foldface import cli, runs, task
 from foldface.data import augment
 from foldface.data.photos import cv2
 from foldface.files import InputError
@@ -143,7 +142,7 @@ def test_another_networks_weights_and_layers_that_are_not_there_come_with_a_way_
     ],
 )
 def test_what_a_training_starts_from_is_said(words, said):
-    assert train.origin(cli.read("", argv=["--model.backbone", "resnet50", *words])) == f"resnet50 {said}"
+    assert runs.origin(cli.read("", argv=["--model.backbone", "resnet50", *words]).model) == f"resnet50 {said}"
 
 
 def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp_path, monkeypatch):

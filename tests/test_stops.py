@@ -23,9 +23,10 @@ import train
 from foldface import cli
 from foldface.data import loader
 from foldface.data.loader import mmap
-from foldface.faces import crops
+from foldface.faces import job
 from foldface.files import InputError, folder_lock
-from foldface.nn import learner, predicting, resume
+from foldface.nn import learner, resume
+from foldface.nn.progress import Progress
 from foldface.runtime import Stopped
 from tools import sample_data
 
@@ -175,9 +176,9 @@ def test_a_command_that_is_stopped_stops_what_it_started(tmp_path, number):
 
 def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
     done = []
-    with pytest.raises(InputError, match="was killed"), crops.processes(1) as pool:
-        crops.share_out(pool, abs, [-1, -2], done.append)
-        crops.share_out(pool, signal.raise_signal, [signal.SIGKILL], done.append)
+    with pytest.raises(InputError, match="was killed"), job.processes(1) as pool:
+        job.share_out(pool, abs, [-1, -2], done.append)
+        job.share_out(pool, signal.raise_signal, [signal.SIGKILL], done.append)
     assert sorted(done) == [1, 2]
 
 
@@ -185,8 +186,8 @@ def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
 def test_cropping_processes_end_with_a_command_that_is_killed():
     code = """if True:
         import os, signal, time
-        from foldface.faces import crops
-        with crops.processes(1) as pool:
+        from foldface.faces import job
+        with job.processes(1) as pool:
             print(pool.submit(os.getpid).result(), flush=True)
             pool.submit(time.sleep, 60)
             time.sleep(0.5)
@@ -412,10 +413,10 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
 
 
 def test_cropping_needs_no_shared_memory(monkeypatch, capsys):
-    monkeypatch.setattr(crops, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
+    monkeypatch.setattr(job, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
     done = []
-    with crops.processes(4) as pool:
-        crops.share_out(pool, abs, [-1, -2], done.append)
+    with job.processes(4) as pool:
+        job.share_out(pool, abs, [-1, -2], done.append)
     assert done == [1, 2] and "cropped by one process" in capsys.readouterr().err
 
 
@@ -445,33 +446,32 @@ def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition,
 
 def test_damaged_progress_of_a_prediction_begins_at_the_first_photo(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "inference.npz"
-    kept = predicting.Progress(path, "key", [0, 1], 20, 3, 0)
+    kept = Progress(path, "key", [0, 1], 20, 3, 0)
     for found in kept.found.values():
         found[:] = rng.random((20, 3))
-    kept.done = 10
-    kept.save()
+    kept.add(np.arange(10))
     whole = path.read_bytes()
     for _ in range(600):
         data = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.1 else whole)
         for at in rng.integers(max(1, len(data)), size=rng.integers(1, 9)):
             data[at : at + 1] = bytes([rng.integers(256)])
         path.write_bytes(bytes(data))
-        again = predicting.Progress(path, "key", [0, 1], 20, 3, 0)
-        assert again.done in (0, 10)
-        assert again.done == 0 or all((again.found[k][:10] == kept.found[k][:10]).all() for k in (0, 1))
+        again = Progress(path, "key", [0, 1], 20, 3, 0)
+        assert again.done.sum() in (0, 10)
+        assert not again.done.any() or all((again.found[k][:10] == kept.found[k][:10]).all() for k in (0, 1))
 
 
 def test_progress_that_would_grow_to_any_size_is_not_unpacked(tmp_path, capsys):
     path = tmp_path / "inference.npz"
-    kept = predicting.Progress(path, "key", [0], 20, 3, 0)
-    kept.found[0][:], kept.done = 0, 10
-    kept.save()
+    kept = Progress(path, "key", [0], 20, 3, 0)
+    kept.found[0][:] = 0
+    kept.add(np.arange(10))
     with np.load(path) as content:
         parts = dict(content)
-    assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 10
+    assert Progress(path, "key", [0], 20, 3, 0).done.sum() == 10
     np.savez_compressed(path, **parts)  # of ten rows here; of gigabytes of zeros in a stranger's run
-    assert predicting.Progress(path, "key", [0], 20, 3, 0).done == 0
-    assert "is damaged; starting at the first photo" in capsys.readouterr().err
+    assert not Progress(path, "key", [0], 20, 3, 0).done.any()
+    assert "is damaged; its photos are predicted again" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from foldface import devices
 from foldface.data import loader
 from foldface.nn.features import Features
 
@@ -30,18 +31,20 @@ DIMENSIONS = 16  # of the features after PCA
 def extract_features(rows: pd.DataFrame, config) -> np.ndarray:
     """Features of photos by a pretrained backbone (lite0), (n, d) float32; NaN rows for photos that can't be read.
 
-    rows: DataFrame with the column file.
+    rows: DataFrame with the column file. Several processes (torchrun) share the batches; each gets all features.
     """
     extract = Features(side=SIDE)  # lite0 for every run: its weights are installed, and it never saw these photos
     photos, batches = loader.PhotoDataset(rows, "none", SIDE, False), loader.SeededBatchSampler(len(rows), 64)
-    found, bar = [], tqdm(total=len(rows), desc="features", unit="photo", disable=None)
+    ranks = devices.join_ranks(config)
+    batches.take(ranks.share(batches.steps))
+    found, bar = [], tqdm(total=sum(map(batches.size, batches.steps)), desc="features", unit="photo", disable=None)
     with bar:
         for _, batch, errors in loader.make(photos, batches, config.data.workers):
             values = extract(batch).numpy()
             values[[k for k, error in enumerate(errors) if error]] = np.nan
             found.append(values)
             bar.update(len(batch))
-    return np.concatenate(found)
+    return np.concatenate(ranks.gather(found))
 
 
 def separate(train: np.ndarray, eval_: np.ndarray, people: np.ndarray) -> tuple[float, np.ndarray]:

@@ -23,6 +23,7 @@ from foldface.data.photos import cv2, read_photo
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
+from foldface.runtime import is_main_process
 from foldface.settings import put
 
 SAMPLE = 1500  # photos of each side that are compared; whole people of those to train on
@@ -211,7 +212,8 @@ def fold_contents(config, rows, task):
 
 
 def difference(config, rows, others):
-    """Section: how the photos to predict differ from those to train on, by tools.domain_shift."""
+    """Section: how the photos to predict differ from those to train on, by tools.domain_shift. Of several processes all
+    call it, since they share the photos."""
     from tools import domain_shift
 
     rng = np.random.default_rng(config.seed)
@@ -312,6 +314,11 @@ def main(argv: list[str] | None = None) -> None:
     rows, problems = dataset.training_rows(config.without_pseudo())
     task = config.predicted
     others = dataset.eval_rows(config) if dataset.answerable(config) else None
+    own = rows[rows["source"] == "train"]
+    if not is_main_process():
+        if others is not None:
+            difference(config, own, others)
+        return
     photos = rows["photo"].drop_duplicates().tolist()
     source = np.array(["train"] * len(photos))
     if others is not None:
@@ -335,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
         ("Folds", fold_contents(config, rows, task)),
     ]  # fmt: skip
     if others is not None:
-        sections.append(("Train and eval", difference(config, rows[rows["source"] == "train"], others)))
+        sections.append(("Train and eval", difference(config, own, others)))
     intro = (
         f"{(rows['source'] == 'train').sum()} photos to train on, {0 if others is None else len(others)} to predict."
     )

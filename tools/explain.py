@@ -4,6 +4,7 @@
     python -m tools.explain --run runs/first --photos a.jpg b.jpg --layers blocks.1 blocks.3 conv_head
     python -m tools.explain --run runs/first --head gender --of female       evidence for female, in every photo
     python -m tools.explain --run runs/first --check 300                     share of heat in the face's box
+    torchrun --nproc_per_node 2 -m -- tools.explain --run runs/first --check 300     the same, two processes share it
 
 A training photo is explained by the fold that was not trained on its person. Writes explain.png and explain.html into
 the run's folder (or --output), with thumbnails of the photos: keep them where the photos may be.
@@ -22,6 +23,7 @@ from foldface.data.photos import cv2
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
 from foldface.files import InputError, atomic_write, read_csv, read_json
 from foldface.report import html
+from foldface.runtime import is_main_process
 
 N_PHOTOS = 12  # unless photos are named
 TILE = 224  # pixels of a picture in explain.png
@@ -95,7 +97,7 @@ def write_png(seen: np.ndarray, overlays: list, path: Path) -> None:
 
 def check(config, explainer, count):
     """Print the share of heat inside the face's box, over right answers, beside the box's share of the photo, which is
-    the share of a uniform map."""
+    the share of a uniform map. Several processes share the photos."""
     task = explainer.task
     if not config.data.crops:
         raise InputError("--check needs face crops, whose manifest.csv has the face's box: data.crops is empty")
@@ -103,15 +105,14 @@ def check(config, explainer, count):
     manifest = read_csv(Path(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
     found = manifest.iloc[placed(manifest, known)].to_dict("records")
     crop = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py")
+    boxes = [face_box(row, crop) for row in found]
+    shown = [k for k, box in enumerate(boxes) if box is not None]
     shares = []
-    for k in tqdm(range(len(known)), "explaining", unit="photo", disable=None):
-        row = known.iloc[[k]].reset_index(drop=True)
-        box = face_box(found[k], crop)
-        if box is None:
-            continue
-        _, heat, _ = explainer.explain(row)
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        shares.append([area, *(heat_inside(one, box) for one in heat[0])])
+    for k in tqdm(explainer.ranks.share(shown), "explaining", unit="photo", disable=None):
+        _, heat, _ = explainer.explain(known.iloc[[k]].reset_index(drop=True))
+        x1, y1, x2, y2 = boxes[k]
+        shares.append([(x2 - x1) * (y2 - y1), *(heat_inside(one, boxes[k]) for one in heat[0])])
+    shares = explainer.ranks.gather(shares)
     if not shares:
         raise InputError("--check: no detector found a face in any of the photos")
     shares = np.array(shares)
@@ -207,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.check:
         check(config, explainer, config.check)
         return
+    if not is_main_process():
+        return  # a few photos are no work to share
     rows = select_photos(config, explainer.task, config.photos)
     if not len(rows):
         raise InputError(f"{config.run}/oof.csv: has no mistake; name photos with --photos")

@@ -152,11 +152,11 @@ class SeededBatchSampler:
         self.rank_slice = rank_slice
         self.weights = weights
         self.epoch = 0
-        self.start = 0  # batches of this epoch that are already done
         ends = [*range(batch_size, count, batch_size), count]
         if shuffle and len(ends) > 1 and ends[-1] - ends[-2] < 2 * rank_slice[1]:
             del ends[-2]  # a last batch too small for batch norm joins the one before it
         self.spans = list(zip([0, *ends], ends, strict=False))
+        self.steps = range(len(self.spans))  # the batches of the next iteration
 
     def __len__(self):
         return len(self.spans)
@@ -169,7 +169,11 @@ class SeededBatchSampler:
 
     def go_to(self, epoch: int, step: int = 0) -> None:
         """Start the next iteration at this epoch's batch `step`."""
-        self.epoch, self.start = epoch, step
+        self.epoch, self.steps = epoch, range(step, len(self.spans))
+
+    def take(self, steps: Sequence[int]) -> None:
+        """The next iteration loads these batches of the epoch alone."""
+        self.steps = steps
 
     def size(self, step: int) -> int:
         """Photos in batch `step` of the epoch, of all processes together."""
@@ -183,7 +187,7 @@ class SeededBatchSampler:
             order = rng.choice(self.count, self.count, p=self.weights)
         seeds = rng.integers(2**31, size=self.count)
         first, every = self.rank_slice
-        for start, end in self.spans[self.start :]:
+        for start, end in (self.spans[step] for step in self.steps):
             part = slice(start + first, end, every)
             keys = list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
             if keys:

@@ -14,6 +14,7 @@ import numpy as np
 
 from foldface.files import warn_once
 from foldface.registry import lookup, register
+from foldface.runtime import local_rank
 
 MIN_SIDE = 20  # pixels; facenet finds no smaller face, and fails on smaller photos
 GUESSES = ("person", "centre")  # of crop.detectors: no detectors, see crops.guess
@@ -138,8 +139,9 @@ def retinaface_model():
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # the worker processes use the cores
-    there = onnxruntime.get_available_providers()  # CUDA's comes with the package onnxruntime-gpu
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
+    providers = ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():  # comes with the package onnxruntime-gpu
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": local_rank()}))
     retinaface.ONNX_SESSION = onnxruntime.InferenceSession(retinaface.weights.WEIGHTS, options, providers=providers)
     return retinaface
 
@@ -150,7 +152,7 @@ def facenet_model():
     from facenet_pytorch import MTCNN
 
     torch.set_num_threads(1)
-    return MTCNN(keep_all=True, device="cuda" if torch.cuda.is_available() else "cpu")
+    return MTCNN(keep_all=True, device=f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(1)

@@ -24,7 +24,7 @@ MANIFEST_COLUMNS = ["photo", "crop", "status", "detector", "score", "x1", "y1", 
 STAMP = ["size", "mtime"]  # further columns: bytes and mtime in nanoseconds of the photo when it was cropped
 
 
-def stamp_of(path):
+def stamp_of(path: Path | str) -> tuple[str, str]:
     """(size, mtime) of a file, bytes and nanoseconds as text as in the manifest; ("", "") if there is no file."""
     try:
         found = os.stat(path)

@@ -126,14 +126,14 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 class Explainer:
-    """The folds of a run, the layers to explain, and the class whose evidence is shown."""
+    """The folds of a run, the layers to explain, the class whose evidence is shown, and the processes that share it."""
 
     def __init__(self, config: Config, folds: tuple[dict, dict, Heads], layers: list[str], head: str, of: str) -> None:
         """folds: of model.load_folds; layers: names, [] = the last one; head: a name, "" = the answer; of: a class,
         "" = the predicted one."""
         self.nets, self.abouts, self.heads = folds
         self.about, self.task = next(iter(self.abouts.values())), self.heads.task
-        self.config = config
+        self.config, self.ranks = config, devices.join_ranks(config)
         self.device, _ = devices.choose_device(config, {})
         for net in self.nets.values():
             net.to(self.device)

@@ -15,6 +15,7 @@ import torch
 
 from foldface.files import atomic_write
 from foldface.predictions import fold_name
+from foldface.ranks import ALONE, Ranks
 
 
 class OnnxNet(torch.nn.Module):
@@ -26,8 +27,12 @@ class OnnxNet(torch.nn.Module):
     def __init__(self, path: Path):
         super().__init__()
         there = onnxruntime.get_available_providers()
-        wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
-        self.session = onnxruntime.InferenceSession(str(path), providers=wanted)
+        wanted = []
+        if "CUDAExecutionProvider" in there and torch.cuda.is_available():
+            wanted = [("CUDAExecutionProvider", {"device_id": torch.cuda.current_device()})]  # this process's own GPU
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # OMP_NUM_THREADS: several processes share the cores
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(None, {"photos": photos.cpu().contiguous().numpy()})[0])
@@ -49,16 +54,24 @@ def export(net: torch.nn.Module, side: int, path: Path) -> None:
 
 
 def export_folds(
-    nets: dict[int, torch.nn.Module], abouts: dict[int, dict], paths: dict[int, Path], output: Path
+    nets: dict[int, torch.nn.Module],
+    abouts: dict[int, dict],
+    paths: dict[int, Path],
+    output: Path,
+    ranks: Ranks = ALONE,
 ) -> dict[int, OnnxNet]:
-    """Export each fold's model to output/fold{k} and return {fold: OnnxNet}. Files of other weights are deleted."""
-    found = {}
+    """Export each fold's model to output/fold{k} and return {fold: OnnxNet}. Files of other weights are deleted.
+
+    ranks: the processes that call this; rank 0 exports, and all of them load its files.
+    """
+    files = {}
     for fold, net in nets.items():
         digest = hashlib.sha1(paths[fold].read_bytes()).hexdigest()[:12]
-        path = output / fold_name(fold) / f"best-{digest}.onnx"
-        for old in path.parent.glob("best-*.onnx"):
-            if not old.name.startswith(path.stem):
-                old.unlink()
-        export(net, abouts[fold]["image_size"], path)
-        found[fold] = OnnxNet(path)
-    return found
+        files[fold] = output / fold_name(fold) / f"best-{digest}.onnx"
+        if ranks.index == 0:
+            for old in files[fold].parent.glob("best-*.onnx"):
+                if old != files[fold]:
+                    old.unlink()
+            export(net, abouts[fold]["image_size"], files[fold])
+    ranks.wait()
+    return {fold: OnnxNet(path) for fold, path in files.items()}

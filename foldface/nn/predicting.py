@@ -1,11 +1,11 @@
-"""Predict photos with all folds of a run in one pass, and keep progress so that a stopped prediction goes on."""
+"""Predict photos with all folds of a run in one pass, and keep progress so that a stopped prediction goes on.
+
+Several processes (foldface/ranks.py) take whole batches: each batch is the one that a single process computes.
+"""
 
 import hashlib
-import math
 import os
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,10 +17,13 @@ from tqdm import tqdm
 
 from foldface import devices
 from foldface.data import augment, loader
-from foldface.files import InputError, atomic_write, read_json
-from foldface.nn import batchnorm, resume
+from foldface.data.layouts import BOX
+from foldface.files import InputError, read_json
+from foldface.nn import batchnorm
 from foldface.nn.heads import Heads
+from foldface.nn.progress import Progress
 from foldface.nn.resume import stopping_between_steps
+from foldface.ranks import ALONE, Ranks
 from foldface.settings import Config, InferenceConfig
 
 
@@ -47,65 +50,17 @@ def refuse_other_crops(trained: dict, crops: str) -> None:
             )
 
 
-class Progress:
-    """Predictions so far, kept in a file, so that a stopped prediction goes on. The first `done` photos are finished.
-
-    found: {fold: (n, width) float32}; reasons: (n,) str, why a photo can't be read, "" = it can.
-    """
-
-    def __init__(
-        self, path: Path | None, key: str, folds: Iterable[int], count: int, width: int, minutes: float
-    ) -> None:
-        """path: the file, or None to keep nothing; key: see `progress_key`; minutes: between two writes."""
-        self.path, self.key, self.seconds, self.saved, self.done = path, key, 60 * minutes, time.monotonic(), 0
-        self.found = {fold: np.empty((count, width), np.float32) for fold in folds}
-        self.reasons = np.full(count, "", dtype=object)
-        if path and path.is_file():
-            self.resume()
-
-    def resume(self) -> None:
-        """Take over the content of the file if its key is the same."""
-        try:
-            resume.refuse_compressed(self.path)
-            with np.load(self.path, allow_pickle=False) as kept:
-                if str(kept["key"]) != self.key:
-                    return
-                done = int(kept["done"])
-                self.reasons[:done] = kept["reasons"]
-                for fold, found in self.found.items():
-                    found[:done] = kept[f"fold{fold}"]
-        except Exception:  # a damaged file fails in many ways; only time is lost
-            done = 0
-        if not done:
-            print(f"{self.path}: is damaged; starting at the first photo", file=sys.stderr)
-            return
-        self.done = done
-        print(f"resuming at photo {done + 1}")
-
-    def add(self, photos: int) -> None:
-        """So many more photos are done; keep them every few minutes."""
-        self.done += photos
-        self.save()
-
-    def save(self, now: bool = False) -> None:
-        """Write the file every few minutes, or now."""
-        if self.path is None or (not now and time.monotonic() - self.saved < self.seconds):
-            return
-        parts = {f"fold{fold}": found[: self.done] for fold, found in self.found.items()}
-        with atomic_write(self.path) as partial, open(partial, "wb") as file:
-            np.savez(file, key=self.key, done=self.done, reasons=self.reasons[: self.done].astype(str), **parts)
-        self.saved = time.monotonic()
-
-
-def key_of(paths: dict[int, Path], files: Sequence[str], config: Config, boxes: Sequence[Sequence[float]] = ()) -> str:
+def key_of(paths: dict[int, Path], rows: pd.DataFrame, config: Config) -> str:
     """A digest of all that predictions depend on: weights, names, sizes, times and boxes of photos, and settings.
 
-    paths: {fold: weights file}; files: photo files; boxes: [x1, y1, x2, y2] of each row, if rows are boxes.
+    paths: {fold: weights file}; rows: DataFrame of file and, for boxes, x1..y2.
     """
+    files = rows["file"].to_numpy(str)
     stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
     parts = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
     parts += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
-    parts += [config.inference, config.train.amp, config.device, *files, *boxes]
+    parts += [config.inference, config.train.amp, config.device, *files]
+    parts += rows[BOX].to_numpy().tolist() if BOX[0] in rows else []
     return hashlib.sha1("\n".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -131,12 +86,14 @@ def predict(
     config: Config,
     kept: Path | None = None,
     key: str = "",
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Predict all photos with all folds, decoding each photo once. Folds batch norm in `nets`, in place.
 
     nets, abouts: {fold: model}, {fold: metadata of its weights}; rows: DataFrame of file ("" = none) and, for boxes,
-    x1..y2; kept: a file for progress, with its `key`. Returns ({fold: (n, width) float32} as of Heads.answers, (n,) str
-    reasons why a photo can't be read, "" = read). A photo that can't be read gets the training labels' shares.
+    x1..y2; kept: a file for progress, with its `key`; ranks: the processes that share the batches, who need that file.
+    Returns ({fold: (n, width) float32} as of Heads.answers, (n,) str reasons why a photo can't be read, "" = read), of
+    several processes complete on rank 0 alone. A photo that can't be read gets the training labels' shares.
     """
     about = next(iter(abouts.values()))
     device, _ = devices.choose_device(config, about)
@@ -144,14 +101,16 @@ def predict(
         batchnorm.fold_batch_norm(net.to(device))
     photos = loader.PhotoDataset(rows, about["augment"], about["image_size"], False, fit=about["fit"])
     batches = loader.SeededBatchSampler(len(rows), config.inference.batch_size)
-    progress = Progress(kept, key, nets, len(rows), heads.width, config.save_minutes)
+    progress = Progress(kept, ranks.broadcast(key), nets, len(rows), heads.width, config.save_minutes, ranks)
     found, reasons = progress.found, progress.reasons
-    batches.go_to(0, math.ceil(progress.done / config.inference.batch_size))
+    left = [step for step, (start, end) in enumerate(batches.spans) if not progress.done[start:end].all()]
+    batches.take(ranks.share(left))
+    todo = sum(map(batches.size, batches.steps))
     feed = loader.make(photos, batches, config.data.workers)
     with (
         torch.inference_mode(),
         stopping_between_steps() as stop,
-        tqdm(total=len(rows), initial=progress.done, desc="predicting", unit="photo", disable=None) as bar,
+        tqdm(total=todo, desc=bar_title(ranks), unit="photo", disable=None) as bar,
     ):
         try:
             for indices, batch, errors in feed:
@@ -164,7 +123,7 @@ def predict(
                     refuse_no_numbers(mean, heads, f"fold {fold}")
                     found[fold][indices.numpy()] = mean
                 reasons[indices.numpy()] = errors
-                progress.add(len(indices))
+                progress.add(indices.numpy())
                 bar.update(len(indices))
                 if stop.asked:
                     stop.end()
@@ -173,9 +132,15 @@ def predict(
             if stop.asked:  # a stop of the process group kills the workers too
                 stop.end()
             raise
+    progress.collect()
     for fold in found:
         found[fold][reasons != ""] = abouts[fold]["prior"]
     return found, reasons
+
+
+def bar_title(ranks):
+    """What the progress bar counts: the photos, or of several processes those of the first."""
+    return "predicting" if ranks.count == 1 else f"predicting, process 1 of {ranks.count}"
 
 
 def refuse_unreadable(config: Config, rows: pd.DataFrame, reason: str) -> NoReturn:

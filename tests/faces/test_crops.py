@@ -11,16 +11,17 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import Competition
+from helpers import ROOT, Competition, torchrun
 
 import dataset
 import face_crop
 from foldface import registry
 from foldface.data.photos import cv2, read_photo
-from foldface.faces import crops, detect, review
+from foldface.faces import crops, detect, job, review
 from foldface.faces import manifest as manifest_module
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, with_files
 from foldface.files import InputError, folder_lock, read_json, warn_once
+from foldface.settings import as_dict
 from tools import camera, portrait
 from tools.stress import kills
 
@@ -343,17 +344,12 @@ def people(tmp_path, drawn):
     return made
 
 
+# retinaface alone: facenet's start in each worker would double the time of these tests
+CROP = ["--crop.detectors", "[retinaface,person,centre]", "--crop.workers", 1]
+
+
 def crop(people, *words, retry=False):
-    # retinaface alone: facenet's start in each worker would double the time of these tests
-    words = [
-        "--crop.detectors",
-        "[retinaface,person,centre]",
-        "--crop.workers",
-        1,
-        "--data.crops",
-        people.root / "crops",
-        *words,
-    ]
+    words = [*CROP, "--data.crops", people.root / "crops", *words]
     face_crop.crop_all(people.config(*words), retry)
     return pd.read_csv(people.root / "crops" / "manifest.csv", dtype=str, keep_default_na=False)
 
@@ -371,7 +367,7 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
         assert cv2.imread(str(people.root / "crops" / path)).shape == (224, 224, 3)
 
     before = {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
-    monkeypatch.setattr(crops.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(job.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
     crop(people)
     assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
     os.utime(manifest["photo"][0])  # as after copying the photos: read once, then known by their new time
@@ -510,7 +506,7 @@ def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small,
         one["path"] = one["path"].replace("red", "moved-red").replace("blue", "moved-blue")
     assert colours(small, small.sets) == ["red", "blue"]
     monkeypatch.setattr(crops, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
-    monkeypatch.setattr(crops, "guess", lambda *_: pytest.fail("photos were cropped twice"))
+    monkeypatch.setattr(job, "guess", lambda *_: pytest.fail("photos were cropped twice"))
     after = crop(small, *small.extra_words(small.sets))
     assert after.drop(columns="photo").equals(before.drop(columns="photo"))
     assert after["photo"].str.contains("/moved-").all()
@@ -556,8 +552,8 @@ def test_what_becomes_of_bad_photos(people, drawn):
 @pytest.mark.slow
 def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, monkeypatch):
     gone = people.train / "images" / people.people[0][3] / "mask3.jpg"  # the one without a face
-    honest = crops.guesses
-    monkeypatch.setattr(crops, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
+    honest = job.guesses
+    monkeypatch.setattr(job, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
     manifest = crop(people).set_index("photo")
     assert manifest.loc[str(gone), ["status", "crop"]].tolist() == ["unreadable: No such file or directory", ""]
 
@@ -582,6 +578,37 @@ def test_killed_and_started_again_it_ends_byte_for_byte_the_same(people, tmp_pat
 
 
 @pytest.mark.slow
+def test_two_processes_leave_the_crops_and_the_manifest_of_one(people):
+    """By torchrun, after a start of three that was killed: each had kept some rows."""
+    whole = crop(people)
+    home = people.root / "crops"
+    before = {path.relative_to(home): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    for number, rows in enumerate((whole[:2], whole[2:7], whole[7:8])):
+        path = home / ("manifest.csv" if number == 0 else f"manifest-{number}.csv")
+        rows.to_csv(path, index=False)
+    for name in whole["crop"][8:15]:
+        (home / name).unlink()
+    kept = home / whole["crop"][7]
+    untouched = kept.stat().st_mtime_ns
+    words = ["--config", people.root / "config.json"]
+    words[1].write_text(json.dumps(as_dict(people.config(*CROP, "--data.crops", home))))
+    done = torchrun(2, "--", ROOT / "face_crop.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "8 of 16 photos are done already" in done.stdout and done.stdout.count("16 photos in") == 1
+    assert before == {path.relative_to(home): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert kept.stat().st_mtime_ns == untouched
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_one_ranks_work_done_again(people, tmp_path, monkeypatch):
+    """Ten times: OMP_NUM_THREADS=1 python -m tools.stress.kills crop --victim rank --count 10."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = [*CROP, "--data.train", people.train, "--data.eval", people.eval]
+    ends, files = kills.crop(list(map(str, words)), tmp_path / "kills", 1, random.Random(2), "rank")
+    assert ends >= 1 and files == []
+
+
+@pytest.mark.slow
 def test_two_at_once_in_one_folder_are_refused(people):
     with folder_lock(people.root / "crops"), pytest.raises(InputError, match="another process is writing there now"):
         crop(people)
@@ -592,5 +619,5 @@ def test_two_at_once_in_one_folder_are_refused(people):
 def test_a_chain_without_guesses_leaves_misses_alone_the_next_time(people, monkeypatch):
     words = ["--crop.detectors", "[retinaface]"]
     assert (crop(people, *words)["status"] == "missed").sum() == 2
-    monkeypatch.setattr(crops.multiprocessing, "get_context", lambda _: pytest.fail("looked at again"))
+    monkeypatch.setattr(job.multiprocessing, "get_context", lambda _: pytest.fail("looked at again"))
     crop(people, *words)

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK
+from helpers import MASK, crops_that_are_photos
 
 import model
 import train
 from foldface import predictions
-from foldface.faces import manifest
 from foldface.files import InputError, write_csv
 from foldface.nn import gradcam, heads
 from tools import explain
@@ -128,18 +127,7 @@ def test_the_check_says_what_share_of_the_heat_lies_on_the_face(competition, cap
     train.train_folds(config, [0, 1])
     oof = predictions.read_oof(MASK, competition.root / "run" / "oof.csv")
     write_csv(competition.root / "run" / "oof.csv", oof.assign(ans=oof["target"]))  # all were right
-    crops = competition.root / "crops"
-    crops.mkdir()
-    found = []
-    for photo in sorted(competition.train.rglob("*.jpg")):
-        crop = f"{photo.parent.name}-{photo.name}"
-        (crops / crop).write_bytes(photo.read_bytes())
-        found.append({"photo": str(photo), "crop": crop, "status": "found", "x1": 0, "y1": 0, "x2": 60, "y2": 60})
-    frame = pd.DataFrame(found)
-    frame["sha1"] = frame["photo"].map(manifest.sha1_of)
-    frame = frame.reindex(columns=manifest.MANIFEST_COLUMNS).fillna("")
-    write_csv(crops / "manifest.csv", frame)
-    (crops / "crop.json").write_text('{"margin": 0.5}')
+    crops = crops_that_are_photos(competition)
     competition.run(explain, "--data.crops", crops, "--check", 6)
     said = capsys.readouterr().out
     assert "6 photos answered rightly; a uniform map 0.250" in said

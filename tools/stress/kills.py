@@ -6,9 +6,12 @@
     python -m tools.stress.kills answer --count 20    inference, pseudo labels, ensemble
     python -m tools.stress.kills tools --count 21    all tools that write files
     python -m tools.stress.kills train --victim worker    one of its workers; term, int: a signal that stops it
+    OMP_NUM_THREADS=1 python -m tools.stress.kills answer --victim rank    one of two processes that torchrun started
+
 
 All other arguments go to the scripts. Exit 1 with the names of the files if any byte differs, or if a script that was
-stopped or lost a worker printed a traceback or left a process running.
+stopped or lost a worker printed a traceback or left a process running. With --victim rank the undisturbed run of
+crop and answer is one process's.
 """
 
 import argparse
@@ -26,11 +29,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(script, words):
-    """Start a script (train.py) or a module (tools.eda)."""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+
+
+def start(script, words, victim="main"):
+    """Start a script (train.py) or a module (tools.eda), where a rank is the victim in two processes."""
     what = [script] if script.endswith(".py") else ["-m", script]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *what, *words], cwd=ROOT, **pipes)
+    launcher = TORCHRUN if victim == "rank" else []
+    return subprocess.Popen([sys.executable, *launcher, *what, *words], cwd=ROOT, **pipes)
+
+
+def ranks_of(process):
+    """Process ids of the processes that torchrun started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"/torch" not in command_of(pid).split(b"\0")[1]]
 
 
 def workers_of(process):
@@ -63,6 +76,11 @@ def strike(process, victim, rng):
             return False, workers
         with contextlib.suppress(ProcessLookupError):
             os.kill(rng.choice(workers), signal.SIGKILL)
+    elif victim == "rank":
+        ranks = ranks_of(process)
+        if not ranks:
+            return False, workers
+        os.kill(rng.choice(ranks), signal.SIGKILL)
     else:
         process.send_signal({"main": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}[victim])
     return True, workers
@@ -72,12 +90,13 @@ def find_fault(process, errors, victim, workers):
     """What is wrong with how a killed or stopped process ended, "" if nothing is. errors: its stderr."""
     if "Failed to import the site module" in errors:  # stopped before Python itself had begun: exit 1
         return ""
-    expected = {"main": (-9,), "term": (143, -15), "int": (130, -2), "worker": (2, 0)}[victim]
+    expected = {"main": (-9,), "term": (143, -15), "int": (130, -2), "worker": (2, 0), "rank": (1,)}[victim]
+    own = errors.count("ChildFailedError") > 0  # torchrun prints its own traceback
     if process.returncode not in (*expected, 0):
         return f"exit {process.returncode}: {errors[-2000:]}"
     begun = process.returncode != -signal.SIGINT  # before the script itself runs, Python prints its own traceback
-    if "Traceback" in errors and begun:
-        return f"a traceback: {errors[-2000:]}"
+    if errors.count("Traceback (most recent call last)") > own and begun:
+        return f"a traceback: {errors[-6000:]}"
     until = time.monotonic() + 15
     while any(command_of(pid) for pid in workers):
         if time.monotonic() > until:
@@ -86,10 +105,10 @@ def find_fault(process, errors, victim, workers):
     return ""
 
 
-def run(script, words):
+def run(script, words, victim="main"):
     """Run a script to its end: (seconds, stdout). Raises SystemExit if it fails."""
     begun = time.monotonic()
-    process = start(script, words)
+    process = start(script, words, victim)
     output, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"{script} {' '.join(map(str, words))} failed:\n{output}{errors}")
@@ -104,7 +123,7 @@ def run_killed(script, words, count, seconds, rng, ended, victim="main"):
     """
     landed = 0
     while landed < count:
-        process, struck = start(script, words), False
+        process, struck = start(script, words, victim), False
         try:
             output, errors = process.communicate(timeout=rng.uniform(0, seconds))
         except subprocess.TimeoutExpired:
@@ -118,7 +137,7 @@ def run_killed(script, words, count, seconds, rng, ended, victim="main"):
             raise SystemExit(f"{script} failed after {landed} strikes:\n{output}{errors}")
         if process.returncode == 0:
             ended()
-    run(script, words)
+    run(script, words, victim)
     ended()
 
 
@@ -142,19 +161,19 @@ def crop(words, home, count, rng, victim="main"):
 def train(words, home, count, rng, victim="main"):
     """train_kfold.py, its state saved every second, so that kills find it in mid-epoch."""
     whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
-    seconds, _ = run("train_kfold.py", [*words, "--run", whole])
+    seconds, _ = run("train_kfold.py", [*words, "--run", whole], victim)
     return compared("train_kfold.py", [*words, "--run", killed], count, seconds, rng, whole, killed, victim=victim)
 
 
 def answer(words, home, count, rng, victim="main"):
     """inference.py, then pseudo_label.py, then ensemble.py, on one trained run; a third of the kills each.
 
-    A worker is struck in inference alone: the other two have none."""
+    A worker or a rank is struck in inference alone: the other two have none."""
     whole, killed, words = home / "whole", home / "killed", [*words, "--save_minutes", "0.02"]
     run("train_kfold.py", [*words, "--run", whole, "--train.epochs", "1"])
     ends, files = 0, []
     scripts = {"inference.py": [], "pseudo_label.py": ["--pseudo.threshold", "0"], "ensemble.py": ["--soft"]}
-    if victim == "worker":  # the other two have none
+    if victim in ("worker", "rank"):  # the other two have none
         del scripts["pseudo_label.py"], scripts["ensemble.py"]
     for script, more in scripts.items():
         shutil.copytree(whole, killed)
@@ -226,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--victim", choices=("main", "term", "int", "worker"), default="main")
+    parser.add_argument("--victim", choices=("main", "term", "int", "worker", "rank"), default="main")
     parser.add_argument("--seed", type=int, default=0)
     options, words = parser.parse_known_args(argv)
     home = Path(tempfile.mkdtemp(prefix="kills-"))
