@@ -5,6 +5,7 @@
     python face_crop.py --crop.detectors [facenet,retinaface,person,centre]      the second-place team's order
     torchrun --nproc_per_node 4 -- face_crop.py --data.crops DIR     four processes share the photos, on any machines
     python face_crop.py --retry               look again at photos without a face, with more detectors if you name more
+    python face_crop.py --only eval           the photos to answer for; those to train on need not be there
 
 Stop it whenever you like: the same command goes on, and what is done is not done again. Each photo gets a row in
 manifest.csv, the faceless and the unreadable too; review.png shows the doubtful ones. Training and inference read the
@@ -29,15 +30,19 @@ from foldface.settings import Config
 # ------------------------------------------------------------------------------------------------------- the job
 
 
-def plan(config: Config) -> pd.DataFrame:
+def plan(config: Config, only: str | None = None) -> pd.DataFrame:
     """What is to be cropped: DataFrame of photo, crop (its path below the crop folder), id, source, ImageID; a row a
-    photo. Photos of one name in several sets of data.extra have one path here: `distinct_paths` changes it."""
-    rows, _ = training_rows(config.without_pseudo())
-    parts = [rows[["source", "ImageID", "photo", "id"]]]
-    if answerable(config):
+    photo. Photos of one name in several sets of data.extra have one path here: `distinct_paths` changes it.
+
+    only: "train" or "eval", the photos of one side; None = both."""
+    parts = []
+    if only != "eval":
+        rows, _ = training_rows(config.without_pseudo())
+        parts.append(rows[["source", "ImageID", "photo", "id"]])
+    if only == "eval" or (not only and answerable(config)):
         answer = eval_rows(config)[["source", "ImageID", "photo"]]
         parts.append(answer.assign(id="eval/" + answer["ImageID"]))
-    else:
+    elif not only:
         print(f"data.eval '{config.data.eval}' names no photos to answer for; only those to train on are cropped")
     rows = pd.concat(parts, ignore_index=True).drop_duplicates("photo", ignore_index=True)
     name = own_names(rows)
@@ -49,14 +54,15 @@ def plan(config: Config) -> pd.DataFrame:
     return rows[["photo", "crop", "id", "source", "ImageID"]]
 
 
-def crop_all(config: Config, retry: bool = False, ranks: Ranks = ALONE) -> pd.DataFrame:
+def crop_all(config: Config, retry: bool = False, only: str | None = None, ranks: Ranks = ALONE) -> pd.DataFrame:
     """Crop everything that the settings name; returns the manifest as a DataFrame. retry: look again at the photos that
-    no detector found; crop.detectors may then be longer than it was. ranks: the processes that share the photos."""
+    no detector found; crop.detectors may then be longer than it was. only: as `plan` takes it. ranks: the processes
+    that share the photos."""
     folder, crop = config.data.crops, config.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
-    todo = plan(config)
+    todo = plan(config, only)
     with folder_lock(folder):
         return crop_plan(todo, folder, crop, retry, ranks)
 
@@ -66,6 +72,11 @@ FLAGS = {
     "--retry": {
         "action": "store_true",
         "help": "look again at the photos that no detector found; crop.detectors may then be longer than it was",
+    },
+    "--only": {
+        "choices": ["train", "eval"],
+        "default": None,
+        "help": "crop one side alone: the photos of data.train and data.extra, or those of data.eval",
     },
 }
 
@@ -77,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         from foldface import devices
 
         ranks = devices.join_ranks(config)
-    manifest = crop_all(config, config.retry, ranks)
+    manifest = crop_all(config, config.retry, config.only, ranks)
     if not is_main_process():
         return
     seconds, folder = time.perf_counter() - start, config.data.crops

@@ -440,6 +440,21 @@ def test_other_photos_keep_their_crops(people, tmp_path):
     assert not after["photo"].isin(first["photo"][:14]).any()  # their crops' places are taken
 
 
+@pytest.mark.slow
+def test_one_side_is_cropped_alone_where_the_other_is_not_there(competition):
+    words = ["--data.crops", competition.root / "crops", "--crop.detectors", "[centre]", "--crop.workers", 1]
+    competition.train.rename(competition.root / "elsewhere")
+    competition.run(face_crop, *words, "--only", "eval")
+    manifest = pd.read_csv(competition.root / "crops" / "manifest.csv")
+    assert [name.split("/")[-1] for name in manifest["photo"]] == competition.images
+    (competition.root / "elsewhere").rename(competition.train)
+    competition.run(face_crop, *words, "--only", "train")
+    manifest = pd.read_csv(competition.root / "crops" / "manifest.csv")
+    assert manifest["photo"].str.startswith(str(competition.train)).sum() == 12 * 7 and len(manifest) == 12 * 7 + 5
+    with pytest.raises(InputError, match=r"data\.eval is empty"):
+        competition.run(face_crop, *words, "--only", "eval", "--data.eval", "")
+
+
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
