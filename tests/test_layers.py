@@ -43,7 +43,7 @@ WITHOUT_TORCH = (
     *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared", "foldface.stack"),
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
-LOCAL_IMPORTS = 42  # of packages that are optional, or once in a script's main so that --help needs no torch
+LOCAL_IMPORTS = 44  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 UNREAD = "foldface.settings"  # jsonargparse reads its annotations
