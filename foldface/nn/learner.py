@@ -20,6 +20,7 @@ from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import Mixup, mix
+from foldface.nn.side_by_side import voices_of
 from foldface.nn.training_log import EpochBar, EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
@@ -141,20 +142,23 @@ class Learner:
         targets = self.targets.of(indices, self.device)
         mixed_in, own_share = mix(self.mixing, inputs, targets)
 
+        def losses_of(outputs, part):
+            losses = self.criterion(outputs, *(target[part] for target in targets))
+            if mixed_in:
+                other = self.criterion(outputs, *(target[part] for target in mixed_in))
+                losses = own_share[part] * losses + (1 - own_share[part]) * other
+            return losses
+
         def forward_backward(micro_batches):
             total, all_outputs, count = 0.0, [], min(micro_batches, len(inputs))
             for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(count), start=1):
                 sync = self.accelerator.no_sync(self.net) if k < count else contextlib.nullcontext()
                 with sync:  # processes exchange gradients once, at the last micro-batch
-                    outputs = self.net(inputs[part] if count > 1 else inputs)
-                    losses = self.criterion(outputs, *(target[part] for target in targets))
-                    if mixed_in:
-                        other = self.criterion(outputs, *(target[part] for target in mixed_in))
-                        losses = own_share[part] * losses + (1 - own_share[part]) * other
-                    loss = losses.sum() / global_batch
+                    voices = voices_of(self.net(inputs[part] if count > 1 else inputs))
+                    loss = sum(losses_of(voice, part).sum() for voice in voices) / len(voices) / global_batch
                     self.accelerator.backward(loss * self.accelerator.num_processes)  # DDP averages the gradients
                 total = total + loss.detach() * global_batch
-                all_outputs.append(outputs.detach())
+                all_outputs.append(sum(voice.detach() for voice in voices) / len(voices))
             return total, torch.cat(all_outputs)
 
         total, outputs = self.fitting(forward_backward, len(indices))

