@@ -70,7 +70,7 @@ def named_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def has(device, precision):
+def has(device: torch.device, precision: str) -> bool:
     """Does a device compute in this precision by itself, not by way of another?"""
     if precision == "bf16" and device.type == "cuda":  # a V100 (compute capability 7.0) does in software only
         return torch.cuda.get_device_capability()[0] >= 8

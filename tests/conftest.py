@@ -1,5 +1,6 @@
 """Fixtures that tests share; the functions that they share are in helpers.py."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -71,6 +72,15 @@ def accelerator():
     from accelerate import Accelerator
 
     return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def scaling(accelerator, monkeypatch):
+    """The accelerator that a GPU without bf16 would have: a CPU's own GradScaler and fp16 stand in for it."""
+    monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
+    mine = copy.copy(accelerator)
+    mine.scaler, mine.native_amp, mine._optimizers = torch.amp.GradScaler("cpu"), True, []
+    return mine
 
 
 @pytest.fixture

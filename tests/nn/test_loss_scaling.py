@@ -16,15 +16,6 @@ RATE = 0.01
 pytestmark = pytest.mark.filterwarnings("error:.*lr_scheduler.step:UserWarning", "error:.*optimizer.step:UserWarning")
 
 
-@pytest.fixture
-def scaling(accelerator, monkeypatch):
-    """The accelerator that a GPU without bf16 would have."""
-    monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
-    mine = copy.copy(accelerator)
-    mine.scaler, mine.native_amp, mine._optimizers = torch.amp.GradScaler("cpu"), True, []
-    return mine
-
-
 def learner_of(competition, accelerator, *words, seconds=None):
     """A Learner at a constant rate, without weight decay."""
     plain = ["--train.scheduler", "constant", "--train.lr", RATE, "--train.weight_decay", 0, "--train.clip_grad", 0]
