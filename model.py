@@ -29,9 +29,9 @@ from foldface.data.loader import pixel_scale
 from foldface.faces.crops import TEMPLATES
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
-from foldface.nn import agecnn, batchnorm, side_by_side, weights
+from foldface.nn import agecnn, batchnorm, from_timm, side_by_side, weights
 from foldface.nn.heads import Heads
-from foldface.nn.weights import WrongWeights, from_hub, load_backbone, weights_of
+from foldface.nn.weights import WrongWeights, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.predictions import fold_name
 from foldface.registry import refuse_unknown
@@ -54,8 +54,8 @@ def build(
 
     pretrained: True (timm's weights from the hub or its cache), False, a weights file, or "package:NAME". init: how
     weights begin that are not pretrained, see weights.initialise. beside: networks whose features stand beside its own.
-    sources: of it and of those beside it what a weights file says of an ONNX network (from_onnx.Source), so that no
-    other file is read.
+    sources: of it and of those beside it what a weights file says: of an ONNX network a from_onnx.Source, of timm's
+    its model_args; then no other file is read.
     Raises InputError for an unknown backbone, and for weights that can't be had or don't fit.
     """
     sources = list(sources) or [None] * (1 + len(beside))
@@ -69,11 +69,11 @@ def build(
 
 
 def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, init, source):
-    """`build` for one network alone. source: what a weights file says of an ONNX network, or None."""
+    """`build` for one network alone. source: what a weights file says of it, or None."""
     if weights.is_onnx(backbone):
         model = onnx_model(backbone, outputs, pretrained, image_size, dropout, drop_path, source)
     else:
-        model = timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path)
+        model = from_timm.network(backbone, outputs, pretrained, image_size, dropout, drop_path, source)
     if isinstance(pretrained, str):
         try:
             load_backbone(model, weights_of(pretrained))
@@ -103,28 +103,6 @@ def network_beside(chosen: BesideConfig, first, image_size, source):
         raise InputError(f"model.beside: {error}") from None
     scale = pixel_scale(first)
     return side_by_side.Beside(net, chosen.backbone, image_size, side, chosen.zoom, chosen.frozen, scale)
-
-
-def timm_model(backbone, outputs, pretrained, image_size, dropout, drop_path):
-    """`build` for a name of timm's: with timm's weights where pretrained is True, else with random ones."""
-    if not timm.is_model(backbone):
-        near = timm.list_models(f"*{backbone}*")[:3] or timm.list_models(f"{backbone[:6]}*")[:3]
-        raise InputError(
-            f"model.backbone {backbone}: timm has no such model"
-            + (f"; it has {', '.join(near)}" if near else "; one of your own: name its file with --plugins FILE.py")
-        )
-    options = {"num_classes": outputs, "drop_rate": dropout}
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    config = timm.get_pretrained_cfg(backbone)
-    if config is not None and config.fixed_input_size:  # a transformer's position embedding is made for one size
-        options["img_size"] = image_size
-    try:
-        return from_hub(backbone, options) if pretrained is True else timm.create_model(backbone, **options)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise InputError(f"model.drop_path {drop_path}: {backbone} has no residual branches to leave out") from None
 
 
 def onnx_networks():
@@ -315,8 +293,11 @@ def load(path: str | Path) -> tuple[torch.nn.Module, Heads, dict]:
             refuse_untrue(about, heads)
             networks, most = [about, *about.get("beside", [])], Path(path).stat().st_size
             sources = [
-                onnx_networks().saved(one, most) if weights.is_onnx(one["backbone"]) else None for one in networks
+                onnx_networks().saved(one, most) if weights.is_onnx(one["backbone"]) else one.get("model_args", {})
+                for one in networks
             ]
+            for one in networks:
+                from_timm.refuse_untrue(one.get("model_args", {}))
             beside = [
                 BesideConfig(one["backbone"], False, one["image_size"], one["zoom"], one["frozen"])
                 for one in networks[1:]

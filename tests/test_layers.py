@@ -163,6 +163,7 @@ def test_no_file_is_longer_than_a_reader_can_hold():
 # attributes of objects of torch and timm that are called like ours
 OF_LIBRARIES = {
     ("foldface/files.py", "columns"),  # of a DataFrame
+    ("foldface/nn/from_timm.py", "about"),
     ("foldface/nn/batchnorm.py", "momentum"),
     ("foldface/nn/batchnorm.py", "weight"),
     ("foldface/nn/mixup.py", "num_classes"),
