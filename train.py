@@ -258,8 +258,10 @@ def answer_test(config: Config, rows: pd.DataFrame, ranks: Ranks) -> dict[str, d
     return {"test": found}
 
 
-def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -> None:
-    """Train these folds, except those that are finished; then write the scores and report of all finished folds."""
+def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False, started: float = PROCESS_START) -> None:
+    """Train these folds, except those that are finished; then write the scores and report of all finished folds.
+
+    started: when train.minutes began, as time.monotonic() says it."""
     from foldface import devices, trackers
     from foldface.report import training as training_report
 
@@ -294,7 +296,7 @@ def train_folds(config: Config, folds: Sequence[int], overwrite: bool = False) -
         for done, k in enumerate(todo):
             train_rows, valid_rows = split(rows, k)
             left = len(todo) - done + config.train.final
-            seconds = seconds_for(config, finished, left) if config.train.minutes else None
+            seconds = seconds_for(config, finished, left, started) if config.train.minutes else None
             with folder_lock(config.run, f"fold{k}"), trackers.opened(config, k) as tracker:
                 with runs.beginning(config):
                     pass  # only its check: another process may have begun the run anew with other settings
@@ -351,13 +353,13 @@ ENDING = 3600  # seconds to wait while another command of the same run writes it
 FINISHING = 5  # seconds that scores, drawings and report.html take
 
 
-def seconds_for(config: Config, finished: Sequence[int], left: int) -> float:
+def seconds_for(config: Config, finished: Sequence[int], left: int, started: float) -> float:
     """Seconds for the next of `left` folds: an equal share of what remains of train.minutes.
 
-    Spent are the time since this process began and the training time of the folds that were `finished` before it.
+    Spent are the time since they `started` and the training time of the folds that were `finished` before it.
     Raises InputError if nothing remains.
     """
-    spent = FINISHING + time.monotonic() - PROCESS_START
+    spent = FINISHING + time.monotonic() - started
     spent += sum(spent_on(Path(config.run) / f"fold{k}") for k in finished)
     rest = 60 * config.train.minutes - spent
     if rest <= 0:

@@ -39,8 +39,11 @@ def read_photos(rows, config) -> np.ndarray:
     return found
 
 
-def train(config, overwrite=False):
-    """Train until gan.epochs or gan.minutes are over and write runs/NAME/gan. Returns the rows of its log.csv."""
+def train(config, overwrite=False, metrics_of=GanMetrics):
+    """Train until gan.epochs or gan.minutes are over and write runs/NAME/gan. Returns the rows of its log.csv.
+
+    metrics_of: what measures how far the pictures are from the photos, a GanMetrics.
+    """
     gan, home = config.gan, Path(config.run) / "gan"
     refuse_unwritable(home, "name another --run")
     task = dataset.infer_classes(config)
@@ -75,7 +78,7 @@ def train(config, overwrite=False):
                 old.unlink(missing_ok=True)
             trainer.prepare(store, kinds)
         started = time.monotonic()
-        metrics, kinds = GanMetrics(photos, target, task.size), kinds.to(device)
+        metrics, kinds = metrics_of(photos, target, task.size), kinds.to(device)
         clock = Clock(gan.minutes, trainer.spent, ENDING_SECONDS + 1.5 * (time.monotonic() - started))
         saved, over = time.monotonic(), clock.over
         if over and not trainer.steps:

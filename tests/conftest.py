@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from helpers import ROOT, Competition, mounted
 
 import model
-from foldface import devices, task
+from foldface import devices, registry, task
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +66,14 @@ def small_disk():
     yield make
     for folder in reversed(folders):
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers, and the files it imports, are forgotten after it."""
+    monkeypatch.setattr(registry, "REGISTERED", {kind: dict(found) for kind, found in registry.REGISTERED.items()})
+    monkeypatch.setattr(registry, "PLUGINS", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """Functions that tests share: small photos, a small competition, drawn answers, small disks."""
 
+import contextlib
+import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import loss
 import model
@@ -37,6 +42,52 @@ def write_photo(path, seed, size=(40, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     cv2.imencode(path.suffix, image)[1].tofile(path)
+
+
+def interrupt():
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextlib.contextmanager
+def at_step(number, act=interrupt):
+    """Call `act` within the optimizer's step of that number, counted from here, and then no more."""
+    steps = itertools.count(1)
+    hook = register_optimizer_step_pre_hook(lambda *_: act() if next(steps) == number else None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def before_each_network(act):
+    """Call act(photos) before a network (not a layer of it) computes."""
+    hook = register_module_forward_pre_hook(
+        lambda net, given: act(*given) if hasattr(net, "forward_features") else None
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def never_read(folder):
+    """Within it all files of a folder are of zeros, as large and as old as they were: who reads them finds no photo."""
+    kept = {path: (path.read_bytes(), path.stat()) for path in Path(folder).rglob("*") if path.is_file()}
+
+    def write(path, content, about):
+        path.write_bytes(content)
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    for path, (content, about) in kept.items():
+        write(path, bytes(len(content)), about)
+    try:
+        yield
+    finally:
+        for path, (content, about) in kept.items():
+            write(path, content, about)
 
 
 class Competition:

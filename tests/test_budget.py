@@ -1,16 +1,16 @@
 """Training by the clock: over in time, the learning rate all the way down, whatever the machine does meanwhile."""
 
-import signal
 import time
 import types
 
 import pandas as pd
 import pytest
 import torch
+from helpers import at_step, interrupt
 
 import train
 from foldface.files import InputError
-from foldface.nn import learner, optim
+from foldface.nn import optim
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -123,23 +123,18 @@ def test_momentum_follows_the_cycle_too():
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 5])
 def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, monkeypatch, interval):
-    step = learner.Learner.train_step
+    honest = time.perf_counter
 
-    def last_step(self, *words):
-        found = step(self, *words)
-        if self.steps == 4:
-            self.budget.follow(0)
-            signal.raise_signal(signal.SIGINT)
-        return found
+    def last_step():
+        monkeypatch.setattr(time, "perf_counter", lambda: honest() + 1000)
+        interrupt()
 
-    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.checkpoint", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
-    monkeypatch.setattr(learner.Learner, "train_step", last_step)
-    with pytest.raises(KeyboardInterrupt):
-        train.train_folds(competition.config(*words), [0])
-    monkeypatch.setattr(learner.Learner, "train_step", step)
-    train.train_folds(competition.config(*words), [0])
+    with at_step(10, last_step), pytest.raises(KeyboardInterrupt):
+        train.train_folds(competition.config(*words), [0], started=time.monotonic())
+    monkeypatch.undo()
+    train.train_folds(competition.config(*words), [0], started=time.monotonic())
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
     assert len(log) == 1 and log["f1"].notna().all() and (competition.root / "run" / "oof.csv").is_file()
 
@@ -151,16 +146,13 @@ def test_what_counts_in_epochs_is_refused_with_minutes(competition):
 
 
 @pytest.mark.slow
-def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, monkeypatch, capsys):
-    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
-    monkeypatch.setattr(train, "FINISHING", 1)
-    chosen = competition.config("--train.minutes", "0.25", "--train.scheduler", "onecycle", "--train.epochs", "1")
+def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, capsys):
+    chosen = competition.config("--train.minutes", "0.3", "--train.scheduler", "onecycle", "--train.epochs", "1")
     began = time.monotonic()
-    train.train_folds(chosen, [0, 1])
-    assert time.monotonic() - began < 20
+    train.train_folds(chosen, [0, 1], started=began)
+    assert time.monotonic() - began < 22
     logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
     assert all(len(log) > 1 and log["lr"].iloc[-1] < 0.02 * chosen.train.lr for log in logs)
     assert capsys.readouterr().out.count(" are about ") == 2
-    monkeypatch.setattr(train, "PROCESS_START", time.monotonic() - 14.5)
     with pytest.raises(InputError, match="over before training begins"):
-        train.seconds_for(chosen, [], 1)
+        train.seconds_for(chosen, [], 1, time.monotonic() - 14.5)

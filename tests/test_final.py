@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import Competition
+from helpers import Competition, at_step
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -127,29 +127,22 @@ def test_it_comes_after_folds_that_were_finished_before_and_is_not_done_twice(co
 
 
 @pytest.mark.slow
-def test_stopped_it_goes_on_to_the_same_weights(competition, monkeypatch):
+def test_stopped_it_goes_on_to_the_same_weights(competition):
     """A kill after each epoch: its state goes on, as a fold's does."""
     competition.run(train_kfold, *FINAL, "--train.checkpoint", "last")
     final, whole = competition.root / "run" / "final", competition.root / "whole"
     shutil.copytree(final, whole)
     shutil.rmtree(final)
     words = (*FINAL, "--train.checkpoint", "last", "--save_minutes", 0)
-    stop_after = iter(range(10**6))
 
     class Stop(Exception):
         pass
 
-    step = torch.optim.AdamW.step
+    def stop():
+        raise Stop
 
-    def stopping(self, *args, **keywords):
-        if next(stop_after) == 4:
-            raise Stop
-        return step(self, *args, **keywords)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
-    with pytest.raises(Stop):
+    with at_step(5, stop), pytest.raises(Stop):
         competition.run(train_kfold, *words)
-    monkeypatch.undo()
     assert (final / "state.pt").is_file() and not (final / "best.safetensors").exists()
     assert runs.final_checkpoint(competition.root / "run") == {}
     competition.run(train_kfold, *words)
@@ -159,8 +152,8 @@ def test_stopped_it_goes_on_to_the_same_weights(competition, monkeypatch):
 
 @pytest.mark.slow
 def test_within_minutes_it_has_a_share_of_the_time_like_a_fold(competition, capsys, monkeypatch):
-    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
-    competition.run(train_kfold, "--train.final", "--train.minutes", 0.2)
+    config = competition.config("--train.final", "--train.minutes", 0.2)
+    train.train_folds(config, range(config.train.folds), started=time.monotonic())
     said = capsys.readouterr().out
     assert re.search(r"final fit: all 84 photos, 0\.\d minutes, as each fold took; nothing is validated", said)
     assert (competition.root / "run" / "final" / "best.safetensors").is_file()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -12,14 +11,6 @@ from foldface import cli, metrics, registry, runs, task
 from foldface.data import augment, folds, layouts  # noqa: F401 (they register theirs)
 from foldface.faces import detect
 from foldface.files import InputError
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """What a test registers, and the files it imports, are forgotten after it."""
-    monkeypatch.setattr(registry, "REGISTERED", {kind: dict(found) for kind, found in registry.REGISTERED.items()})
-    monkeypatch.setattr(registry, "PLUGINS", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def test_the_names_that_help_lists_are_those_that_are_registered():

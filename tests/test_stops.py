@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, write_photo
+from helpers import ROOT, at_step, write_photo
 from safetensors.torch import load_file
 
 import train
@@ -122,21 +122,12 @@ def test_a_stop_in_the_middle_of_a_save_is_one_line_and_leaves_the_old_file(tmp_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
-def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path, monkeypatch):
+def test_sigterm_saves_a_training_as_ctrl_c_does(competition, tmp_path):
     train.train_folds(competition.config(), [0])
-    honest, steps = learner.Learner.train_step, []
-
-    def step(self, *batch):
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self, *batch)
-
-    monkeypatch.setattr(learner.Learner, "train_step", step)
     config = competition.config("--run", tmp_path / "stopped")
-    with pytest.raises(Stopped) as stopped:
+    with at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Stopped) as stopped:
         train.train_folds(config, [0])
-    assert stopped.value.number == signal.SIGTERM and len(steps) == 3
+    assert stopped.value.number == signal.SIGTERM
     assert torch.load(tmp_path / "stopped/fold0/state.pt", weights_only=True)["steps"] == 3
     train.train_folds(config, [0])
     one, two = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "stopped"))
@@ -430,14 +421,13 @@ def test_photos_that_memory_has_no_room_for_are_decoded_each_epoch(tmp_path, mon
     assert photos[0, 0][2] == "" and "decoded in each epoch" in capsys.readouterr().err
 
 
-def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition, monkeypatch):
+def test_a_clock_that_goes_back_does_not_change_what_a_run_may_take(competition):
     folder = competition.root / "run" / "fold0"
     folder.mkdir(parents=True)
     (folder / "speed.csv").write_text("seconds,other_seconds\n100,20\n")
     os.utime(folder / "speed.csv", (2**33, 2**33))  # written before the clock went back
-    monkeypatch.setattr(train, "PROCESS_START", time.monotonic())
     config = competition.config("--train.minutes", 5, "--train.scheduler", "cosine")
-    fresh, after = (train.seconds_for(config, earlier, 1) for earlier in ([], [0]))
+    fresh, after = (train.seconds_for(config, earlier, 1, time.monotonic()) for earlier in ([], [0]))
     assert fresh - after == pytest.approx(120, abs=1)
 
 

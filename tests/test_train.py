@@ -1,11 +1,9 @@
 """Training: scored by the true boundary, resumable to the bit, finished folds left alone."""
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -15,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import MASK, ROOT, make_learner
+from helpers import MASK, ROOT, at_step, before_each_network, make_learner
 from safetensors.torch import load_file
 
 import dataset
 import model
 import train
-from foldface import devices, metrics, predictions, runs
+from foldface import devices, metrics, predictions, registry, runs
 from foldface.data import folds, loader
 from foldface.files import InputError
 from foldface.nn import cpu_conv, learner, optim, predicting, training_log
@@ -148,30 +146,29 @@ def test_mixed_photos_have_no_right_answer_and_no_training_score(competition):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
-def test_the_last_epoch_can_be_kept_whatever_its_score(competition, monkeypatch, keep, epoch):
-    honest = train.evaluate
+def test_the_last_epoch_can_be_kept_whatever_its_score(competition, own_registry, keep, epoch):
+    told = []
 
-    def evaluate(mine, *words):
-        found = honest(mine, *words)
-        return found._replace(scores=found.scores | {"f1": (0.1, 0.9, 0.2)[mine.epoch]})
+    @registry.register("score", "scripted")
+    def scripted(target, answer):
+        told.append(0)
+        return (0.1, 0.9, 0.2)[len(told) - 1]
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    train.train_folds(competition.config("--train.epochs", 3, "--train.checkpoint", keep), [0])
+    words = ["--train.epochs", 3, "--train.checkpoint", keep, "--task.score", "scripted"]
+    train.train_folds(competition.config(*words), [0])
     assert model.load(competition.root / "run" / "fold0" / "best.safetensors")[2]["epoch"] == epoch
     saved = json.loads((competition.root / "run" / "metrics.json").read_text())
     assert keep == "best" or saved["f1"] == saved["f1_last_epoch"]
 
 
 @pytest.mark.slow
-def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition, monkeypatch, capsys):
-    looks, honest = [], learner.Learner.predict
-    monkeypatch.setattr(
-        learner.Learner, "predict", lambda self, feed: looks.append(self.epoch + 1) or honest(self, feed)
-    )
+def test_validation_photos_are_looked_at_now_and_then_and_at_the_end(competition, capsys):
+    looks = []
     words = ["--train.epochs", "5", "--train.val_interval", "2", "--train.checkpoint", "last"]
-    train.train_folds(competition.config(*words), [0])
+    with before_each_network(lambda photos: looks.append(len(photos)) if not torch.is_grad_enabled() else None):
+        train.train_folds(competition.config(*words), [0])
     log = pd.read_csv(competition.root / "run" / "fold0" / "log.csv")
-    assert looks == [2, 4, 5] and log["epoch"].tolist() == [1, 2, 3, 4, 5] and log["train_loss"].notna().all()
+    assert sum(looks) == 3 * 42 and log["epoch"].tolist() == [1, 2, 3, 4, 5] and log["train_loss"].notna().all()
     assert log["f1"].notna().tolist() == log["val_loss"].notna().tolist() == [False, True, False, True, True]
     printed = capsys.readouterr().out.splitlines()
     assert [line.count(" F1 ") for line in printed if line.startswith("fold 0 epoch")] == [0, 1, 0, 1, 1]
@@ -194,46 +191,28 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(competition, 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch, step, optimizer):
+def test_an_interrupted_fit_goes_on_to_the_same_weights(competition, tmp_path, step, optimizer):
     words = ["--data.augment", "light", "--model.dropout", 0.3, "--train.optimizer", optimizer]
     train.train_folds(competition.config(*words), [0])
     resumed = competition.config(*words, "--run", tmp_path / "resumed")
-    honest, steps = learner.Learner.train_step, []
-
-    def interrupted(self, *batch):
-        steps.append(batch)
-        if len(steps) == step:
-            os.kill(os.getpid(), signal.SIGINT)  # in mid-step: the step is finished first
-        return honest(self, *batch)
-
-    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with at_step(step), pytest.raises(KeyboardInterrupt):  # in mid-step: the step is finished first
         train.train_folds(resumed, [0])
-    monkeypatch.setattr(learner.Learner, "train_step", honest)
     train.train_folds(resumed, [0])
     assert same(weights(competition.root / "run"), weights(tmp_path / "resumed"))
     for name in ("fold0/log.csv", "oof.csv"):
         assert (competition.root / "run" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
-def stopped(config, fold, monkeypatch):
+def stopped(config, fold):
     """A fold that was stopped in its first step: the path of its state.pt."""
-    honest = learner.Learner.train_step
-
-    def interrupted(self, *batch):
-        os.kill(os.getpid(), signal.SIGINT)
-        return honest(self, *batch)
-
-    monkeypatch.setattr(learner.Learner, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with at_step(1), pytest.raises(KeyboardInterrupt):
         train.train_folds(config, [fold])
-    monkeypatch.setattr(learner.Learner, "train_step", honest)
     return Path(config.run) / f"fold{fold}" / "state.pt"
 
 
 @pytest.mark.slow
-def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(competition, tmp_path, monkeypatch):
-    state = stopped(competition.config(), 0, monkeypatch)
+def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(competition, tmp_path):
+    state = stopped(competition.config(), 0)
     for words, fold, complaint in (
         ([], 1, "it is of fold 0"),
         (["--data.only", '["mask=wear"]'], 0, "other photos or labels"),
@@ -249,9 +228,9 @@ def test_a_state_is_only_gone_on_from_in_its_own_fold_photos_and_settings(compet
 
 
 @pytest.mark.slow
-def test_a_compressed_state_that_would_grow_is_refused(competition, monkeypatch):
+def test_a_compressed_state_that_would_grow_is_refused(competition):
     config = competition.config()
-    state = stopped(config, 0, monkeypatch)
+    state = stopped(config, 0)
     with zipfile.ZipFile(state) as plain, zipfile.ZipFile(state.with_name("bomb"), "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
@@ -281,17 +260,19 @@ def test_a_damaged_state_says_what_to_do(competition):
 
 
 @pytest.mark.slow
-def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        train, "fit", lambda rows, validation, config, fold, *_: seen.update({fold: (rows, validation)})
-    )
+def test_extra_and_pseudo_rows_are_trained_on_and_never_validated(competition, tmp_path):
     dataset.prepare(competition.config())
     pseudo = competition.root / "run" / "pseudo.csv"
     pseudo.write_text("ImageID,fold,ans,confidence\nanswer0.jpg,1,3,0.99\n")
-    train.train_folds(competition.config("--data.pseudo", pseudo, "--run", tmp_path / "b"), [0, 1])
-    assert [(rows["source"] == "pseudo").sum() for rows, _ in seen.values()] == [0, 1]
-    assert all(set(validation["source"]) == {"train"} for _, validation in seen.values())
+    trained = []
+    with before_each_network(lambda photos: trained.append(len(photos)) if torch.is_grad_enabled() else None):
+        for fold in (0, 1):
+            words = ["--data.pseudo", pseudo, "--run", tmp_path / "b", "--train.epochs", 1]
+            train.train_folds(competition.config(*words), [fold])
+            trained.append("end")
+    first, second = (trained[: trained.index("end")], trained[trained.index("end") + 1 : -1])
+    assert (sum(first), sum(second)) == (42, 43)
+    assert set(pd.read_csv(tmp_path / "b" / "oof.csv")["ImageID"]).isdisjoint({"answer0.jpg"})
 
 
 SWA = {"weight_averaging": "swa", "swa_lr": 0.02}
@@ -376,28 +357,17 @@ def test_precision_that_the_machine_has_not_is_refused(competition, monkeypatch)
     ("frozen", "said"),
     [("true", "steps stay as they are"), ("false", "batch norm takes its statistics from each micro-batch alone")],
 )
-def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
-    competition, tmp_path, monkeypatch, capsys, frozen, said
-):
+def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(competition, tmp_path, capsys, frozen, said):
     """But for batch norm that learns its statistics: that is said."""
     words = ["--model.freeze_bn", frozen, "--train.epochs", 1, "--train.optimizer", "sgd"]
     train.train_folds(competition.config(*words), [0])
-    build = learner.Learner.module.fget
 
-    def crowded(self, *_):
-        net = build(self)
-        forward = net.forward
+    def small_memory(photos):
+        if len(photos) > 4 and torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-        def small_memory(photos):
-            if len(photos) > 4 and torch.is_grad_enabled():
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-            return forward(photos)
-
-        net.forward = small_memory
-
-    monkeypatch.setattr(learner.Learner, "resume", crowded)
-    again = competition.config(*words, "--run", tmp_path / "again")
-    train.train_folds(again, [0])
+    with before_each_network(small_memory):
+        train.train_folds(competition.config(*words, "--run", tmp_path / "again"), [0])
     assert f"a batch is now computed in 4 micro-batches; {said}" in capsys.readouterr().out
     one, other = weights(competition.root / "run"), weights(tmp_path / "again")
     alike = all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
@@ -405,15 +375,13 @@ def test_out_of_memory_halves_the_batch_and_the_step_stays_the_same(
 
 
 @pytest.mark.slow
-def test_what_no_halving_helps_is_said(competition, monkeypatch):
-    def full(self, compute, photos, honest=learner.Learner.fitting):
-        def compute(pieces):
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+def test_what_no_halving_helps_is_said(competition):
+    def full(photos):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-        return honest(self, compute, photos)
-
-    monkeypatch.setattr(learner.Learner, "fitting", full)
-    with pytest.raises(InputError, match=r"out of memory with 16 photos in 8 micro-batches: start again with --train"):
+    with (
+    said = r"out of memory with 16 photos in 8 micro-batches: start again with --train"
+    with before_each_network(full), pytest.raises(InputError, match=said):
         train.train_folds(competition.config(), [0])
 
 

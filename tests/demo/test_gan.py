@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, write_photo
+from helpers import ROOT, at_step, write_photo
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import dataset
 from demo import gan, gan_metrics, gan_networks, gan_trainer, gan_training
@@ -219,20 +220,20 @@ def test_minutes_are_those_of_the_command_and_end_within_an_epoch(tmp_path, monk
             now.seconds += each
             return {"frechet": 50.0, "kernel": 0.5, "variety": 1.0}
 
-    def slow(self, *words, step=gan_trainer.GanTrainer.train_step):
-        now.seconds += 10
-        return step(self, *words)
+    def slow(*_):
+        now.seconds += 5  # two optimizers: ten seconds a step
 
-    monkeypatch.setattr(gan_training, "GanMetrics", SlowRuler)
-    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", slow)
-    log = gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))
+    hook = register_optimizer_step_pre_hook(slow)
+    log = gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500), metrics_of=SlowRuler)
     taken = now.seconds - runtime.PROCESS_START
     assert least <= taken <= 120 and log[-1]["seconds"] <= taken  # all that it did
     assert np.isfinite(log[-1]["frechet"]) and (tmp_path / "run" / "gan" / "last.safetensors").is_file()
     steps = len(log)
-    assert len(gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500))) == steps  # they are over
+    again = gan_training.train(words(tmp_path, "--gan.minutes", 2, "--gan.epochs", 500), metrics_of=SlowRuler)
+    assert len(again) == steps  # they are over
     with pytest.raises(InputError, match="over before training begins"):
-        gan_training.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"))
+        gan_training.train(words(tmp_path, "--gan.minutes", 0.1, "--run", tmp_path / "short"), metrics_of=SlowRuler)
+    hook.remove()
 
 
 @pytest.mark.slow
@@ -257,10 +258,9 @@ def test_the_vanilla_recipe_is_the_reports():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
-def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
+def test_the_nearest_generator_is_kept_not_the_last(tmp_path):
     FakeRuler.told = [90.0, 30.0, 60.0]
-    log = gan_training.train(words(tmp_path, "--gan.epochs", 3))
+    log = gan_training.train(words(tmp_path, "--gan.epochs", 3), metrics_of=FakeRuler)
     home = tmp_path / "run" / "gan"
     _, best = gan_networks.load(home / "best.safetensors")
     _, last = gan_networks.load(home / "last.safetensors")
@@ -269,46 +269,36 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path, monkeypatch):
     assert len(pd.read_csv(home / "log.csv")) == 3 and len(list(home.glob("epoch*.png"))) == 3
 
 
-def test_the_test_set_is_not_learned_from(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("one_accelerator")
+def test_the_test_set_is_not_learned_from(tmp_path):
     config, learned = words(tmp_path, "--data.test_size", 0.25), []
 
-    def read(rows, _):
-        learned.extend(rows["ImageID"])
-        raise InputError("enough")
+    class Enough(Exception):
+        pass
 
-    monkeypatch.setattr(gan_training, "read_photos", read)
-    with pytest.raises(InputError, match="enough"):
-        gan_training.train(config)
+    def ruler(photos, *_):
+        learned.extend(photo.tobytes() for photo in photos)
+        raise Enough
+
+    with pytest.raises(Enough):
+        gan_training.train(config, metrics_of=ruler)
     rows = dataset.prepare(config)
-    aside = set(rows["ImageID"][rows["source"] == "test"])
-    assert len(aside) == 6 and set(learned) == set(rows["ImageID"]) - aside
+    training, aside = (rows[rows["source"] == source] for source in ("train", "test"))
+    assert len(aside) == 6
+    assert learned == [photo.tobytes() for photo in gan_training.read_photos(training.reset_index(drop=True), config)]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
-def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
+def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path):
     FakeRuler.told = None
-    gan_training.train(words(tmp_path, "--gan.epochs", 3))
+    gan_training.train(words(tmp_path, "--gan.epochs", 3), metrics_of=FakeRuler)
     whole = (tmp_path / "run/gan/last.safetensors").read_bytes()
-    step, taken = gan_trainer.GanTrainer.train_step, []
-
-    def stopped(self, *words):
-        taken.append(1)
-        if len(taken) == 5:  # in the middle of the second epoch
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, *words)
-
     config = words(tmp_path, "--gan.epochs", 3, "--run", tmp_path / "other")
-    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        gan_training.train(config)
-    monkeypatch.setattr(gan_trainer.GanTrainer, "train_step", step)
+    with at_step(9), pytest.raises(KeyboardInterrupt):  # two a step: in the middle of the second epoch
+        gan_training.train(config, metrics_of=FakeRuler)
     assert not (tmp_path / "other/gan/last.safetensors").exists()
-    log = gan_training.train(config)
+    log = gan_training.train(config, metrics_of=FakeRuler)
     ours, theirs = (
         gan_networks.load(path)[0].state_dict()
         for path in (tmp_path / "run/gan/last.safetensors", tmp_path / "other/gan/last.safetensors")
@@ -319,16 +309,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("one_accelerator")
-def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path, monkeypatch):
+def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gan_trainer.GanTrainer, "prepare", stopped)
     old = tmp_path / "run" / "gan" / "state.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of the former training")
     with pytest.raises(KeyboardInterrupt):
-        gan_training.train(words(tmp_path, "--gan.epochs", 1), overwrite=True)
+        gan_training.train(words(tmp_path, "--gan.epochs", 1), overwrite=True, metrics_of=stopped)
     assert not old.exists()
 
 
@@ -340,11 +329,9 @@ def test_who_measures_draws_nothing():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
-def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_training, "GanMetrics", FakeRuler)
-    monkeypatch.setattr(gan_networks.Generator, "learn", lambda self, photos, kind: self.codes.learn(photos, kind))
+def test_what_can_not_be_gone_on_with_is_said_in_a_line(tmp_path):
     config = words(tmp_path, "--gan.epochs", 1)
-    gan_training.train(config)
+    gan_training.train(config, metrics_of=FakeRuler)
     (tmp_path / "kinds" / "a" / "0.jpg").rename(tmp_path / "kinds" / "b" / "0.jpg")  # as many photos, other labels
     (tmp_path / "run" / "folds.csv").unlink()
     with pytest.raises(InputError, match="photos and labels has changed"):

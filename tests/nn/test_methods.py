@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from helpers import MASK, ROOT, make_learner, mask_task
+from helpers import MASK, ROOT, at_step, make_learner, mask_task
 from safetensors.torch import load_file
 
 import dataset
@@ -20,7 +20,6 @@ from foldface.data import folds, loader
 from foldface.files import InputError, read_csv
 from foldface.nn import batchnorm, optim
 from foldface.nn.heads import LEARNED, ORDINAL_LOGIT_BIAS, Heads
-from foldface.nn.learner import Learner
 from foldface.nn.mixup import mix
 from foldface.settings import LossConfig, TrainConfig
 from foldface.task import MASK_TASK
@@ -368,24 +367,12 @@ def fit(competition, *words):
         ],
     ],
 )
-def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition, tmp_path, monkeypatch, words):
-    import os
-    import signal
-
+def test_every_method_goes_on_to_the_same_weights_after_an_interrupt(competition, tmp_path, words):
     words = ["--train.epochs", 3, "--model.dropout", 0.2, *words]
     whole = fit(competition, *words)
-    resumed, honest, steps = competition.config(*words, "--run", tmp_path / "resumed"), Learner.train_step, []
-
-    def interrupted(self, *batch):
-        steps.append(batch)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return honest(self, *batch)
-
-    monkeypatch.setattr(Learner, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    resumed = competition.config(*words, "--run", tmp_path / "resumed")
+    with at_step(4), pytest.raises(KeyboardInterrupt):
         train.train_folds(resumed, [0])
-    monkeypatch.setattr(Learner, "train_step", honest)
     train.train_folds(resumed, [0])
     first, second = (load_file(run / "fold0" / "best.safetensors") for run in (whole, tmp_path / "resumed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
