@@ -62,12 +62,12 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2 * gigabyte - 1)
 
 
-def cores(most: int = 32) -> int:
+def cores(most: int = 32, root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int:
     """The number of CPU cores that this process may use, 1 to `most`: by its affinity and its container's quota (cgroup
-    v2 or v1); several processes of one command share them."""
+    v2 or v1, of which `own` names the groups below `root`); several processes of one command share them."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = min(count, quota()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, math.ceil(min(own, most)))
+    share = min(count, quota(root, own)) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, math.ceil(min(share, most)))
 
 
 def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:

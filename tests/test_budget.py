@@ -1,16 +1,16 @@
 """Training by the clock: over in time, the learning rate all the way down, whatever the machine does meanwhile."""
 
+import signal
 import time
 import types
 
 import pandas as pd
 import pytest
 import torch
-from helpers import at_step, interrupt
 
 import train
 from foldface.files import InputError
-from foldface.nn import optim
+from foldface.nn import learner, optim
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
@@ -123,15 +123,19 @@ def test_momentum_follows_the_cycle_too():
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 5])
 def test_a_stop_at_the_last_step_still_looks_at_what_it_came_to(competition, monkeypatch, interval):
-    honest = time.perf_counter
+    step = learner.Learner.train_step
 
-    def last_step():
-        monkeypatch.setattr(time, "perf_counter", lambda: honest() + 1000)
-        interrupt()
+    def last_step(self, *words):
+        found = step(self, *words)
+        if self.steps == 4:
+            self.budget.follow(0)
+            signal.raise_signal(signal.SIGINT)
+        return found
 
     words = ["--train.minutes", "5", "--train.scheduler", "onecycle", "--train.checkpoint", "last"]
     words += ["--train.batch_size", "2", "--train.val_interval", interval]
-    with at_step(10, last_step), pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(learner.Learner, "train_step", last_step)
+    with pytest.raises(KeyboardInterrupt):
         train.train_folds(competition.config(*words), [0], started=time.monotonic())
     monkeypatch.undo()
     train.train_folds(competition.config(*words), [0], started=time.monotonic())

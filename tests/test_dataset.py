@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import write_photo
+from helpers import never_read, write_photo
 
 import dataset
 from foldface.data import cleaning
@@ -307,12 +307,11 @@ def test_a_photo_that_was_replaced_under_its_name_is_not_answered_by_its_old_cro
 
 
 def test_photos_of_known_size_and_time_are_not_read_again_and_crops_of_earlier_versions_are_compared(
-    cropped, monkeypatch
+    cropped, competition
 ):
     rows, crops = cropped
     frame = read_csv(crops / "manifest.csv", manifest.MANIFEST_COLUMNS)
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest, "sha1_of", lambda _: pytest.fail("a photo was read"))
+    with never_read(competition.train / "images"):
         assert manifest.with_files(rows, crops)["sha1"].tolist() == frame["sha1"].tolist()
     write_csv(crops / "manifest.csv", frame[manifest.MANIFEST_COLUMNS])
     manifest.with_files(rows, crops)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT, fill_up
 
-from foldface import files, runtime
+from foldface import files
 from foldface.files import InputError, atomic_write, folder_lock, refuse_unwritable
 from foldface.runtime import cores, quota
 
@@ -216,7 +216,6 @@ def test_a_containers_quota_counts_as_its_cores(tmp_path, monkeypatch):
     assert quota(tmp_path / "v1", own) == 2.5
     assert quota(tmp_path / "none", own) == quota(tmp_path / "none", tmp_path / "none") == float("inf")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(runtime, "quota", lambda: 1.5)
-    assert cores() == 2
-    monkeypatch.setattr(runtime, "quota", lambda: float("inf"))
-    assert cores() == 32 and cores(most=8) == 8
+    assert cores(root=tmp_path / "none", own=own) == 32 and cores(8, tmp_path / "none", own) == 8
+    own.write_text("0::/pod/task\n")
+    assert cores(root=tmp_path / "v2", own=own) == 2

@@ -152,7 +152,7 @@ def test_stopped_it_goes_on_to_the_same_weights(competition):
 
 @pytest.mark.slow
 def test_within_minutes_it_has_a_share_of_the_time_like_a_fold(competition, capsys, monkeypatch):
-    config = competition.config("--train.final", "--train.minutes", 0.2)
+    config = competition.config("--train.final", "--train.minutes", 0.6)
     train.train_folds(config, range(config.train.folds), started=time.monotonic())
     said = capsys.readouterr().out
     assert re.search(r"final fit: all 84 photos, 0\.\d minutes, as each fold took; nothing is validated", said)

@@ -45,6 +45,8 @@ WITHOUT_TORCH = (
 MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 44  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
+PATCHED_TESTS = 10  # tests, and fixtures outside of conftest.py, that replace something of ours, though a test should type what a user types
+OF_OTHERS = {"shutil", "time", "np", "Path", "multiprocessing", "mmap", "functional"}  # modules.NAME that is not ours
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 UNREAD = "foldface.settings"  # jsonargparse reads its annotations
 
@@ -152,6 +154,31 @@ def test_few_imports_stand_inside_functions():
                 found = [node for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))]
                 inside |= {f"{path.relative_to(ROOT)}:{node.lineno}" for node in found}
     assert len(inside) <= LOCAL_IMPORTS, sorted(inside)
+
+
+def replaces_ours(call, ours):
+    """Is it monkeypatch.setattr(something of ours, ...)? ours: names that a test file imports from us."""
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "setattr":
+        return False
+    target, outer = call.args[0], ""
+    while isinstance(target, ast.Attribute):
+        target, outer = target.value, target.attr
+    return isinstance(target, ast.Name) and target.id in ours and outer not in OF_OTHERS
+
+
+def test_tests_type_what_a_user_types_and_replace_little_of_ours():
+    own, patched = set(sources()), set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        ours = set()
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom):
+                ours |= {name.name for name in node.names if node.module in own or f"{node.module}.{name.name}" in own}
+            elif isinstance(node, ast.Import):
+                ours |= {name.asname or name.name for name in node.names if name.name in own}
+        for function in [node for node in tree(path).body if isinstance(node, FUNCTION)]:
+            if any(replaces_ours(node, ours) for node in ast.walk(function)):
+                patched.add(f"{path.relative_to(ROOT)}: {function.name}")
+    assert len(patched) <= PATCHED_TESTS, "\n".join(sorted(patched))
 
 
 def test_no_file_is_longer_than_a_reader_can_hold():

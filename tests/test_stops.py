@@ -2,6 +2,7 @@
 
 import io
 import json
+import mmap
 import multiprocessing
 import os
 import random
@@ -22,10 +23,9 @@ from safetensors.torch import load_file
 import train
 from foldface import cli
 from foldface.data import loader
-from foldface.data.loader import mmap
 from foldface.faces import job
 from foldface.files import InputError, folder_lock
-from foldface.nn import learner, resume
+from foldface.nn import resume
 from foldface.nn.progress import Progress
 from foldface.runtime import Stopped
 from tools import sample_data
@@ -190,21 +190,16 @@ def test_cropping_processes_end_with_a_command_that_is_killed():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
-def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path, monkeypatch):
+def test_after_a_killed_loader_worker_training_goes_on_to_the_same_weights(competition, tmp_path):
     words = ["--data.workers", 2, "--data.augment", "light", "--train.epochs", 3]
     train.train_folds(competition.config(*words), [0])
-    honest, steps = learner.Learner.train_step, []
 
-    def step(self, *batch):
-        steps.append(1)
-        if len(steps) == 2:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGKILL)
-        return honest(self, *batch)
+    def kill_workers():
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
 
     config = competition.config(*words, "--run", tmp_path / "killed")
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="a process that reads photos was killed"):
-        patch.setattr(learner.Learner, "train_step", step)
+    with at_step(2, kill_workers), pytest.raises(InputError, match="a process that reads photos was killed"):
         train.train_folds(config, [0])
     assert torch.load(tmp_path / "killed/fold0/state.pt", weights_only=True)["steps"] >= 2  # no step is lost
     train.train_folds(config, [0])
@@ -378,6 +373,14 @@ def test_what_the_system_refuses_is_said_and_a_bug_keeps_its_traceback(error, sa
     assert cli.limit_of(KeyError("bug")) is None and cli.limit_of(FileNotFoundError(2, "No such file")) is None
 
 
+def without_shm(how, code, *words):
+    """What Python code prints where /dev/shm is mounted so: a CompletedProcess."""
+    mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("/dev/shm can't be mounted here")
+    return subprocess.run([*mount, sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ro", "size=4k"])
 def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how):
@@ -395,20 +398,22 @@ def test_photos_are_read_where_shared_memory_is_read_only_or_tiny(tmp_path, how)
         photos = loader.PhotoDataset(rows, "none", 32, False)
         print(sum(len(batch) for _, batch, _ in loader.make(photos, loader.SeededBatchSampler(6, 2), 2)))
     """
-    mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
-    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
-        pytest.skip("/dev/shm can't be mounted here")
-    done = subprocess.run([*mount, sys.executable, "-c", code, tmp_path, how], capture_output=True, text=True, cwd=ROOT)
+    done = without_shm(how, code, tmp_path, how)
     assert done.stdout == "6\n", done.stderr
     assert "photos are read by one process" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_cropping_needs_no_shared_memory(monkeypatch, capsys):
-    monkeypatch.setattr(job, "no_processes", lambda: "/dev/shm can't be written to (Read-only file system)")
-    done = []
-    with job.processes(4) as pool:
-        job.share_out(pool, abs, [-1, -2], done.append)
-    assert done == [1, 2] and "cropped by one process" in capsys.readouterr().err
+@pytest.mark.slow
+def test_cropping_needs_no_shared_memory():
+    code = """if True:
+        from foldface.faces import job
+        done = []
+        with job.processes(4) as pool:
+            job.share_out(pool, abs, [-1, -2], done.append)
+        print(done)
+    """
+    done = without_shm("ro", code)
+    assert done.stdout == "[1, 2]\n" and "cropped by one process" in done.stderr
 
 
 def test_photos_that_memory_has_no_room_for_are_decoded_each_epoch(tmp_path, monkeypatch, capsys):

@@ -68,9 +68,11 @@ def baseline_auc(train: np.ndarray, people: np.ndarray, rounds: int = 3) -> floa
 
     train: (n, d) float features; people: (n,) ids.
     """
-    names, found = np.unique(people), []
-    for seed in range(rounds):
-        drawn = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-        half = np.isin(people, drawn)
-        found.append(separate(train[half], train[~half], people[half])[0])
-    return float(np.mean(found))
+    halves = [half_of_people(people, seed) for seed in range(rounds)]
+    return float(np.mean([separate(train[half], train[~half], people[half])[0] for half in halves]))
+
+
+def half_of_people(people: np.ndarray, seed: int) -> np.ndarray:
+    """True for the photos of half of the people, drawn at random: (n,) ids -> (n,) bool."""
+    names = np.unique(people)
+    return np.isin(people, np.random.default_rng(seed).permutation(names)[: len(names) // 2])

@@ -83,7 +83,9 @@ def fingerprint_one(file: str) -> tuple:
 # ------------------------------------------------------------------------------------------------ what is the same
 
 
-def near_duplicates(table: pd.DataFrame, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
+def near_duplicates(
+    table: pd.DataFrame, distance: int = DISTANCE, block: int = BLOCK, part: int = PART, most: int = MAX_PAIRS
+) -> tuple[np.ndarray, np.ndarray]:
     """Find photos that are nearly the same: (pairs (k, 2) int64 with i < j, in order of i, bits (k,) int64).
 
     table: from `fingerprint`. Pairs are positions in it whose hashes differ in at most `distance` bits (`bits`) and
@@ -91,26 +93,26 @@ def near_duplicates(table: pd.DataFrame, distance: int = DISTANCE) -> tuple[np.n
     Objects below about a tenth of the photo's side are not noticed. Copies that lost more than 1 % at each edge, and
     black-and-white copies of colourful photos, are not found.
 
-    After MAX_PAIRS pairs, photos that are already connected are not paired again: a thousand copies of one photo would
-    be half a million pairs. `components` gives the same groups.
+    block, part: photos and pairs that are compared at once. After `most` pairs, photos that are already connected are
+    not paired again: a thousand copies of one photo would be half a million pairs. `components` gives the same groups.
     """
     readable = np.flatnonzero(table["reason"] == "")
     hashes, thumbnails = table["hash"].to_numpy(np.uint64)[readable], Thumbnails(table.iloc[readable])
     found, total, counted, group = [np.empty((0, 3), np.int64)], 0, 0, np.arange(len(hashes))
-    for start in range(0, len(hashes), BLOCK):
-        rows = slice(start, start + BLOCK)
+    for start in range(0, len(hashes), block):
+        rows = slice(start, start + block)
         bits = np.bitwise_count(hashes[rows, None] ^ hashes[None, start:])
         close = bits <= distance
-        close[:, :BLOCK] = np.triu(close[:, :BLOCK], 1)  # each pair once, and no photo with itself
+        close[:, :block] = np.triu(close[:, :block], 1)  # each pair once, and no photo with itself
         if counted:
             close &= group[rows, None] != group[None, start:]
         first, second = np.nonzero(close)
         left = np.stack([first + start, second + start, bits[first, second]], axis=1)
         while len(left):
-            part, left = left[:PART], left[PART:]
-            found.append(part[thumbnails.agree(part[:, 0], part[:, 1])])
+            some, left = left[:part], left[part:]
+            found.append(some[thumbnails.agree(some[:, 0], some[:, 1])])
             total += len(found[-1])
-            if total - counted > MAX_PAIRS:
+            if total - counted > most:
                 group, counted = components(np.concatenate(found)[:, :2], len(hashes)), total
                 left = left[group[left[:, 0]] != group[left[:, 1]]]
     found = np.concatenate(found)

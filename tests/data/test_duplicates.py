@@ -179,16 +179,14 @@ def test_flat_photos_match_those_of_their_own_shade_alone(tmp_path):
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 10])
-def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, distance):
-    monkeypatch.setattr(duplicates, "BLOCK", 16)
-    monkeypatch.setattr(duplicates, "PART", 7)
+def test_every_pair_within_the_distance_is_found_and_no_other(distance):
     rng = np.random.default_rng(0)
     pictures, hashes = rng.integers(0, 256, (4, 1024), dtype=np.uint8), rng.integers(2**63, size=4, dtype=np.uint64)
     of = rng.integers(4, size=100)
     flips = np.array([sum(1 << int(bit) for bit in rng.choice(64, rng.integers(6), replace=False)) for _ in of])
     hashes = hashes[of] ^ flips.astype(np.uint64)
     hashes[50:] = hashes[:50]  # the same hash, but perhaps another picture: no pair
-    pairs, bits = duplicates.near_duplicates(table(hashes, pictures[of]), distance)
+    pairs, bits = duplicates.near_duplicates(table(hashes, pictures[of]), distance, block=16, part=7)
     expected = [
         (i, j, apart)
         for i in range(100)
@@ -199,14 +197,11 @@ def test_every_pair_within_the_distance_is_found_and_no_other(monkeypatch, dista
     assert expected and pairs.dtype == np.int64
 
 
-def test_crowds_of_copies_are_grouped_without_all_their_pairs(monkeypatch):
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 500)
-    monkeypatch.setattr(duplicates, "PART", 128)
-    monkeypatch.setattr(duplicates, "BLOCK", 64)
+def test_crowds_of_copies_are_grouped_without_all_their_pairs():
     rng = np.random.default_rng(0)
     pictures, hashes = rng.integers(0, 256, (40, 1024), dtype=np.uint8), rng.integers(2**63, size=40, dtype=np.uint64)
     of = rng.permutation(np.concatenate([np.repeat([0, 1], 400), np.arange(2, 40), [39]]))
-    pairs, _ = duplicates.near_duplicates(table(hashes[of], pictures[of]))
+    pairs, _ = duplicates.near_duplicates(table(hashes[of], pictures[of]), block=64, part=128, most=500)
     component = duplicates.components(pairs, len(of))
     assert len(pairs) < 2_000  # of 159,601
     assert (of[pairs[:, 0]] == of[pairs[:, 1]]).all()

@@ -1,6 +1,7 @@
 """The demo: what a visitor sends is answered, or refused in a sentence, and forgotten."""
 
 import base64
+import copy
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 from helpers import MASK, ROOT, write_photo
 
 from demo import cards, page, serving, uploads, words
+from foldface import registry
 from foldface.data.photos import PhotoError, cv2, read_photo
 from foldface.faces import detect
 from foldface.files import InputError
@@ -111,10 +113,11 @@ def test_uploads_can_not_fill_the_desk(served, monkeypatch):
     assert httpx.post(door, content=pieces()).status_code == 411
     many = [("files", (f"{k}.jpg", bytes(limit - 1000))) for k in range(uploads.MAX_FILES + 2)]
     assert httpx.post(door, files=many).status_code == 413
-    monkeypatch.setattr(uploads.UploadDir, "size", lambda _: 4 * uploads.MAX_FILES * limit)
+    with open(desk.folder / "others", "wb") as file:
+        file.truncate(4 * uploads.MAX_FILES * limit)  # no disk is taken: the file is a hole
     answer = httpx.post(door, files={"files": ("a.jpg", b"small")})
     assert answer.status_code == 507 and "try again" in answer.json()["detail"]
-    monkeypatch.undo()
+    (desk.folder / "others").unlink()
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: SimpleNamespace(free=uploads.MIN_FREE_BYTES))
     assert httpx.post(door, files={"files": ("a.jpg", b"small")}).status_code == 507
     assert not left(desk) and not desk.reserved
@@ -525,11 +528,10 @@ def test_languages_are_chosen_as_a_browser_asks_and_every_sentence_is_in_both():
     assert words.of_answer("ko", {"no_face": True, "said": ""}).startswith("이 사진에서 얼굴을 찾지 못해")
 
 
-def test_more_files_than_are_taken_are_said_and_deleted(demo, monkeypatch):
+def test_more_files_than_are_taken_are_said_and_deleted(demo):
     demo, desk = demo
-    monkeypatch.setattr(uploads, "MAX_FILES", 2)
-    page, _ = demo.upload([sent(desk, "a.jpg", seed) for seed in range(4)], False)
-    assert "4 files: only the first 2 are classified" in page and page.count('class="card"') == 2 and not left(desk)
+    page, _ = demo.upload([sent(desk, "a.jpg", seed) for seed in range(uploads.MAX_FILES + 2)], False)
+    assert "34 files: only the first 32 are classified" in page and page.count('class="card"') == 32 and not left(desk)
 
 
 def test_the_camera_is_answered_still_and_live(demo):
@@ -626,21 +628,41 @@ def test_a_fold_that_is_not_there_is_refused(served):
         serving.Predictor(served[2], [3])
 
 
-def test_faces_are_boxed_counted_and_missed_in_words(served, monkeypatch):
+FACE = np.array([10, 10, 40, 50, 0.9, 20, 20, 30, 20], float)
 
-    answerer = served[3]
-    monkeypatch.setattr(answerer, "crops", {"detectors": ["yunet"], "size": 32, "margin": 0.25, "align": False})
-    face = np.array([10, 10, 40, 50, 0.9, 20, 20, 30, 20], float)
+
+def finding(count, face=FACE):
+    """The name of a detector that finds a face so many times, in photos of 80 x 60 and larger ones."""
+
+    class Finding(detect.Detector):
+        long_sides = (512,)
+
+        def find(self, images):
+            return [np.tile(face, (count, 1)) for _ in images]
+
+    name = f"finding{count}x{int(face[2])}"
+    registry.register("detector", name)(Finding)
+    return name
+
+
+def with_crops(answerer, **crops):
+    """The demo's Predictor as a run of such face crops has it."""
+    mine = copy.copy(answerer)
+    mine.crops = {"size": 32, "margin": 0.25, "align": False} | crops
+    return mine
+
+
+def test_faces_are_boxed_counted_and_missed_in_words(served, own_registry):
     photo = np.random.default_rng(0).integers(0, 255, (80, 60, 3), dtype=np.uint8)
     for count, word in ((1, "sure"), (8, "8 faces were found"), (0, "No face was found")):
-        monkeypatch.setattr(detect, "find_faces", lambda *_, count=count: [("yunet", face if count else None, count)])
+        answerer = with_crops(served[3], detectors=[finding(count)])
         found = answerer.answer(photo)
         assert word in found["said"] and bool(found["label"]) == bool(count)
         assert ((found["shown"] == (255, 200, 0)).all(2).sum() > 50) == bool(count)  # the box
 
 
 @pytest.mark.parametrize("faces", [False, True], ids=["whole photos", "face crops"])
-def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatch, faces):
+def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, own_registry, faces):
     from foldface.faces import crops
     from foldface.nn import predicting
 
@@ -649,10 +671,8 @@ def test_the_demo_prepares_photos_as_inference_does(served, tmp_path, monkeypatc
     cv2.imwrite(str(tmp_path / "a.jpg"), noise)
     file = tmp_path / "a.jpg"
     if faces:
-        crop = {"detectors": ["yunet"], "size": 128, "margin": 0.25, "align": False}
         face = np.array([10, 10, 200, 250, 0.9, 60, 60, 120, 60], float)
-        monkeypatch.setattr(answerer, "crops", crop)
-        monkeypatch.setattr(detect, "find_faces", lambda *_: [("yunet", face, 1)])
+        answerer = with_crops(answerer, detectors=[finding(1, face)], size=128)
         crops.write_crop(tmp_path / "crop.jpg", crops.crop_square(read_photo(file), face, 128, 0.25, False))
         file = tmp_path / "crop.jpg"
     rows = pd.DataFrame({"file": [str(file)]})

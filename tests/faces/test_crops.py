@@ -11,16 +11,15 @@ import bad_photos
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, Competition, torchrun
+from helpers import ROOT, Competition, never_read, torchrun
 
 import dataset
 import face_crop
 from foldface import registry
 from foldface.data.photos import cv2, read_photo
-from foldface.faces import crops, detect, job, review
-from foldface.faces import manifest as manifest_module
+from foldface.faces import crops, detect, review
 from foldface.faces.manifest import CORNERS, MANIFEST_COLUMNS, with_files
-from foldface.files import InputError, folder_lock, read_json, warn_once
+from foldface.files import InputError, folder_lock, read_json
 from foldface.settings import as_dict
 from tools import camera, portrait
 from tools.stress import kills
@@ -269,7 +268,7 @@ def test_photos_are_shrunk_to_a_longer_side_and_never_enlarged():
     assert {size: detect.shrunk_size(np.empty((*size, 3)), 256) for size in sizes} == sizes
 
 
-def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(monkeypatch):
+def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(own_registry):
     asked = []
 
     def detector(name, least):
@@ -280,10 +279,9 @@ def test_detectors_are_asked_in_order_and_at_every_scale_until_one_sees_a_face(m
 
         return find
 
-    monkeypatch.setattr(registry, "REGISTERED", {"detector": {}})  # as two files of a user's would
     for name, sides, least in (("first", (192, 512, 128), 200), ("second", (256, 512), 100)):
         made = type(name, (detect.Detector,), {"long_sides": sides, "find": detector(name, least)})
-        registry.register("detector", name)(made)
+        registry.register("detector", name)(made)  # as two files of a user's would
     photos = [np.full((*size, 3), level, np.uint8) for size, level in
               (((400, 400), 250), ((400, 400), 150), ((400, 400), 50), ((150, 150), 150))]  # fmt: skip
     found = detect.find_faces(photos, ["person", "first", "second", "centre"])
@@ -309,14 +307,19 @@ def test_every_detector_takes_a_banner_a_strip_and_a_speck(name):
         assert look(np.full((*size, 3), 90, np.uint8), name) == ("", None, 0)
 
 
-def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(detect, "MIN_SIDE", 16)  # facenet fails on less than 20
-    banner = np.full((384, 16 * 384, 3), 120, np.uint8)
-    banner[:, :288] = cv2.resize(drawn[6][0][..., ::-1], (288, 384))
-    warn_once.cache_clear()
-    detect.find_faces([banner, drawn[6][0][..., ::-1]], ["facenet", "retinaface"])
+def test_where_a_detector_fails_the_next_one_looks_and_that_is_said(drawn, own_registry, capsys):
+    @registry.register("detector", "failing")
+    class Failing(detect.Detector):
+        long_sides = (256,)
+
+        def find(self, images):
+            raise RuntimeError("kernel size can't be greater than the photo")
+
+    photo = np.ascontiguousarray(drawn[6][0][..., ::-1])
+    found = detect.find_faces([photo, photo], ["failing", "retinaface"])
     said = capsys.readouterr().err
-    assert said.count("warning: facenet fails on photos shrunk to 256 x 16") == 1 and said.count("\n") == 1
+    assert [name for name, _, _ in found] == ["retinaface"] * 2
+    assert said.count("warning: failing fails on photos shrunk to") == 1 and said.count("\n") == 1
     assert detect.find_faces([np.full((1, 5000, 3), 90, np.uint8)], ["facenet", "retinaface"]) == [("", None, 0)]
 
 
@@ -355,7 +358,7 @@ def crop(people, *words, retry=False):
 
 
 @pytest.mark.slow
-def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch):
+def test_every_photo_has_a_row_and_a_second_run_does_nothing(people):
     manifest = crop(people)
     assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "size", "mtime"] and len(manifest) == 2 * 7 + 2
     by = manifest.set_index(manifest["photo"].map(lambda photo: "/".join(photo.split("/")[-2:])))
@@ -367,13 +370,13 @@ def test_every_photo_has_a_row_and_a_second_run_does_nothing(people, monkeypatch
         assert cv2.imread(str(people.root / "crops" / path)).shape == (224, 224, 3)
 
     before = {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
-    monkeypatch.setattr(job.multiprocessing, "get_context", lambda _: pytest.fail("photos were cropped twice"))
-    crop(people)
+    with never_read(people.train / "images"), never_read(people.eval / "images"):
+        crop(people)
     assert before == {path: path.read_bytes() for path in (people.root / "crops").rglob("*") if path.is_file()}
     os.utime(manifest["photo"][0])  # as after copying the photos: read once, then known by their new time
     again = crop(people)
-    monkeypatch.setattr(manifest_module, "sha1_of", lambda _: pytest.fail("photos were read twice"))
-    assert crop(people).equals(again) and (again != manifest).to_numpy().sum() == 1
+    with never_read(people.train / "images"), never_read(people.eval / "images"):
+        assert crop(people).equals(again) and (again != manifest).to_numpy().sum() == 1
 
 
 @pytest.mark.slow
@@ -511,7 +514,7 @@ def test_a_crop_that_an_earlier_version_gave_to_two_photos_is_refused_and_cut_ag
 
 
 @pytest.mark.slow
-def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small, monkeypatch):
+def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small):
     before = crop(small, *small.extra_words(small.sets))
     for folder in ("train", "eval", "red", "blue", "crops"):
         (small.root / folder).rename(small.root / f"moved-{folder}")
@@ -520,9 +523,9 @@ def test_a_crop_is_found_by_name_and_bytes_where_the_photos_lie_elsewhere(small,
     for one in small.sets:
         one["path"] = one["path"].replace("red", "moved-red").replace("blue", "moved-blue")
     assert colours(small, small.sets) == ["red", "blue"]
-    monkeypatch.setattr(crops, "crop_photos", lambda *_: pytest.fail("photos were cropped twice"))
-    monkeypatch.setattr(job, "guess", lambda *_: pytest.fail("photos were cropped twice"))
+    made = {path: path.stat().st_mtime_ns for path in (small.root / "crops").rglob("*.jpg")}
     after = crop(small, *small.extra_words(small.sets))
+    assert made == {path: path.stat().st_mtime_ns for path in (small.root / "crops").rglob("*.jpg")}
     assert after.drop(columns="photo").equals(before.drop(columns="photo"))
     assert after["photo"].str.contains("/moved-").all()
     # the same bytes under another name, or other bytes under the same, are another photo
@@ -565,11 +568,22 @@ def test_what_becomes_of_bad_photos(people, drawn):
 
 
 @pytest.mark.slow
-def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, monkeypatch):
+def test_a_photo_that_vanishes_before_it_is_guessed_at_is_unreadable(people, own_registry):
     gone = people.train / "images" / people.people[0][3] / "mask3.jpg"  # the one without a face
-    honest = job.guesses
-    monkeypatch.setattr(job, "guesses", lambda *words: (gone.unlink(), honest(*words))[1])
-    manifest = crop(people).set_index("photo")
+    (people.root / "deleter.py").write_text(
+        "import pathlib\n"
+        "import numpy\n"
+        "from foldface.faces.detect import Detector\n"
+        "from foldface.registry import register\n"
+        '@register("detector", "deleter")\n'
+        "class Deleter(Detector):\n"
+        "    long_sides = (64,)\n"
+        "    def find(self, images):\n"
+        f"        pathlib.Path({str(gone)!r}).unlink(missing_ok=True)\n"
+        "        return [numpy.empty((0, 9)) for _ in images]\n"
+    )
+    words = ["--plugins", people.root / "deleter.py", "--crop.detectors", "[retinaface,deleter,person,centre]"]
+    manifest = crop(people, *words).set_index("photo")
     assert manifest.loc[str(gone), ["status", "crop"]].tolist() == ["unreadable: No such file or directory", ""]
 
 
@@ -631,8 +645,8 @@ def test_two_at_once_in_one_folder_are_refused(people):
 
 
 @pytest.mark.slow
-def test_a_chain_without_guesses_leaves_misses_alone_the_next_time(people, monkeypatch):
+def test_a_chain_without_guesses_leaves_misses_alone_the_next_time(people):
     words = ["--crop.detectors", "[retinaface]"]
     assert (crop(people, *words)["status"] == "missed").sum() == 2
-    monkeypatch.setattr(job.multiprocessing, "get_context", lambda _: pytest.fail("looked at again"))
-    crop(people, *words)
+    with never_read(people.train / "images"), never_read(people.eval / "images"):
+        assert (crop(people, *words)["status"] == "missed").sum() == 2

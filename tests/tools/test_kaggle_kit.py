@@ -20,7 +20,7 @@ import ensemble
 import face_crop
 import inference
 import train_kfold
-from foldface import registry, runs
+from foldface import runs
 from foldface.files import InputError, read_json
 from tools import kaggle_kit, kaggle_packages, sample_data
 
@@ -237,12 +237,10 @@ register("augment", "of_a_kit")(lambda: [])
 
 
 @pytest.mark.slow
-def test_two_runs_vote_and_the_sample_is_followed(tmp_path, monkeypatch):
+def test_two_runs_vote_and_the_sample_is_followed(tmp_path, own_registry, monkeypatch):
     """A competition with a table, a folder of photos that a setting names by its whole path, its own sample; and an
     augmentation of the user's, without which the weights can't be read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "REGISTERED", {kind: dict(found) for kind, found in registry.REGISTERED.items()})
-    monkeypatch.setattr(registry, "PLUGINS", {})  # what this test registers is gone at its end
     Path("kit_plugin.py").write_text(PLUGIN)
     colours = list(COLOURS)
     for n in range(18):
