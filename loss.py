@@ -73,7 +73,7 @@ class Targets:
             if task.probabilities[0] in rows:
                 soft = torch.tensor(rows[task.probabilities].to_numpy("float32"))
                 known = ~soft.isnan().any(1)
-                self.classes[known] = soft[known] / soft[known].sum(1, keepdim=True)
+                self.classes[known] = soft[known] / (1 if task.multilabel else soft[known].sum(1, keepdim=True))
             if not task.multilabel:  # whose labels are weighed one by one
                 self.weight = self.classes @ class_weights(task.size, config.balance, label)
         if task.number:

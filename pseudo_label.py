@@ -28,6 +28,8 @@ def choose(task, frame, threshold, most):
     class at most, 0 = no cap. Both: a number, or a list of one a class.
     """
     kept = frame.drop_duplicates("ImageID")
+    if task.multilabel:
+        return choose_sets(task, kept, threshold, most)
     if task.numeric:
         kept = kept[kept["confidence"].astype(float) >= threshold]
     else:
@@ -43,15 +45,32 @@ def choose(task, frame, threshold, most):
     return kept[["ImageID", "ans", "confidence", *task.probabilities]]
 
 
+def choose_sets(task, frame, threshold, most):
+    """`choose` of several labels a photo: all of them, yes or no, are as sure as threshold says; the confidence is that
+    of the least sure one. Of `most` rows a label those count that have it."""
+    told = frame[task.probabilities].to_numpy(float)
+    sure = np.maximum(told, 1 - told)
+    kept = frame.assign(confidence=sure.min(1))[(sure >= np.broadcast_to(threshold, task.size)).all(1)]
+    kept = kept.sort_values(["confidence", "ImageID"], ascending=[False, True], kind="stable")
+    room = np.broadcast_to(np.where(np.asarray(most) > 0, most, len(kept)), task.size).copy()
+    chosen = []
+    for labels in task.sets(kept["ans"]):
+        chosen.append(bool((room[labels] > 0).all()))
+        room -= labels * chosen[-1]
+    return kept[np.array(chosen, bool)][["ImageID", "ans", "confidence", *task.probabilities]]
+
+
 def tell_right(task, rows, path):
     """Print what share of the rows is right by a CSV of ImageID, ans: only for scoring, nothing is chosen by it."""
     truth = read_csv(path, ["ImageID", "ans"]).drop_duplicates("ImageID").set_index("ImageID")["ans"]
     known = rows[rows["ImageID"].isin(truth.index)]
     if not len(known):
         raise InputError(f"{path}: names none of the photos")
-    answer, true = known["ans"].to_numpy(), task.read(truth.loc[known["ImageID"]])
-    if not np.isfinite(true).all():
-        line = int(np.argmin(np.isfinite(true)))
+    answer, true = known["ans"].to_numpy(), truth.loc[known["ImageID"]]
+    true = task.read_sets(true) if task.multilabel else task.read(true)
+    readable = true >= 0 if task.multilabel else np.isfinite(true)
+    if not readable.all():
+        line = int(np.argmin(readable))
         raise InputError(f"{path}: the answer of {known['ImageID'].iloc[line]} is none of this task")
     if task.numeric:
         scores = metrics.scores(task, true, answer)
@@ -60,8 +79,9 @@ def tell_right(task, rows, path):
     right = answer == true
     print(f"right by {path}: {right.mean():.1%} of {len(known)}")
     for k, name in enumerate(task.classes):
-        if (answer == k).any():
-            print(f"  {name:22} {right[answer == k].mean():6.1%} of {(answer == k).sum()}")
+        mine = task.has(answer, k)
+        if mine.any():
+            print(f"  {name:22} {task.has(true[mine], k).mean():6.1%} of {mine.sum()}")
 
 
 def at_temperature(task, frame, temperature):
@@ -74,7 +94,9 @@ def warn_beyond_reach(config, task):
     """Warn where pseudo.threshold lies at or above what label smoothing lets a model aim at: noise alone passes it."""
     if task.numeric or config.loss.name == "f1":  # macro F1 rewards all that is surer
         return
-    most = task.surest(config.loss.name, config.loss.smoothing, config.model.heads)
+    most = 1 - np.full(task.size, config.loss.smoothing) / 2  # of several labels a photo, each yes or no
+    if not task.multilabel:
+        most = task.surest(config.loss.name, config.loss.smoothing, config.model.heads)
     beyond = np.broadcast_to(config.pseudo.threshold, task.size) >= most - 1e-6
     if config.loss.smoothing and beyond.any():
         k = int(beyond.argmax())
@@ -100,7 +122,6 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task = config.predicted
-    task.refuse_labels("pseudo_label.py")
     for key in ("threshold", "max_per_class"):
         value = getattr(config.pseudo, key)
         if isinstance(value, list) and len(value) != task.size:
@@ -127,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         chosen = choose(task, believed, config.pseudo.threshold, config.pseudo.max_per_class)
         parts.append(chosen.assign(fold=fold))
         everything += len(frame)
-        counts = [] if task.numeric else np.bincount(chosen["ans"], minlength=task.size)
+        counts = [] if task.numeric else [int(task.has(chosen["ans"], k).sum()) for k in range(task.size)]
         by_class = "" if task.numeric else f", by class {' '.join(map(str, counts))}"
         print(f"fold {fold}: {len(chosen)} of {len(frame)} photos{by_class}")
     rows = pd.concat(parts, ignore_index=True)[["ImageID", *predictions.PSEUDO_COLUMNS[1:], *task.probabilities]]

@@ -141,7 +141,6 @@ def check_labels(config):
         ("train.sampler balanced", config.train.sampler == "balanced", "all"),
         ("data.max_per_class", config.data.max_per_class > 0, "0"),
         (f"loss.name {config.loss.name}", config.loss.name not in ("cross_entropy", "asymmetric"), "cross_entropy"),
-        ("data.pseudo", bool(config.data.pseudo), "none"),
     ]
     for what, there, instead in wrong:
         if there:

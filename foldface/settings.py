@@ -403,7 +403,8 @@ class PseudoConfig:
     """Pseudo labels."""
 
     threshold: Union[ClosedUnitInterval, List[ClosedUnitInterval]] = 0.9
-    """least probability of the answer; a list gives each class its own"""
+    """least probability of the answer, of several labels a photo that of each label's yes or no; a list gives each
+    class its own"""
     max_per_class: Union[NonNegativeInt, List[NonNegativeInt]] = 0
     """most rows a class and fold, the surest first, 0 = no cap; a list gives each class its own"""
 

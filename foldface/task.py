@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from foldface.files import InputError
 from foldface.head import OF_NAMES, Head, refuse_bad_heads, usable
-from foldface.names import folded, meaning, number_of, one_of, spellings
+from foldface.names import folded, index_in, meaning, number_of, one_of, spellings
 
 MASK_TASK = {
     "heads": [
@@ -286,6 +286,18 @@ class Task:
 
         found = {cell: read(cell) for cell in dict.fromkeys(cells)}
         return np.array([found[cell] for cell in cells], float)
+
+    def read_sets(self, cells: Iterable[str]) -> np.ndarray:
+        """`read` of several labels a photo: cells of names or indices with blanks between -> sets (n,) int64, -1 for
+        what is none."""
+        known = spellings(self.classes)
+        found = {}
+        for cell in dict.fromkeys(cells):
+            places = [index_in(known, word) for word in cell.split()]
+            if None in places and all(word.isdigit() and int(word) < self.size for word in cell.split()):
+                places = [int(word) for word in cell.split()]
+            found[cell] = -1 if None in places else sum(1 << place for place in set(places))
+        return np.array([found[cell] for cell in cells], np.int64)
 
     @property
     def confused(self) -> str:

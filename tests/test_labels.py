@@ -8,13 +8,15 @@ import pytest
 import torch
 from sklearn import metrics as theirs
 from test_competitions import play  # noqa: F401 (a fixture)
-from test_tasks import paint
+from test_tasks import SMALL, paint
 from timm.loss import AsymmetricLossMultiLabel
 
 import dataset
 import ensemble
+import inference
 import loss
 import pseudo_label
+import train_kfold
 from foldface import blend, cli, metrics, predictions, submission
 from foldface.data import folds
 from foldface.data.iterative import deal_iterative
@@ -163,7 +165,6 @@ def test_thresholds_are_found_where_they_are_and_scored_on_people_that_they_were
         (LABELS, ["--model.heads", "joint"], "several labels a photo: take multi"),
         (LABELS, ["--loss.name", "focal"], "loss.name focal is for one class a photo"),
         (LABELS, ["--train.sampler", "balanced"], "train.sampler balanced is for one class a photo"),
-        (LABELS, ["--data.pseudo", "x.csv"], "data.pseudo is for one class a photo"),
         ([{"name": "a", "classes": ["x", "y"]}], ["--loss.name", "asymmetric"], "asymmetric is for several labels"),
         ([*LABELS, {"name": "a", "classes": ["x", "y"]}], [], "kind multilabel makes the answer alone"),
         ([{"name": "a", "columns": ["x", "y"]}], [], 'has columns, which are of "kind": "multilabel"'),
@@ -218,6 +219,64 @@ def test_predictions_of_labels_are_read_as_they_were_written(tmp_path):
         predictions.read_oof(many, tmp_path / "oof.csv")
 
 
+def told_of(task, probabilities):
+    """A fold's predictions, photos 0.jpg, 1.jpg, ... with these probabilities."""
+    names = pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(probabilities))]})
+    return predictions.with_answers(task, names, np.array(probabilities))
+
+
+def test_a_pseudo_label_is_believed_where_each_label_is_sure_and_a_label_has_at_most_so_many():
+    frame = told_of(task(), [[0.95, 0.02, 0.1], [0.97, 0.6, 0.01], [0.99, 0.99, 0.0], [0.01, 0.0, 0.02], [0.9, 0, 0.1]])
+    found = pseudo_label.choose(task(), frame, 0.9, 0)
+    assert found["ImageID"].tolist() == ["2.jpg", "3.jpg", "0.jpg", "4.jpg"] and found["ans"].tolist() == [3, 0, 1, 1]
+    assert found["confidence"].tolist() == pytest.approx([0.99, 0.98, 0.9, 0.9])
+    assert pseudo_label.choose(task(), frame, [0.9, 0.55, 0.9], 0)["ImageID"].tolist()[-1] == "1.jpg"
+    capped = pseudo_label.choose(task(), frame, 0.9, [2, 0, 1])  # two cats at most; photos without a label are free
+    assert capped["ImageID"].tolist() == ["2.jpg", "3.jpg", "0.jpg"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [False, True])
+def test_pseudo_labels_of_several_labels_are_trained_on(tmp_path, monkeypatch, capsys, soft):
+    monkeypatch.chdir(tmp_path)
+    rng, lines = np.random.default_rng(0), ["photo,cat,dog,owl"]
+    for n, row in enumerate(rng.random((24, 3)) < 0.5):
+        paint(tmp_path / f"data/images/{n}.jpg", tuple(40 + 170 * row), n)
+        lines.append(f"images/{n}.jpg," + ",".join(map(str, row.astype(int))))
+    (tmp_path / "data/train.csv").write_text("\n".join(lines[:17]) + "\n")
+    (tmp_path / "data/test.csv").write_text("photo\n" + "".join(f"images/{n}.jpg\n" for n in range(16, 24)))
+    heads = json.dumps([{"name": "labels", "kind": "multilabel", "columns": NAMES}])
+    words = [*map(str, SMALL[:-4]), "--data.train", "data", "--task.heads", heads, "--train.epochs", "1"]
+    train_kfold.main([*words, "--run", "run"])
+    inference.main(["--run", "run"])
+    own = cli.read("", argv=["--config", "run/args.json"]).predicted
+    told = {fold: predictions.read_fold(own, tmp_path / f"run/fold{fold}.csv") for fold in (0, 1)}
+    truth = told[0].assign(ans=["cat owl" if n else "" for n in range(8)])
+    truth[["ImageID", "ans"]].to_csv("truth.csv", index=False)
+    capsys.readouterr()
+    pseudo_label.main(["--run", "run", "--pseudo.threshold", "0.5", "--answers", "truth.csv"])
+    made = pd.read_csv("run/pseudo.csv")
+    assert sorted(zip(made["fold"], made["ImageID"], made["ans"], strict=True)) == sorted(
+        (fold, *row) for fold, frame in told.items() for row in frame[["ImageID", "ans"]].itertuples(index=False)
+    )
+    out = capsys.readouterr().out
+    sets = own.sets(made["ans"])
+    assert f"by class {' '.join(map(str, own.sets(told[0]['ans']).sum(0)))}" in out
+    wanted = np.where(made["ImageID"] == told[0]["ImageID"][0], 0, 5)
+    assert f"right by truth.csv: {(made['ans'] == wanted).mean():.1%} of 16" in out and sets.shape == (16, 3)
+    more = ["--data.pseudo", "run/pseudo.csv", "--run", "again", "--data.pseudo_soft", str(soft).lower()]
+    train_kfold.main([*words, *more])
+    seen = dataset.training_rows(cli.read("", argv=["--config", "again/args.json"]))[0]
+    rows = seen[seen["source"] == "pseudo"]
+    assert sorted(rows["label"]) == sorted(made["ans"]) and rows["labels"].dtype == np.int64
+    targets = loss.Targets(own, rows, LossConfig()).classes.numpy()
+    expected = made[own.probabilities].to_numpy() if soft else own.sets(rows["label"])
+    assert np.allclose(targets, expected, atol=1e-6)
+    (tmp_path / "run/pseudo.csv").write_text((tmp_path / "run/pseudo.csv").read_text().replace(",0,", ",0,8", 1))
+    with pytest.raises(InputError, match="ans is not a set of labels, 0 to 7"):
+        train_kfold.main([*words, *more, "--run", "third"])
+
+
 @pytest.mark.slow
 def test_several_labels_a_photo_as_a_competition_gives_them(tmp_path, play, capsys):  # noqa: F811
     """Plant pathology: train.csv image, labels with blanks between; the sample has labels too."""
@@ -256,9 +315,8 @@ def test_several_labels_a_photo_as_a_competition_gives_them(tmp_path, play, caps
     assert read_json("run/args.json", "")["task"]["heads"][0]["classes"] == names
     eda.main(["--config", "run/args.json"])
     assert "rust" in (tmp_path / "run/eda.html").read_text()
-    for script in (pseudo_label, label_errors):
-        with pytest.raises(InputError, match="is for one class a photo or a number, not for several labels"):
-            script.main(["--run", "run"])
+    with pytest.raises(InputError, match="is for one class a photo or a number, not for several labels"):
+        label_errors.main(["--run", "run"])
     for words in (["--hard"], ["--decide", "bias"]):
         with pytest.raises(InputError, match="several labels"):
             ensemble.main([*words, "--run", "run"])

@@ -22,17 +22,23 @@ def pseudo_rows(config: Config, task: Task, photos: pd.DataFrame, by_column: boo
     photos = photos.drop_duplicates("ImageID").set_index("ImageID")
     answer, folds, sure = (pd.to_numeric(frame[name], errors="coerce") for name in ("ans", "fold", "confidence"))
     many = config.train.folds
-    answers = f"a number of {task.number.name}" if task.numeric else f"a class, 0 to {task.size - 1}"
+    end = 2**task.size if task.multilabel else task.size
+    what = "a set of labels" if task.multilabel else "a class"
+    answers = f"a number of {task.number.name}" if task.numeric else f"{what}, 0 to {end - 1}"
+    whole = (answer >= 0) & (answer < end) & (answer % 1 == 0)
     soft = config.data.pseudo_soft and not task.numeric
     if soft and not all(name in frame for name in task.probabilities):
         raise InputError(f"{path}: data.pseudo_soft wants the probabilities p0, p1, ...: run pseudo_label.py again")
     for bad, what in (
         (~frame["ImageID"].isin(photos.index), f"is not in {config.data.eval}"),
         (~folds.isin(range(many)), f"fold is not one of the folds 0 to {many - 1}"),
-        (~(np.isfinite(answer) if task.numeric else answer.isin(range(task.size))), f"ans is not {answers}"),
+        (~(np.isfinite(answer) if task.numeric else whole), f"ans is not {answers}"),
         (~sure.between(0, 1), "confidence is not between 0 and 1"),
         (pd.DataFrame({"ImageID": frame["ImageID"], "fold": folds}).duplicated(), "stands there for its fold already"),
-        (soft and ~probable(frame[task.probabilities].to_numpy()), "p0, p1, ... are not probabilities that sum to one"),
+        (
+            soft and ~probable(task, frame[task.probabilities].to_numpy()),
+            "p0, p1, ... are not probabilities" + " that sum to one" * (not task.multilabel),
+        ),
     ):
         if np.any(bad):
             line = int(np.argmax(bad))
@@ -40,6 +46,8 @@ def pseudo_rows(config: Config, task: Task, photos: pd.DataFrame, by_column: boo
     heads = {head.key: -1 if head.kind == "named" else np.nan for head in task.heads}
     if task.numeric:
         heads[task.number.key] = answer.to_numpy(float)
+    if task.multilabel:
+        heads[task.answered[0].key] = answer.to_numpy(np.int64)
     found = pd.DataFrame(
         {
             "ImageID": frame["ImageID"],
@@ -76,9 +84,10 @@ def once(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
     return rows.loc[most.drop_duplicates("ImageID").index.sort_values()]
 
 
-def probable(values):
-    """Which rows of (n, classes) are probabilities: (n,) bool."""
-    return np.isfinite(values).all(1) & (values >= 0).all(1) & (abs(values.sum(1) - 1) < 0.01)
+def probable(task, values):
+    """Which rows of (n, classes) are probabilities of a task: (n,) bool."""
+    one = (values <= 1).all(1) if task.multilabel else abs(values.sum(1) - 1) < 0.01
+    return np.isfinite(values).all(1) & (values >= 0).all(1) & one
 
 
 def eval_ids(photos, group, by_column):
