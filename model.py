@@ -31,6 +31,7 @@ from foldface.files import InputError, read_json
 from foldface.head import N_BINS
 from foldface.nn import agecnn, batchnorm, from_timm, side_by_side, weights
 from foldface.nn.heads import Heads
+from foldface.nn.progressive import refuse_first_size
 from foldface.nn.weights import WrongWeights, load_backbone, weights_of
 from foldface.nn.weights import save as save
 from foldface.predictions import fold_name
@@ -159,6 +160,7 @@ def make(config: Config, outputs: int, fold: int, accelerator: Accelerator) -> t
             raise InputError(
                 f"model.grad_checkpointing true: {chosen.backbone} doesn't know how: leave it false"
             ) from None
+    refuse_first_size(net, config.train.first_size, config.data.image_size, chosen.backbone)
     return net.to(accelerator.device, memory_format=torch.channels_last)
 
 

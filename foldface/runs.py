@@ -135,6 +135,7 @@ OF_A_COMMAND = (
     "train.warmup_epochs",
     "train.clip_grad",
     "train.sampler",
+    "train.first_size",
     "train.mixup",
     "train.cutmix",
     "train.mixup_prob",

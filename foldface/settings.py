@@ -347,6 +347,9 @@ class TrainConfig:
     """largest gradient norm; 0 = no limit"""
     sampler: Literal["all", "balanced"] = "all"
     """all: each photo once an epoch; balanced: as many draws, every class as likely, and in it every person"""
+    first_size: NonNegativeInt = 0
+    """pixels a side that training begins with; they grow to data.image_size over its first four fifths; 0 = that size
+    all through"""
     mixup: NonNegativeFloat = 0.0
     """alpha of mixup; 0 = none"""
     cutmix: NonNegativeFloat = 0.0

@@ -20,6 +20,7 @@ from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import Mixup, mix
+from foldface.nn.progressive import grown
 from foldface.nn.side_by_side import voices_of
 from foldface.nn.training_log import EpochBar, EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
@@ -134,11 +135,10 @@ class Learner:
 
     def train_step(self, indices: torch.Tensor, photos: torch.Tensor, global_batch: int) -> torch.Tensor:
         """Update the weights once. indices (b,) int64 into the targets, photos (b, h, w, 3) uint8: this process's slice
-        of a batch of `global_batch` photos. Returns the slice's summed loss, a scalar on the device.
-
-        Nothing here waits for the GPU, except loss scaling (fp16), which reads one number.
-        """
+        of a batch of `global_batch` photos. Returns the slice's summed loss, a scalar on the device. Nothing here waits
+        for the GPU, except loss scaling (fp16), which reads one number."""
         inputs = normalize(photos.to(self.device, non_blocking=True), *self.scale)
+        inputs = grown(inputs, self.config, self.epoch, self.budget)
         targets = self.targets.of(indices, self.device)
         mixed_in, own_share = mix(self.mixing, inputs, targets)
 

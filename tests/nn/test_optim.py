@@ -1,16 +1,20 @@
 """foldface/nn/optim.py: timm's optimizers by their names, and schedules that move them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import timm
 import torch
-from helpers import make_learner
+from helpers import at_step, before_each_network, make_learner
+from safetensors.torch import load_file
 
 import dataset
 import loss
 import model
+import train
 from foldface.files import InputError
-from foldface.nn import optim
+from foldface.nn import optim, progressive
 from foldface.nn.mixup import mix
 from foldface.settings import TrainConfig
 
@@ -71,6 +75,37 @@ def test_photos_are_mixed_until_the_epoch_that_is_named(competition, accelerator
     assert learner.mixing is learner.mixup is not None
     learner.next_epoch()
     assert learner.mixing is None
+
+
+@pytest.mark.parametrize(
+    ("first", "full", "sizes"),
+    [(64, 192, [64, 64, 96, 128, 128, 128, 160, 192, 192, 192]), (0, 192, [192] * 10), (32, 40, [32] * 8 + [40] * 2)],
+)
+def test_photos_grow_over_four_fifths_of_the_training(first, full, sizes):
+    assert [progressive.side_at(first, full, k / 10) for k in range(10)] == sizes
+
+
+@pytest.mark.slow
+def test_training_begins_with_small_photos_and_an_interrupt_changes_nothing(competition, one_accelerator, tmp_path):
+    words = ["--train.first_size", 32, "--data.image_size", 64, "--train.epochs", 5]
+    seen = []
+    with before_each_network(lambda photos: seen.append(photos.shape[-1]) if torch.is_grad_enabled() else None):
+        train.train_folds(competition.config(*words), [0])
+    assert [side for side, _ in itertools.groupby(seen)] == [32, 64] and 2 * seen.count(64) == 3 * seen.count(32)
+    stopped = competition.config(*words, "--run", tmp_path / "stopped")
+    with at_step(seen.count(32) + 1), pytest.raises(KeyboardInterrupt):
+        train.train_folds(stopped, [0])
+    train.train_folds(stopped, [0])
+    one, other = (load_file(run / "fold0/best.safetensors") for run in (competition.root / "run", tmp_path / "stopped"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_first_size_that_can_not_be_is_one_line(competition, accelerator):
+    with pytest.raises(InputError, match=r"train\.first_size 64: is more than data\.image_size 32: photos only grow"):
+        model.make(competition.config("--train.first_size", 64), 4, 0, accelerator)
+    words = ["--model.backbone", "vit_tiny_patch16_224", "--data.image_size", 224, "--train.first_size", 96]
+    with pytest.raises(InputError, match=r"train\.first_size 96: vit_tiny_patch16_224 takes no photos of that size"):
+        model.make(competition.config(*words), 4, 0, accelerator)
 
 
 def test_only_a_share_of_the_batches_is_mixed():
