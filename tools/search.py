@@ -3,10 +3,10 @@
     python -m tools.search --space space.json --config recipes/people_small.json --budget 30 --run runs/search
     space.json: {"train.lr": {"low": 1e-5, "high": 1e-2, "log": true}, "loss.name": ["cross_entropy", "focal"]}
 
-First trains the settings as they are (RUN/default), then trials (RUN/trial-*), each a fold at a time; a trial whose
-mean score so far is below the median of the others ends there. The same command goes on, with a new budget. Writes
-RUN/journal.log (optuna's storage), RUN/search.html and RUN/best.json, a recipe for --config. The gain that it prints is
-nested: for each fold the trial is chosen by the other folds, and scored on this one. Needs pip install optuna.
+First trains the settings as they are (RUN/default), then trials (RUN/trial-*), each a fold at a time; a trial below the
+median of the others ends there. The same command goes on. Writes RUN/journal.log (optuna's storage), RUN/search.html
+and RUN/best.json, a recipe for --config. The gain that it prints is nested: for each fold the trial is chosen by the
+other folds, and scored on this one. Needs pip install optuna.
 """
 
 import hashlib
