@@ -268,6 +268,14 @@ class Task:
             return np.asarray(answer)
         return np.array(self.classes, dtype=object)[np.asarray(answer, int)]
 
+    def words_of(self, answer: int | float) -> str:
+        """One answer for a person to read: a class, the labels of a set ("none" of an empty one), a number."""
+        if self.numeric:
+            return self.answered[0].describe(answer)
+        if self.multilabel:
+            return ", ".join(name for k, name in enumerate(self.classes) if int(answer) >> k & 1) or "none"
+        return self.classes[int(answer)]
+
     def read(self, cells: Iterable[str]) -> np.ndarray:
         """The reverse of `written`: cells of a CSV's column ans -> (n,) float, NaN for what is no answer. Names may be
         spelled otherwise; an index counts too, unless a class's name is a number."""

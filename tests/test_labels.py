@@ -18,7 +18,7 @@ import loss
 import pseudo_label
 import train_kfold
 from foldface import blend, cli, metrics, predictions, submission
-from foldface.data import folds
+from foldface.data import corrections, folds
 from foldface.data.iterative import deal_iterative
 from foldface.files import InputError, read_json, write_csv
 from foldface.nn.heads import Heads
@@ -219,6 +219,41 @@ def test_predictions_of_labels_are_read_as_they_were_written(tmp_path):
         predictions.read_oof(many, tmp_path / "oof.csv")
 
 
+def test_a_wrong_label_among_several_is_found_and_corrected_by_its_name(tmp_path):
+    rng, own = np.random.default_rng(0), task()
+    has = rng.random((200, 3)) < [0.5, 0.3, 0.2]
+    told = np.clip(np.where(has, 0.85, 0.15) + rng.normal(0, 0.08, (200, 3)), 0.01, 0.99)
+    photos, people = [f"{n}.jpg" for n in range(200)], np.arange(200).astype(str)
+    label = own.code(has)
+    for n, k in ((3, 0), (50, 1), (120, 2)):
+        label[n] ^= 1 << k
+    oof = pd.DataFrame(
+        {"ImageID": photos, "id": people, "ans": own.decide(told)} | dict(zip(own.probabilities, told.T, strict=True))
+    )
+    found = label_errors.find_issues(own, oof, label)
+    first = found[:3].sort_values("photo")
+    assert set(zip(first["photo"], first["column"], strict=True)) == {
+        ("3.jpg", "cat"),
+        ("50.jpg", "dog"),
+        ("120.jpg", "owl"),
+    }
+    assert first["flagged"].all()
+    for row in first.itertuples():
+        right = has[int(row.photo[:-4]), NAMES.index(row.column)]
+        assert (row.value, row.given) == (("yes", "no") if right else ("no", "yes"))
+        assert row.evidence == f"the photo looks {'like' if right else 'unlike'} {row.column}"
+    first[["photo", "column", "value"]].to_csv(tmp_path / "corrections.csv", index=False)
+    rows = pd.DataFrame({"ImageID": photos, "id": people, "labels": label})
+    after = corrections.correct(rows, tmp_path / "corrections.csv", own)
+    assert after["labels"].tolist() == own.code(has).tolist()
+    (tmp_path / "whole.csv").write_text("photo,column,value\n3.jpg,labels,owl dog\n4.jpg,labels,\n")
+    assert corrections.correct(rows, tmp_path / "whole.csv", own)["labels"][3:5].tolist() == [6, 0]
+    for text, reason in (("3.jpg,cat,maybe", "cat is 'maybe'"), ("3.jpg,cow,yes", "column is 'cow', should be one of")):
+        (tmp_path / "bad.csv").write_text(f"photo,column,value\n{text}\n")
+        with pytest.raises(InputError, match=reason):
+            corrections.correct(rows, tmp_path / "bad.csv", own)
+
+
 def told_of(task, probabilities):
     """A fold's predictions, photos 0.jpg, 1.jpg, ... with these probabilities."""
     names = pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(probabilities))]})
@@ -315,8 +350,19 @@ def test_several_labels_a_photo_as_a_competition_gives_them(tmp_path, play, caps
     assert read_json("run/args.json", "")["task"]["heads"][0]["classes"] == names
     eda.main(["--config", "run/args.json"])
     assert "rust" in (tmp_path / "run/eda.html").read_text()
-    with pytest.raises(InputError, match="is for one class a photo or a number, not for several labels"):
-        label_errors.main(["--run", "run"])
+    label_errors.main(["--run", "run", "--people", "3"])
+    corrected = pd.read_csv("run/corrections.csv")
+    assert 0 < corrected["photo"].nunique() <= 3 and set(corrected["column"]) <= set(names)
+    assert (
+        "unlike " in (tmp_path / "run/clean.html").read_text() or "like " in (tmp_path / "run/clean.html").read_text()
+    )
+    capsys.readouterr()
+    words = ["--config", "run/args.json", "--data.corrections", "run/corrections.csv"]
+    now = dataset.training_rows(cli.read("", argv=words))[0].set_index("ImageID")["label"]
+    assert f"changed {len(corrected)} labels" in capsys.readouterr().out
+    assert all(
+        own.has(now[row.photo], names.index(row.column)) == (row.value == "yes") for row in corrected.itertuples()
+    )
     for words in (["--hard"], ["--decide", "bias"]):
         with pytest.raises(InputError, match="several labels"):
             ensemble.main([*words, "--run", "run"])

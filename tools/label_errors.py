@@ -4,13 +4,15 @@
     python -m tools.label_errors --run runs/first --people 30         the 30 people whose labels are least likely right
     python train_kfold.py --data.corrections runs/first/corrections.csv --run runs/second ...
 
-Look at runs/NAME/clean.html, delete the wrong rows of corrections.csv, then train with it. Each head is checked alone.
+Look at runs/NAME/clean.html, delete the wrong rows of corrections.csv, then train with it. Each head is checked alone,
+and of several labels a photo each label, as yes or no.
 Where all photos of a person share a label (gender, age), they vote together; where they don't (mask), two photos that
 are predicted as each other's label are a swap. A label is the one that was trained on: with train_bounds [30, 58], age
 58 is in the oldest class. Each person is predicted by a model that was not trained on them, as oof.csv has it.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -94,6 +96,38 @@ def trained_on(oof, rows):
     return rows.loc[oof["ImageID"]].reset_index()
 
 
+class Checked(NamedTuple):
+    """What is checked alone: a head, or one of several labels a photo, as yes or no.
+
+    column: as corrections name it; classes: what a correction may say, "" where only a number can; looks: a photo's
+    likeness to each class, in words; label (n,), probabilities (n, k): of the photos.
+    """
+
+    name: str
+    column: str
+    classes: tuple[str, ...]
+    looks: list[str]
+    label: np.ndarray
+    probabilities: np.ndarray
+    correctable: bool = True
+
+
+def checked(task, label, probabilities: np.ndarray) -> list[Checked]:
+    """The heads of a task, or its labels. label: (n,) what was trained on; probabilities: (n, size)."""
+    if task.multilabel:
+        has = task.sets(label).astype(int)
+        return [
+            Checked(name, name, ("no", "yes"), [f"unlike {name}", f"like {name}"], has[:, k], np.stack([1 - p, p], 1))
+            for k, (name, p) in enumerate(zip(task.classes, probabilities.T, strict=True))
+        ]
+    truth, by_head = task.decode(np.asarray(label)), task.by_head(probabilities)
+    return [
+        Checked(head.name, head.column, head.classes, [f"like {name}" for name in head.classes], truth[head.name],
+                by_head[head.name], head.kind != "cut")
+        for head in task.answered
+    ]  # fmt: skip
+
+
 def find_issues(task, oof: pd.DataFrame, label) -> pd.DataFrame:
     """All labels that differ from their prediction: DataFrame of COLUMNS, head, predicted, flagged.
 
@@ -101,35 +135,34 @@ def find_issues(task, oof: pd.DataFrame, label) -> pd.DataFrame:
     chance come first. Of a head that is cut from numbers, `value` is left empty (see `with_numbers`).
     """
     person, parts = oof["id"].to_numpy(str), []
-    truth, by_head = task.decode(np.asarray(label)), task.by_head(oof[task.probabilities].to_numpy(float))
-    for head in task.answered:
-        label, probabilities = truth[head.name], by_head[head.name]
-        several = pd.Series(label).groupby(person).agg(["size", "nunique"]).query("size > 1")
+    of = dict(zip(oof["ImageID"], person, strict=True))
+    for one in checked(task, label, oof[task.probabilities].to_numpy(float)):
+        several = pd.Series(one.label).groupby(person).agg(["size", "nunique"]).query("size > 1")
         shared = len(several) > 0 and (several["nunique"] == 1).mean() >= MIN_SHARED
         unit = person if shared else oof["ImageID"].to_numpy(str)
-        frame = score_labels(unit, label, probabilities)
+        frame = score_labels(unit, one.label, one.probabilities)
         frame = frame[frame["predicted"] != frame["given"]]
-        votes = pd.Series(probabilities.argmax(1)).groupby(unit)
+        votes = pd.Series(one.probabilities.argmax(1)).groupby(unit)
         photos, agree = votes.size(), [int((votes.get_group(u) == t).sum()) for u, t in frame["predicted"].items()]
-        names = np.array(head.classes, dtype=object)
-        of = dict(zip(oof["ImageID"], person, strict=True))
+        names = np.array(one.classes, dtype=object)
         evidence = [
-            f"{count} of {photos[u]} photos look like {names[t]}" if shared else f"the photo looks like {names[t]}"
+            f"{count} of {photos[u]} photos look {one.looks[t]}" if shared else f"the photo looks {one.looks[t]}"
             for count, (u, t) in zip(agree, frame["predicted"].items(), strict=True)
         ]
         parts.append(
             frame.assign(
                 photo="" if shared else frame.index,
                 id=frame.index if shared else [of[name] for name in frame.index],
-                column=head.column,
-                value="" if head.kind == "cut" else names[frame["predicted"]],
+                column=one.column,
+                value=names[frame["predicted"]] if one.correctable else "",
                 given=names[frame["given"]],
                 evidence=evidence,
-                head=head.name,
+                head=one.name,
             )
         )
     found = pd.concat(parts, ignore_index=True)
-    return swaps(found, len(oof)).sort_values(["by_chance", "id", "photo"], ignore_index=True)
+    found = found if task.multilabel else swaps(found, len(oof))  # two photos of a person may well have other labels
+    return found.sort_values(["by_chance", "id", "photo"], ignore_index=True)
 
 
 def swaps(found, photos):
@@ -196,7 +229,7 @@ def write_page(config, task, oof, rows, chosen, path):
     for person in chosen["id"].drop_duplicates():
         mine, photos = chosen[chosen["id"] == person], []
         for row in rows[rows["id"] == person].to_dict("records"):
-            answer, label = task.classes[answers[row["ImageID"]]], task.classes[row["label"]]
+            answer, label = (task.words_of(value) for value in (answers[row["ImageID"]], row["label"]))
             photos.append((row["file"], [f"label: {label}", f"model: {answer}", html.Name(row["ImageID"])]))
         issues = [
             [d["column"], d["given"], d["value"] or "?", d["probability"], d["evidence"]]
@@ -244,7 +277,6 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
     task, run, output = config.predicted, Path(config.run), runs.output_folder(config)
-    task.refuse_labels("tools.label_errors")
     if task.numeric:
         raise InputError(
             "tools.label_errors checks classes; the run's report.html shows the largest errors of a number"

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 
 from foldface.files import InputError, read_csv
+from foldface.head import YES_NO, Head
 from foldface.task import Task
 
 
@@ -14,7 +15,8 @@ def correct(rows: pd.DataFrame, path: str, task: Task) -> pd.DataFrame:
     keys = [key for key in ("photo", "id") if key in frame.columns]
     if not keys:
         raise InputError(f"{path}: has neither a column photo nor id; it has {', '.join(frame.columns)}")
-    rows, touched, columns, seen = rows.copy(), 0, [head.column for head in task.heads], {}
+    rows, touched, seen = rows.copy(), 0, {}
+    columns = list(dict.fromkeys(name for head in task.heads for name in names_of(head)))
     for line, row in enumerate(frame.to_dict("records"), start=2):
         key = next((key for key in keys if row[key]), None)
         if key is None:
@@ -39,11 +41,32 @@ def correct(rows: pd.DataFrame, path: str, task: Task) -> pd.DataFrame:
             raise InputError(
                 f"{path}, row {line}: {row['column']} of {key} '{name}' is '{row['value']}', by row {earlier} '{value}'"
             )
-        for head in (head for head in task.heads if head.column == row["column"]):
-            value, reason = head.parse(row["value"])
+        for head in (head for head in task.heads if row["column"] in names_of(head)):
+            before = rows.loc[wanted, head.key]
+            value, reason = corrected(head, row["column"], row["value"], before)
             if reason:
                 raise InputError(f"{path}, row {line}: {reason}")
-            touched += int((rows.loc[wanted, head.key] != value).sum())
+            touched += int((before != value).sum())
             rows.loc[wanted, head.key] = value
     print(f"corrections: {len(frame)} rows of {path} changed {touched} labels")
     return rows
+
+
+def names_of(head: Head) -> tuple[str, ...]:
+    """What a correction may call a head: its column; of several labels a photo also each label, or these alone where
+    the table has a column for each."""
+    if head.kind != "multilabel":
+        return (head.column,)
+    return tuple(head.classes) if head.table_columns != (head.column,) else (head.column, *head.classes)
+
+
+def corrected(head: Head, column: str, text: str, before: pd.Series) -> tuple[object, str]:
+    """The values of rows of a head after a correction, and "" or what is wrong with it. before: their values now."""
+    if head.kind != "multilabel":
+        return head.parse(text)
+    if column not in head.classes:
+        return head.read({column: text})
+    yes, bit = YES_NO.get(text.lower()), 1 << head.classes.index(column)
+    if yes is None:
+        return None, f"{column} is '{text}', should be 1 or 0, yes or no"
+    return (before | bit if yes else before & ~bit), ""
