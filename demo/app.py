@@ -39,7 +39,6 @@ FLAGS = {
 
 def main(argv: list[str] | None = None) -> None:
     config = runs.read_for_run(__doc__, FLAGS, argv, USED)
-    config.predicted.refuse_labels("demo.app")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads are deleted then, too
     warnings.simplefilter("ignore")  # warnings of libraries may quote what a visitor sent
     logging.disable(logging.CRITICAL)

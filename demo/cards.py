@@ -65,7 +65,10 @@ def card(name: str, found: dict, advice: dict[str, str], tongue: str = "en", ope
         )
     title = f"<h4>{html.escape(name)}</h4>" if name else ""
     sentence = f"<p><strong>{html.escape(of_answer(tongue, found))}</strong></p>"
-    details = bars(found.get("heads", {}), found.get("ordered", ()), tongue) + advice.get(found.get("label"), "")
+    asked = found.get("labels", [found.get("label")])  # of several labels a photo, the advice for each
+    details = bars(found.get("heads", {}), found.get("ordered", ()), tongue) + "".join(
+        advice.get(one, "") for one in asked
+    )
     return f'<div class="card">{shown}<div>{title}{sentence}{details}</div></div>'
 
 
@@ -90,7 +93,8 @@ def save_link(name: str, kind: str, content: bytes, words: str) -> str:
 
 
 def as_csv(task, rows: list[tuple[str, dict]]) -> bytes:
-    """The answers as a CSV file: file, answer, probability, the class of each head, and the sentence.
+    """The answers as a CSV file: file, answer, probability, the class of each head, or of several labels a photo the
+    probability of each, and the sentence.
 
     rows: [(file name, answer of serving.Predictor)].
     """
@@ -101,6 +105,9 @@ def as_csv(task, rows: list[tuple[str, dict]]) -> bytes:
         line = {"file": safe_cell(name), "answer": label, "probability": found.get("probability")}
         for head in task.answered if not task.numeric else []:
             shares = found.get("heads", {}).get(head.name)
+            if task.multilabel:
+                line |= {f"p {name}": (shares or {}).get(name) for name in task.classes}
+                continue
             line[head.name] = safe_cell(max(shares, key=shares.get)) if shares else ""
         lines.append(line | {"said": found["said"] if task.numeric else safe_cell(found["said"])})
     out = io.StringIO()

@@ -47,6 +47,7 @@ def train(config, overwrite=False, metrics_of=GanMetrics):
     gan, home = config.gan, Path(config.run) / "gan"
     refuse_unwritable(home, "name another --run")
     task = dataset.infer_classes(config)
+    task.refuse_labels("demo.gan")
     if task.numeric:
         raise InputError("demo.gan makes pictures of classes, and this task predicts a number")
     rows = dataset.prepare(config)

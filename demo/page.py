@@ -229,17 +229,18 @@ def build(config, predictor, upload_dir, translated):
                     demo.live, [stream], [live],
                     stream_every=LIVE_SECONDS, time_limit=120, concurrency_limit=MAX_CAMERAS, **hidden,
                 )  # fmt: skip
-        with gr.Tab(translated("make")):
-            if demo.generator is None:
-                gr.Markdown(translated("no_gan"))
-            else:
-                label = gr.Radio(
-                    demo.gan_about["classes"], value=demo.gan_about["classes"][0], label=translated("label")
-                )
-                seed = gr.Number(0, label=translated("seed"), precision=0)
-                made = gr.HTML()
-                button = gr.Button(translated("make_it"), variant="primary")
-                button.click(demo.make, [label, seed], [made, seed], **one, **hidden)
+        if not task.multilabel:  # for which there is no generator
+            with gr.Tab(translated("make")):
+                if demo.generator is None:
+                    gr.Markdown(translated("no_gan"))
+                else:
+                    label = gr.Radio(
+                        demo.gan_about["classes"], value=demo.gan_about["classes"][0], label=translated("label")
+                    )
+                    seed = gr.Number(0, label=translated("seed"), precision=0)
+                    made = gr.HTML()
+                    button = gr.Button(translated("make_it"), variant="primary")
+                    button.click(demo.make, [label, seed], [made, seed], **one, **hidden)
 
         def answer_api(photos: list[gr.FileData]) -> list:
             """Answer for uploaded photos: a list of {file, label, probability, number, heads, said}."""

@@ -65,8 +65,8 @@ class Predictor:
         heat: compute a Grad-CAM map too; reduced: the photo decoded at `side`, as in training and inference.py. Keys:
         said (a sentence), label ("" where there is no answer), probability (None for a number), heads ({name: {class:
         probability}}), number (None for classes), shown (a small copy with the face boxed), heat (the map, or None);
-        for words.of_answer also parts ({head: class}), faces (how many), ordered (heads whose classes have an order),
-        and no_face where there is none.
+        for words.of_answer also parts ({head: class}), labels (see `of_labels`), faces (how many), ordered (heads whose
+        classes have an order), and no_face where there is none.
         """
         with self.lock:  # live cameras don't wait in Gradio's queue
             return self.answer_unlocked(photo, heat, photo if reduced is None else reduced)
@@ -88,6 +88,9 @@ class Predictor:
             number = head.describe(answers[0])
             found |= {"number": float(answers[0]), "label": number, "said": f"{number} {head.unit}".strip()}
             best = 0
+        elif self.task.multilabel:
+            found |= self.of_labels(answers[: self.task.size])
+            best = int(answers[: self.task.size].argmax())
         else:
             best = int(answers[: self.task.size].argmax())
             share = float(answers[best])
@@ -104,6 +107,15 @@ class Predictor:
         if heat:
             found["heat"] = self.heat_map(seen, best)
         return found | {"said": found["said"] + "."}
+
+    def of_labels(self, told: np.ndarray) -> dict:
+        """What `answer` says of several labels. told: (n,) the probability of each; probability: that of the least sure
+        label, yes or no; labels: {label: its probability} of those that are answered."""
+        shares = dict(zip(self.task.classes, map(float, told), strict=True))
+        labels = {name: share for name, share in shares.items() if share >= 0.5}
+        found = {"labels": labels, "label": ", ".join(labels) or "none", "heads": {self.task.answered[0].name: shares}}
+        said = words.of_labels("en", labels, shares).removesuffix(".")
+        return found | {"probability": float(np.maximum(told, 1 - told).min()), "said": said}
 
     def heat_map(self, seen: np.ndarray, best: int) -> np.ndarray:
         """Grad-CAM of the first fold for class `best`, laid over its input: (h, w, 3) uint8."""

@@ -24,6 +24,8 @@ WORDS = {
         "save_csv": "Save answers.csv",
         "save_picture": "Save the picture",
         "sure": "{label}, {share} sure.",
+        "labels": "{labels}.",
+        "no_label": "None of the labels; the likeliest is {labels}.",
         "faces": "{count} faces were found: this is the one in the box, the main one by size and place.",
         "no_face": "No face was found in this photo, so there is no answer.",
         "not_sent": "This file was not uploaded.",
@@ -57,6 +59,8 @@ WORDS = {
         "save_csv": "answers.csv 저장",
         "save_picture": "그림 저장",
         "sure": "{label}, 확신도 {share}.",
+        "labels": "{labels}.",
+        "no_label": "해당하는 라벨이 없습니다. 가장 가능성이 높은 라벨: {labels}.",
         "faces": "얼굴이 {count}개 있습니다. 크기와 위치로 보아 주된 얼굴인 상자 안의 얼굴에 대한 답입니다.",
         "no_face": "이 사진에서 얼굴을 찾지 못해 답할 수 없습니다.",
         "not_sent": "업로드되지 않은 파일입니다.",
@@ -119,13 +123,23 @@ def of_head(tongue: str, name: str) -> str:
     return HEADS[tongue].get(name, name)
 
 
+def of_labels(tongue: str, labels: dict[str, float], shares: dict[str, float]) -> str:
+    """The sentence of several labels a photo. labels: {label: probability} of those answered; shares: of all."""
+    likeliest = max(shares, key=shares.get)
+    shown = sorted(labels.items(), key=lambda one: -one[1]) or [(likeliest, shares[likeliest])]
+    text = ", ".join(f"{name} ({share:.0%})" for name, share in shown)
+    return say(tongue, "labels" if labels else "no_label", labels=text)
+
+
 def of_answer(tongue: str, found: dict) -> str:
     """The sentence of an answer of serving.Predictor, or of a file that has none ({"said"})."""
     if found.get("no_face"):
         return say(tongue, "no_face")
     if "parts" not in found:
         return found["said"]
-    if found["probability"] is None:
+    if "labels" in found:
+        sentence = of_labels(tongue, found["labels"], *found["heads"].values())
+    elif found["probability"] is None:
         sentence = re.sub(r"\.$", "", found["said"].split(". ")[0]) + "."
     else:
         words = [of_classes(tongue, found["heads"][name])[label] for name, label in found["parts"].items()]

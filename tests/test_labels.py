@@ -1,6 +1,7 @@
 """Several labels a photo: a head of kind multilabel, from the table to submission.csv."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,11 @@ from foldface import blend, cli, metrics, predictions, submission
 from foldface.data import corrections, folds
 from foldface.data.iterative import deal_iterative
 from foldface.files import InputError, read_json, write_csv
+from foldface.nn import gradcam
 from foldface.nn.heads import Heads
 from foldface.settings import LossConfig
 from foldface.task import Task
-from tools import check_submission, eda, label_errors
+from tools import check_submission, eda, explain, label_errors
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 NAMES = ["cat", "dog", "owl"]
@@ -254,6 +256,12 @@ def test_a_wrong_label_among_several_is_found_and_corrected_by_its_name(tmp_path
             corrections.correct(rows, tmp_path / "bad.csv", own)
 
 
+def test_the_label_that_is_most_wrong_is_explained():
+    told = np.array([0.9, 0.2, 0.4])
+    assert gradcam.to_explain(task(), told, np.nan) == 0  # a photo whose labels nobody knows: the likeliest
+    assert gradcam.to_explain(task(), told, 0b101) == 2 and gradcam.to_explain(task(), told, 0b000) == 0
+
+
 def told_of(task, probabilities):
     """A fold's predictions, photos 0.jpg, 1.jpg, ... with these probabilities."""
     names = pd.DataFrame({"ImageID": [f"{n}.jpg" for n in range(len(probabilities))]})
@@ -363,6 +371,16 @@ def test_several_labels_a_photo_as_a_competition_gives_them(tmp_path, play, caps
     assert all(
         own.has(now[row.photo], names.index(row.column)) == (row.value == "yes") for row in corrected.itertuples()
     )
+    explain.main(["--run", "run"])
+    shown = (tmp_path / "run/explain.html").read_text()
+    off = abs(oof[own.probabilities] - truth).to_numpy()
+    wrong = np.flatnonzero(oof["ans"] != oof["target"])
+    worst = wrong[np.argsort(-off[wrong].max(1))][:12]
+    expected = [(own.words_of(oof["target"][n]), own.words_of(oof["ans"][n]), names[off[n].argmax()]) for n in worst]
+    lines = r"\bis ([\w, ]+)\s*<[^>]*>\s*answered ([\w, ]+)\s*<[^>]*>\s*map for (\w+) at"
+    assert sorted(re.findall(lines, shown)) == sorted(expected)
+    explain.main(["--run", "run", "--of", "scab"])
+    assert "map for scab at" in (tmp_path / "run/explain.html").read_text()
     for words in (["--hard"], ["--decide", "bias"]):
         with pytest.raises(InputError, match="several labels"):
             ensemble.main([*words, "--run", "run"])

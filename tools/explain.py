@@ -43,7 +43,10 @@ def select_photos(config, task, named: list[str]) -> pd.DataFrame:
     known = oof.merge(rows[["source", "ImageID", "photo"]], on="ImageID")
     if not named:
         wrong = known[known["ans"] != known["target"]]
-        if not task.numeric:
+        if task.multilabel:
+            off = abs(wrong[task.probabilities] - task.sets(wrong["target"])).max(axis=1)
+            wrong = wrong.assign(off=off).sort_values("off", ascending=False)
+        elif not task.numeric:
             wrong = wrong.assign(sure=wrong[task.probabilities].max(axis=1)).sort_values("sure", ascending=False)
         else:
             wrong = wrong.assign(off=abs(wrong["ans"] - wrong["target"])).sort_values("off", ascending=False)
@@ -109,7 +112,7 @@ def check(config, explainer, count):
     shown = [k for k, box in enumerate(boxes) if box is not None]
     shares = []
     for k in tqdm(explainer.ranks.share(shown), "explaining", unit="photo", disable=None):
-        _, heat, _ = explainer.explain(known.iloc[[k]].reset_index(drop=True))
+        _, heat, _ = explainer.explain(known.iloc[[k]].drop(columns="target").reset_index(drop=True))
         x1, y1, x2, y2 = boxes[k]
         shares.append([(x2 - x1) * (y2 - y1), *(heat_inside(one, boxes[k]) for one in heat[0])])
     shares = explainer.ranks.gather(shares)
@@ -147,11 +150,7 @@ def write_page(config, explainer, rows, seen, overlays, classes, path):
     for k, row in enumerate(rows.to_dict("records")):
         lines = []
         if row.get("target", np.nan) == row.get("target", np.nan):  # not of a file that isn't the run's
-            truth, answer = (
-                (task.classes[int(row[name])] for name in ("target", "ans"))
-                if not task.numeric
-                else (task.answered[0].describe(row[name]) for name in ("target", "ans"))
-            )
+            truth, answer = (task.words_of(row[name]) for name in ("target", "ans"))
             lines += [f"is {truth}", f"answered {answer}"]
         lines += [f"map for {explainer.class_name(classes[k])} at {', '.join(explainer.layers)}"]
         shown.append(([seen[k], *overlays[k]], [*lines, html.Name(row["ImageID"])]))
@@ -186,7 +185,10 @@ FLAGS = {
     "--photos": {"nargs": "+", "default": [], "help": "paths, or ImageIDs (default: the most confident mistakes)"},
     "--layers": {"nargs": "+", "default": [], "help": "names of layers, side by side (default: the last)"},
     "--head": {"default": "", "help": "head to explain (default: the answer)"},
-    "--of": {"default": "", "help": "class whose evidence is shown (default: the predicted one)"},
+    "--of": {
+        "default": "",
+        "help": "class whose evidence is shown (default: the predicted one; of several labels the worst)",
+    },
     "--check": {
         "type": int,
         "default": 0,
@@ -201,7 +203,6 @@ def main(argv: list[str] | None = None) -> None:
     import model
     from foldface.nn import gradcam
 
-    config.predicted.refuse_labels("tools.explain")
     home = runs.output_folder(config)
     folds = model.load_folds(model.checkpoints(config.run))
     explainer = gradcam.Explainer(config, folds, config.layers, config.head, config.of)

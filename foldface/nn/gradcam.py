@@ -12,6 +12,7 @@ from foldface.files import InputError
 from foldface.nn.heads import Heads
 from foldface.nn.side_by_side import SideBySide
 from foldface.settings import Config
+from foldface.task import Task
 
 # ------------------------------------------------------------------------------------------------------- the maps
 
@@ -125,6 +126,14 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return show_cam_on_image(image.astype(np.float32) / 255, heat, use_rgb=True, image_weight=0.55)
 
 
+def to_explain(task: Task, told: np.ndarray, target: float) -> int:
+    """The class whose evidence is shown: the likeliest; of several labels the one that is most wrong. told: (k,)
+    probabilities; target: the true answer, NaN = unknown."""
+    if task.multilabel and not np.isnan(target):
+        return int(abs(told - task.sets([int(target)])[0]).argmax())
+    return int(told.argmax())
+
+
 class Explainer:
     """The folds of a run, the layers to explain, the class whose evidence is shown, and the processes that share it."""
 
@@ -156,7 +165,10 @@ class Explainer:
             self.of = names.index(of)
 
     def explain(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(the model's input photos (n, size, size, 3) uint8, heat (n, layers, size, size), classes (n,))."""
+        """(the model's input photos (n, size, size, 3) uint8, heat (n, layers, size, size), classes (n,)).
+
+        Without a class to explain it is the answered one; of several labels a photo that which is most wrong by the
+        column `target`, where rows have it, else the likeliest."""
         photos = loader.PhotoDataset(
             rows, self.about["augment"], self.about["image_size"], False, fit=self.about["fit"]
         )
@@ -176,7 +188,8 @@ class Explainer:
                         outputs = net(inputs)
                     parts = self.heads.parts(outputs)
                     found = self.heads.log_probabilities(outputs) if self.place is None else parts[self.place]
-                answer = int(found.argmax(1))
+                target = rows["target"].iloc[k] if "target" in rows else np.nan
+                answer = to_explain(self.task, found[0].exp().cpu().numpy(), target)
             modules = dict(net.named_modules())
             chosen = [modules[name] for name in self.layers]
             heat.append(maps(net, self.heads, chosen, image[None], self.about, self.place, [answer])[0])

@@ -105,8 +105,6 @@ def what_next(config: Config, saved: dict) -> list[str]:
     if len(saved["folds"]) < config.train.folds and not config.train.only_folds:
         line = f"python train_kfold.py --config {config.run}/args.json"
         found.append((line, f"the other folds: {len(saved['folds'])} of {config.train.folds} are trained"))
-    if config.predicted.multilabel:  # which the tools are not for
-        return [html.command(*one) for one in found]
     if not config.predicted.numeric:
         found.append((f"python -m tools.label_errors --run {config.run}", "labels that are likely wrong"))
     found.append((f"python -m tools.explain --run {config.run}", "what it looks at in its worst mistakes"))
