@@ -237,3 +237,10 @@ def test_a_strangers_networks_beside_open_no_file_and_take_no_memory(tmp_path, a
     model.save(path, net, about | {"beside": about["beside"] * 9})
     with pytest.raises(InputError, match="at most 8 networks"):
         model.load(path)
+
+
+def test_networks_that_see_one_size_do_not_begin_with_small_photos(competition, accelerator):
+    words = [*words_of({"backbone": GENDER, "zoom": 1.2}), "--data.image_size", 64, "--train.first_size", 32]
+    with pytest.raises(InputError, match=r"train\.first_size 32: test_resnet takes no photos of that size") as caught:
+        model.make(competition.config(*words), 8, 0, accelerator)
+    assert "\n" not in str(caught.value)
