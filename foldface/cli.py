@@ -55,6 +55,7 @@ FREE = (
     "data.workers",
     "data.memory_gb",
     "crop.workers",
+    "crop.shards",
     "train.only_folds",
     "train.final",
     "train.accumulate",
@@ -317,6 +318,8 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         print(f"error: {refused}; the same command goes on where it was", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes while Python ends would print a traceback
 
 
 LIMITS = {

@@ -174,6 +174,16 @@ def test_a_killed_cropping_process_is_one_line_and_what_was_done_is_kept():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("main, status", [("print('done')", 0), ("raise files.InputError('x')", 2)])
+def test_a_sigterm_that_comes_while_a_command_ends_changes_nothing(main, status):
+    """As torchrun sends it to all processes once one has ended."""
+    code = "import atexit, os, signal, time\nfrom foldface import cli, files\ndef main():\n"
+    code += "    atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))\n"
+    returned, _, err = ended(python(code + f"    {main}\ncli.run_main(main)"))
+    assert returned == status and err == ("error: x\n" if status else "")
+
+
+@pytest.mark.slow
 def test_cropping_processes_end_with_a_command_that_is_killed():
     code = """if True:
         import os, signal, time
