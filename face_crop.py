@@ -4,6 +4,7 @@
     python face_crop.py --data.train DIR --data.eval DIR --data.crops DIR
     python face_crop.py --crop.detectors [facenet,retinaface,person,centre]      the second-place team's order
     torchrun --nproc_per_node 4 -- face_crop.py --data.crops DIR     four processes share the photos, on any machines
+    python face_crop.py --crop.shards 10000   pack the crops into CROPS/shards, tar files of 10,000, dealt by fold
     python face_crop.py --retry               look again at photos without a face, with more detectors if you name more
     python face_crop.py --only eval           the photos to answer for; those to train on need not be there
 
@@ -12,20 +13,27 @@ manifest.csv, the faceless and the unreadable too; review.png shows the doubtful
 crops through the manifest.
 """
 
+import contextlib
+import copy
+import io
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import pandas as pd
 
-from dataset import answerable, eval_rows, training_rows
+from dataset import answerable, eval_rows, prepare, training_rows
 from foldface import cli
 from foldface.cli import run_main
+from foldface.data.shards import INDEX
 from foldface.faces.job import crop_plan
 from foldface.faces.manifest import own_names
+from foldface.faces.pack import pack
 from foldface.files import InputError, folder_lock, refuse_unwritable
 from foldface.ranks import ALONE, Ranks, several
 from foldface.runtime import is_main_process
-from foldface.settings import Config
+from foldface.settings import Config, put
 
 # ------------------------------------------------------------------------------------------------------- the job
 
@@ -62,9 +70,42 @@ def crop_all(config: Config, retry: bool = False, only: str | None = None, ranks
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
+    if (Path(folder) / INDEX).is_file():
+        raise InputError(f"{folder}: is a folder of shards: name the folder of the crops that they were made of")
+    if crop.shards and only:
+        raise InputError("crop.shards packs all crops together: leave --only out")
     todo = plan(config, only)
     with folder_lock(folder):
-        return crop_plan(todo, folder, crop, retry, ranks)
+        manifest = crop_plan(todo, folder, crop, retry, ranks)
+        if crop.shards:
+            groups = ranks.broadcast(shard_groups(config, manifest, todo) if ranks.index == 0 else None)
+            pack(folder, groups, crop.shards, config.seed, ranks)
+    return manifest
+
+
+def shard_groups(config: Config, manifest: pd.DataFrame, todo: pd.DataFrame) -> pd.DataFrame:
+    """Which crops are packed together: DataFrame of crop, group (fold0, ..., test, extra, eval), person.
+
+    Folds are dealt as a run with these settings deals them; photos that it leaves out are in the group rest.
+    """
+    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(io.StringIO()):
+        trial = copy.deepcopy(config)
+        for key, value in {"run": run, "train.only_folds": [], "data.strict": False, "data.pseudo": ""}.items():
+            put(trial, key, value)
+        rows = prepare(trial)
+    rows = rows.drop_duplicates("photo").set_index("photo")
+    group = rows["source"].where((rows["source"] != "train") | (rows["fold"] < 0), "fold" + rows["fold"].astype(str))
+    source = todo.set_index("photo")["source"]
+    packed = manifest[(manifest["crop"] != "") & manifest["photo"].isin(source.index)].drop_duplicates("crop")
+    asked = packed["photo"].map(source).eq("eval")
+    other = asked.map({True: "eval", False: "rest"})
+    return pd.DataFrame(
+        {
+            "crop": packed["crop"],
+            "group": packed["photo"].map(group).fillna(other),
+            "person": packed["photo"].map(rows["linked"].astype(str)).fillna(packed["photo"]),
+        }
+    )
 
 
 USED = ("task", "data", "crop")  # --help shows these groups of settings
@@ -100,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     bad = manifest[manifest["crop"] == ""]
     for row in bad.head(5).itertuples():
         print(f"no crop: {row.photo}: {row.status}")
+    if config.crop.shards:
+        print(f"shards: {folder}/shards; train from them with --data.crops {folder}/shards")
     print(f"crops: {folder}; what became of each photo: {folder}/manifest.csv; look at {folder}/review.png")
 
 

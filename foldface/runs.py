@@ -115,6 +115,7 @@ OF_A_COMMAND = (
     "crop.margin",
     "crop.align",
     "crop.workers",
+    "crop.shards",
     "sample.",
     "model.init_from_run",
     "train.epochs",

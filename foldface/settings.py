@@ -213,6 +213,9 @@ class CropConfig:
     0.2, ArcFace's of 0)"""
     workers: Optional[PositiveInt] = None
     """processes; null = one a core"""
+    shards: NonNegativeInt = 0
+    """photos a tar file: face_crop.py then packs the crops into the folder shards beside them, dealt by fold and by
+    person, and data.crops may name that folder; 0 = none"""
     missing: Literal["guess", "drop"] = "guess"
     """photos in which no detector finds a face: guess = they are trained on as person and centre crop them; drop = they
     are neither trained nor validated on, and listed in rejected.csv. Those to answer for stay, either way"""

@@ -191,6 +191,8 @@ def test_no_file_is_longer_than_a_reader_can_hold():
 OF_LIBRARIES = {
     ("foldface/files.py", "columns"),  # of a DataFrame
     ("foldface/nn/from_timm.py", "about"),
+    ("foldface/faces/pack.py", "name"),
+    ("foldface/faces/pack.py", "size"),
     ("foldface/nn/batchnorm.py", "momentum"),
     ("foldface/nn/batchnorm.py", "weight"),
     ("foldface/nn/mixup.py", "num_classes"),

@@ -25,9 +25,10 @@ from accelerate import Accelerator
 
 from foldface import devices
 from foldface.data import augment as augment_module
+from foldface.data import shards
 from foldface.data.drawn_masks import MaskDrawer
 from foldface.data.photos import PhotoError, cut_box, read_photo
-from foldface.files import InputError
+from foldface.files import InputError, warn_once
 from foldface.runtime import cores, no_processes
 from foldface.settings import Config
 
@@ -78,6 +79,7 @@ class PhotoDataset:
         data.resize_mode; memory_gb: size of the cache of resized photos, which are then decoded only once; flip:
         data.flip; draw_mask: of data.draw_masks, applied only if `training`."""
         self.files = rows["file"].to_numpy(str)
+        self.training = training
         self.boxes = rows[["x1", "y1", "x2", "y2"]].to_numpy(float) if "x1" in rows else None
         self.size = size
         self.side = 0 if self.boxes is not None else side_of(augment, size)  # boxes are cut out of the full size
@@ -99,6 +101,8 @@ class PhotoDataset:
         """A photo after augment.shape, (size, size, 3) uint8, decoded or from the cache. Raises PhotoError."""
         if index < len(self.there) and self.there[index]:
             return self.kept[index]
+        if self.training:  # an epoch takes all photos of a shard, one soon after another
+            shards.SHARDS.read_ahead(self.files[index])
         photo = read_photo(self.files[index], self.side)
         if self.boxes is not None:
             photo = cut_box(photo, self.boxes[index])
@@ -134,7 +138,8 @@ class SeededBatchSampler:
 
     count: photos; batch_size: photos of all processes together; rank_slice (k, n): this is process k of n and gets
     every n-th photo of each batch, from the k-th on; weights: None, or (count,) probabilities, by which an epoch's
-    photos are drawn with replacement.
+    photos are drawn with replacement; places: of shards.places where the photos lie in shards, which are then read one
+    after another.
     """
 
     def __init__(
@@ -145,7 +150,9 @@ class SeededBatchSampler:
         seed: int = 0,
         rank_slice: tuple[int, int] = (0, 1),
         weights: np.ndarray | None = None,
+        places: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
+        self.places = places
         self.count = count
         self.shuffle = shuffle
         self.seed = seed
@@ -182,7 +189,11 @@ class SeededBatchSampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        if self.places is not None:
+            shard, place = self.places
+            order = shards.shuffled(shard, rng) if self.shuffle else np.argsort(place)
+        else:
+            order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
         if self.weights is not None:
             order = rng.choice(self.count, self.count, p=self.weights)
         seeds = rng.integers(2**31, size=self.count)
@@ -224,9 +235,16 @@ def make_both(
     if len(train_rows) < 2 * accelerator.num_processes:
         raise InputError(f"{len(train_rows)} photos are too few for {accelerator.num_processes} processes")
     weights = balanced(train_rows) if train.sampler == "balanced" else None
+    places = shards.places(train_rows["file"])
+    if places is not None and weights is not None:
+        warn_once(
+            f"{data.crops}: train.sampler balanced draws from all shards at once, so they are not read one after "
+            "another: slow on a network disk; --train.sampler all reads each shard once an epoch"
+        )
     train_batches = SeededBatchSampler(
-        len(train_rows), train.batch_size, shuffle=True, seed=seed, rank_slice=rank_slice, weights=weights
-    )
+        len(train_rows), train.batch_size, shuffle=True, seed=seed, rank_slice=rank_slice, weights=weights,
+        places=places,
+    )  # fmt: skip
     memory = data.memory_gb / accelerator.num_processes
     train_photos = PhotoDataset(
         train_rows,
@@ -242,7 +260,8 @@ def make_both(
     train_loader = make(train_photos, train_batches, data.workers)
     if valid_rows is None:
         return train_loader, None
-    valid_batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice)
+    places = shards.places(valid_rows["file"])
+    valid_batches = SeededBatchSampler(len(valid_rows), 2 * train.batch_size, rank_slice=rank_slice, places=places)
     memory -= train_photos.kept.nbytes / 1e9  # the training photos come first
     valid_photos = PhotoDataset(
         valid_rows, data.augment, data.image_size, training=False, fit=data.resize_mode, memory_gb=memory

@@ -18,6 +18,7 @@ import simplejpeg  # gives OpenCV's pixels, and reports damage that OpenCV ignor
 from PIL import Image
 
 from foldface.cli import LIMITS
+from foldface.data.shards import SHARDS, parsed
 from foldface.files import refuse_special
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
@@ -42,15 +43,20 @@ class PhotoError(Exception):
 
 
 def read_photo(path: str | os.PathLike, side: int = 0) -> np.ndarray:
-    """Read a photo's file as (height, width, 3) uint8 RGB, turned upright by its EXIF tag. side: see `decode`.
+    """Read a photo as (height, width, 3) uint8 RGB, turned upright by its EXIF tag. path: a file, or a photo in a shard
+    (shards.member); side: see `decode`.
 
     Raises PhotoError (missing, empty, no regular file, and what `decode` refuses); MemoryError or OSError if memory or
     open files run out, which is not the photo's fault.
     """
     try:
-        if refuse_special(path).st_size > MAX_BYTES:
+        packed = parsed(path)
+        if packed and packed[2] <= MAX_BYTES:
+            data = SHARDS.read(*packed)
+        elif packed or refuse_special(path).st_size > MAX_BYTES:
             raise PhotoError(f"a file of more than {MAX_BYTES >> 30} GB")
-        data = np.fromfile(path, np.uint8)
+        else:
+            data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if getattr(error, "errno", None) in LIMITS:
             raise

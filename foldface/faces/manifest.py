@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from foldface import names
 from foldface.cli import LIMITS
+from foldface.data import shards
 from foldface.files import (
     InputError,
     read_csv,
@@ -83,7 +84,8 @@ def refuse_stale(rows, crops):
             f"their crops in {crops} are used unchecked",
             file=sys.stderr,
         )
-    lost = [file for file in rows["file"] if file and stamp_of(file)[0] in ("", "0")]
+    lost = shards.lost(rows["file"])
+    lost += [file for file in rows["file"] if file and not shards.parsed(file) and stamp_of(file)[0] in ("", "0")]
     if lost:
         raise InputError(f"{lost[0]}: is missing or empty, as are {len(lost) - 1} more crops: {again}")
 
@@ -109,11 +111,30 @@ def with_files(rows: pd.DataFrame, crops: Path | str) -> pd.DataFrame:
         )
     mine = manifest.iloc[at].reindex(columns=[*MANIFEST_COLUMNS, *STAMP], fill_value="").reset_index(drop=True)
     refuse_shared_crops(mine, path)
-    rows = rows.assign(file=[str(Path(crops) / crop) if crop else "" for crop in mine["crop"]])
+    rows = rows.assign(file=files_of(crops, mine["crop"]))
     rows["sha1"] = mine["sha1"].to_numpy()
     rows["faceless"] = mine["status"].isin(["missed", "guessed"]).to_numpy()
     refuse_stale(rows.assign(**{name: mine[name].to_numpy() for name in STAMP}), crops)
     return rows
+
+
+def files_of(crops: Path | str, names: Sequence[str]) -> list[str]:
+    """What is read for each crop: its file, or its place in a shard where `crops` is a folder of shards; "" for ""."""
+    path = Path(crops) / shards.INDEX
+    if not path.is_file():
+        return [str(Path(crops) / name) if name else "" for name in names]
+    index = read_csv(path, shards.INDEX_COLUMNS, "run face_crop.py --crop.shards again")
+    crops_of, shard_of, *numbers = (index[name].tolist() for name in shards.INDEX_COLUMNS)
+    paths = {shard: str(Path(crops) / shard) for shard in set(shard_of)}
+    found = {"": ""}
+    for line, (crop, shard, offset, size) in enumerate(zip(crops_of, shard_of, *numbers, strict=True), start=2):
+        if "/" in shard or not (offset + size).isdecimal() or not (offset and size):
+            raise InputError(f"{path}, row {line}: is not as face_crop.py writes it: run it with --crop.shards again")
+        found[crop] = shards.member(paths[shard], offset, size)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"{path}: has no {missing[0]}: run face_crop.py --crop.shards again")
+    return [found[name] for name in names]
 
 
 def own_names(rows: pd.DataFrame) -> pd.Series:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from foldface import devices
 from foldface.data import augment, loader
 from foldface.data.layouts import BOX
+from foldface.data.shards import file_of
 from foldface.files import InputError, read_json
 from foldface.nn import batchnorm
 from foldface.nn.heads import Heads
@@ -56,8 +57,9 @@ def key_of(paths: dict[int, Path], rows: pd.DataFrame, config: Config) -> str:
     paths: {fold: weights file}; rows: DataFrame of file and, for boxes, x1..y2.
     """
     files = rows["file"].to_numpy(str)
-    stats = [os.stat(file) if os.path.isfile(file) else None for file in files]
-    parts = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+    holders = [file_of(file) for file in files]
+    stats = {name: os.stat(name) if os.path.isfile(name) else None for name in set(holders)}  # a shard holds thousands
+    parts = [stats[name] and (stats[name].st_size, stats[name].st_mtime_ns) for name in holders]
     parts += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
     parts += [config.inference, config.train.amp, config.device, *files]
     parts += rows[BOX].to_numpy().tolist() if BOX[0] in rows else []

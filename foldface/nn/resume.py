@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from foldface import cli, runs
+from foldface.data import shards
 from foldface.runtime import Stopped
 from foldface.settings import Config, as_dict, flatten
 
@@ -38,16 +39,18 @@ def refuse_compressed(path: Path | str) -> None:
 
 
 def belongs(config: Config, fold: int, rows: pd.DataFrame) -> dict:
-    """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "settings" (those
-    that may not change in a begun run; of data paths the rows say more)}. rows: DataFrame of training rows; where their
-    files lie is not part of it."""
+    """What a fold's state hangs on: {"fold", "rows" (a digest of which photos with which labels), "order" (of the
+    shards that they lie in, "" = in files), "settings" (those that may not change in a begun run; of data paths the
+    rows say more)}. rows: DataFrame of training rows; where their files lie is not part of it."""
     frame = rows.drop(columns=["photo", "file"], errors="ignore").reset_index(drop=True)
     words = frame.select_dtypes(exclude=["number", "bool"]).columns
     frame = frame.astype(dict.fromkeys(words, str))
     digest = hashlib.sha1(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
     values = flatten(as_dict(config))
     values = {key: repr(value) for key, value in values.items() if not key.startswith((*cli.FREE, *runs.DATA_PATHS))}
-    return {"fold": fold, "rows": digest, "settings": values}
+    places = shards.places(rows["file"]) if "file" in rows else None
+    order = "" if places is None else hashlib.sha1(np.stack(places).tobytes()).hexdigest()
+    return {"fold": fold, "rows": digest, "order": order, "settings": values}
 
 
 def refuse_other_state(now: dict, before: dict) -> None:
@@ -58,6 +61,9 @@ def refuse_other_state(now: dict, before: dict) -> None:
             changed = [key for key in value if key in before[name] and before[name][key] != value[key]]
             if changed:
                 raise ValueError(f"it was saved with other settings: {', '.join(changed)}")
+        elif name == "order":
+            if before.get(name, "") != value:  # states of earlier versions: in files
+                raise ValueError("its photos lay in other shards, or in files: name the data.crops that it began with")
         elif before[name] != value:
             what = f"it is of fold {before[name]}" if name == "fold" else "it was trained on other photos or labels"
             raise ValueError(what)
