@@ -12,6 +12,7 @@ where is taken from data.eval: its folder here is the competition's folder there
 
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -323,11 +324,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def commands(config: Config, out: Path, data_id: str, notebook_id: str) -> list[str]:
     """The lines that send the kit and submit its answers."""
-    data, competition = out / "dataset", config.competition or "COMPETITION"
+    data, cells = (shlex.quote(str(out / part)) for part in ("dataset", "notebook"))
+    competition = config.competition or "COMPETITION"
     lines = [
         f"kaggle datasets create -p {data} -r zip",
         f"kaggle datasets version -p {data} -r zip -m NOTE     # when it is there already",
-        f"kaggle kernels push -p {out / 'notebook'}    # runs it; kaggle kernels status {notebook_id}",
+        f"kaggle kernels push -p {cells}    # runs it; kaggle kernels status {notebook_id}",
         f"kaggle competitions submit {competition} -k {notebook_id} -v 1 -f submission.csv -m NOTE",
     ]
     if data_id.startswith("USERNAME/"):
