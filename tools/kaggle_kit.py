@@ -78,6 +78,8 @@ def copy_run(folder: Path, to: Path) -> None:
     """Copy what answering needs of a run: weights, folds, out-of-fold predictions, settings without this machine's
     paths. Reports stay here: they show photos."""
     for path in sorted(path for pattern in OF_RUN for path in folder.glob(pattern)):
+        if path.is_symlink() or path.parent.is_symlink():  # a stranger's run could send any file of this machine along
+            raise InputError(f"{path}: is a link, and the kit takes a run's own files alone: put the file there")
         if path.name not in NOT_OF_RUN:
             (to / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, to / path.relative_to(folder))

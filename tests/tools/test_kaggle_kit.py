@@ -354,3 +354,19 @@ def test_what_cannot_become_a_kit_is_refused_before_any_work(trained, tmp_path):
         with pytest.raises(InputError, match=reason):
             competition.run(kaggle_kit, *words)
     assert not kit.exists() and not list(tmp_path.glob(".kit*"))
+
+
+def test_a_strangers_run_sends_no_other_file_of_this_machine_along(tmp_path):
+    (tmp_path / "secret").write_text("of this machine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "args.json").write_text("{}")
+    (run / "oof.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=r"run/oof.csv: is a link, and the kit takes a run's own files alone"):
+        kaggle_kit.copy_run(run, tmp_path / "kit")
+    (run / "oof.csv").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "best.safetensors").write_text("of this machine")
+    (run / "fold0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"fold0/best.safetensors: is a link"):
+        kaggle_kit.copy_run(run, tmp_path / "kit")
