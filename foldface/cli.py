@@ -316,7 +316,8 @@ def run_main(main: Callable[[], None]) -> None:
         refused = limit_of(error)
         if refused is None:
             raise
-        print(f"error: {refused}; the same command goes on where it was", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) < 2:
+            print(f"error: {refused}; the same command goes on where it was", file=sys.stderr)
         sys.exit(2)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes while Python ends would print a traceback
@@ -334,6 +335,10 @@ LIMITS = {
 }
 
 
+# of torch.distributed's errors: a process that this one exchanges gradients with is gone
+LOST_PROCESS = re.compile(r"gloo/transport|Connection (closed|reset) by peer|NCCL (error|communicator was aborted)")
+
+
 def limit_of(error):
     """What the system refused, as a sentence, if that is what an exception (or its cause) says; None for a bug.
 
@@ -349,6 +354,8 @@ def limit_of(error):
             return LIMITS[errno.EAGAIN]
         if "Too many open files" in words:
             return LIMITS[errno.EMFILE]
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PROCESS.search(words):
+            return "another process of this command was killed"
         error = error.__cause__ or error.__context__
     return None
 

@@ -383,6 +383,14 @@ def test_what_the_system_refuses_is_said_and_a_bug_keeps_its_traceback(error, sa
     assert cli.limit_of(KeyError("bug")) is None and cli.limit_of(FileNotFoundError(2, "No such file")) is None
 
 
+def test_a_killed_process_of_several_is_said_where_there_are_several(monkeypatch):
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:50851: Connection reset by peer")
+    assert cli.limit_of(error) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.limit_of(error) == "another process of this command was killed"
+    assert cli.limit_of(RuntimeError("shapes do not match")) is None
+
+
 def without_shm(how, code, *words):
     """What Python code prints where /dev/shm is mounted so: a CompletedProcess."""
     mount = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {how} none /dev/shm && exec "$@"', "sh"]
