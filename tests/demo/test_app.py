@@ -353,14 +353,15 @@ def test_pictures_from_elsewhere_are_not_fetched(served, tmp_path):
 
 def test_class_names_are_no_formulas_in_answers_csv():
     head = SimpleNamespace(name="kind")
-    task = SimpleNamespace(answered=[head], numeric=False)
+    task = SimpleNamespace(answered=[head], numeric=False, multilabel=False)
     for evil in ("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\uff1d1"):
         found = {"label": evil, "probability": 1.0, "heads": {"kind": {evil: 1.0}}, "said": f"{evil}, 100% sure."}
         text = cards.as_csv(task, [(evil, found)]).decode("utf-8-sig")
         row = next(csv.DictReader(io.StringIO(text)))
         assert row["answer"] == row["kind"] == row["file"] == "'" + evil and row["said"].startswith("'")
     number = cards.as_csv(
-        SimpleNamespace(answered=[head], numeric=True), [("a", {"label": "-3", "said": "-3 degrees."})]
+        SimpleNamespace(answered=[head], numeric=True, multilabel=False),
+        [("a", {"label": "-3", "said": "-3 degrees."})],
     )
     assert b",-3," in number
 
