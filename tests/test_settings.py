@@ -299,6 +299,7 @@ def test_a_run_refuses_other_settings_and_names_what_changed(competition):
         runs.save(competition.config("--train.lr", 0.5))
 
 
+@pytest.mark.slow
 def test_after_training_a_run_remembers_what_it_was_started_with(competition, capsys):
     runs.save(competition.config("--inference.flip", "true"))
     run = str(competition.root / "run")
@@ -368,6 +369,7 @@ def test_every_setting_is_either_the_runs_or_the_commands():
     assert not taken & own and taken | own == set(ALL), (taken | own) ^ set(ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", runs.OF_A_RUN)
 def test_what_decides_answers_comes_from_the_run(tmp_path, capsys, key):
     then = as_dict(Config())
@@ -451,6 +453,7 @@ def test_a_switch_may_stand_alone():
 OLD = json.loads((Path(__file__).parent / "earlier_run.json").read_text())  # of the version before names were changed
 
 
+@pytest.mark.slow
 def test_a_run_of_before_is_read_goes_on_and_is_compared_under_the_names_of_today(tmp_path):
     (tmp_path / "args.json").write_text(json.dumps(OLD | {"run": str(tmp_path)}))
     (tmp_path / "fold0").mkdir()

@@ -103,6 +103,7 @@ def test_every_vote_answers_a_group_alike(asked, words):
     assert all(len(set(told[k : k + 7] % 6)) == 1 for k in range(0, 70, 7))
 
 
+@pytest.mark.slow
 def test_groups_of_the_training_table_are_those_that_are_measured(asked, capsys):
     """Two people of one house, of other gender and age, answered as one: that is measured to be bad, and still done."""
     competition, run, _ = asked

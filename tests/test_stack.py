@@ -118,6 +118,7 @@ def test_predictions_of_another_model_are_a_folder_of_csvs_whose_errors_are_mend
     assert "stacked on 16 inputs" in out and gain > 0.05 and low > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["mae", "rmse"])
 def test_numbers_are_stacked_too(competition, capsys, score):
     truth = np.random.default_rng(0).uniform(20, 60, 200)

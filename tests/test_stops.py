@@ -507,6 +507,7 @@ def test_a_soup_on_a_full_disk_is_one_line_and_leaves_no_run(competition):
 DRAW = ["--sample.people", "2", "--sample.eval_people", "1", "--sample.folder"]
 
 
+@pytest.mark.slow
 def test_drawing_again_keeps_what_a_user_put_there(tmp_path):
     sample_data.draw(tmp_path / "s", 2, 1, progress=False)
     sample_data.draw(tmp_path / "s", 2, 1, seed=1, progress=False)  # untouched: it is drawn anew

@@ -412,6 +412,7 @@ def test_folds_apart_are_the_folds_together(competition, tmp_path):
     assert kills.different(competition.root / "run", tmp_path / "machine0", apart) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
@@ -454,6 +455,7 @@ def unlike(honest, keyword, noise):
     return lambda *words, **keywords: honest(*words, **keywords | {keyword: next(noise)})
 
 
+@pytest.mark.slow
 def test_what_repeats_is_said_to(competition, capsys):
     from tools import check_repeat
 
@@ -565,6 +567,7 @@ def test_no_step_waits_for_the_device(competition, words):
     assert counter.met == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words, faster", [((), True), (("--train.compile", "true"), False)])
 def test_convolutions_are_computed_the_faster_way_only_while_they_train(competition, monkeypatch, words, faster):
     monkeypatch.setattr(cpu_conv, "helps", lambda device, precision: precision == "no")

@@ -90,6 +90,7 @@ def test_nothing_to_look_at_is_no_error():
         assert duplicates.components(pairs, len(files)).tolist() == list(range(len(files)))
 
 
+@pytest.mark.slow
 def test_sifting_never_imports_torch(tmp_path):
     file = save(tmp_path / "one.png", scene(0))
     code = (

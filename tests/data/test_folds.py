@@ -155,6 +155,7 @@ def test_identical_photos_are_found_whatever_they_are_called(competition):
     assert len(np.unique(folds.twins(fresh))) == len(fresh)
 
 
+@pytest.mark.slow
 def test_folds_are_made_once_and_then_read(competition):
     config = competition.config()
     folds.assign_folds(real_rows(), config)

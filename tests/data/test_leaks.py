@@ -278,6 +278,7 @@ def test_people_of_two_tables_with_the_same_ids_are_said_to_count_as_different(w
     assert "2 ids, such as 0, are ids of data.train too" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pseudo_labels_that_data_group_says_nothing_of_are_counted(world, capsys):
     dataset.prepare(world.config(*a_pseudo_label_of_whoever(world)))
     assert "says nothing of 2 of 2 pseudo-labelled photos, such as unknown.jpg" in capsys.readouterr().err

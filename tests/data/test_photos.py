@@ -274,6 +274,7 @@ def test_a_jpeg_is_decoded_no_larger_than_it_is_needed(tmp_path, picture):
     assert np.abs(whole[0, 0][1].astype(int) - small[0, 0][1]).mean() < 3
 
 
+@pytest.mark.slow
 def test_photos_are_decoded_once_and_stay_the_same(tmp_path, picture, monkeypatch):
     rows = pd.DataFrame({"file": [save(tmp_path / f"{n}.png", np.roll(picture, n, 1)) for n in range(6)]})
     room = 4 * 24 * 24 * 3 / 1e9  # for four of the six

@@ -75,6 +75,7 @@ def test_a_request_reads_and_deletes_nothing_but_what_was_sent(served, tmp_path)
     assert (tmp_path / "mine.jpg").is_file()
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_killed_leaves_nothing_for_long(tmp_path):
     import subprocess
     import sys
@@ -443,6 +444,7 @@ def test_the_page_asks_no_other_host_for_anything(served):
     assert hosts <= {served[0].rstrip("/")}, hosts
 
 
+@pytest.mark.slow
 def test_no_session_remembers_what_was_sent(served, tmp_path):
     import gc
 

@@ -11,6 +11,7 @@ from helpers import MASK, write_photo
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_accelerator"),
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome"),
 ]

@@ -147,6 +147,7 @@ def test_losses_are_those_of_their_papers():
     assert gan_networks.discriminator_loss("vanilla", zero, zero) == pytest.approx(2 * np.log(2))
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_their_definitions():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(4000, 6))
@@ -268,6 +269,7 @@ def test_the_nearest_generator_is_kept_not_the_last(tmp_path):
     assert len(pd.read_csv(home / "log.csv")) == 3 and len(list(home.glob("epoch*.png"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_the_test_set_is_not_learned_from(tmp_path):
     config, learned = words(tmp_path, "--data.test_size", 0.25), []
@@ -307,6 +309,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path):
         gan_training.train(words(tmp_path, "--gan.epochs", 4, "--gan.lr", 0.1, "--run", tmp_path / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_accelerator")
 def test_a_training_that_begins_anew_forgets_the_old_one_at_once(tmp_path):
     def stopped(*_):

@@ -117,6 +117,7 @@ def test_layers_freeze_and_their_rates_fall_from_the_top_down():
     assert {rate[id(value)] for value in net.parameters()} == {0.5**k for k in range(7)}
 
 
+@pytest.mark.slow
 def test_blue_comes_first_where_the_file_beside_says_so(tmp_path):
     _, path = exported(tmp_path, pixels=PIXELS | {"colours": "bgr"})
     ours, photos = network(path).eval(), torch.randn(2, 3, 32, 32)
@@ -196,6 +197,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", STRANGE)
 def test_a_strangers_graph_opens_no_file_and_takes_no_memory(tmp_path, reason, one_accelerator):
     config = Competition(tmp_path).config("--model.backbone", AGE, "--model.pretrained", "true")

