@@ -227,7 +227,8 @@ def help_of(capsys, *words, used=("data.eval", "train")):
     return capsys.readouterr().out
 
 
-def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys):
+def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     text = help_of(capsys)
     assert "What it does." in text and "--soft" in text and "docs/settings.md" in text
     assert "--data.eval" in text and "--data.train" not in text and "--train.lr" in text and "--gan.lr" not in text
