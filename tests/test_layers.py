@@ -43,7 +43,7 @@ WITHOUT_TORCH = (
     *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared", "foldface.stack"),
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
-LOCAL_IMPORTS = 44  # of packages that are optional, or once in a script's main so that --help needs no torch
+LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch
 LONGEST = 400  # lines of a file
 PATCHED_TESTS = 10  # that replace something of ours (conftest.py aside), though a test should type what a user types
 OF_OTHERS = {"shutil", "time", "np", "Path", "multiprocessing", "mmap", "functional"}  # modules.NAME that is not ours

@@ -227,6 +227,15 @@ def help_of(capsys, *words, used=("data.eval", "train")):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "tools/stress").glob("*.py"))])
+def test_a_tool_that_stresses_says_how_it_is_used(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"tools.stress.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage" in done.stdout and f"tools.stress.{name}" in done.stdout, done.stderr
+
+
 def test_help_shows_the_settings_that_the_script_uses_and_no_others(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = help_of(capsys)

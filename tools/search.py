@@ -148,11 +148,10 @@ class Trainer:
         return code
 
 
-def run_trials(study, space: dict, trainer: Trainer, over: Callable[[], bool]) -> None:
-    """Ask optuna for trials and train them, until `over()`. A trial that a stop interrupts is begun again first."""
-    import optuna
-
-    states, folds = optuna.trial.TrialState, trainer.folds()
+def run_trials(study, states, space: dict, trainer: Trainer, over: Callable[[], bool]) -> None:
+    """Ask optuna for trials and train them, until `over()`. A trial that a stop interrupts is begun again first.
+    states: optuna's TrialState, since optuna is imported only where a search is made."""
+    folds = trainer.folds()
     for left in study.get_trials(states=(states.RUNNING,)):
         study.tell(left.number, state=states.FAIL)
         study.enqueue_trial(left.params)
@@ -274,7 +273,7 @@ def search(config: Config, home: Path, words: list[str], space: dict) -> None:
         done = [one for one in study.get_trials(deepcopy=False) if one.state.name in ("COMPLETE", "PRUNED")]
         return time.monotonic() - start > 60 * config.budget or 0 < config.trials <= len(done)
 
-    run_trials(study, space, trainer, over)
+    run_trials(study, optuna.trial.TrialState, space, trainer, over)
     rows, recipes = [], {home / "default": {}}
     for one in study.get_trials(deepcopy=False):
         chosen, scores = json.loads(one.user_attrs.get("settings", "{}")), one.intermediate_values

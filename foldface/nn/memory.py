@@ -9,6 +9,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from foldface.files import InputError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 
 def fitting(
     compute: Callable[[int], object],
@@ -59,8 +64,6 @@ def peak_memory() -> float:
     """The most memory that this process has held, in GB: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows
+    if resource is None:
         return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)

@@ -100,7 +100,7 @@ def test_trials_that_are_worse_end_after_few_folds_and_the_good_setting_is_found
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
     trainer = Drawn(tmp_path, [], MASK)
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-    search.run_trials(study, space, trainer, lambda: len(study.trials) >= 20)
+    search.run_trials(study, optuna.trial.TrialState, space, trainer, lambda: len(study.trials) >= 20)
     states = [trial.state.name for trial in study.trials]
     assert states[:4] == ["COMPLETE"] * 4 and states.count("PRUNED") >= 3
     assert len(trainer.done) < 5 * 20 and study.best_params["train.lr"] > 5e-3
