@@ -171,7 +171,7 @@ def quiet_classifier(model: torch.nn.Module) -> None:
     loses its first epochs to that.
     """
     classifier = model.get_classifier()
-    for part in classifier.each if isinstance(classifier, side_by_side.Voices) else (classifier,):
+    for part in classifier.each if isinstance(classifier, side_by_side.Classifiers) else (classifier,):
         if isinstance(part, torch.nn.Linear):
             torch.nn.init.normal_(part.weight, std=0.01)
             torch.nn.init.zeros_(part.bias)

@@ -48,8 +48,8 @@ def choose(task, frame, threshold, most):
 def choose_sets(task, frame, threshold, most):
     """`choose` of several labels a photo: all of them, yes or no, are as sure as threshold says; the confidence is that
     of the least sure one. Of `most` rows a label those count that have it."""
-    told = frame[task.probabilities].to_numpy(float)
-    sure = np.maximum(told, 1 - told)
+    probabilities = frame[task.probabilities].to_numpy(float)
+    sure = np.maximum(probabilities, 1 - probabilities)
     kept = frame.assign(confidence=sure.min(1))[(sure >= np.broadcast_to(threshold, task.size)).all(1)]
     kept = kept.sort_values(["confidence", "ImageID"], ascending=[False, True], kind="stable")
     room = np.broadcast_to(np.where(np.asarray(most) > 0, most, len(kept)), task.size).copy()
@@ -86,8 +86,8 @@ def tell_right(task, rows, path):
 
 def at_temperature(task, frame, temperature):
     """A fold's predictions with their probabilities as a temperature gives them: a copy; answers stay."""
-    told = blend.tempered(task, frame[task.probabilities].to_numpy(float), temperature)
-    return frame.assign(**dict(zip(task.probabilities, told.T, strict=True)))
+    probabilities = blend.tempered(task, frame[task.probabilities].to_numpy(float), temperature)
+    return frame.assign(**dict(zip(task.probabilities, probabilities.T, strict=True)))
 
 
 def warn_beyond_reach(config, task):

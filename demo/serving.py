@@ -108,14 +108,14 @@ class Predictor:
             found["heat"] = self.heat_map(seen, best)
         return found | {"said": found["said"] + "."}
 
-    def of_labels(self, told: np.ndarray) -> dict:
-        """What `answer` says of several labels. told: (n,) the probability of each; probability: that of the least sure
+    def of_labels(self, probabilities: np.ndarray) -> dict:
+        """What `answer` says of several labels, whose probabilities (n,) are given. probability: that of the least sure
         label, yes or no; labels: {label: its probability} of those that are answered."""
-        shares = dict(zip(self.task.classes, map(float, told), strict=True))
+        shares = dict(zip(self.task.classes, map(float, probabilities), strict=True))
         labels = {name: share for name, share in shares.items() if share >= 0.5}
         found = {"labels": labels, "label": ", ".join(labels) or "none", "heads": {self.task.answered[0].name: shares}}
         said = words.of_labels("en", labels, shares).removesuffix(".")
-        return found | {"probability": float(np.maximum(told, 1 - told).min()), "said": said}
+        return found | {"probability": float(np.maximum(probabilities, 1 - probabilities).min()), "said": said}
 
     def heat_map(self, seen: np.ndarray, best: int) -> np.ndarray:
         """Grad-CAM of the first fold for class `best`, laid over its input: (h, w, 3) uint8."""

@@ -49,10 +49,10 @@ class MacroF1(Ratio):
         self, task: Task, target: np.ndarray, answer: np.ndarray, person: np.ndarray, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
         if task.multilabel:
-            truth, told = task.sets(target), task.sets(answer)
+            truth, predicted = task.sets(target), task.sets(answer)
             true, answered, hits = (
                 np.stack([np.bincount(person, column, n) for column in labels.T.astype(float)], 1)
-                for labels in (truth, told, truth & told)
+                for labels in (truth, predicted, truth & predicted)
             )
             return 2 * hits, true + answered
         right, size = target == answer, task.size
@@ -292,12 +292,13 @@ def f1_by_class(task: Task, target: np.ndarray, answer: np.ndarray, people: Arra
     return ClassF1(above.sum(0) / np.maximum(below.sum(0), 1), low, high)
 
 
-def confidences(task: Task, target: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence (n,), right (n,) 0 or 1) of answers by probabilities told (n, k); of several labels a photo, of each
+def confidences(task: Task, target: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(confidence (n,), right (n,) 0 or 1) of answers by probabilities (n, k); of several labels a photo, of each
     label of each photo."""
     if task.multilabel:
-        return np.maximum(told, 1 - told).ravel(), ((told >= 0.5) == task.sets(target)).ravel().astype(float)
-    return told.max(1), (told.argmax(1) == target).astype(float)
+        right = (probabilities >= 0.5) == task.sets(target)
+        return np.maximum(probabilities, 1 - probabilities).ravel(), right.ravel().astype(float)
+    return probabilities.max(1), (probabilities.argmax(1) == target).astype(float)
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> tuple[float, list]:

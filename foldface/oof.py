@@ -1,6 +1,7 @@
 """The out-of-fold predictions of several runs, and what answers made of them score."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -103,11 +104,23 @@ class OofPredictions:
     def log_calibration(self, before: np.ndarray, after: np.ndarray) -> None:
         """Print the expected calibration error of two answers, probabilities (n, k)."""
         errors = [
-            metrics.expected_calibration_error(*metrics.confidences(self.task, self.target, told))[0]
-            for told in (before, after)
+            metrics.expected_calibration_error(*metrics.confidences(self.task, self.target, probabilities))[0]
+            for probabilities in (before, after)
         ]
         self.lines.append("expected calibration error {:.3f}, before {:.3f}".format(*errors[::-1]))
         print(self.lines[-1])
+
+
+def fit_to_votes(known: OofPredictions, weigh: Callable, choose: Callable, use: Callable) -> Callable:
+    """A fit for blend.nested: choose(votes, target) on the weighted votes of the rows that it is given, and
+    use(votes, what was chosen) on those of others."""
+
+    def fit(rows):
+        votes = np.tensordot(weigh(rows), known.predictions, 1)
+        chosen = choose(votes[rows], known.target[rows])
+        return lambda others: use(votes[others], chosen)
+
+    return fit
 
 
 def decide_thresholds(
@@ -117,20 +130,17 @@ def decide_thresholds(
     threshold lies at a half; None if the baseline stands. weigh(rows (n,) bool) -> weights (m,)."""
     task = known.task
 
-    def choose(rows):
-        votes = np.tensordot(weigh(rows), known.predictions, 1)
-        return votes, blend.choose_thresholds(task, votes[rows], known.target[rows])
+    def at(votes, thresholds):
+        return task.code(votes >= thresholds)
 
-    def fit(rows):
-        votes, thresholds = choose(rows)
-        return lambda others: task.code(votes[others] >= thresholds)
-
+    fit = fit_to_votes(known, weigh, partial(blend.choose_thresholds, task), at)
     answer = blend.nested(fit, known.target, known.part)
     if not known.log_score(answer, "decided thresholds, on people not decided on", baseline):
         print("a half for each label is not beaten: it stays")
         return None
     everyone = np.ones(len(known.target), bool)
-    weights, (_, thresholds) = weigh(everyone), choose(everyone)
+    weights = weigh(everyone)
+    thresholds = blend.choose_thresholds(task, np.tensordot(weights, known.predictions, 1), known.target)
     print("thresholds: " + ", ".join(f"{name} {at:.2f}" for name, at in zip(task.classes, thresholds, strict=True)))
     return lambda members, _: blend.at_thresholds(np.tensordot(weights, members, 1), thresholds)
 
@@ -140,13 +150,7 @@ def decide_temperature(known: OofPredictions, weigh: Callable[[np.ndarray], np.n
     people that it was not chosen on. weigh(rows (n,) bool) -> weights (m,)."""
     task = known.task
 
-    def choose(rows):
-        votes = np.tensordot(weigh(rows), known.predictions, 1)
-        return votes, blend.choose_temperature(task, votes[rows], known.target[rows])
-
-    def fit(rows):
-        votes, temperature = choose(rows)
-        return lambda others: blend.tempered(task, votes[others], temperature)
+    fit = fit_to_votes(known, weigh, partial(blend.choose_temperature, task), partial(blend.tempered, task))
 
     def as_they_are(rows):
         return lambda others: blend.tempered(task, np.tensordot(weigh(rows), known.predictions[:, others], 1), 1.0)
@@ -159,7 +163,8 @@ def decide_temperature(known: OofPredictions, weigh: Callable[[np.ndarray], np.n
         print("the probabilities as they are are not beaten: they stay")
         return None
     everyone = np.ones(len(known.target), bool)
-    weights, (_, temperature) = weigh(everyone), choose(everyone)
+    weights = weigh(everyone)
+    temperature = blend.choose_temperature(task, np.tensordot(weights, known.predictions, 1), known.target)
     print(f"temperature: {temperature:.2f}")
     return lambda members, _: blend.tempered(task, np.tensordot(weights, members, 1), temperature)
 

@@ -248,21 +248,21 @@ class OfSklearn(Score):
         self.probabilities = not self.numbers and self.looks_at_probabilities()
 
     def looks_at_probabilities(self) -> bool:
-        told = told_class()(2)
+        estimator = estimator_class()(2)
         with warnings.catch_warnings(), contextlib.suppress(ValueError):  # it asks before it refuses
             warnings.simplefilter("ignore")
-            self.scorer(told, np.eye(2)[[0, 1, 1, 0]] * 0.4 + 0.3, np.array([0, 1, 1, 0]))
-        return told.asked == "predict_proba"
+            self.scorer(estimator, np.eye(2)[[0, 1, 1, 0]] * 0.4 + 0.3, np.array([0, 1, 1, 0]))
+        return estimator.asked == "predict_proba"
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
-        told = told_class()(task.size)
+        estimator = estimator_class()(task.size)
         if task.multilabel:
             target, answer = (task.sets(one).astype(int) for one in (target, answer))
         answer = normalised(answer) if self.probabilities else answer
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a class that no photo has
-                found = float(self.scorer(told, answer, target))
+                found = float(self.scorer(estimator, answer, target))
         except ValueError as error:
             warn_once(f"{self.name} can't be computed of {len(target)} photos: {' '.join(str(error).split())[:160]}")
             return float("nan")
@@ -281,7 +281,7 @@ class OfSklearn(Score):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.scorer(told_class()(task.size), answer if self.probabilities else target, target)
+                self.scorer(estimator_class()(task.size), answer if self.probabilities else target, target)
         except ValueError as error:
             raise InputError(f"{setting} {self.name}: {' '.join(str(error).split())[:300]}") from None
 
@@ -295,7 +295,7 @@ class LabelsOfSklearn(OfSklearn, OfConfusions):
     def of_pairs(self, task: Task, target: np.ndarray, answer: np.ndarray, weight: np.ndarray) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = float(self.scorer(told_class()(task.size), answer, target, sample_weight=weight))
+            found = float(self.scorer(estimator_class()(task.size), answer, target, sample_weight=weight))
         return -found if self.less_is_better else found
 
     def value(self, task: Task, target: np.ndarray, answer: np.ndarray) -> float:
@@ -309,7 +309,7 @@ class LabelsOfSklearn(OfSklearn, OfConfusions):
 
 
 @functools.cache
-def told_class():
+def estimator_class():
     """A classifier of scikit-learn's whose predictions are what it is given: probabilities (n, k) or answers (n,)."""
     base = sklearn().base
 
@@ -321,13 +321,13 @@ def told_class():
         def __sklearn_is_fitted__(self):
             return True
 
-        def predict(self, told):
+        def predict(self, answers):
             self.asked = self.asked or "predict"
-            return told
+            return answers
 
-        def predict_proba(self, told):
+        def predict_proba(self, answers):
             self.asked = "predict_proba"
-            return told
+            return answers
 
     return Told
 

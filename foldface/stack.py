@@ -178,11 +178,11 @@ def joined(task: Task, votes: np.ndarray, parts: list[np.ndarray]) -> np.ndarray
 
 def left_out(model, inputs: np.ndarray, head: Head, parts: list) -> np.ndarray:
     """A model's answers for the photos of `head`, each fitted without the photo's person: parts, of GroupKFold."""
-    told = np.array(head.plain, float)
+    predicted = np.array(head.plain, float)
     for fit, rest in parts:
         if not head.size or len(np.unique(head.target[fit])) > 1:
-            told[rest] = answers_of(model.fit(inputs[fit], head.target[fit]), inputs[rest], head.size)
-    return told
+            predicted[rest] = answers_of(model.fit(inputs[fit], head.target[fit]), inputs[rest], head.size)
+    return predicted
 
 
 def fitted(task: Task, target, votes, heads: list[Head], inputs: np.ndarray, people: np.ndarray, kind: str):
@@ -194,20 +194,22 @@ def fitted(task: Task, target, votes, heads: list[Head], inputs: np.ndarray, peo
     """
     inner = min(INNER_FOLDS, len(np.unique(people)))
     parts = list(GroupKFold(inner).split(inputs, groups=people)) if inner > 1 else []
-    told, chosen = [head.plain for head in heads], []
-    best = metrics.gain(task, target, blend.scored(task, joined(task, votes, told)))
+    predicted, chosen = [head.plain for head in heads], []
+    best = metrics.gain(task, target, blend.scored(task, joined(task, votes, predicted)))
     for place, head in enumerate(heads):
         found = "plain", None
         constant = len(np.unique(head.target)) < 2
         for name, model in [] if constant or not parts else candidates(kind, task.score, not head.size):
             mine = left_out(model, inputs, head, parts)
             gain = metrics.gain(
-                task, target, blend.scored(task, joined(task, votes, [*told[:place], mine, *told[place + 1 :]]))
+                task,
+                target,
+                blend.scored(task, joined(task, votes, [*predicted[:place], mine, *predicted[place + 1 :]])),
             )
             if gain > best + MIN_GAIN:
                 best, found, kept = gain, (name, model), mine
         if found[1] is not None:
-            told[place] = kept
+            predicted[place] = kept
             found[1].fit(inputs, head.target)
         chosen.append(found)
     return chosen

@@ -74,11 +74,11 @@ def fitted(features: np.ndarray, classes: np.ndarray, people: np.ndarray):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
-            told = np.full((len(classes), len(names)), MIN_PROBABILITY)
+            predicted = np.full((len(classes), len(names)), MIN_PROBABILITY)
             for fit, rest in parts:
                 model = probe(strength).fit(features[fit], classes[fit])
-                told[np.ix_(rest, np.searchsorted(names, model.classes_))] = model.predict_proba(features[rest])
-            losses.append(log_loss(classes, told / told.sum(1, keepdims=True), labels=names))
+                predicted[np.ix_(rest, np.searchsorted(names, model.classes_))] = model.predict_proba(features[rest])
+            losses.append(log_loss(classes, predicted / predicted.sum(1, keepdims=True), labels=names))
         return probe(STRENGTHS[int(np.argmin(losses))]).fit(features, classes)
 
 
@@ -93,12 +93,12 @@ def probabilities_of(model, features: np.ndarray, classes: int) -> np.ndarray:
     return found
 
 
-def replaced(task, probabilities: np.ndarray, name: str, told: np.ndarray) -> np.ndarray:
-    """Probabilities (n, k) with those of a head as `told` (n, classes) says, the others as they are given its class;
-    unchanged where `told` is NaN."""
+def replaced(task, probabilities: np.ndarray, name: str, predicted: np.ndarray) -> np.ndarray:
+    """Probabilities (n, k) with those of a head as `predicted` (n, classes), the others as they are given its class;
+    unchanged where `predicted` is NaN."""
     part = task.decode(np.arange(task.size))[name]
-    own = np.stack([probabilities[:, part == k].sum(1) for k in range(told.shape[1])], 1)
-    changed = (probabilities + MIN_PROBABILITY) * (told / (own + MIN_PROBABILITY))[:, part]
+    own = np.stack([probabilities[:, part == k].sum(1) for k in range(predicted.shape[1])], 1)
+    changed = (probabilities + MIN_PROBABILITY) * (predicted / (own + MIN_PROBABILITY))[:, part]
     changed /= changed.sum(1, keepdims=True)
     return np.where(np.isnan(changed), probabilities, changed)
 
@@ -131,16 +131,16 @@ def answer(config, task, networks, heads, output):
         for name in heads:
             fit, size = readable & (rows["fold"] != k).to_numpy(), len(task.head(name).classes)
             model = fitted(known[fit], parts[name][fit], rows["id"].to_numpy(str)[fit])
-            told = probabilities_of(model, known[at[here]], size)
-            alone[name][here] = np.nan_to_num(told).argmax(1)
-            mine[here] = replaced(task, mine[here], name, told)
+            predicted = probabilities_of(model, known[at[here]], size)
+            alone[name][here] = np.nan_to_num(predicted).argmax(1)
+            mine[here] = replaced(task, mine[here], name, predicted)
             theirs = replaced(task, theirs, name, probabilities_of(model, asked_features, size))
         write_csv(output / f"fold{k}.csv", predictions.with_answers(task, frame[["ImageID"]], theirs))
     changed = predictions.with_answers(task, oof.drop(columns=["ans", *columns]), mine)
     write_csv(output / "oof.csv", changed[oof.columns])
     truth, own = task.decode(oof["target"].to_numpy()), task.decode(oof["ans"].to_numpy())
     for name in heads:
-        scores = ((told == truth[name]).mean() for told in (alone[name], own[name]))
+        scores = ((predicted == truth[name]).mean() for predicted in (alone[name], own[name]))
         print("{}: {:.3f} right out of fold by the expert, {:.3f} by {}".format(name, *scores, config.run))
 
 

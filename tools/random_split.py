@@ -22,7 +22,7 @@ from foldface import cli, metrics
 from foldface.cli import run_main
 from foldface.data.photos import read_photo
 from foldface.files import InputError
-from foldface.nn.side_by_side import voices_of
+from foldface.nn.side_by_side import outputs_of
 from foldface.predictions import in_columns
 
 UNSEEN = 0.3  # share of the people that are put aside
@@ -88,8 +88,8 @@ def train_and_answer(
         order, total = rng.permutation(rows), 0.0
         for start in range(0, len(order), train.batch_size):
             part = order[start : start + train.batch_size]
-            voices = voices_of(net(batch_of(photos, part, scale)))
-            found = sum(voices) / len(voices)
+            outputs = outputs_of(net(batch_of(photos, part, scale)))
+            found = sum(outputs) / len(outputs)
             loss = torch.nn.functional.cross_entropy(found, torch.from_numpy(labels[part]))
             optimizer.zero_grad()
             loss.backward()

@@ -91,10 +91,10 @@ def pack(folder: Path | str, rows: pd.DataFrame, size: int, seed: int, ranks: Ra
     folder = Path(folder)
     output = folder / "shards"
     rows = with_places(deal(rows, size, seed), folder)
-    told = io.StringIO()
-    rows[INDEX_COLUMNS].to_csv(told, index=False)
-    told.write((folder / "manifest.csv").read_text(encoding="utf-8", errors="surrogateescape"))  # sha1 of the photos
-    plan = {"digest": hashlib.sha1(told.getvalue().encode(errors="surrogateescape")).hexdigest()}
+    text = io.StringIO()
+    rows[INDEX_COLUMNS].to_csv(text, index=False)
+    text.write((folder / "manifest.csv").read_text(encoding="utf-8", errors="surrogateescape"))  # sha1 of the photos
+    plan = {"digest": hashlib.sha1(text.getvalue().encode(errors="surrogateescape")).hexdigest()}
     if ranks.index == 0:
         begin(output, plan)
     ranks.wait()

@@ -161,10 +161,10 @@ def described(backbone: str, kind: str, name: str) -> Described:
         raise InputError(
             f"model.backbone {backbone}: there is no config.json, as timm's save_for_hf writes it beside the weights"
         )
-    said = read_json(path, "timm's save_for_hf writes it")
+    content = read_json(path, "timm's save_for_hf writes it")
     try:
-        pixels = said.get("pretrained_cfg", said)
-        args = said.get("model_args") or {}
+        pixels = content.get("pretrained_cfg", content)
+        args = content.get("model_args") or {}
         refuse_untrue(args)
         if args.get("in_chans", 3) != 3:
             raise ValueError(f"it sees {args['in_chans']} channels, photos have 3")
@@ -173,7 +173,7 @@ def described(backbone: str, kind: str, name: str) -> Described:
             if len(values) != 3 or not all(math.isfinite(value) and (key == "mean" or value > 0) for value in values):
                 raise ValueError(f"{key} is {values}, not three numbers")
         fixed = bool(pixels.get("fixed_input_size")) or "img_size" in args
-        architecture = said["architecture"]
+        architecture = content["architecture"]
         if not isinstance(architecture, str):
             raise TypeError(f"architecture is {architecture!r}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:

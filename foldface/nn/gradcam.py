@@ -126,12 +126,12 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return show_cam_on_image(image.astype(np.float32) / 255, heat, use_rgb=True, image_weight=0.55)
 
 
-def to_explain(task: Task, told: np.ndarray, target: float) -> int:
-    """The class whose evidence is shown: the likeliest; of several labels the one that is most wrong. told: (k,)
-    probabilities; target: the true answer, NaN = unknown."""
+def to_explain(task: Task, probabilities: np.ndarray, target: float) -> int:
+    """The class whose evidence is shown: the likeliest; of several labels the one that is most wrong.
+    probabilities: (k,); target: the true answer, NaN = unknown."""
     if task.multilabel and not np.isnan(target):
-        return int(abs(told - task.sets([int(target)])[0]).argmax())
-    return int(told.argmax())
+        return int(abs(probabilities - task.sets([int(target)])[0]).argmax())
+    return int(probabilities.argmax())
 
 
 class Explainer:

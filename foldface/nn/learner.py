@@ -21,7 +21,7 @@ from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import Mixup, mix
 from foldface.nn.progressive import grown
-from foldface.nn.side_by_side import voices_of
+from foldface.nn.side_by_side import outputs_of
 from foldface.nn.training_log import EpochBar, EpochStats, Validation, log_columns, stalled
 from foldface.nn.weights import save as save_weights
 from foldface.runtime import is_main_process
@@ -154,11 +154,11 @@ class Learner:
             for k, part in enumerate(torch.arange(len(inputs), device=self.device).tensor_split(count), start=1):
                 sync = self.accelerator.no_sync(self.net) if k < count else contextlib.nullcontext()
                 with sync:  # processes exchange gradients once, at the last micro-batch
-                    voices = voices_of(self.net(inputs[part] if count > 1 else inputs))
-                    loss = sum(losses_of(voice, part).sum() for voice in voices) / len(voices) / global_batch
+                    outputs = outputs_of(self.net(inputs[part] if count > 1 else inputs))
+                    loss = sum(losses_of(one, part).sum() for one in outputs) / len(outputs) / global_batch
                     self.accelerator.backward(loss * self.accelerator.num_processes)  # DDP averages the gradients
                 total = total + loss.detach() * global_batch
-                all_outputs.append(sum(voice.detach() for voice in voices) / len(voices))
+                all_outputs.append(sum(one.detach() for one in outputs) / len(outputs))
             return total, torch.cat(all_outputs)
 
         total, outputs = self.fitting(forward_backward, len(indices))

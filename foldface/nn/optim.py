@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from torch.optim import lr_scheduler
 
 from foldface.files import InputError
-from foldface.nn.side_by_side import Voices
+from foldface.nn.side_by_side import Classifiers
 from foldface.settings import TrainConfig
 
 FROZEN_FEATURES_RATE = (
@@ -38,7 +38,7 @@ def parameter_groups(net: torch.nn.Module, config: TrainConfig) -> list[dict]:
         found = param_groups_weight_decay(net, **options)
     classifier, backbone_lr, groups = net.get_classifier(), config.backbone_lr or config.lr, []
     place = {id(value): "head" for value in classifier.parameters()}
-    if isinstance(classifier, Voices):
+    if isinstance(classifier, Classifiers):
         place |= {id(value): "of frozen features" for value in classifier.each[-1].parameters()}
     rates = {None: backbone_lr, "head": config.lr, "of frozen features": FROZEN_FEATURES_RATE * config.lr}
     for group in found:

@@ -67,9 +67,9 @@ class Beside(nn.Module):
         return self.net(seen * self.factor + self.shift)
 
 
-class Voices(nn.Module):
+class Classifiers(nn.Module):
     """Linear classifiers, each of its own part of the features: (n, d) -> their mean, (n, outputs); in training mode
-    the outputs of each, a list, for a loss each (`voices_of`)."""
+    the outputs of each, a list, for a loss each (`outputs_of`)."""
 
     def __init__(self, sizes: Sequence[int], outputs: int):
         super().__init__()
@@ -78,18 +78,18 @@ class Voices(nn.Module):
         self.each = nn.ModuleList(nn.Linear(size, outputs) for size in sizes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        voices = [layer(features[:, part]) for layer, part in zip(self.each, self.parts, strict=True)]
-        return voices if self.training else sum(voices) / len(voices)
+        outputs = [layer(features[:, part]) for layer, part in zip(self.each, self.parts, strict=True)]
+        return outputs if self.training else sum(outputs) / len(outputs)
 
 
-def voices_of(outputs: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+def outputs_of(outputs: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
     """What a network gives in training mode, as a list: of most it is (n, outputs) alone."""
     return outputs if isinstance(outputs, list) else [outputs]
 
 
 class SideBySide(nn.Module):
     """The first network and those beside it, then dropout and our outputs: (n, 3, s, s) float32 -> (n, outputs), or,
-    where some are frozen, in training mode what `Voices` gives.
+    where some are frozen, in training mode what `Classifiers` gives.
 
     `fixed`: the networks that do not learn, which stay in eval mode."""
 
@@ -107,7 +107,7 @@ class SideBySide(nn.Module):
         self.dropout = nn.Dropout(drop_rate)
         learned += sum(other.features for other in others if not other.frozen)
         sizes = [learned, sum(other.features for other in self.fixed)]
-        self.classifier = Voices(sizes, outputs) if self.fixed else nn.Linear(learned, outputs)
+        self.classifier = Classifiers(sizes, outputs) if self.fixed else nn.Linear(learned, outputs)
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         learning = [other(photos) for other in self.others if not other.frozen]

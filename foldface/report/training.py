@@ -180,8 +180,8 @@ def calibration(task, oof):
         if np.isnan(confidence).all():
             return []
     else:
-        told = oof[task.probabilities].to_numpy(float)
-        confidence, right = metrics.confidences(task, oof["target"].to_numpy(), told)
+        probabilities = oof[task.probabilities].to_numpy(float)
+        confidence, right = metrics.confidences(task, oof["target"].to_numpy(), probabilities)
     error, rows = metrics.expected_calibration_error(confidence, right)
 
     def draw(ax):
@@ -242,8 +242,8 @@ def worst(task, oof, rows, crops, count):
     if task.numeric:
         wrong = oof.assign(off=abs(oof["ans"] - oof["target"])).sort_values("off", ascending=False, kind="stable")
     elif task.multilabel:
-        told, truth = oof[task.probabilities].to_numpy(float), task.sets(oof["target"])
-        sure = np.where(truth, 1 - told, told).max(1)
+        probabilities, truth = oof[task.probabilities].to_numpy(float), task.sets(oof["target"])
+        sure = np.where(truth, 1 - probabilities, probabilities).max(1)
         wrong = oof.assign(sure=sure)[(oof["ans"] != oof["target"]).to_numpy()]
         wrong = wrong.sort_values("sure", ascending=False, kind="stable")
     else:

@@ -75,13 +75,13 @@ def test_what_is_frozen_has_a_classifier_and_a_loss_of_its_own(competition, acce
     seen = loader.normalize(photos, *learner.scale)
     with torch.no_grad():
         learned = torch.cat([net.first(seen), net.others[1](seen)], 1)
-        voices = [net.classifier.each[0](learned), net.classifier.each[1](net.others[0](seen))]
-        assert torch.allclose(net(seen), (voices[0] + voices[1]) / 2, atol=1e-6)
+        outputs = [net.classifier.each[0](learned), net.classifier.each[1](net.others[0](seen))]
+        assert torch.allclose(net(seen), (outputs[0] + outputs[1]) / 2, atol=1e-6)
         targets = learner.targets.of(torch.arange(8), learner.device)
-        expected = sum(learner.criterion(voice, *targets).sum() for voice in voices) / 2
+        expected = sum(learner.criterion(one, *targets).sum() for one in outputs) / 2
     net.classifier.train()  # as in an epoch in which the classifier alone learns
     assert learner.train_step(torch.arange(8), photos, 8).item() == pytest.approx(expected.item(), rel=1e-5)
-    answered = learner.heads.answers(sum(voices) / 2)[:, : learner.task.size].argmax(1)
+    answered = learner.heads.answers(sum(outputs) / 2)[:, : learner.task.size].argmax(1)
     assert torch.equal(learner.answers[:8], answered.float())  # what the training scores are made of
 
 
