@@ -1,5 +1,6 @@
 """Which device computes, and in which precision: one answer for training, inference, the demo, the GAN and explain."""
 
+import atexit
 import contextlib
 import datetime
 import functools
@@ -30,10 +31,12 @@ def choose_device(config: Config, weights: dict | None = None) -> tuple[torch.de
 def make_accelerator(config: Config) -> Accelerator:
     """Hugging Face's Accelerator: device, precision with loss scaling. fp16 is refused on a CPU."""
     device, dtype = choose_device(config)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision_of(dtype),
         cpu=device.type == "cpu",  # of several processes without GPUs accelerate takes each for a single one otherwise
     )
+    leave_at_exit()
+    return accelerator
 
 
 PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others: their shares may take hours
@@ -46,7 +49,18 @@ def join_ranks(config: Config) -> Ranks:
     with lost_processes():
         # gloo, on GPUs too: it moves objects without the GPU, and notices a lost process at once
         state = PartialState(cpu=named_device(config).type == "cpu", backend="gloo", timeout=PATIENCE)
+    leave_at_exit()
     return Ranks(state.process_index, state.num_processes, torch.distributed)
+
+
+@functools.cache
+def leave_at_exit() -> None:
+    """Leave the group of processes, if there is one, before Python ends.
+
+    Its threads would still let go of tensors while the interpreter goes away, and abort the process with signal 6: of
+    120 commands of two processes that ended at once 27 did.
+    """
+    atexit.register(PartialState().destroy_process_group)
 
 
 def precision_of(dtype):

@@ -148,10 +148,10 @@ def crops_that_are_photos(competition):
     return crops
 
 
-def torchrun(processes, *words, **keywords):
+def torchrun(processes, *words, env=None, **keywords):
     """Run a script or `-m` and a module in so many processes, each on one thread, as torchrun starts them."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *words]
-    paths = os.environ | {"OMP_NUM_THREADS": "1"}
+    paths = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
     return subprocess.run([*map(str, launch)], capture_output=True, text=True, timeout=300, env=paths, **keywords)
 
 

@@ -49,6 +49,30 @@ def test_each_job_is_done_once_and_its_result_stands_in_its_place():
 
 
 @SLOW
+def test_no_process_ends_while_threads_of_its_group_run(tmp_path):
+    """They would abort it with signal 6, now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import atexit, os, sys
+import torch.distributed
+from foldface import devices
+from foldface.settings import Config
+
+atexit.register(lambda: torch.distributed.is_initialized() and os._exit(6))  # called last
+if sys.argv[1] == "ranks":
+    assert devices.join_ranks(Config(device="cpu")).gather([1]) == [1, 1]
+else:
+    assert devices.make_accelerator(Config(device="cpu")).num_processes == 2
+assert torch.distributed.is_initialized()
+"""
+    )
+    for way in ("ranks", "accelerator"):
+        done = torchrun(2, "--", program, way, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+
+
+@SLOW
 @pytest.mark.parametrize("backend, counts", [("torch", (1, 3)), ("onnx", (1, 2))])
 def test_several_processes_answer_with_the_bytes_of_one(trained, backend, counts):
     many_photos(trained)
