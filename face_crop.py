@@ -26,7 +26,7 @@ import pandas as pd
 from dataset import answerable, eval_rows, prepare, training_rows
 from foldface import cli
 from foldface.cli import run_main
-from foldface.data.shards import INDEX
+from foldface.data.shard_index import INDEX
 from foldface.faces.job import crop_plan
 from foldface.faces.manifest import own_names
 from foldface.faces.pack import pack
@@ -34,6 +34,7 @@ from foldface.files import InputError, folder_lock, refuse_unwritable
 from foldface.ranks import ALONE, Ranks, several
 from foldface.runtime import is_main_process
 from foldface.settings import Config, put
+from foldface.urls import scheme_of
 
 # ------------------------------------------------------------------------------------------------------- the job
 
@@ -69,6 +70,8 @@ def crop_all(config: Config, retry: bool = False, only: str | None = None, ranks
     folder, crop = config.data.crops, config.crop
     if not folder:
         raise InputError("data.crops is empty: name the folder that the crops go to")
+    if scheme_of(folder):
+        raise InputError(f"data.crops {folder}: is a URL: name the folder that the crops go to")
     refuse_unwritable(folder, "name another --data.crops")
     if (Path(folder) / INDEX).is_file():
         raise InputError(f"{folder}: is a folder of shards: name the folder of the crops that they were made of")

@@ -21,7 +21,7 @@ import pandas as pd
 import dataset
 from foldface import predictions, runs, submission
 from foldface.cli import run_main
-from foldface.data.shards import file_of
+from foldface.data.shards import is_there
 from foldface.faces import manifest
 from foldface.files import atomic_write, folder_lock, warn_once, write_csv
 from foldface.runtime import is_main_process
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         nets = onnx.export_folds(nets, abouts, paths, output, ranks)
 
     kept = output / "inference.npz"  # predictions so far: a stopped inference resumes from it
-    if not any(map(os.path.isfile, map(file_of, rows["file"]))):
+    if not any(map(is_there, rows["file"])):
         predicting.refuse_unreadable(config, rows, "there is no such file")
     with folder_lock(output):
         key = predicting.key_of(paths, rows, config)

@@ -26,6 +26,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from foldface import runs
 from foldface.data.leaks import start_weights
 from foldface.data.loader import pixel_scale
+from foldface.data.remote import crop_folder
 from foldface.faces.crops import TEMPLATES
 from foldface.files import InputError, read_json
 from foldface.head import N_BINS
@@ -198,7 +199,7 @@ def read_crop_settings(config: Config) -> dict:
     """How the crops were made, the content of crop.json; {} for whole photos. It is saved with the weights."""
     if not config.data.crops:
         return {}
-    return read_json(Path(config.data.crops) / "crop.json", "run face_crop.py again")
+    return read_json(crop_folder(config.data.crops) / "crop.json", "run face_crop.py again")
 
 
 def describe(config: Config, heads: Heads, net: torch.nn.Module, precision: str, fold: int, rows: pd.DataFrame) -> dict:

@@ -38,6 +38,7 @@ from foldface.settings import (
     put,
 )
 from foldface.unpacked import fill_in
+from foldface.urls import never_fetched
 from foldface.usage import check_names, meant_by, show_help, types_in_words
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
@@ -128,8 +129,7 @@ def read(
         else:
             heads = heads if mine is None else mine
             words += ["--config", path]
-        if "plugins" not in typed:
-            refuse_plugins_of_a_run(path, content)
+        refuse_what_a_run_may_not_name(path, content, typed)
         if number >= len(shared):  # what stands in args.json is a default of this folder's, not given
             given |= set(flatten(content))
     if changes:
@@ -193,9 +193,16 @@ def refuse_hosts(path, content):
                              f"alone: --{key} {value}")  # fmt: skip
 
 
-def refuse_plugins_of_a_run(path, content):
-    """Raise InputError where a run's own args.json names plugins: they are programs, and a run may be a stranger's."""
-    if content.get("plugins") and any((Path(path).parent / name).is_file() for name in ("folds.csv", "data.json")):
+def refuse_what_a_run_may_not_name(path, content, typed):
+    """Raise InputError where a run's own args.json names plugins, which are programs, or a URL that was never fetched
+    here: a run may be a stranger's. typed: names on the command line, which come before it."""
+    if not any((Path(path).parent / name).is_file() for name in ("folds.csv", "data.json")):
+        return
+    crops = content.get("data", {}).get("crops")
+    if "data.crops" not in typed and never_fetched(crops):
+        raise InputError(f"{path}: data.crops is {crops}: nothing is fetched because a run names it: give --data.crops "
+                         "on the command line")  # fmt: skip
+    if "plugins" not in typed and content.get("plugins"):
         raise InputError(f"{path}: plugins is {json.dumps(content['plugins'])}: no program is run because a run names "
                          "it: give --plugins on the command line, [] for none")  # fmt: skip
 

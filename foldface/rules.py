@@ -10,6 +10,7 @@ from foldface.files import InputError
 from foldface.registry import refuse_unknown
 from foldface.runtime import is_main_process
 from foldface.settings import FILES, Config, TrainConfig, at_home, put
+from foldface.urls import refuse_bad_url
 
 OF_CLASSES = {"folder": "a class a folder", "boxes": "the label of a box"}  # layouts that have one head, and no faces
 
@@ -23,6 +24,7 @@ def check(config: Config) -> Config:
     put(config, "data.extra", [extra | {"path": at_home(extra["path"])} for extra in extras])
     others = [dataclasses.asdict(other) for other in config.model.beside]
     put(config, "model.beside", [other | {"pretrained": at_home(other["pretrained"])} for other in others])
+    refuse_bad_url(config.data.crops, "data.crops")
     refuse_unknown_names(config)
     data, train = config.data, config.train
     if data.augment == "diary" and data.image_size != 224:

@@ -29,6 +29,7 @@ from foldface.settings import (
     of_earlier,
     put,
 )
+from foldface.urls import never_fetched
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -158,7 +159,8 @@ OF_A_COMMAND = (
 )
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "data.sample_submission")
 PATHS += ("data.photo_folder", "model.pretrained")  # printed when taken
-# printed when not taken: without them rows are other rows, or a loss has no meaning
+# printed when not taken: without them rows are other rows, or a loss has no meaning. A URL of data.crops is taken only
+# where its copy is here, since its user named it then
 MISSED = ("data.corrections", "data.roots", "plugins")
 
 
@@ -192,6 +194,7 @@ def read_for_run(
     taken, missed = {}, []
     for key in (key for key in now if key in then):
         given, differs = key in config.given, then[key] != now[key]
+        strange = key == "data.crops" and never_fetched(then[key])
         if key.startswith("task.") and not (key in LATER and given):  # the run's models answer no other task
             taken[key] = then[key]
             if given and not same_setting(key, now[key], then[key]):
@@ -199,11 +202,11 @@ def read_for_run(
                       f"{json.dumps(then[key])}", file=sys.stderr)  # fmt: skip
         elif key in OF_A_RUN and given and differs:
             print(f"{key}: {json.dumps(now[key])} (given now; {path} has {json.dumps(then[key])})")
-        elif key in OF_A_RUN and differs:
+        elif key in OF_A_RUN and differs and not strange:
             taken[key] = then[key]
             if key in PATHS and then[key] and not isinstance(then[key], bool):
                 print(f"{key}: {then[key]} (from {path})")
-        elif key in MISSED and not given and then[key]:
+        elif (key in MISSED or strange) and not given and then[key]:
             missed.append(f"--{key} {json.dumps(then[key])}")
     if missed:
         print(f"warning: {path} names {' '.join(missed)}: not taken from a run", file=sys.stderr)

@@ -159,7 +159,8 @@ class DataConfig:
     pseudo: str = ""
     """pseudo.csv that pseudo_label.py wrote: its rows are trained on too, each in its own fold alone"""
     crops: str = "data/sample/crops"
-    """folder that face_crop.py fills and training and inference read; empty = the photos as they are"""
+    """folder that face_crop.py fills and training and inference read, or URL of a folder of its shards (https, s3, gs,
+    az, hf, ...: docs/performance.md); empty = the photos as they are"""
     corrections: str = ""
     """CSV of label corrections: photo or id (extra1/NAME of the first set of data.extra), column (of a head, such as
     gender), value"""

@@ -12,6 +12,7 @@ ORDER = (
     *(
         "foldface.runtime",
         "foldface.files",
+        "foldface.urls",
         "foldface.registry",
         "foldface.names",
         "foldface.head",

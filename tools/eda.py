@@ -20,6 +20,7 @@ from foldface import cli, runs
 from foldface.cli import run_main
 from foldface.data import cleaning, duplicates, folds
 from foldface.data.photos import cv2, read_photo
+from foldface.data.remote import crop_folder
 from foldface.faces.manifest import MANIFEST_COLUMNS
 from foldface.files import InputError, read_csv
 from foldface.report import charts, html
@@ -168,7 +169,7 @@ def duplicate_pairs(task, rows, photos, source, seen):
 
 def crops(config):
     """Section: photos by detector, and the sheet of doubtful faces."""
-    folder = Path(config.data.crops) if config.data.crops else None
+    folder = crop_folder(config.data.crops) if config.data.crops else None
     if folder is None or not (folder / "manifest.csv").is_file():
         return []
     manifest = read_csv(folder / "manifest.csv", MANIFEST_COLUMNS)
@@ -292,7 +293,7 @@ def what_next(config) -> list[str]:
     """The commands that come next."""
     words = f"--data.layout {config.data.layout} --data.train {config.data.train}"
     pieces = []
-    if config.data.crops and not (Path(config.data.crops) / "manifest.csv").is_file():
+    if config.data.crops and not (crop_folder(config.data.crops) / "manifest.csv").is_file():
         pieces.append(html.command("python face_crop.py", "with the same --data.* words: there are no crops yet"))
     pieces.append(html.command(f"python train_kfold.py {words} --run {config.run}", "trains all folds"))
     return pieces

@@ -20,6 +20,7 @@ import dataset
 from foldface import predictions, runs
 from foldface.cli import run_main
 from foldface.data.photos import cv2
+from foldface.data.remote import crop_folder
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
 from foldface.files import InputError, atomic_write, read_csv, read_json
 from foldface.report import html
@@ -105,9 +106,9 @@ def check(config, explainer, count):
     if not config.data.crops:
         raise InputError("--check needs face crops, whose manifest.csv has the face's box: data.crops is empty")
     known = select_right(config, task, count)
-    manifest = read_csv(Path(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
+    manifest = read_csv(crop_folder(config.data.crops) / "manifest.csv", MANIFEST_COLUMNS)
     found = manifest.iloc[placed(manifest, known)].to_dict("records")
-    crop = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py")
+    crop = read_json(crop_folder(config.data.crops) / "crop.json", "run face_crop.py")
     boxes = [face_box(row, crop) for row in found]
     shown = [k for k, box in enumerate(boxes) if box is not None]
     shares = []

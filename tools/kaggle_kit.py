@@ -21,11 +21,12 @@ import numpy as np
 import dataset
 from foldface import runs
 from foldface.cli import run_main
-from foldface.data.shards import INDEX
+from foldface.data.shard_index import INDEX
 from foldface.faces import detect
 from foldface.faces.manifest import placed, with_files
 from foldface.files import InputError, folder_lock, read_csv, read_json, refuse_unwritable, write_csv, write_json
 from foldface.settings import Config
+from foldface.urls import scheme_of
 from tools import kaggle_packages
 from tools.kaggle_notebook import Content, notebook
 
@@ -153,8 +154,10 @@ def markers_of(config: Config, content: dict) -> list[str]:
 def carry_crops(config: Config, to: Path) -> None:
     """Copy the crops of data.eval, and their rows of the manifest. Raises InputError where one is missing."""
     home = Path(config.data.crops)
-    if (home / INDEX).is_file():
-        raise InputError(f"{home}: is a folder of shards: name the crops that they were made of, with --data.crops")
+    if scheme_of(config.data.crops) or (home / INDEX).is_file():
+        raise InputError(
+            f"{config.data.crops}: is a folder of shards: name the crops that they were made of, with --data.crops"
+        )
     rows = dataset.eval_rows(config)
     rows = with_files(rows, home)  # refuses what was not cropped, or was replaced since
     manifest = read_csv(home / "manifest.csv", [])

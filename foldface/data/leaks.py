@@ -10,6 +10,7 @@ import pandas as pd
 from foldface import predictions, runs
 from foldface.data import layouts
 from foldface.data.folds import RECORD, TEST_FOLD, digests, read_folds, split
+from foldface.data.remote import crop_folder
 from foldface.files import InputError, read_csv, read_json, warn_once
 from foldface.settings import Config, of_earlier
 
@@ -133,7 +134,7 @@ def identity(rows: pd.DataFrame, config: Config) -> dict:
     text = rows[taken].to_csv(index=False, float_format="%.6f", lineterminator="\n")
     crops = None
     if config.data.crops:
-        crops = read_json(Path(config.data.crops) / "crop.json", "run face_crop.py with the same settings")
+        crops = read_json(crop_folder(config.data.crops) / "crop.json", "run face_crop.py with the same settings")
     return {
         "photos": len(rows),
         "people": int(rows["id"].nunique()),

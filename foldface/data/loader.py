@@ -12,6 +12,7 @@ import math
 import mmap
 import multiprocessing
 import random
+import re
 import signal
 import sys
 import threading
@@ -187,7 +188,8 @@ class SeededBatchSampler:
         start, end = self.spans[step]
         return end - start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def order(self) -> tuple[np.ndarray, np.random.Generator]:
+        """The order of the epoch's photos, (count,) int, and what their seeds are drawn by next."""
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.places is not None:
             shard, place = self.places
@@ -196,6 +198,15 @@ class SeededBatchSampler:
             order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
         if self.weights is not None:
             order = rng.choice(self.count, self.count, p=self.weights)
+        return order, rng
+
+    def upcoming(self) -> np.ndarray:
+        """The photos of the next iteration in their order, those of all processes, (n,) int."""
+        order, _ = self.order()
+        return np.concatenate([order[slice(*self.spans[step])] for step in self.steps] or [order[:0]])
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, rng = self.order()
         seeds = rng.integers(2**31, size=self.count)
         first, every = self.rank_slice
         for start, end in (self.spans[step] for step in self.steps):
@@ -280,8 +291,8 @@ def balanced(rows: pd.DataFrame) -> np.ndarray:
     return (1 / (len(class_people) * rows["label"].map(class_people) * photos)).to_numpy(float)
 
 
-class WorkerLost(InputError):
-    """A process that reads photos was killed."""
+class LoadingStopped(InputError):
+    """A process that reads photos was killed, or a shard can't be fetched."""
 
 
 class PhotoLoader:
@@ -293,6 +304,7 @@ class PhotoLoader:
         self.batch_sampler = batches
         self.num_workers = workers
         self.ring = SharedBatchBuffers(workers, batches.most, photos.size)
+        self.ahead = shards.FetchAhead(photos.files)
         self.pin = torch.cuda.is_available()
         self.source = torch.utils.data.DataLoader(
             photos,
@@ -309,19 +321,23 @@ class PhotoLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
-        """Raises WorkerLost, between two batches, if a worker was killed."""
+        """Raises LoadingStopped, between two batches."""
         try:
             batches = iter(self.source)
             # without this torch's handler would raise in the middle of a step when a worker is killed
             if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for indices, place, errors in batches:
-                images = self.ring.take(place)
-                yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
+            with self.ahead.following(self.batch_sampler.upcoming) as was_read:  # its threads begin after the workers
+                for indices, place, errors in batches:
+                    was_read(np.asarray(indices))
+                    images = self.ring.take(place)
+                    yield torch.as_tensor(indices), images.pin_memory() if self.pin else images, errors
+        except InputError as error:  # a worker's comes with its traceback before it
+            raise LoadingStopped(re.split(r"\n[\w.]+Error: ", str(error))[-1].strip()) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
                 raise
-            raise WorkerLost(
+            raise LoadingStopped(
                 "a process that reads photos was killed, as the system does when memory runs out: the same command "
                 f"goes on; --data.workers {self.num_workers // 2} takes less memory"
             ) from None

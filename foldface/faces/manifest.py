@@ -14,6 +14,8 @@ from tqdm import tqdm
 from foldface import names
 from foldface.cli import LIMITS
 from foldface.data import shards
+from foldface.data.remote import crop_folder
+from foldface.data.shard_index import INDEX, read_index
 from foldface.files import (
     InputError,
     read_csv,
@@ -98,6 +100,7 @@ def with_files(rows: pd.DataFrame, crops: Path | str) -> pd.DataFrame:
     """
     if not crops:
         return rows.assign(file=rows["photo"])
+    crops = crop_folder(crops)
     path = Path(crops) / "manifest.csv"
     manifest = read_csv(path, MANIFEST_COLUMNS, "run face_crop.py first, or train on whole photos with --data.crops ''")
     for line, name in enumerate(manifest["crop"], start=2):
@@ -120,16 +123,13 @@ def with_files(rows: pd.DataFrame, crops: Path | str) -> pd.DataFrame:
 
 def files_of(crops: Path | str, names: Sequence[str]) -> list[str]:
     """What is read for each crop: its file, or its place in a shard where `crops` is a folder of shards; "" for ""."""
-    path = Path(crops) / shards.INDEX
+    path = Path(crops) / INDEX
     if not path.is_file():
         return [str(Path(crops) / name) if name else "" for name in names]
-    index = read_csv(path, shards.INDEX_COLUMNS, "run face_crop.py --crop.shards again")
-    crops_of, shard_of, *numbers = (index[name].tolist() for name in shards.INDEX_COLUMNS)
-    paths = {shard: str(Path(crops) / shard) for shard in set(shard_of)}
+    index = read_index(crops)
+    paths = {shard: str(Path(crops) / shard) for shard in index["shard"].unique()}
     found = {"": ""}
-    for line, (crop, shard, offset, size) in enumerate(zip(crops_of, shard_of, *numbers, strict=True), start=2):
-        if "/" in shard or not (offset + size).isdecimal() or not (offset and size):
-            raise InputError(f"{path}, row {line}: is not as face_crop.py writes it: run it with --crop.shards again")
+    for crop, shard, offset, size in zip(*(index[name].tolist() for name in index), strict=True):
         found[crop] = shards.member(paths[shard], offset, size)
     missing = [name for name in names if name not in found]
     if missing:

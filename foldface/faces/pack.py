@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from foldface.data.shards import INDEX, INDEX_COLUMNS
+from foldface.data.shard_index import INDEX, INDEX_COLUMNS, tar_size
 from foldface.files import InputError, atomic_write, read_json, write_csv, write_json
 from foldface.ranks import ALONE, Ranks
 
@@ -78,8 +78,7 @@ def write_shard(path: Path, rows: pd.DataFrame, folder: Path) -> None:
             if len(data) != size:
                 raise InputError(f"{folder / crop}: changed while it was packed: run the same command again")
             file.write(header(crop, number, size) + data + bytes(-size % BLOCK))
-        end = file.tell() + 2 * BLOCK  # two empty blocks, and a whole record
-        file.write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        file.write(bytes(tar_size(file.tell()) - file.tell()))
 
 
 def pack(folder: Path | str, rows: pd.DataFrame, size: int, seed: int, ranks: Ranks = ALONE) -> Path:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from foldface import metrics
-from foldface.data.loader import PhotoLoader, WorkerLost, normalize, pixel_scale, refuse_unreadable
+from foldface.data.loader import LoadingStopped, PhotoLoader, normalize, pixel_scale, refuse_unreadable
 from foldface.files import InputError, atomic_write, write_csv
 from foldface.nn import averaging, batchnorm, cpu_conv, memory, optim, resume
 from foldface.nn.mixup import Mixup, mix
@@ -312,10 +312,10 @@ class Learner:
                 save_weights(self.folder / "best.safetensors", self.answering, self.about | row)
 
     def saving(self, loader, total, stop):
-        """Yield the batches of a loader. If a worker was killed, save everything, then raise WorkerLost."""
+        """Yield the batches of a loader. If they come no more, save everything, then raise LoadingStopped."""
         try:
             yield from loader
-        except WorkerLost:
+        except LoadingStopped:
             if self.accelerator.num_processes == 1:  # several would have to save together
                 self.loss = self.summed(total)
                 self.save()

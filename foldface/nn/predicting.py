@@ -18,6 +18,7 @@ from tqdm import tqdm
 from foldface import devices
 from foldface.data import augment, loader
 from foldface.data.layouts import BOX
+from foldface.data.remote import crop_folder, is_remote
 from foldface.data.shards import file_of
 from foldface.files import InputError, read_json
 from foldface.nn import batchnorm
@@ -40,7 +41,7 @@ def refuse_other_crops(trained: dict, crops: str) -> None:
     if not trained and crops:
         raise InputError(f"the model was trained on whole photos, data.crops is {crops}: set it to ''")
     if trained:
-        now = read_json(Path(crops) / "crop.json", "run face_crop.py first")
+        now = read_json(crop_folder(crops) / "crop.json", "run face_crop.py first")
         changed = [
             f"{key} was {trained.get(key)}, is {now.get(key)}" for key in trained if trained[key] != now.get(key)
         ]
@@ -58,7 +59,8 @@ def key_of(paths: dict[int, Path], rows: pd.DataFrame, config: Config) -> str:
     """
     files = rows["file"].to_numpy(str)
     holders = [file_of(file) for file in files]
-    stats = {name: os.stat(name) if os.path.isfile(name) else None for name in set(holders)}  # a shard holds thousands
+    # a shard holds thousands; that of a URL may come later, and its path says which version it is of
+    stats = {name: os.stat(name) if os.path.isfile(name) and not is_remote(name) else None for name in set(holders)}
     parts = [stats[name] and (stats[name].st_size, stats[name].st_mtime_ns) for name in holders]
     parts += [hashlib.sha1(path.read_bytes()).hexdigest() for path in paths.values()]
     parts += [config.inference, config.train.amp, config.device, *files]
@@ -129,7 +131,7 @@ def predict(
                 bar.update(len(indices))
                 if stop.asked:
                     stop.end()
-        except (KeyboardInterrupt, loader.WorkerLost):
+        except (KeyboardInterrupt, loader.LoadingStopped):
             progress.save(now=True)
             if stop.asked:  # a stop of the process group kills the workers too
                 stop.end()

@@ -2,15 +2,19 @@
 
     python -m tools.stress.shards --photos 200000 --people 20000          drawn crops of 32 pixels, 10,000 a shard
     python -m tools.stress.shards --photos 200000 --folder DIR            kept in DIR, and used again
+    python -m tools.stress.shards --photos 200000 --url                   shards here, and at a URL of this computer
 
 Each row is a process of its own: photos/s of an epoch, seconds to its first batch, memory of the process and its
 workers, and the most files that one of them held open. The slow disk is simulated: each opening of a file, or of a
-shard, sleeps `--open_ms` first; there an epoch is of `--slow_photos`.
+shard, sleeps `--open_ms` first; there an epoch is of `--slow_photos`. With --url the rows are three instead: shards in
+a folder, and those of a server (python -m http.server) the first time, when they are fetched, and the second.
 """
 
 import argparse
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,9 +25,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldface.data import loader, photos, shards
+from foldface.data import loader, photos, remote, shards
+from foldface.data.shard_index import INDEX
 from foldface.faces import manifest, pack
 from foldface.files import write_csv, write_json
+from foldface.urls import scheme_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32  # pixels of a crop
@@ -47,16 +53,18 @@ def draw(folder: Path, count: int, people: int, size: int) -> None:
     pack.pack(folder, rows.assign(group="fold" + (rows["person"].astype(int) % 5).astype(str)), size, 0)
 
 
-def epoch(folder: Path, packed: bool, count: int, wait: float, workers: int) -> dict:
-    """One epoch over the first `count` crops: {"photos_per_second", "first_batch", "memory_gb", "open_files"}."""
+def epoch(folder: Path, packed: bool, count: int, wait: float, workers: int, url: str = "") -> dict:
+    """One epoch over the first `count` crops: {"photos_per_second", "first_batch", "seconds" (all of it), "memory_gb",
+    "open_files"}. url: where the folder's shards lie too, to be read from there."""
     if wait:
         sleep_at_open(wait)
     names = pd.read_csv(folder / "manifest.csv")["crop"]
     begun = time.perf_counter()
     if packed:  # whole shards: a run reads the shards of its folds
-        index = pd.read_csv(folder / "shards" / shards.INDEX)
+        index = pd.read_csv(folder / "shards" / INDEX)
         names = index.sort_values(["shard", "offset"])["crop"]
-    files = manifest.files_of(folder / "shards" if packed else folder, names[:count].tolist())
+    place = remote.crop_folder(url or str(folder / "shards" if packed else folder))
+    files = manifest.files_of(place, names[:count].tolist())
     places = shards.places(files)
     dataset = loader.PhotoDataset(pd.DataFrame({"file": files}), "none", SIDE, True)
     batches = loader.SeededBatchSampler(len(files), BATCH, shuffle=True, places=places)
@@ -72,9 +80,9 @@ def epoch(folder: Path, packed: bool, count: int, wait: float, workers: int) -> 
             seen += len(indices)
         if step % 200 == 1:
             most = max(most, *(open_files(pid) for pid in processes()))
-    rate = seen / (time.perf_counter() - started)
-    memory = sum(map(resident, processes()))
-    return {"photos_per_second": rate, "first_batch": first, "memory_gb": memory, "open_files": most}
+    ended = time.perf_counter()
+    found = {"photos_per_second": seen / (ended - started), "first_batch": first, "seconds": ended - begun}
+    return found | {"memory_gb": sum(map(resident, processes())), "open_files": most}
 
 
 def sleep_at_open(seconds):
@@ -114,15 +122,39 @@ def resident(pid):
     return 0.0
 
 
-def in_own_process(folder: Path, workers: int, packed: bool, count: int, wait: float) -> dict:
-    """What `epoch` finds in a new process."""
-    words = ["--folder", folder, "--workers", workers, "--count", count, "--open_ms", wait]
-    words += ["--row", "shards" if packed else "files"]
+def in_own_process(folder: Path, workers: int, row: str, count: int, wait: float = 0.0, cache: str = "") -> dict:
+    """What `epoch` finds in a new process. row: files, shards, or a URL, whose copy goes to the folder `cache`."""
+    words = ["--folder", folder, "--workers", workers, "--count", count, "--open_ms", wait, "--row", row]
     command = [sys.executable, "-m", "tools.stress.shards", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"XDG_CACHE_HOME": cache}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def beside_a_url(folder: Path, workers: int, count: int, rounds: int) -> None:
+    """Print the rows of --url: each round begins without a copy."""
+    with contextlib.ExitStack() as stack:
+        free = stack.enter_context(socket.socket())
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        words = ["-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(folder / "shards")]
+        server = stack.enter_context(subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL))
+        stack.callback(server.terminate)
+        time.sleep(2)
+        for number in range(rounds):
+            with tempfile.TemporaryDirectory(prefix="copies-", dir=folder) as cache:
+                for name, row in (("folder", "shards"), ("URL, first", ""), ("URL, second", "")):
+                    url = f"http://127.0.0.1:{port}"
+                    found = in_own_process(folder, workers, row or url, count, cache=cache)
+                    print(
+                        f"round {number + 1}, {name:11}: {found['seconds']:6.1f} s of {count} photos, first batch "
+                        f"after {found['first_batch']:.1f} s, then {found['photos_per_second']:6.0f} photos/s, "
+                        f"{found['memory_gb']:.2f} GB",
+                        flush=True,
+                    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,23 +165,29 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--open_ms", type=float, default=5.0)
     parser.add_argument("--folder", default="")
-    parser.add_argument("--row", choices=("files", "shards"))
+    parser.add_argument("--url", action="store_true")
+    parser.add_argument("--row", help="files, shards or a URL")
     options = parser.parse_args(argv)
     if options.row:
-        found = epoch(Path(options.folder), options.row == "shards", options.count, options.open_ms / 1000,
-                      options.workers)  # fmt: skip
+        url = options.row if scheme_of(options.row) else ""
+        found = epoch(Path(options.folder), options.row != "files", options.count, options.open_ms / 1000,
+                      options.workers, url)  # fmt: skip
         print(json.dumps(found))
         return
     with contextlib.ExitStack() as stack:
         folder = Path(options.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="shards-")))
-        if not (folder / "shards" / shards.INDEX).is_file():
+        if not (folder / "shards" / INDEX).is_file():
             draw(folder, options.photos, options.people, options.size)
+        if options.url:
+            beside_a_url(folder, options.workers, options.photos, options.rounds)
+            return
         for wait, count in ((0.0, options.photos), (options.open_ms, options.slow_photos)):
             for number in range(options.rounds):  # in turn
                 for packed in (False, True):
-                    found = in_own_process(folder, options.workers, packed, count, wait)
+                    row = "shards" if packed else "files"
+                    found = in_own_process(folder, options.workers, row, count, wait)
                     print(
-                        f"{wait:g} ms, round {number + 1}, {'shards' if packed else 'files':6}: "
+                        f"{wait:g} ms, round {number + 1}, {row:6}: "
                         f"{found['photos_per_second']:6.0f} photos/s of {count}, first batch after "
                         f"{found['first_batch']:.1f} s, {found['memory_gb']:.2f} GB, "
                         f"{found['open_files']} open files",
