@@ -74,7 +74,7 @@ def draw_curves(axes: np.ndarray, logs: dict[str, list[pd.DataFrame]], task: Tas
     """
     for ax, measure in zip(axes, curves_of(task), strict=True):
         draw_curve(ax, logs, *measure)
-    axes[0].legend(frameon=False, fontsize=8, title="validation; dashed: training", title_fontsize=8)
+    legend_below(axes[0])
 
 
 def curve_charts(logs: dict[str, list[pd.DataFrame]], task: Task) -> list[str]:
@@ -83,7 +83,7 @@ def curve_charts(logs: dict[str, list[pd.DataFrame]], task: Task) -> list[str]:
     def drawing(measure):
         def draw(ax):
             draw_curve(ax, logs, *measure)
-            ax.legend(frameon=False, fontsize=7, title="validation; dashed: training", title_fontsize=7)
+            legend_below(ax)
 
         return draw
 
@@ -112,6 +112,12 @@ def draw_curve(ax, logs: dict[str, list[pd.DataFrame]], training: str, validatio
     ax.set(title=title, xlabel="epoch")
     whole_epochs(ax)
     ax.grid(color="0.93")
+
+
+def legend_below(ax: Axes) -> None:
+    """Name the curves below the axes, where no curve can lie."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 3}
+    ax.legend(title="validation; dashed: training", frameon=False, fontsize=7, title_fontsize=7, **place)
 
 
 def whole_epochs(ax: Axes) -> None:
