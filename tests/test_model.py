@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from facenet_pytorch import InceptionResnetV1
 from helpers import MASK, ROOT
 
 import model
+import train
 from foldface import cli, runs, task
 from foldface.data import augment
 from foldface.data.photos import cv2
@@ -162,6 +164,38 @@ def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp
     torch.save(theirs.state_dict(), tmp_path / "hub" / "checkpoints" / name)
     net = model.build("alexnet", 8, True, 64)
     assert torch.equal(net.features[0].weight, theirs.features[0].weight) and net.classifier[-1].out_features == 8
+
+
+@pytest.mark.slow
+def test_facenet_takes_its_publishers_weights_trains_and_is_read_again(tmp_path, monkeypatch, competition):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    store = tmp_path / "hub" / "checkpoints"
+    store.mkdir(parents=True)
+    path = store / weights.ELSEWHERE["facenet"][1].rpartition("/")[2]
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"facenet-pytorch's weights of facenet .*damaged .*vggface2.pt is copied"):
+        model.build("facenet", 8, True, 80)
+    theirs = InceptionResnetV1(classify=False).eval()
+    torch.save(theirs.state_dict() | {"logits.weight": torch.ones(8631, 512), "logits.bias": torch.ones(8631)}, path)
+    net = model.build("facenet", 8, True, 80).eval()
+    photos = torch.randn(2, 3, 80, 80).to(memory_format=torch.channels_last)
+    seen = []
+    net.get_classifier().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        net(photos)
+        assert torch.allclose(torch.nn.functional.normalize(seen[0]), theirs(photos), atol=1e-6)
+    # a stem of six convolutions, 5 + 10 + 5 blocks, what lies between them, and the two layers of the features
+    assert len(batchnorm.lowest_layers(model.build("facenet", 8, False, 80), 31)) > 200
+    with pytest.raises(InputError, match=r"this backbone has 31 layers"):
+        batchnorm.lowest_layers(net, 32)
+    run = competition.root / "run"
+    words = ["--model.backbone", "facenet", "--model.pretrained", "true", "--data.image_size", 80, "--train.epochs", 1]
+    words += ["--data.train", competition.train, "--data.crops", "", "--run", run, "--train.freeze_layers", 20]
+    train.main([*map(str, words), "--train.layer_decay", "0.9"])
+    net, _, about = model.load(run / "fold0" / "best.safetensors")
+    assert about["backbone"] == "facenet" and about["mean"] == [0.5] * 3
+    assert torch.equal(net.repeat_1[4].conv2d.weight, theirs.repeat_1[4].conv2d.weight)
+    assert not torch.equal(net.last_linear.weight, theirs.last_linear.weight)
 
 
 @pytest.mark.slow

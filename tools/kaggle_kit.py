@@ -67,9 +67,9 @@ def packages_for(config: Config, scripts: list[str], networks: list[dict], crops
     names = detect.of_detectors(crops.get("detectors", []))
     detectors = {name: detect.detector(name).package for name in names}
     exact = {detectors[name]: version for name, version in crops.get("versions", {}).items() if detectors.get(name)}
-    options = ["onnx"] * (config.inference.backend == "onnx") + ["onnx_backbone"] * any(
-        "onnx" in one for one in networks
-    )
+    options = ["onnx"] * (config.inference.backend == "onnx")
+    options += ["onnx_backbone"] * any("onnx" in one for one in networks)
+    options += ["facenet_backbone"] * any(one["backbone"] == "facenet" for one in networks)
     wanted = kaggle_packages.needed(scripts, list(map(Path, config.plugins)), options, detectors)
     have = kaggle_packages.platform_packages(config.have or kaggle_packages.IMAGE)
     return kaggle_packages.choose(wanted, have, config.python, exact)

@@ -24,7 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGE = Path(__file__).with_name("kaggle_image.txt")
 
 # Ours whose packages only some runs need; their files go into every kit.
-OPTIONAL = {"onnx": ("foldface.nn.onnx",), "onnx_backbone": ("foldface.nn.from_onnx", "foldface.nn.onnx_graph")}
+OPTIONAL = {
+    "onnx": ("foldface.nn.onnx",),
+    "onnx_backbone": ("foldface.nn.from_onnx", "foldface.nn.onnx_graph"),
+    "facenet_backbone": ("foldface.nn.facenet",),
+}
 # A detector's package is the one that its class names; retinaface's runs on this one.
 BESIDE_DETECTOR = {"retinaface": ("onnxruntime",)}
 # Installed without what they ask for (the Makefile says why): other builds of OpenCV, or a newer pillow.

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array, csgraph
 
 from foldface.data.iterative import splitter_of
 from foldface.data.problems import Problems
@@ -86,8 +87,6 @@ def digests(rows: pd.DataFrame) -> np.ndarray:
 def groups(rows: pd.DataFrame) -> np.ndarray:
     """Number the rows so that all photos of a person, and of people with an identical (or, if there is a column near,
     nearly identical) photo, share a number: (n,) int. Ids that are the same to a reader are one."""
-    from scipy.sparse import coo_array, csgraph
-
     code, ids = pd.factorize(rows["id"])
     person = pd.factorize(np.array([folded(one) for one in ids], object))[0][code]
     size, ends = person.max() + 1, []

@@ -62,20 +62,36 @@ class WrongWeights(InputError):
     """The weights are of another network."""
 
 
+ELSEWHERE = {  # {backbone that timm doesn't have: (whose weights, their address)}
+    "alexnet": ("torchvision", torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url),
+    "facenet": (
+        "facenet-pytorch",  # trained on VGGFace2; the file lies beside that package's releases
+        "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt",
+    ),
+}
+
+
+def published_elsewhere(backbone: str) -> dict[str, torch.Tensor]:
+    """The tensors of a network that timm doesn't have, from torch's cache or its publisher. Raises InputError."""
+    whose, address = ELSEWHERE[backbone]
+    try:
+        return torch.hub.load_state_dict_from_url(address, progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # torch and the network raise many types
+        raise InputError(
+            f"model.pretrained true: {whose}'s weights of {backbone} are not in the cache and can't be downloaded, or "
+            f"are damaged ({getattr(error, 'reason', None) or str(error).strip().splitlines()[0]}): {address} is "
+            f"copied to {Path(torch.hub.get_dir()) / 'checkpoints'}; or {OFFLINE_HINT}"
+        ) from None
+
+
 def from_hub(backbone: str, options: dict) -> nn.Module:
     """A timm model with timm's own weights, from the local cache or the hub.
 
     Raises InputError at once, without retries, where the weights are in neither.
     """
     config = timm.get_pretrained_cfg(backbone)
-    if backbone == "alexnet":
-        try:
-            tensors = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"model.pretrained true: torchvision's weights of alexnet are not in the cache and can't be downloaded "
-                f"({getattr(error, 'reason', error)}): {OFFLINE_HINT}"
-            ) from None
+    if backbone in ELSEWHERE:
+        tensors = published_elsewhere(backbone)
         model = timm.create_model(backbone, **options)
         load_backbone(model, tensors)
         return model

