@@ -10,6 +10,7 @@
     python ensemble.py --decide boundary bias       what counts as which answer, for the best score
     python ensemble.py --decide temperature         probabilities that mean what they say; answers stay
     python ensemble.py --data.eval_group id --data.eval_group_heads '["gender", "age"]'   a person's photos together
+                                                    (without ids: tools.same_person; a competition may forbid it)
 
 Prints each run's out-of-fold score with its interval, and how many answers each class has; both, and how far the
 members agree, go into the first run's report.html too. Weights, stacks and decisions are chosen on out-of-fold
@@ -103,7 +104,9 @@ def share_known(config, known: oof.OofPredictions, vote: str, plain: np.ndarray)
     groups = shared.known(config, known.photos, known.people)
     known.share(groups)
     together = VOTES[vote](known.task, known.predictions)
-    title = f"photos of one {config.data.eval_group} answered together ({', '.join(groups.heads)})"
+    who = config.data.eval_group
+    who = f"person of {who}" if shared.is_file(who) else who
+    title = f"photos of one {who} answered together ({', '.join(groups.heads)})"
     if not known.log_score(together, title, plain):
         print("that is no better; it is done since data.eval_group says so")
     return together
@@ -308,7 +311,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     submission.form_for(config, task, rows)  # what can't be made is refused before the work
     groups = shared.asked(config, rows) if config.data.eval_group else None
-    found = {path: groups.share(one) for path, one in found.items()} if groups else found
+    if groups:
+        print(f"data.eval_group: {shared.FORBIDDEN}")
+        found = {path: groups.share(one) for path, one in found.items()}
     columns, known = {}, None
     try:
         known = oof.OofPredictions(task, runs)

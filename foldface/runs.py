@@ -362,6 +362,7 @@ WRITTEN += ["inference.npz", "inference-*.npz", "test.npz", "test-*.npz"]
 WRITTEN += ["fold[0-9]", "fold[0-9][0-9]", "fold[0-9].csv", "fold[0-9][0-9].csv"]
 WRITTEN += ["oof_*.csv", "fold[0-9]_*.csv", "fold[0-9][0-9]_*.csv", "test.csv", "duplicates.csv", "history.png"]
 WRITTEN += ["report.html", "report.json", "final", "final.csv", "final_*.csv"]
+WRITTEN += ["same_person.csv"]
 WRITTEN += ["data.json", "clean.html", "corrections.csv", "explain.html", "explain.png", "eda.html", "embedding.csv"]
 
 

@@ -139,7 +139,8 @@ class DataConfig:
     empty = the person, or each photo by itself"""
     eval_group: str = ""
     """what tells photos that ensemble.py answers together, by the mean of their probabilities or numbers: a column of
-    the tables of data.eval and data.train, or a regular expression as in data.group; empty = each by itself"""
+    the tables of data.eval and data.train, a regular expression as in data.group, or a file .csv with ImageID and
+    person, as tools.same_person writes it; empty = each by itself. A competition may forbid it"""
     eval_group_heads: List[str] = field(default_factory=list)
     """heads whose answer data.eval_group's photos share, such as gender and age of a person; [] = all of the answer"""
     test_size: Smoothing = 0.0

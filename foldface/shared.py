@@ -13,9 +13,12 @@ from scipy.sparse.csgraph import connected_components
 
 from foldface.data import columns
 from foldface.data.layouts import groups_by_name
-from foldface.files import InputError
+from foldface.files import InputError, read_csv
 from foldface.settings import Config
 from foldface.task import Task
+
+PERSONS = "same_person.csv"  # in a run's folder: who is who, as tools.same_person found it
+FORBIDDEN = "a competition may forbid to use other photos of its test set for an answer: read its rules"
 
 
 class Groups(NamedTuple):
@@ -40,7 +43,7 @@ class Groups(NamedTuple):
         """Probabilities or votes (n, k), or numbers (n,), of which the shared heads are those of the photo's group.
 
         Of the other heads each photo keeps its own, whatever the shared ones are: so all photos of a group have one
-        answer of the shared heads.
+        answer of the shared heads. A photo that is alone in its group keeps all as it is.
         """
         if self.all_heads:
             return self.mean(votes)
@@ -49,7 +52,8 @@ class Groups(NamedTuple):
         other = [place for place in range(1, joint.ndim) if place not in shared]
         theirs, own = self.mean(joint.sum(tuple(other), keepdims=True)), joint.sum(tuple(shared), keepdims=True)
         total = joint.sum(tuple(range(1, joint.ndim)), keepdims=True)
-        return (theirs * own / np.maximum(total, 1e-300)).reshape(votes.shape)
+        alone = np.bincount(self.code)[self.code] == 1
+        return np.where(alone[:, None], votes, (theirs * own / np.maximum(total, 1e-300)).reshape(votes.shape))
 
     def share_numbers(self, values: np.ndarray) -> np.ndarray:
         """What stands behind a head of numbers, (n, columns): the mean over the group if that head is shared."""
@@ -81,10 +85,43 @@ def codes(cells) -> np.ndarray:
     return pd.factorize(pd.Series(named, dtype=object))[0]
 
 
+def is_file(group: str) -> bool:
+    """Does data.eval_group name a CSV file, such as tools.same_person writes?"""
+    return group.lower().endswith(".csv")
+
+
+def from_file(path: str, photos: np.ndarray, side: str) -> np.ndarray | None:
+    """The column person of a CSV for photos (n,) ImageIDs, (n,) str; None where it has no row of that side.
+
+    side: "train" or "eval", as in the file's column `set`; without that column its rows are of both. Raises InputError
+    where the file can't be read, or some photos have no row.
+    """
+    frame = read_csv(path, ["ImageID", "person"], "python -m tools.same_person writes such a file")
+    if "set" in frame:
+        strange = frame[~frame["set"].isin(["train", "eval"])]
+        if len(strange):
+            row = int(strange.index[0])
+            raise InputError(f"{path}, row {row + 2}: set is '{frame['set'][row]}', should be train or eval")
+        frame = frame[frame["set"] == side]
+    person = frame.drop_duplicates("ImageID").set_index("ImageID")["person"].reindex(photos)
+    lost = person.isna().to_numpy()
+    if lost.all() and side == "train":
+        return None
+    if lost.any():
+        raise InputError(
+            f"{path}: has no row of {photos[int(lost.argmax())]} (set {side}), nor of {lost.sum() - 1} more photos: "
+            "run python -m tools.same_person again"
+        )
+    return person.to_numpy(object)
+
+
 def asked(config: Config, rows: pd.DataFrame) -> Groups:
     """The groups of the photos to answer for, `rows` of dataset.eval_rows. Raises InputError where nothing tells them
     apart."""
-    group, (path, frame) = config.data.eval_group, columns.eval_table(config)
+    group = config.data.eval_group
+    if is_file(group):
+        return Groups(config.predicted, heads_of(config), codes(from_file(group, rows["ImageID"].to_numpy(), "eval")))
+    path, frame = columns.eval_table(config)
     if group in frame:
         cells = frame[group]
     else:
@@ -98,7 +135,15 @@ def asked(config: Config, rows: pd.DataFrame) -> Groups:
 def known(config: Config, photos: np.ndarray, people: np.ndarray) -> Groups:
     """The groups of the photos of oof.csv: (n,) ImageIDs and ids. Where neither the table of data.train nor the names
     tell them, photos of one id count as a group, which is said."""
-    group, (path, frame) = config.data.eval_group, columns.training_table(config)
+    group = config.data.eval_group
+    if is_file(group):
+        cells = from_file(group, photos, "train")
+        if cells is None:
+            print(f"data.eval_group {group}: has no photos of oof.csv: measured over its ids, so without the errors of "
+                  "who is who")  # fmt: skip
+            cells = people
+        return Groups(config.predicted, heads_of(config), codes(cells))
+    path, frame = columns.training_table(config)
     if group in frame:
         cells = columns.training_cells(config, [group], photos)[group]
     else:

@@ -30,6 +30,7 @@ ORDER = (
         "foldface.devices",
         "foldface.data",
         "foldface.shared",
+        "foldface.persons",
         "foldface.stack",
         "foldface.submission",
         "foldface.faces",
@@ -42,6 +43,7 @@ ORDER = (
 WITHOUT_TORCH = (
     *("foldface.data", "foldface.settings", "foldface.cli", "foldface.task", "foldface.metrics"),
     *("foldface.predictions", "foldface.blend", "foldface.submission", "foldface.shared", "foldface.stack"),
+    "foldface.persons",
 )
 MAY_IMPORT_TORCH = "foldface.data.loader"
 LOCAL_IMPORTS = 40  # of packages that are optional, or once in a script's main so that --help needs no torch

@@ -25,7 +25,7 @@ SCRIPTS = sorted(
 )
 
 # tools that are all torch import it at their top, and --help takes seconds
-TRAINING = ("benchmark", "check_repeat", "gpu_check", "random_split", "embed", "expert")
+TRAINING = ("benchmark", "check_repeat", "gpu_check", "random_split", "embed", "expert", "same_person")
 MODULES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("tools", "demo")

@@ -11,7 +11,7 @@ from test_blend import write_run
 import ensemble
 from foldface import metrics, predictions
 from foldface.files import InputError
-from foldface.shared import Groups, codes
+from foldface.shared import Groups, codes, from_file
 from foldface.task import Task
 
 SHARED = ("gender", "age")
@@ -22,13 +22,22 @@ def test_a_group_shares_the_mean_of_some_heads_and_each_photo_keeps_its_own_of_t
     code = np.array([0, 1, 0, 0, 1, 2])
     found = Groups(MASK, SHARED, code).share(told).reshape(6, 3, 6)
     joint = told.reshape(6, 3, 6)
-    for group in range(3):
+    for group in range(2):
         mean = joint[code == group].sum(1).mean(0)
         assert np.allclose(found[code == group].sum(1), mean)  # gender and age: the group's
     assert np.allclose(found.sum(2), joint.sum(2))  # the mask: each photo's own
     assert len(set(found[code == 0].sum(1).argmax(1))) == 1
+    assert np.array_equal(found[5].ravel(), told[5])  # who is alone keeps what is joint in it
     whole = Groups(MASK, ("mask", *SHARED), code).share(told)
     assert np.allclose(whole[code == 1], told[code == 1].mean(0))
+
+
+def test_a_file_of_persons_may_name_photos_to_train_on_and_to_answer_for_alike(tmp_path):
+    path = tmp_path / "persons.csv"
+    path.write_text("set,ImageID,person\ntrain,a.jpg,1\neval,a.jpg,7\neval,b.jpg,7\n")
+    assert from_file(str(path), np.array(["b.jpg", "a.jpg"]), "eval").tolist() == ["7", "7"]
+    assert from_file(str(path), np.array(["a.jpg"]), "train").tolist() == ["1"]
+    assert from_file(str(path), np.array(["c.jpg"]), "train") is None
 
 
 def test_numbers_and_several_labels_share_their_mean():
