@@ -103,7 +103,12 @@ def from_file(path: str, photos: np.ndarray, side: str) -> np.ndarray | None:
             row = int(strange.index[0])
             raise InputError(f"{path}, row {row + 2}: set is '{frame['set'][row]}', should be train or eval")
         frame = frame[frame["set"] == side]
-    person = frame.drop_duplicates("ImageID").set_index("ImageID")["person"].reindex(photos)
+    frame = frame.drop_duplicates(["ImageID", "person"])
+    double = frame["ImageID"].duplicated()
+    if double.any():
+        row = int(frame.index[double][0])
+        raise InputError(f"{path}, row {row + 2}: {frame['ImageID'][row]} has another person in a row above")
+    person = frame.set_index("ImageID")["person"].reindex(photos)
     lost = person.isna().to_numpy()
     if lost.all() and side == "train":
         return None

@@ -40,6 +40,13 @@ def test_a_file_of_persons_may_name_photos_to_train_on_and_to_answer_for_alike(t
     assert from_file(str(path), np.array(["c.jpg"]), "train") is None
 
 
+def test_a_photo_is_of_one_person(tmp_path):
+    path = tmp_path / "persons.csv"
+    path.write_text("ImageID,person\na.jpg,7\na.jpg,7\nb.jpg,7\na.jpg,8\n")
+    with pytest.raises(InputError, match=r"persons.csv, row 5: a.jpg has another person in a row above"):
+        from_file(str(path), np.array(["a.jpg"]), "eval")
+
+
 def test_numbers_and_several_labels_share_their_mean():
     age = Task([{"name": "age", "range": [0, 100]}], score="mae")
     code = codes(["a", "b", "a", "", " "])
