@@ -175,12 +175,18 @@ def read_settings(path, known):
         raise InputError(f'{path}: should be a JSON object of settings, such as {{"seed": 1}}')
     named = [name for name in flatten(content) if not name.startswith("task.heads.")]  # change_heads looks at those
     check_names(dict.fromkeys(named, ""), known, f"{path}: ")
+    others = {*known, "help", "print_config"}
+    strange = [key for key in content if key in others and key.partition(".")[0] not in OF_A_FILE]
+    if strange:
+        raise InputError(f"{path}: {strange[0]} is no setting: give it on the command line")
     refuse_hosts(path, content)
     for key in (key for key in GROUPS if not isinstance(content.get(key, {}), dict)):
         raise InputError(f"{path}: {key}: should be an object of settings")
     return content
 
 
+# Not `config`, for which jsonargparse would read one more file past all checks here, nor a script's own words.
+OF_A_FILE = {field.name for field in dataclasses.fields(Config)}
 ON_THE_COMMAND_LINE = ("app.host", "app.port", "app.root_url")  # no file may open a port to the network
 
 
@@ -198,7 +204,7 @@ def refuse_what_a_run_may_not_name(path, content, typed):
     here: a run may be a stranger's. typed: names on the command line, which come before it."""
     if not any((Path(path).parent / name).is_file() for name in ("folds.csv", "data.json")):
         return
-    crops = content.get("data", {}).get("crops")
+    crops = flatten(content).get("data.crops")
     if "data.crops" not in typed and never_fetched(crops):
         raise InputError(f"{path}: data.crops is {crops}: nothing is fetched because a run names it: give --data.crops "
                          "on the command line")  # fmt: skip

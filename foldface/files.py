@@ -270,8 +270,9 @@ def read_csv(
     """
 
     def read(numbers):
+        file.seek(0)
         return pd.read_csv(
-            path,
+            file,  # opened here: of a name that is a URL pandas would open a connection
             dtype=collections.defaultdict(lambda: str, dict.fromkeys(numbers, "float32")),
             keep_default_na=False,
             na_values={name: ["", "nan", "NaN"] for name in numbers},
@@ -282,10 +283,12 @@ def read_csv(
         )
 
     try:
-        try:
-            frame = read(numbers)
-        except ValueError:  # text where numbers should be; other errors occur again
-            frame = read(())
+        refuse_special(path)
+        with open(path, "rb") as file:
+            try:
+                frame = read(numbers)
+            except ValueError:  # text where numbers should be; other errors occur again
+                frame = read(())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{': ' + remedy if remedy else ''}") from None
     except IsADirectoryError:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -187,6 +189,20 @@ def test_a_folder_that_another_holds_is_waited_for_as_long_as_asked(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(InputError, match="is not a folder"), folder_lock(tmp_path / "a" / "b"):
         pass
+
+
+def test_a_table_that_is_called_like_a_url_opens_no_connection(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        server.timeout, asked = 0.2, []
+        server.process_request = lambda *_: asked.append(True)
+        threading.Thread(target=server.handle_request).start()
+        for name in (f"http://127.0.0.1:{server.server_address[1]}/who.csv", "s3://bucket/who.csv", "memory://who.csv"):
+            for path in (name, Path(name)):
+                with pytest.raises(InputError, match=r"who.csv: no such file"):
+                    files.read_csv(path, ["ImageID"])
+        time.sleep(0.3)
+    assert not asked
 
 
 def test_photos_are_read_by_as_many_processes_as_this_one_may_use_cores():

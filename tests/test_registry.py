@@ -103,6 +103,24 @@ def test_the_files_that_a_run_names_are_never_run(tmp_path, own_registry, capsys
     assert cli.read("", argv=["--config", str(run / "args.json"), "--plugins", "[]"]).plugins == []
 
 
+@pytest.mark.parametrize("name", ["config", "print_config", "help", "retry"])
+def test_a_file_of_settings_names_settings_alone(tmp_path, own_registry, name):
+    """jsonargparse would read the file that `config` names, and with it what no run may name."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "inner.json").write_text(json.dumps({"plugins": [str(tmp_path / "evil.py")]}))
+    (tmp_path / "args.json").write_text(json.dumps({name: str(tmp_path / "inner.json")}))
+    with pytest.raises(InputError, match=rf"args.json: .*{name}"):
+        cli.read("", {"--retry": {"action": "store_true"}}, ["--config", str(tmp_path / "args.json")])
+
+
+def test_a_url_in_a_runs_settings_is_seen_in_either_way_of_writing(tmp_path):
+    (tmp_path / "folds.csv").write_text("id,fold\n")
+    for content in ({"data": {"crops": "https://localhost:1/c"}}, {"data.crops": "https://localhost:1/c"}):
+        (tmp_path / "args.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="nothing is fetched because a run names it"):
+            cli.read("", argv=["--config", str(tmp_path / "args.json")])
+
+
 def test_a_score_of_numbers_where_less_is_better_chooses_the_lowest(own_registry):
     @registry.register("score", "worst")
     class Worst(metrics.Score):
