@@ -7,7 +7,6 @@ photos, so that inference does it as training did.
 import dataclasses
 import json
 import math
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,10 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-import torchvision
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import safe_open
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from foldface import runs
 from foldface.data.leaks import start_weights
@@ -91,7 +88,21 @@ def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, i
         weights.initialise(model, init)
     elif not isinstance(model, agecnn.AgeCNN):  # those show what initialisation alone does
         quiet_classifier(model)
+    if source is None:
+        refuse_few_pixels(model, backbone, image_size)
     return model
+
+
+def refuse_few_pixels(net, backbone, side):
+    """Raise InputError for photos of so few pixels that a layer has none left to look at."""
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, 3, side, side))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"data.image_size {side}: {backbone} needs larger photos ({reason})") from None
+    finally:
+        net.train()
 
 
 def network_beside(chosen: BesideConfig, first, image_size, source):
@@ -176,33 +187,6 @@ def quiet_classifier(model: torch.nn.Module) -> None:
         if isinstance(part, torch.nn.Linear):
             torch.nn.init.normal_(part.weight, std=0.01)
             torch.nn.init.zeros_(part.bias)
-
-
-class AlexNet(torchvision.models.AlexNet):
-    """torchvision's AlexNet (Krizhevsky 2014), the only backbone of the reports that timm does not have."""
-
-    pretrained_cfg = types.MappingProxyType(  # a dict that nobody can change
-        {"classifier": "classifier.6", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    )
-
-    def get_classifier(self) -> torch.nn.Module:
-        return self.classifier[-1]
-
-
-@timm.models.register_model
-def alexnet(pretrained=False, num_classes=1000, drop_rate=0.0, **_):
-    """AlexNet for timm.create_model. Its weights come as torchvision's file, by name."""
-    return AlexNet(num_classes, drop_rate)
-
-
-@timm.models.register_model
-def facenet(pretrained=False, num_classes=512, drop_rate=0.0, **others):
-    """FaceNet for timm.create_model. Its weights come as facenet-pytorch's file, by name."""
-    from foldface.nn.facenet import FaceNet  # no other backbone needs its package
-
-    if "drop_path_rate" in others:
-        raise TypeError("facenet has no residual branches that could be left out: drop_path_rate")
-    return FaceNet(num_classes, drop_rate)
 
 
 def read_crop_settings(config: Config) -> dict:

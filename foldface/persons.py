@@ -180,7 +180,7 @@ def probabilities(model: Pipeline, inputs: np.ndarray, rarer: float) -> np.ndarr
 
 def learn(features: Sequence[np.ndarray], people: np.ndarray, part: np.ndarray, precision: float) -> Finder:
     """Learn from photos whose people are known. features: of each kind (n, d), all finite; people: (n,) str; part:
-    (n,) of the photos that are looked at together, each person in one; precision: of `choose_threshold`.
+    (n,) of the photos that are compared with each other, each person in one; precision: of `choose_threshold`.
 
     The regression and the threshold see the distances of people that the spaces were not fitted to. Raises InputError
     where too few people have two photos.
@@ -196,21 +196,21 @@ def learn(features: Sequence[np.ndarray], people: np.ndarray, part: np.ndarray, 
     largest = int(np.quantile(sizes, USUAL_MOST, method="inverted_cdf"))
     if len(np.unique(part)) < 2:
         part = np.random.default_rng(0).permutation(len(sizes))[person] % INNER_PARTS
-    inputs, same, looked = [], [], []
+    inputs, same, parts = [], [], []
     for k in np.unique(part):
         mine, spaces = part == k, fit_spaces(features, person, part != k)
         points = [space(one[mine]) for space, one in zip(spaces, features, strict=True)]
         pairs = candidates(points)
-        looked.append((pairs, person[mine]))
+        parts.append((pairs, person[mine]))
         inputs.append(distances(points, pairs))
         same.append(person[mine][pairs[:, 0]] == person[mine][pairs[:, 1]])
     if len(np.unique(np.concatenate(same))) < 2:
         raise InputError("no photo has one of its person, or only such, among its neighbours: nothing to learn from")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e4, max_iter=1000))
     model.fit(np.concatenate(inputs), np.concatenate(same))
-    among = len(person) / len(looked)
+    among = len(person) / len(parts)
     links, counts = [], []
-    for (pairs, who), given in zip(looked, inputs, strict=True):
+    for (pairs, who), given in zip(parts, inputs, strict=True):
         p = probabilities(model, given, among / len(who))
         merges = agglomerate(pairs, p, len(who), max(largest, 2))
         links.append(merges.links)

@@ -160,7 +160,8 @@ OF_A_COMMAND = (
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "data.sample_submission")
 PATHS += ("data.photo_folder", "model.pretrained")  # printed when taken
 # printed when not taken: without them rows are other rows, or a loss has no meaning. A URL of data.crops is taken only
-# where its copy is here, since its user named it then
+# where its copy is here, since its user named it then; a file of persons in data.eval_group never: a competition may
+# forbid what it does
 MISSED = ("data.corrections", "data.roots", "plugins")
 
 
@@ -194,7 +195,9 @@ def read_for_run(
     taken, missed = {}, []
     for key in (key for key in now if key in then):
         given, differs = key in config.given, then[key] != now[key]
-        strange = key == "data.crops" and never_fetched(then[key])
+        strange = (key == "data.crops" and never_fetched(then[key])) or (
+            key == "data.eval_group" and isinstance(then[key], str) and then[key].lower().endswith(".csv")
+        )
         if key.startswith("task.") and not (key in LATER and given):  # the run's models answer no other task
             taken[key] = then[key]
             if given and not same_setting(key, now[key], then[key]):

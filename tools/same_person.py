@@ -14,8 +14,8 @@ regression of their distances says how likely two photos show one person; averag
 as the share --precision of the pairs that it adds is right on people left out. A photo that can't be read is a person
 of its own.
 
-Photos of a fold are looked at together, by what was learned and chosen on people of the other folds. So the errors that
-are printed are out of fold, and so is the gain that ensemble.py prints: it has the errors of who is who in it.
+Photos of a fold are compared with each other, by what was learned and chosen on people of the other folds. So the
+errors that are printed are out of fold, and so is the gain that ensemble.py prints: it has the errors of who is who.
 
 Writes same_person.csv: set (train, eval), ImageID, person.
 """
@@ -29,6 +29,7 @@ import dataset
 from foldface import blend, persons, predictions, runs, shared, stack
 from foldface.cli import run_main
 from foldface.data import layouts
+from foldface.data.remote import crop_folder
 from foldface.faces import manifest, surroundings
 from foldface.files import InputError, read_csv, write_csv
 from tools.expert import extract
@@ -70,7 +71,7 @@ def of_background(config, rows):
         if "x1" in one:
             boxes = one[layouts.BOX].to_numpy(float)
         elif config.data.crops:
-            table = read_csv(Path(config.data.crops) / "manifest.csv", manifest.MANIFEST_COLUMNS)
+            table = read_csv(crop_folder(config.data.crops) / "manifest.csv", manifest.MANIFEST_COLUMNS)
             boxes = surroundings.boxes_of(table, manifest.placed(table, one))
         else:
             boxes = np.full((len(one), 4), np.nan)
@@ -99,8 +100,8 @@ def log_errors(config, found: np.ndarray, people: np.ndarray, part: np.ndarray, 
 def log_asked(asked: np.ndarray) -> None:
     """Print how many persons were found among the photos to answer for, and how many photos they have."""
     sizes, counts = np.unique(np.bincount(asked), return_counts=True)
-    said = ", ".join(f"{count} with {size}" for size, count in zip(sizes, counts, strict=True))
-    print(f"to answer for: {counts.sum()} persons found among {len(asked)} photos; by photos: {said}")
+    photos = ", ".join(f"{count} with {size}" for size, count in zip(sizes, counts, strict=True))
+    print(f"to answer for: {counts.sum()} persons found among {len(asked)} photos; by photos: {photos}")
 
 
 USED = ("data",)  # --help shows these groups of settings

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import timm
 import torch
-import torchvision
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
@@ -17,6 +16,7 @@ from torch import nn
 
 from foldface.files import InputError, atomic_write
 from foldface.nn import resume
+from foldface.nn.not_in_timm import WEIGHTS
 
 
 def initialise(net: nn.Module, how: str) -> None:
@@ -62,26 +62,24 @@ class WrongWeights(InputError):
     """The weights are of another network."""
 
 
-ELSEWHERE = {  # {backbone that timm doesn't have: (whose weights, their address)}
-    "alexnet": ("torchvision", torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url),
-    "facenet": (
-        "facenet-pytorch",  # trained on VGGFace2; the file lies beside that package's releases
-        "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt",
-    ),
-}
-
-
 def published_elsewhere(backbone: str) -> dict[str, torch.Tensor]:
     """The tensors of a network that timm doesn't have, from torch's cache or its publisher. Raises InputError."""
-    whose, address = ELSEWHERE[backbone]
+    whose, address = WEIGHTS[backbone]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = torch.hub.HASH_REGEX.search(path.name)  # a part of its sha256 in its name, where it has one
+            torch.hub.download_url_to_file(address, str(path), found and found[1], progress=False)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"model.pretrained true: {whose}'s weights of {backbone} are not in the cache and can't be downloaded "
+                f"({getattr(error, 'reason', None) or error}): copy {address} to {path}; or {OFFLINE_HINT}"
+            ) from None
     try:
-        return torch.hub.load_state_dict_from_url(address, progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # torch and the network raise many types
-        raise InputError(
-            f"model.pretrained true: {whose}'s weights of {backbone} are not in the cache and can't be downloaded, or "
-            f"are damaged ({getattr(error, 'reason', None) or str(error).strip().splitlines()[0]}): {address} is "
-            f"copied to {Path(torch.hub.get_dir()) / 'checkpoints'}; or {OFFLINE_HINT}"
-        ) from None
+        return weights_of(str(path))
+    except InputError as error:
+        raise InputError(f"{error}; without it it is downloaded again") from None
 
 
 def from_hub(backbone: str, options: dict) -> nn.Module:
@@ -90,10 +88,9 @@ def from_hub(backbone: str, options: dict) -> nn.Module:
     Raises InputError at once, without retries, where the weights are in neither.
     """
     config = timm.get_pretrained_cfg(backbone)
-    if backbone in ELSEWHERE:
-        tensors = published_elsewhere(backbone)
+    if backbone in WEIGHTS:
         model = timm.create_model(backbone, **options)
-        load_backbone(model, tensors)
+        load_backbone(model, published_elsewhere(backbone))
         return model
     if config is None or not config.has_weights:
         raise InputError(f"model.pretrained true: timm has no weights for {backbone}: {OFFLINE_HINT}")

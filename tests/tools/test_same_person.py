@@ -1,7 +1,9 @@
 """Who is who: found where features tell it, measured with its errors, and used only if it is asked for."""
 
+import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -123,8 +125,12 @@ def test_a_file_of_persons_changes_nothing_unless_it_is_named(world, capsys):
     plant(world)
     found(world)
     capsys.readouterr()
+    path = Path(run) / "args.json"  # a run that names one may be a stranger's
+    path.write_text(json.dumps({"data": {"eval_group": f"{run}/same_person.csv"}}))
     competition.run(ensemble, "--run", run)
-    assert (answers(competition) == before).all() and "answered together" not in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert (answers(competition) == before).all() and "answered together" not in printed.out
+    assert "same_person.csv" in printed.err and "not taken from a run" in printed.err
 
 
 def test_a_photo_that_can_not_be_read_is_a_person_of_its_own(world, capsys):
