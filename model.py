@@ -96,7 +96,7 @@ def one_network(backbone, outputs, pretrained, image_size, dropout, drop_path, i
 def refuse_few_pixels(net, backbone, side):
     """Raise InputError for photos of so few pixels that a layer has none left to look at."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a network may keep what it computes for later, to train with
             net.eval()(torch.zeros(1, 3, side, side))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
