@@ -446,10 +446,44 @@ def test_what_is_no_url_of_a_folder_is_refused_in_one_line(value, tmp_path):
             cli.read("", argv=words), name
 
 
-def test_a_password_in_a_url_is_refused_and_not_printed():
-    with pytest.raises(InputError, match=r"the URL of host holds a name or password") as caught:
-        cli.read("", argv=["--data.crops", "https://me:secret@host/shards"])
-    assert "secret" not in str(caught.value)
+WITH_PASSWORD = (
+    *(
+        "https://me:secret@host/shards",
+        "https://secret@host/shards",
+        "https://me:secret@/shards",
+        "HTTPS://me:secret@h/s",
+    ),
+    *("ftp://me:secret@host/shards", "sftp://me:secret@host/shards", "https://me:se[secret@host/shards"),
+    *("https://me:secret@host::x/", "https://host/x::https://me:secret@host/", "simplecache::https://me:secret@host/x"),
+    *(
+        "s3://KEY:secret@bucket/shards",
+        "s3://secret@bucket/shards",
+        "gs://me:secret@bucket/x",
+        "hf://me:secret@datasets/x",
+    ),
+    *("abfs://me:secret@account/x", "pipe:curl https://me:secret@host/x", "https://me:secret@host:port/shards"),
+    *(
+        "https://me:1/secret@host/{0..9}",
+        "https://me:x?secret@host/x",
+        "https://me:x#secret@host/x",
+        "file://me:secret@host",
+    ),
+    *("https://me:@secret@host/shards", "https://host/shards?key=secret", "https://me:sec\nret/secret@host/shards"),
+)
+
+
+@pytest.mark.parametrize("value", WITH_PASSWORD)
+def test_a_password_in_a_url_is_refused_and_not_printed(value):
+    with pytest.raises(InputError, match=r"data.crops .*://|data.crops pipe:|data.crops simplecache:") as caught:
+        cli.read("", argv=["--data.crops", value])
+    assert "secret" not in str(caught.value) and "KEY" not in str(caught.value)
+    assert "me:" not in str(caught.value).replace("name:", "")
+
+
+@pytest.mark.parametrize("value", ["hf://datasets/a/b@main/shards", "hf://a@main/shards", "abfs://box@account/shards",
+                                   "https://host/@a/shards", "az://box@account/s"])  # fmt: skip
+def test_an_at_that_divides_no_password_from_a_host_is_taken(value):
+    assert cli.read("", argv=["--data.crops", value]).data.crops == value
 
 
 @pytest.mark.parametrize("path", ["crops", "C:\\crops", "C:/crops", "old:crops", "/data/a:b/crops"])
