@@ -1,21 +1,26 @@
 """A folder of shards at a URL, and its copy on this machine.
 
     ~/.cache/foldface/crops/DIGEST OF THE URL/source.json            the URL, and which version it had
-    .../VERSION/index.csv, manifest.csv, crop.json, sizes.json       fetched when a command opens the folder
+    .../VERSION/index.csv, manifest.csv, crop.json                   fetched when a command opens the folder
+    .../VERSION/sizes.json, members/fold0-000000.tar.json ...        made of index.csv: what each shard must be
     .../VERSION/fold0-000000.tar ...                                 fetched when it is first read, or a little before
 
 The copy is a folder of shards as any other. VERSION is a digest of the small files: where they have changed at the
-URL, a command begins another copy, and one that runs goes on with its own. Nothing is removed here.
+URL, a command begins another copy; one that runs goes on with what it has of its own, and fetches no more shards into
+it. No copy is removed here.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +28,17 @@ from pathlib import Path
 import filelock
 
 from foldface.data.fetch import WAITS, FetchError, fetch
-from foldface.data.shard_index import INDEX, read_index, sizes_of
-from foldface.files import InputError, atomic_write
+from foldface.data.shard_index import INDEX, members_of, misplaced, read_index, sizes_of
+from foldface.files import DAY, UMASK, InputError, atomic_write
 from foldface.runtime import is_main_process
 from foldface.urls import SOURCE, cache_root, home_of, scheme_of
 
 SMALL = {INDEX: 2**32, "manifest.csv": 2**32, "crop.json": 2**20}  # bytes that each may have
 SIZES = "sizes.json"  # {shard: bytes}
+MEMBERS = "members"  # folder of SHARD.json, each [[offset, bytes, row, crop], ...]
+FRESH = "fresh"  # the names of folders in which a version is begun start so
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO)  # of disks that have none
+CHANGED = "the folder at the URL has changed while this command ran: start the command again"
 CONNECTIONS = 4  # shards that are fetched at a time in the background
 
 
@@ -52,7 +61,7 @@ def opened(url, _):
         folder, tags = with_small_files(url, home, before)
         with atomic_write(home / SOURCE, every_rank=True) as partial:
             partial.write_text(json.dumps({"url": url, "version": folder.name, "tags": tags}), encoding="utf-8")
-    sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    sizes = shard_sizes(str(folder))
     held = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
     for name in held:
         if held[name] != sizes.get(name):  # damaged: it is fetched again
@@ -73,32 +82,75 @@ def with_small_files(url, home, before):
     before: content of source.json, {} without one.
     """
     known = home / before["version"] if before else home
-    tags = before.get("tags", {}) if all((known / name).is_file() for name in (*SMALL, SIZES)) else {}
-    fresh = home / "fresh"
-    shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
-    fresh.mkdir()
-    try:
-        now = {name: fetch(f"{url}/{name}", fresh / name, most, tag=tags.get(name, "")) for name, most in SMALL.items()}
-    except FetchError as error:
-        hint = f"; --data.crops {known} is the copy of before" if tags else ""
-        raise FetchError(f"{error}{hint}") from None
-    if all(tag is None for tag in now.values()):
-        return known, tags
-    for name in (name for name in SMALL if now[name] is None):
-        shutil.copyfile(known / name, fresh / name)
-    digest = hashlib.sha256()
-    for name in SMALL:
-        digest.update(hashlib.sha256((fresh / name).read_bytes()).digest())
-    folder = home / digest.hexdigest()[:16]
-    if not folder.is_dir():
+    tags = before.get("tags", {}) if all((known / name).is_file() for name in SMALL) else {}
+    with fresh_folder(home) as fresh:
         try:
-            sizes = sizes_of(read_index(fresh))
-        except InputError as error:
-            raise InputError(f"{url}: {error}") from None
-        (fresh / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-        fresh.rename(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
+            now = {name: fetch(f"{url}/{name}", fresh / name, SMALL[name], tag=tags.get(name, "")) for name in SMALL}
+        except FetchError as error:
+            hint = f"; --data.crops {known} is the copy of before" if tags else ""
+            raise FetchError(f"{error}{hint}") from None
+        if all(tag is None for tag in now.values()):
+            return known, tags
+        for name in (name for name in SMALL if now[name] is None):
+            shutil.copyfile(known / name, fresh / name)
+        digest = hashlib.sha256()
+        for name in SMALL:
+            digest.update(hashlib.sha256((fresh / name).read_bytes()).digest())
+        folder = home / digest.hexdigest()[:16]
+        if not folder.is_dir():
+            try:
+                describe_shards(fresh)
+            except InputError as error:
+                raise InputError(f"{url}: {error}") from None
+            try:
+                fresh.rename(folder)
+            except OSError:  # on a disk without locks another process was first: it has made the same
+                if not folder.is_dir():
+                    raise
     return folder, {name: tags[name] if tag is None else tag for name, tag in now.items()}
+
+
+@contextlib.contextmanager
+def fresh_folder(home: Path) -> Iterator[Path]:
+    """A new folder beside the versions, of this process alone, that is removed unless it was renamed. So are those
+    which killed processes left: those of a day ago, since on a disk without locks a younger one may be in use."""
+    for left in home.glob(f"{FRESH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
+    try:
+        fresh = Path(tempfile.mkdtemp(prefix=f"{FRESH}-", dir=home))
+        fresh.chmod(0o777 & ~UMASK)  # mkdtemp's are readable only by their owner
+    except OSError as error:
+        raise unwritable(home, error) from None
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def describe_shards(folder):
+    """Write what index.csv says of each shard: its size to sizes.json, its photos to members/. Raises InputError."""
+    index = read_index(folder)
+    for name, members in members_of(index).items():
+        write_plain(Path(folder) / MEMBERS / f"{name}.json", members)
+    write_plain(Path(folder) / SIZES, sizes_of(index))
+
+
+def write_plain(path, content):
+    """Write JSON atomically, without fsync: what a power cut damages is made again."""
+    with atomic_write(path, sync=False, every_rank=True) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+
+
+def described(folder, name):
+    """The content of a file of `describe_shards`, made again where it can't be read. Raises InputError."""
+    path = Path(folder) / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        describe_shards(folder)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_source(home):
@@ -147,13 +199,43 @@ def ensure(shard: str, waits: Sequence[float] = WAITS, stop: threading.Event | N
                 f"{folder}: the disk is full: {name} takes {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free: remove "
                 "other copies, or name a folder of another disk in XDG_CACHE_HOME"
             )
-        fetch(f"{url}/{name}", shard, size, exact=True, waits=waits, stop=stop)
+        refuse_other_version(url, folder)
+
+        def check(partial):
+            members = described(folder, f"{MEMBERS}/{name}.json")
+            crop = misplaced(partial, members)
+            refuse_changed(url, folder, waits, stop)
+            if crop is not None:
+                raise FetchError(f"{url}/{name}: {crop} isn't where index.csv has it: {CHANGED}; where this line comes "
+                                 "again, copy the whole folder to the URL anew")  # fmt: skip
+
+        fetch(f"{url}/{name}", shard, size, exact=True, waits=waits, stop=stop, check=check)
+
+
+def refuse_other_version(url, folder):
+    """Raise FetchError where a command that began later has found another version at the URL; -> tags of this one."""
+    source = read_source(Path(folder).parent)
+    if source.get("version") != os.path.basename(folder):
+        raise FetchError(f"{url}: {CHANGED}")
+    return source["tags"]
+
+
+def refuse_changed(url, folder, waits, stop):
+    """Raise FetchError where one of the small files at the URL is no longer that of this version. A server that gives
+    them no tags is not asked."""
+    tags = refuse_other_version(url, folder)
+    with tempfile.TemporaryDirectory(prefix=f"{FRESH}-", dir=Path(folder).parent) as fresh:
+        for name in filter(tags.get, SMALL):
+            now = Path(fresh) / name
+            tag = fetch(f"{url}/{name}", now, SMALL[name], tag=tags[name], waits=waits, stop=stop)
+            if tag is not None and now.read_bytes() != (Path(folder) / name).read_bytes():
+                raise FetchError(f"{url}: {CHANGED}")
 
 
 @functools.lru_cache(8)
 def shard_sizes(folder):
     """{shard: bytes} of a copy."""
-    return json.loads((Path(folder) / SIZES).read_text(encoding="utf-8"))
+    return described(folder, SIZES)
 
 
 @contextlib.contextmanager
@@ -163,14 +245,15 @@ def waiting_lock(path: Path, stop: threading.Event | None = None) -> Iterator[bo
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+    try:
         while not lock.is_locked and not (stop and stop.is_set()):
             with contextlib.suppress(filelock.Timeout):
                 lock.acquire(timeout=1, poll_interval=0.05)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{path.parent}: can't be written to ({error.strerror}): name another folder in "
-                         "XDG_CACHE_HOME") from None  # fmt: skip
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise unwritable(path.parent, error) from None
     try:
         yield not (stop and stop.is_set())
     finally:
@@ -178,6 +261,12 @@ def waiting_lock(path: Path, stop: threading.Event | None = None) -> Iterator[bo
             with contextlib.suppress(OSError):
                 path.unlink()
         lock.release()
+
+
+def unwritable(folder, error):
+    """The InputError for an OSError of the cache's folder."""
+    what = error.strerror or error
+    return InputError(f"{folder}: can't be written to ({what}): name another folder in XDG_CACHE_HOME")
 
 
 class Background:

@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,3 +40,28 @@ def sizes_of(index: pd.DataFrame) -> dict[str, int]:
     """{shard: bytes of its file} by what `read_index` gives."""
     ends = (index["offset"] + index["bytes"]).groupby(index["shard"]).max()
     return {name: tar_size(end) for name, end in zip(ends.index, ends.tolist(), strict=True)}
+
+
+def members_of(index: pd.DataFrame) -> dict[str, list[tuple[int, int, int, str]]]:
+    """{shard: [(offset, bytes, row in the index from 0, crop) of each photo]} by what `read_index` gives."""
+    found = {}
+    rows = zip(index["shard"], index["offset"].tolist(), index["bytes"].tolist(), index["crop"], strict=True)
+    for row, (shard, offset, size, crop) in enumerate(rows):
+        found.setdefault(shard, []).append((offset, size, row, crop))
+    return found
+
+
+def misplaced(path: Path | str, members: Sequence[Sequence]) -> str | None:
+    """The first crop of a shard's `members_of` that isn't where the index has it, None where all are: the header before
+    each must hold its name (its row where the name is too long for a header) and its size. The photo is not read."""
+    with open(path, "rb") as file:
+        for offset, size, row, crop in members:
+            file.seek(max(offset - tarfile.BLOCKSIZE, 0))
+            try:
+                found = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                return crop
+            name = found.name.encode("utf-8", "backslashreplace").decode().strip()  # as read_csv gives the index's
+            if found.size != size or name not in (crop, f"{row:09d}.jpg"):
+                return crop
+    return None

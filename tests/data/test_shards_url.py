@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import http.server
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,13 +40,14 @@ SMALL = ["index.csv", "manifest.csv", "crop.json"]
 
 class Server(http.server.ThreadingHTTPServer):
     """A server of a folder on this computer. `asked` counts the requests of each name; `answers` holds what it does
-    instead with the next ones: a status, a place to redirect to, or a function that changes the bytes."""
+    instead with the next ones: a status, a place to redirect to, or a function of the bytes that gives others, or an
+    iterator of parts. `logins` holds the names and passwords that came."""
 
     daemon_threads = True
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.asked, self.answers = folder, collections.Counter(), {}
+        self.folder, self.asked, self.answers, self.logins = folder, collections.Counter(), {}, set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/shards"
 
 
@@ -52,6 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         name = self.path.rpartition("/")[2]
         self.server.asked[name] += 1
+        self.server.logins.add(self.headers["Authorization"])
         instead = self.server.answers.get(name, [])
         act = instead.pop(0) if instead else 200
         path = self.server.folder / name
@@ -67,10 +71,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(act)
         data = act if isinstance(act, bytes) else b""
-        self.send_header("Content-Length", str(len(data)))
+        parts = act if isinstance(act, collections.abc.Iterator) else iter([data])
+        if parts is not act:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # who gets too many bytes hangs up
-            self.wfile.write(data)
+            for part in parts:
+                self.wfile.write(part)
 
     def log_message(self, *_):
         pass
@@ -80,7 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve(monkeypatch, tmp_path):
     """A function that serves a folder of shards; the copies go to a folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     remote.opened.cache_clear()
     servers = []
 
@@ -146,7 +153,9 @@ def test_a_url_gives_the_folders_bytes_in_the_folders_order_and_asks_for_each_sh
     assert seen == [shards.SHARDS.read(*shards.parsed(name)).tobytes() for name in here * 2]
     assert all((one == two).all() for one, two in zip(shards.places(there), shards.places(here), strict=True))
     assert shard_requests(server) == dict.fromkeys(tars(folder), 1)
-    assert open_again(server.url) == copy and server.asked["index.csv"] == 2
+    asked = server.asked["index.csv"]
+    assert asked == 1 + len(tars(folder))  # when it is opened, and with each shard whether it is still the same
+    assert open_again(server.url) == copy and server.asked["index.csv"] == asked + 1
     shards.Shards().read(*shards.parsed(there[0]))
     assert shard_requests(server) == dict.fromkeys(tars(folder), 1)
 
@@ -306,6 +315,24 @@ def test_a_redirect_to_another_server_is_followed(drawn, server, serve):
     assert (server.asked[name], other.asked[name]) == (1, 1)
 
 
+def test_another_host_gets_no_name_and_password_by_a_redirect(drawn, server, serve, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text(
+        "machine 127.0.0.1 login me password own\nmachine localhost login me password secret\n"
+    )
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    shard = wanted(server, drawn[1])
+    name, other = os.path.basename(shard), serve(drawn[0])
+    there = other.url.replace("127.0.0.1", "localhost")
+    server.answers[name] = [f"{there}/{name}"]
+    other.answers[name] = [f"{there}/{name}"]
+    remote.ensure(shard)
+    assert server.logins == {"Basic bWU6b3du"} and other.logins == {None}
+    server.answers[name] = [f"{server.url}/{name}"]
+    os.unlink(shard)
+    remote.ensure(shard)
+    assert server.logins == {"Basic bWU6b3du"}
+
+
 def test_a_server_that_is_gone_is_one_line_that_names_the_copy_of_before(drawn, server, monkeypatch):
     copy = remote.crop_folder(server.url)
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -378,6 +405,208 @@ def test_a_changed_index_begins_another_copy_and_leaves_the_one_in_use(drawn, se
         assert shards.SHARDS.read(*shards.parsed(file)).tobytes() == (folder.parent / name).read_bytes()
     with open(before, "rb") as file:
         assert file.read() == old
+
+
+def packed_again(folder, names, first=1000):
+    """Other photos under the same names, packed into the folder as a publisher does; the tar files' sizes stay."""
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+    for seed, name in enumerate(names, start=first):
+        write_photo(folder.parent / name, seed)
+    shutil.rmtree(folder)
+    rows = pd.DataFrame({"crop": names, "group": "fold0", "person": [name.split("/")[1] for name in names]})
+    pack.pack(folder.parent, rows, 4, 0)
+    assert sizes == {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+
+
+def test_no_shard_of_a_later_version_comes_under_the_index_of_a_command_that_runs(drawn, server):
+    folder, names = drawn
+    files = manifest.files_of(remote.crop_folder(server.url), names)
+    first, *others = sorted({shards.file_of(file) for file in files})
+    remote.ensure(first)
+    packed_again(folder, names)
+    for shard in others:
+        with pytest.raises(fetch.FetchError, match=f"^{server.url}: the folder at the URL has changed while"):
+            remote.ensure(shard, NO_WAITS)
+    assert tars(Path(first).parent) == [os.path.basename(first)]
+    again = manifest.files_of(open_again(server.url), names)
+    with pytest.raises(
+        fetch.FetchError,
+        match=f"^{server.url}: the folder at the URL has changed while this command ran: start the command again",
+    ):
+        remote.ensure(others[0])  # of the command that goes on with the version of before
+    for name, file in zip(names, again, strict=True):
+        assert shards.SHARDS.read(*shards.parsed(file)).tobytes() == (folder.parent / name).read_bytes()
+
+
+def test_a_shard_of_another_version_than_the_index_at_the_url_is_refused(drawn, server):
+    folder, names = drawn
+    index = read_index(folder)
+    shard = os.path.join(remote.crop_folder(server.url), index["shard"].iloc[0])
+    name, size = os.path.basename(shard), int(index["bytes"].iloc[0])
+    old = {path.name: (path.read_bytes(), path.stat()) for path in folder.iterdir()}
+    packed_again(folder, names)
+    for small in SMALL:  # they come last, and have not come yet
+        (folder / small).write_bytes(old[small][0])
+        os.utime(folder / small, ns=(0, old[small][1].st_mtime_ns))
+    with pytest.raises(fetch.FetchError, match=rf"{name}: train/0\d\d/\d.jpg isn't where index.csv has it"):
+        remote.ensure(shard, NO_WAITS)
+    (folder / name).write_bytes(bytes(len(old[name][0])))  # no header at all
+    with pytest.raises(fetch.FetchError, match=r"isn't where index.csv has it"):
+        remote.ensure(shard, NO_WAITS)
+    (folder / name).write_bytes(pack.header("another.jpg", 0, size) + old[name][0][512:])
+    with pytest.raises(fetch.FetchError, match=r"isn't where index.csv has it"):
+        remote.ensure(shard, NO_WAITS)
+    assert not os.path.exists(shard)
+    (folder / name).write_bytes(old[name][0])
+    remote.ensure(shard)
+
+
+@pytest.mark.parametrize("small", SMALL)
+def test_a_shard_comes_only_while_the_small_files_are_the_same(drawn, server, small):
+    folder, names = drawn
+    one, other = sorted({shards.file_of(file) for file in manifest.files_of(remote.crop_folder(server.url), names)})[:2]
+    os.utime(folder / small)  # another tag of the same content
+    remote.ensure(one)
+    (folder / small).write_bytes((folder / small).read_bytes() + b"\n")
+    with pytest.raises(fetch.FetchError, match="the folder at the URL has changed while this command ran"):
+        remote.ensure(other)
+    assert not os.path.exists(other)
+
+
+def test_long_names_of_crops_are_found_in_their_shards(tmp_path, serve):
+    crops = tmp_path / "crops"
+    names = ["a" * 120 + ".jpg", "b" * 90 + "/" + "c" * 90 + ".jpg", "höhe/é.jpg", "d" * 120 + ".jpg"]
+    for seed, name in enumerate(names):
+        write_photo(crops / name, seed)
+    write_csv(crops / "manifest.csv", pd.DataFrame({"photo": names, "crop": names}))
+    write_json(crops / "crop.json", {"size": 30})
+    rows = pd.DataFrame({"crop": names, "group": "fold0", "person": names})
+    server = serve(pack.pack(crops, rows, 2, 0))
+    for name, file in zip(names, manifest.files_of(remote.crop_folder(server.url), names), strict=True):
+        assert shards.SHARDS.read(*shards.parsed(file)).tobytes() == (crops / name).read_bytes()
+
+
+def test_a_stop_is_seen_while_a_slow_server_sends(drawn, server):
+    shard, ended = wanted(server, drawn[1]), threading.Event()
+
+    def slowly(data):
+        for at in range(0, len(data), 100):
+            yield data[at : at + 100]
+            if ended.wait(0.05):
+                return
+
+    server.answers[os.path.basename(shard)] = [slowly]
+    with remote.Background([shard]) as background:
+        background.go_to(1)
+        time.sleep(0.3)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 1 and not os.path.exists(shard)
+    ended.set()
+
+
+def test_no_try_follows_a_stop(drawn, server, tmp_path):
+    stop = threading.Event()
+
+    def stopped(data):
+        stop.set()
+        return b""
+
+    server.answers["crop.json"] = [stopped]
+    with pytest.raises(fetch.FetchError, match="stopped"):
+        fetch.fetch(f"{server.url}/crop.json", tmp_path / "crop.json", 100, exact=True, waits=NO_WAITS, stop=stop)
+    assert server.asked["crop.json"] == 1
+
+
+def test_a_server_that_sends_nearly_nothing_is_a_broken_try(drawn, server, monkeypatch):
+    shard, real = wanted(server, drawn[1]), time.monotonic
+
+    def slowly(data):
+        for at in range(50):
+            yield data[at : at + 1]
+            time.sleep(0.02)
+
+    name = os.path.basename(shard)
+    server.answers[name] = [slowly] * 4
+    monkeypatch.setattr(time, "monotonic", lambda: real() * 1000)  # so each byte takes 20 seconds
+    with pytest.raises(fetch.FetchError, match="the server sends less than 1000 bytes a second"):
+        remote.ensure(shard, NO_WAITS)
+    assert server.asked[name] == 4
+    remote.ensure(shard, NO_WAITS)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"fold0'])
+def test_what_a_power_cut_leaves_of_an_indexs_digest_is_made_again(drawn, server, damage):
+    folder, names = drawn
+    shard = wanted(server, names)
+    version = Path(shard).parent
+    for path in (version / "sizes.json", *version.glob("members/*")):
+        path.write_bytes(damage)
+    remote.shard_sizes.cache_clear()
+    assert open_again(server.url) == version
+    remote.ensure(shard)
+    with open(shard, "rb") as file:
+        assert file.read() == (folder / os.path.basename(shard)).read_bytes()
+
+
+def test_two_processes_on_a_disk_without_locks_open_a_url_at_once(server):
+    home = urls.home_of(server.url)
+    home.mkdir(parents=True)
+    other_is_done = threading.Event()
+
+    def slowly(data):
+        other_is_done.wait(10)
+        return data
+
+    server.answers["crop.json"] = [slowly]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(remote.with_small_files, server.url, home, {})
+        while not server.asked["crop.json"]:
+            time.sleep(0.01)
+        second = remote.with_small_files(server.url, home, {})
+        other_is_done.set()
+        found = [first.result(), second]
+    assert found[0] == found[1] and {path.name for path in home.iterdir()} == {found[0][0].name}
+    assert (found[0][0].stat().st_mode & 0o777) == (home.stat().st_mode & 0o777)
+
+
+def test_what_a_killed_process_has_begun_is_removed_a_day_later(server):
+    home = urls.home_of(server.url)
+    for name in ("fresh", "fresh-old", "fresh-young"):
+        write_json(home / name / "index.csv", {})
+        if name != "fresh-young":
+            os.utime(home / name, (time.time() - 90000,) * 2)
+    remote.crop_folder(server.url)
+    assert [path.name for path in home.glob("fresh*")] == ["fresh-young"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc")
+def test_a_cache_that_cannot_be_made_is_one_line(server, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nope")
+    with pytest.raises(
+        InputError, match=r"^/proc/nope/.* can't be written to .*: name another folder in XDG_CACHE_HOME"
+    ):
+        open_again(server.url)
+
+
+def test_a_disk_without_locks_passes_and_one_that_cannot_be_written_to_is_one_line(drawn, server, monkeypatch):
+    shard = wanted(server, drawn[1])
+
+    def refuse(number):
+        def acquire(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    for number in (errno.EROFS, errno.ENOENT, errno.ENOSPC, errno.EACCES):
+        refuse(number)
+        with pytest.raises(InputError, match=f"can't be written to .{os.strerror(number)}.: name another folder"):
+            open_again(server.url)
+        with pytest.raises(InputError, match=os.strerror(number)):
+            remote.ensure(shard)
+    refuse(errno.ENOLCK)
+    open_again(server.url)
+    remote.ensure(shard)
+    assert os.path.isfile(shard)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_part(drawn, server, small_disk, monkeypatch, tmp_path):
@@ -538,11 +767,20 @@ class Bucket(MemoryFileSystem):
     """Stands in for s3fs: a bucket in this process's memory."""
 
     protocol = "s3"
-    store, pseudo_dirs, cachable = {}, [""], False
+    store, pseudo_dirs, listing, cachable = {}, [""], {}, False
 
     @classmethod
     def _strip_protocol(cls, path):
         return "/" + path.removeprefix("s3://").strip("/")
+
+    def info(self, path, **_):
+        """As of s3fs and others: from a listing of before, where there is one."""
+        if path not in self.listing:
+            self.listing[path] = super().info(path)
+        return self.listing[path]
+
+    def invalidate_cache(self, path=None):
+        self.listing.clear()
 
 
 @pytest.fixture
@@ -553,6 +791,7 @@ def bucket(drawn, serve, monkeypatch):
             file.write(path.read_bytes())
     yield "s3://mine/shards"
     Bucket.store.clear()
+    Bucket.listing.clear()
 
 
 def test_a_bucket_is_read_as_a_server_is(drawn, bucket):
@@ -565,6 +804,15 @@ def test_a_bucket_is_read_as_a_server_is(drawn, bucket):
     Bucket().rm("s3://mine/shards/index.csv")
     with pytest.raises(InputError, match=r"s3://mine/shards/index.csv: can't be fetched \(no such file\)"):
         open_again(bucket)
+
+
+def test_a_bucket_that_changes_while_a_command_reads_it_stops_the_command(drawn, bucket):
+    one, other = sorted({shards.file_of(file) for file in manifest.files_of(remote.crop_folder(bucket), drawn[1])})[:2]
+    remote.ensure(one)
+    with Bucket().open(f"{bucket}/crop.json", "wb") as file:
+        file.write(b'{"size": 31}')
+    with pytest.raises(fetch.FetchError, match=f"^{bucket}: the folder at the URL has changed while this command ran"):
+        remote.ensure(other)
 
 
 def test_a_package_that_is_missing_is_named(serve):
