@@ -38,7 +38,7 @@ from foldface.settings import (
     put,
 )
 from foldface.unpacked import fill_in
-from foldface.urls import never_fetched
+from foldface.urls import never_fetched, shown
 from foldface.usage import check_names, meant_by, show_help, types_in_words
 
 # What may change between two starts of one run: it decides where and how fast, not what comes out.
@@ -206,8 +206,8 @@ def refuse_what_a_run_may_not_name(path, content, typed):
         return
     crops = flatten(content).get("data.crops")
     if "data.crops" not in typed and never_fetched(crops):
-        raise InputError(f"{path}: data.crops is {crops}: nothing is fetched because a run names it: give --data.crops "
-                         "on the command line")  # fmt: skip
+        raise InputError(f"{path}: data.crops is {shown(crops)}: nothing is fetched because a run names it: give "
+                         "--data.crops on the command line")  # fmt: skip
     if "plugins" not in typed and content.get("plugins"):
         raise InputError(f"{path}: plugins is {json.dumps(content['plugins'])}: no program is run because a run names "
                          "it: give --plugins on the command line, [] for none")  # fmt: skip

@@ -29,7 +29,7 @@ from foldface.settings import (
     of_earlier,
     put,
 )
-from foldface.urls import never_fetched
+from foldface.urls import never_fetched, shown
 
 # Where the data lies may change too in a run that has a data.json: folds.prepare compares the data itself.
 DATA_PATHS = ("data.train", "data.extra", "data.pseudo", "data.crops", "data.corrections", "data.roots")
@@ -210,7 +210,7 @@ def read_for_run(
             if key in PATHS and then[key] and not isinstance(then[key], bool):
                 print(f"{key}: {then[key]} (from {path})")
         elif (key in MISSED or strange) and not given and then[key]:
-            missed.append(f"--{key} {json.dumps(then[key])}")
+            missed.append(f"--{key} {json.dumps(shown(then[key]) if strange else then[key])}")
     if missed:
         print(f"warning: {path} names {' '.join(missed)}: not taken from a run", file=sys.stderr)
     wanted = as_dict(config)

@@ -115,10 +115,12 @@ def test_a_file_of_settings_names_settings_alone(tmp_path, own_registry, name):
 
 def test_a_url_in_a_runs_settings_is_seen_in_either_way_of_writing(tmp_path):
     (tmp_path / "folds.csv").write_text("id,fold\n")
-    for content in ({"data": {"crops": "https://localhost:1/c"}}, {"data.crops": "https://localhost:1/c"}):
+    url = "https://ann:secret@localhost:1/c"
+    for content in ({"data": {"crops": url}}, {"data.crops": url}):
         (tmp_path / "args.json").write_text(json.dumps(content))
-        with pytest.raises(InputError, match="nothing is fetched because a run names it"):
+        with pytest.raises(InputError, match="nothing is fetched because a run names it") as caught:
             cli.read("", argv=["--config", str(tmp_path / "args.json")])
+        assert "secret" not in str(caught.value)
 
 
 def test_a_score_of_numbers_where_less_is_better_chooses_the_lowest(own_registry):
