@@ -62,9 +62,9 @@ def at_step(number, act=interrupt):
 
 @contextlib.contextmanager
 def before_each_network(act):
-    """Call act(photos) before a network (not a layer of it) computes."""
+    """Call act(photos) before a network (not a layer of it) computes, but for the black photo that it is tried with."""
     hook = register_module_forward_pre_hook(
-        lambda net, given: act(*given) if hasattr(net, "forward_features") else None
+        lambda net, given: act(*given) if hasattr(net, "forward_features") and given[0].any() else None
     )
     try:
         yield
