@@ -131,6 +131,7 @@ def test_grad_checkpointing_changes_no_gradient(competition, accelerator):
 
 
 def test_a_backbone_that_keeps_all_activations_is_one_line(competition, accelerator):
-    config = competition.config("--model.grad_checkpointing", "true", "--model.backbone", "alexnet")
+    words = ["--model.grad_checkpointing", "true", "--model.backbone", "alexnet", "--data.image_size", 64]
+    config = competition.config(*words)
     with pytest.raises(InputError, match=r"model\.grad_checkpointing true: alexnet doesn't know how"):
         model.make(config, 4, 0, accelerator)
