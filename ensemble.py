@@ -28,7 +28,7 @@ from foldface import blend, metrics, oof, predictions, shared, submission
 from foldface.blend import VOTES, votes_without_one
 from foldface.cli import run_main
 from foldface.data.layouts import groups_by_name
-from foldface.files import InputError, read_json, refuse_unwritable, write_csv
+from foldface.files import InputError, is_csv, read_json, refuse_unwritable, write_csv
 from foldface.report import vote as section
 from foldface.runs import read_for_run
 from foldface.settings import task_of
@@ -105,7 +105,7 @@ def share_known(config, known: oof.OofPredictions, vote: str, plain: np.ndarray)
     known.share(groups)
     together = VOTES[vote](known.task, known.predictions)
     who = config.data.eval_group
-    who = f"person of {who}" if shared.is_file(who) else who
+    who = f"person of {who}" if is_csv(who) else who
     title = f"photos of one {who} answered together ({', '.join(groups.heads)})"
     if not known.log_score(together, title, plain):
         print("that is no better; it is done since data.eval_group says so")

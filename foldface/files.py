@@ -254,6 +254,11 @@ def write_csv(path: Path | str, frame: pd.DataFrame, delimiter: str = ",", every
         )  # names of files may be no UTF-8
 
 
+def is_csv(name: object) -> bool:
+    """Is it the name of a CSV file?"""
+    return isinstance(name, str) and name.lower().endswith(".csv")
+
+
 def read_csv(
     path: Path | str,
     columns: Sequence[str],

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError
 from safetensors import safe_open
 
 from foldface.cli import FREE, make_parser, read, tidy
-from foldface.files import InputError, folder_lock, read_json, refuse_unwritable, write_json
+from foldface.files import InputError, folder_lock, is_csv, read_json, refuse_unwritable, write_json
 from foldface.predictions import FINAL
 from foldface.rules import check
 from foldface.runtime import is_main_process
@@ -159,10 +159,11 @@ OF_A_COMMAND = (
 )
 PATHS = ("data.train", "data.eval", "data.extra", "data.pseudo", "data.crops", "data.sample_submission")
 PATHS += ("data.photo_folder", "model.pretrained")  # printed when taken
-# printed when not taken: without them rows are other rows, or a loss has no meaning. A URL of data.crops is taken only
-# where its copy is here, since its user named it then; a file of persons in data.eval_group never: a competition may
-# forbid what it does
+# printed when not taken: without them rows are other rows, or a loss has no meaning
 MISSED = ("data.corrections", "data.roots", "plugins")
+# not taken where these say so, and printed then: a URL whose copy is not here, so that its user has never named it; a
+# file of persons, since a competition may forbid what it does
+NOT_OF_A_RUN = {"data.crops": never_fetched, "data.eval_group": is_csv}
 
 
 LATER = ("task.answer_as", "task.reported")  # of the task, what may be said when it is answered
@@ -195,9 +196,7 @@ def read_for_run(
     taken, missed = {}, []
     for key in (key for key in now if key in then):
         given, differs = key in config.given, then[key] != now[key]
-        strange = (key == "data.crops" and never_fetched(then[key])) or (
-            key == "data.eval_group" and isinstance(then[key], str) and then[key].lower().endswith(".csv")
-        )
+        strange = key in NOT_OF_A_RUN and NOT_OF_A_RUN[key](then[key])
         if key.startswith("task.") and not (key in LATER and given):  # the run's models answer no other task
             taken[key] = then[key]
             if given and not same_setting(key, now[key], then[key]):

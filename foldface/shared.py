@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from foldface.data import columns
 from foldface.data.layouts import groups_by_name
-from foldface.files import InputError, read_csv
+from foldface.files import InputError, is_csv, read_csv
 from foldface.settings import Config
 from foldface.task import Task
 
@@ -85,11 +85,6 @@ def codes(cells) -> np.ndarray:
     return pd.factorize(pd.Series(named, dtype=object))[0]
 
 
-def is_file(group: str) -> bool:
-    """Does data.eval_group name a CSV file, such as tools.same_person writes?"""
-    return group.lower().endswith(".csv")
-
-
 def from_file(path: str, photos: np.ndarray, side: str) -> np.ndarray | None:
     """The column person of a CSV for photos (n,) ImageIDs, (n,) str; None where it has no row of that side.
 
@@ -124,7 +119,7 @@ def asked(config: Config, rows: pd.DataFrame) -> Groups:
     """The groups of the photos to answer for, `rows` of dataset.eval_rows. Raises InputError where nothing tells them
     apart."""
     group = config.data.eval_group
-    if is_file(group):
+    if is_csv(group):
         return Groups(config.predicted, heads_of(config), codes(from_file(group, rows["ImageID"].to_numpy(), "eval")))
     path, frame = columns.eval_table(config)
     if group in frame:
@@ -141,7 +136,7 @@ def known(config: Config, photos: np.ndarray, people: np.ndarray) -> Groups:
     """The groups of the photos of oof.csv: (n,) ImageIDs and ids. Where neither the table of data.train nor the names
     tell them, photos of one id count as a group, which is said."""
     group = config.data.eval_group
-    if is_file(group):
+    if is_csv(group):
         cells = from_file(group, photos, "train")
         if cells is None:
             print(f"data.eval_group {group}: has no photos of oof.csv: measured over its ids, so without the errors of "

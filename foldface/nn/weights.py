@@ -70,7 +70,7 @@ def published_elsewhere(backbone: str) -> dict[str, torch.Tensor]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             found = torch.hub.HASH_REGEX.search(path.name)  # a part of its sha256 in its name, where it has one
-            torch.hub.download_url_to_file(address, str(path), found and found[1], progress=False)
+            torch.hub.download_url_to_file(address, str(path), found and found[1])
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"model.pretrained true: {whose}'s weights of {backbone} are not in the cache and can't be downloaded "
