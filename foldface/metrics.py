@@ -136,7 +136,7 @@ def of_probabilities(task: Task, name: str = "") -> bool:
     return score_named(name or task.score).probabilities
 
 
-def seen_by(task: Task, score: Score, answer) -> np.ndarray:
+def seen_by(task: Task, score: Score, answer: ArrayLike) -> np.ndarray:
     """What a score looks at: probabilities (n, k) as they are, or the answers (n,) that they make."""
     answer = np.asarray(answer)
     return answer if score.probabilities else task.decide(answer)
@@ -228,16 +228,17 @@ def bootstrap_scores(
     people: ArrayLike,
     samples: int = 1000,
     seed: int = 0,
-    name: str = "",
+    name: str | Score = "",
 ) -> np.ndarray:
     """The score of several answers in each of `samples` samples of the people, drawn with replacement (Efron 1979).
 
     All answers are scored on the same samples, so that their differences may be taken. target (n,); answers: list of
-    (n,), or of probabilities (n, k); people: (n,) ids; name: of another score than the task's own. Returns
-    (len(answers), samples) float, NaN where a sample can't be scored.
+    (n,), or of probabilities (n, k); people: (n,) ids; name: another score than the task's own, or its
+    name. Returns (len(answers), samples) float, NaN where a sample can't be scored.
     """
     _, person = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-    n, target, score = person.max() + 1, np.asarray(target), score_named(name) if name else score_of(task)
+    n, target = person.max() + 1, np.asarray(target)
+    score = name if isinstance(name, Score) else score_named(name) if name else score_of(task)
     samples = min(samples, score.most_samples(task, len(target)))
     rng, values = np.random.default_rng(seed), np.empty((len(answers), samples))
     resampled = [score.resampled(task, target, seen_by(task, score, answer), person, n) for answer in answers]

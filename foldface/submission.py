@@ -10,6 +10,7 @@ What a column of the sample holds is found by looking at its name and its cells:
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def values_of(task, path, cells, blank=()):
     raise InputError(f"{path}: {what}: a column a class should be called as the classes, {one_of(task.classes)}")
 
 
-def classes_named(task, columns):
+def classes_named(task: Task, columns: Sequence[str]) -> dict[str, int]:
     """{column: class index} of columns that are called like a class, maybe after what all of them begin with."""
     known = spellings(task.classes)
     for cut in range(min(map(len, columns))):
