@@ -23,7 +23,7 @@ from foldface import predictions, runs, submission
 from foldface.cli import run_main
 from foldface.data.shards import is_there
 from foldface.faces import manifest
-from foldface.files import atomic_write, folder_lock, warn_once, write_csv
+from foldface.files import atomic_write, folder_lock, quoted, warn_once, write_csv
 from foldface.runtime import is_main_process
 
 # files of a run that other scripts read beside its predictions
@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     final = f" and the final fit: {output}/final.csv," if predictions.FINAL in found else ":"
     folds = len(found) - (predictions.FINAL in found)
     print(
-        f"{len(rows)} photos, {folds} folds{final} {output}/fold*.csv; next: python ensemble.py --soft --runs {output}"
+        f"{len(rows)} photos, {folds} folds{final} {output}/fold*.csv; next: "
+        f"python ensemble.py --soft --runs {quoted(output)}"
     )
 
 

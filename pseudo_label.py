@@ -18,7 +18,7 @@ import pandas as pd
 
 from foldface import blend, metrics, oof, predictions, runs
 from foldface.cli import run_main
-from foldface.files import InputError, read_csv, write_csv
+from foldface.files import InputError, quoted, read_csv, write_csv
 
 
 def choose(task, frame, threshold, most):
@@ -161,7 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         tell_right(task, rows, config.answers)
     print(
         f"{len(rows)} of {everything} predictions kept: {output}/pseudo.csv; "
-        f"next: python train_kfold.py --data.pseudo {output}/pseudo.csv --run {output}-2"
+        f"next: python train_kfold.py --data.pseudo {quoted(output / 'pseudo.csv')} "
+        f"--run {quoted(f'{output}-2')}"
     )
 
 

@@ -26,7 +26,7 @@ from demo.uploads import MAX_FRAME_BYTES, UploadQuotaMiddleware, own_hosts
 from demo.words import LANGUAGES, STEMS, language, of_classes, say
 from foldface import devices
 from foldface.data.photos import PhotoError, is_photo, read_photo
-from foldface.files import InputError
+from foldface.files import InputError, quoted
 from tools.camera import take_photos
 from tools.portrait import invent
 
@@ -162,7 +162,7 @@ def tongue_of(request) -> str:
 
 def fixed_words(config) -> gr.I18n:
     """The words of the page's fixed parts, of which the browser takes those of its language."""
-    values = {"most": uploads.MAX_FILES, "command": f"python -m demo.gan --run {config.run}"}
+    values = {"most": uploads.MAX_FILES, "command": f"python -m demo.gan --run {quoted(config.run)}"}
     keys = (
         "kept",
         "upload",

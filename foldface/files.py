@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def run_command(command: Sequence[str]) -> int:
 
 
 CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # and lone surrogates
+
+
+def quoted(path: Path | str) -> str:
+    """A path as it is typed at a shell: quoted where it has to be."""
+    return shlex.quote(str(path))
 
 
 def visible(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from foldface import metrics
-from foldface.files import InputError, read_csv, write_csv, write_json
+from foldface.files import InputError, quoted, read_csv, write_csv, write_json
 from foldface.task import Task
 
 OOF_COLUMNS = ["ImageID", "id", "fold", "target", "ans"]
@@ -69,7 +69,7 @@ def fold_files(run: Path | str) -> dict[int, Path]:
     """{fold: path} of a run's predictions, runs/NAME/fold{k}.csv. Raises InputError if there are none."""
     found = {int(path.stem[4:]): path for path in Path(run).glob("fold*.csv") if path.stem[4:].isdigit()}
     if not found:
-        raise InputError(f"{run}: has no fold0.csv: run inference.py --run {run} first")
+        raise InputError(f"{run}: has no fold0.csv: run inference.py --run {quoted(run)} first")
     return dict(sorted(found.items()))
 
 

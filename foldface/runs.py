@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError
 from safetensors import safe_open
 
 from foldface.cli import FREE, make_parser, read, tidy
-from foldface.files import InputError, folder_lock, is_csv, read_json, refuse_unwritable, write_json
+from foldface.files import InputError, folder_lock, is_csv, quoted, read_json, refuse_unwritable, write_json
 from foldface.predictions import FINAL
 from foldface.rules import check
 from foldface.runtime import is_main_process
@@ -313,7 +313,7 @@ def next_command(config: Config) -> str:
     """What is typed after a training, to get answers; with --data.eval where the run has no photos to answer for."""
     path = Path(config.data.eval)
     named = bool(config.data.eval) and path.exists()
-    return f"python inference.py --run {config.run}" + ("" if named else " --data.eval FOLDER")
+    return f"python inference.py --run {quoted(config.run)}" + ("" if named else " --data.eval FOLDER")
 
 
 def origin(config: ModelConfig) -> str:

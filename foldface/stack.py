@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from foldface import blend, metrics
 from foldface.data import columns
-from foldface.files import InputError, read_csv
+from foldface.files import InputError, quoted, read_csv
 from foldface.names import number_of
 from foldface.oof import OofPredictions
 from foldface.settings import Config
@@ -73,13 +73,13 @@ def read_embeddings(run: str, photos: tuple[np.ndarray, np.ndarray]) -> list[np.
     found = []
     for name, wanted in zip(EMBEDDINGS, photos, strict=True):
         path = Path(run) / name
-        frame = read_csv(path, ["ImageID"], f"python -m tools.embed --run {run} writes it")
+        frame = read_csv(path, ["ImageID"], f"python -m tools.embed --run {quoted(run)} writes it")
         numbers = [column for column in frame if column != "ImageID"]
         frame = read_csv(path, ["ImageID"], numbers=numbers).drop_duplicates("ImageID").set_index("ImageID")
         lost = [photo for photo in wanted if photo not in frame.index]
         if lost or not np.isfinite(frame.to_numpy()).all():
             what = f"has no row of {lost[0]}" if lost else "holds what is no number"
-            raise InputError(f"{path}: {what}: python -m tools.embed --run {run} writes it again")
+            raise InputError(f"{path}: {what}: python -m tools.embed --run {quoted(run)} writes it again")
         found.append(frame.loc[wanted].to_numpy(float))
     return found
 

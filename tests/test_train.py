@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -616,6 +617,20 @@ def test_in_a_pipe_an_epoch_is_one_plain_line_and_the_next_command_comes_last(co
     lines = out.splitlines()
     assert lines[-1] == f"next: python inference.py --run {competition.root / 'run'}"
     assert any(re.match(r"fold +photos +epochs +minutes +macro F1 ", line) for line in lines)
+
+
+def test_the_next_command_is_typed_as_a_shell_reads_it(competition):
+    said = runs.next_command(competition.config("--run", competition.root / "my run; ls"))
+    assert shlex.split(said)[-1] == str(competition.root / "my run; ls")
+
+
+def test_every_command_that_is_printed_quotes_its_paths():
+    """As it stands in the code: a path of the user's is put into a command by files.quoted alone."""
+    names = "run|runs|config|output|data\\.(?:train|pseudo|corrections|eval_group)"
+    flag = re.compile(rf"--(?:{names}) \{{(?!quoted\(|words)")
+    rooms = [*ROOT.glob("*.py"), *(ROOT / "foldface").rglob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("demo/*.py")]
+    lines = [(path.name, line) for path in rooms for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 10_000 and [one for one in lines if flag.search(one[1])] == []
 
 
 def test_the_next_command_asks_for_photos_where_there_are_none(competition):

@@ -18,7 +18,7 @@ from foldface import runs
 from foldface.cli import run_main
 from foldface.data.folds import RECORD, split
 from foldface.data.leaks import digest_of
-from foldface.files import InputError, folder_lock, read_csv, read_json, write_csv, write_json
+from foldface.files import InputError, folder_lock, quoted, read_csv, read_json, write_csv, write_json
 from foldface.settings import as_dict
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             if not begun:
                 shutil.rmtree(home)
             raise
-    print(f"{len(nets)} folds averaged: {home}; next: python inference.py --run {home}")
+    print(f"{len(nets)} folds averaged: {home}; next: python inference.py --run {quoted(home)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from foldface import metrics
+from foldface.files import quoted
 from foldface.report import html
 from foldface.report.charts import PAGE_WIDTH, curve_charts, svg, write_curves, write_png
 
@@ -77,7 +78,7 @@ def write(recipes, scores, markdown, home):
                 "Which is best?",
                 [winner],
             ),
-            ("What next?", [html.command(f"python inference.py --run {run}", "answers by the best recipe")]),
+            ("What next?", [html.command(f"python inference.py --run {quoted(run)}", "answers by the best recipe")]),
             ("Pages of the runs", [html.anchors(pages)] if pages else []),
         ]
     )

@@ -22,7 +22,7 @@ from foldface.data import cleaning, duplicates, folds
 from foldface.data.photos import cv2, read_photo
 from foldface.data.remote import crop_folder
 from foldface.faces.manifest import MANIFEST_COLUMNS
-from foldface.files import InputError, read_csv
+from foldface.files import InputError, quoted, read_csv
 from foldface.report import charts, html
 from foldface.runtime import is_main_process
 from foldface.settings import put
@@ -291,11 +291,11 @@ def what_is_wrong(problems, seen, sections) -> list[str]:
 
 def what_next(config) -> list[str]:
     """The commands that come next."""
-    words = f"--data.layout {config.data.layout} --data.train {config.data.train}"
+    words = f"--data.layout {config.data.layout} --data.train {quoted(config.data.train)}"
     pieces = []
     if config.data.crops and not (crop_folder(config.data.crops) / "manifest.csv").is_file():
         pieces.append(html.command("python face_crop.py", "with the same --data.* words: there are no crops yet"))
-    pieces.append(html.command(f"python train_kfold.py {words} --run {config.run}", "trains all folds"))
+    pieces.append(html.command(f"python train_kfold.py {words} --run {quoted(config.run)}", "trains all folds"))
     return pieces
 
 

@@ -25,7 +25,7 @@ from foldface import devices, predictions, runs
 from foldface.cli import run_main
 from foldface.data import layouts, loader
 from foldface.faces import manifest
-from foldface.files import InputError, write_csv
+from foldface.files import InputError, quoted, write_csv
 from foldface.nn.predicting import refuse_other_crops, views_of
 from foldface.stack import EMBEDDINGS
 from model import checkpoints, load_folds
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     for fold, share in explained.items():
         print(f"fold {fold}: explains {share:.0%} of fold {min(here)}'s embeddings of the photos to answer for")
     print(f"{len(rows)} + {len(asked)} photos, {size} numbers each: {output}/{EMBEDDINGS[0]}, {EMBEDDINGS[1]}; "
-          f"next: python ensemble.py --stack --embeddings --run {output}")  # fmt: skip
+          f"next: python ensemble.py --stack --embeddings --run {quoted(output)}")  # fmt: skip
 
 
 if __name__ == "__main__":

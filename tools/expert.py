@@ -33,7 +33,7 @@ from foldface import predictions, runs
 from foldface.cli import run_main
 from foldface.data import loader
 from foldface.faces import manifest
-from foldface.files import InputError, atomic_write, read_csv, write_csv
+from foldface.files import InputError, atomic_write, quoted, read_csv, write_csv
 from foldface.nn import from_onnx
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression that are tried
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     answer(config, task, config.networks, config.heads, output)
     with atomic_write(output / "args.json") as partial:
         partial.write_bytes((Path(config.run) / "args.json").read_bytes())
-    print(f"next: python ensemble.py --weights search --runs {config.run} {output}")
+    print(f"next: python ensemble.py --weights search --runs {quoted(config.run)} {quoted(output)}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from foldface.cli import run_main
 from foldface.data.photos import cv2
 from foldface.data.remote import crop_folder
 from foldface.faces.manifest import MANIFEST_COLUMNS, placed, with_files
-from foldface.files import InputError, atomic_write, read_csv, read_json
+from foldface.files import InputError, atomic_write, quoted, read_csv, read_json
 from foldface.report import html
 from foldface.runtime import is_main_process
 
@@ -169,10 +169,12 @@ def write_page(config, explainer, rows, seen, overlays, classes, path):
                 "What next?",
                 [
                     html.command(
-                        f"python -m tools.explain --run {config.run} --layers {' '.join(explainer.earlier())}",
+                        f"python -m tools.explain --run {quoted(config.run)} --layers {' '.join(explainer.earlier())}",
                         "the same photos at earlier layers, which have more places",
                     ),
-                    html.command(f"python -m tools.label_errors --run {config.run}", "labels that are likely wrong"),
+                    html.command(
+                        f"python -m tools.label_errors --run {quoted(config.run)}", "labels that are likely wrong"
+                    ),
                 ],
             ),
         ]

