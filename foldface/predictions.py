@@ -264,4 +264,26 @@ def spread(task: Task, columns: Mapping[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
+SELDOM, EXPECTED = 1 / 3, 5  # share of what training has; answers below which a share says nothing
+
+
+def seldom(task: Task, training: np.ndarray, answer: np.ndarray) -> str:
+    """A line on the classes that are answered less than a third as often as they are in training; "" without any.
+
+    training, answer: (n,) int each. A mean of probabilities hardly ever is the largest for a rare class, which the
+    macro F1 counts like the others.
+    """
+    share = np.bincount(training, minlength=task.size) / len(training)
+    count, expected = np.bincount(answer, minlength=task.size), share * len(answer)
+    found = np.flatnonzero((count < SELDOM * expected) & (expected >= EXPECTED))
+    if not len(found):
+        return ""
+    names = [task.classes[k] for k in found[np.argsort(-share[found], kind="stable")]]
+    more = f" and {len(names) - 2} more classes" if len(names) > 2 else ""
+    return (
+        f"answered less than a third as often as in training: {', '.join(names[:2])}{more}; macro F1 counts each class "
+        "alike: try --decide bias, which is used where it helps on people that it was not chosen on"
+    )
+
+
 PSEUDO_COLUMNS = ["ImageID", "fold", "ans", "confidence"]

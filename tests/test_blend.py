@@ -192,6 +192,20 @@ def test_searched_weights_beat_the_plain_vote_on_other_people_and_what_each_brin
 
 
 @pytest.mark.slow
+def test_classes_that_the_vote_hardly_answers_are_named_with_what_may_help(competition, capsys):
+    target, person, fold = people()
+    photos = [f"{k:03}.jpg" for k in range(200)]  # all are answered 0
+    (competition.eval / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in photos))
+    run = write_run(competition.root, "good", target, person, fold, 3.0, 0, answer_for=photos)
+    competition.run(ensemble, "--runs", run)
+    assert "answered less than a third as often as in training: " in (out := capsys.readouterr().out)
+    assert "try --decide bias" in out
+    for words in (["--decide", "bias"], ["--task.score", "accuracy"]):
+        competition.run(ensemble, "--runs", run, *words)
+        assert "less than a third" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_decisions_are_taken_only_where_they_beat_the_plain_answer(runs, capsys):
     competition, homes = runs
     competition.run(ensemble, "--runs", homes[0], "--decide", "bias")

@@ -163,7 +163,8 @@ def draw(scores: dict[str, list], people: Sequence[int], curves: Sequence[str]) 
             ax.minorticks_off()
             ax.grid(color="0.93")
         if len(set(curves)) > 1:
-            np.atleast_1d(axes)[0].legend(frameon=False, fontsize=8, loc="lower right")
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}  # below, where no curve is
+            np.atleast_1d(axes)[0].legend(frameon=False, fontsize=8, **place)
 
     return onto
 
