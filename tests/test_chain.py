@@ -68,6 +68,25 @@ def test_the_chain_ends_in_a_whole_submission(run, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["people_small", "people_faces"])
+def test_a_recipe_goes_through_its_second_round(run, folder, recipe):
+    """With all that the recipe sets but its size: masks are drawn, rare people come more often, chips lie elsewhere."""
+    run("tools.sample_data", "--config", "args.json")
+    words = ["--config", ROOT / "recipes" / f"{recipe}.json", "--data.crops", f"data/crops-{recipe}", "--crop.size", 64]
+    words += ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--data.image_size", 32]
+    words += ["--train.epochs", 1, "--train.freeze_layers", 0, "--pseudo.threshold", 0, "--run", f"runs/{recipe}"]
+    run("face_crop.py", *words)
+    run("train_kfold.py", *words)
+    run("inference.py", "--run", f"runs/{recipe}")
+    run("pseudo_label.py", "--run", f"runs/{recipe}")
+    second = ["--data.pseudo", f"runs/{recipe}/pseudo.csv", "--run", f"runs/{recipe}-2"]
+    assert "pseudo: 42 rows, trained on each in its fold" in run("train.py", *words, *second)
+    run("inference.py", "--run", f"runs/{recipe}-2")
+    run("ensemble.py", "--soft", "--runs", f"runs/{recipe}", f"runs/{recipe}-2", "--run", f"runs/{recipe}-2")
+    assert len(pd.read_csv(folder / "submission.csv")) == 21
+
+
+@pytest.mark.slow
 def test_the_second_places_recipe_goes_through_its_second_round_to_one_folds_answers(run, folder):
     run("tools.sample_data", "--config", "args.json")
     small = json.loads((folder / "args.json").read_text())

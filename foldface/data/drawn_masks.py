@@ -55,7 +55,7 @@ class MaskDrawer:
 
 
 def drawer(config: Config, rows: pd.DataFrame, crops: dict) -> MaskDrawer | None:
-    """The MaskDrawer of training rows (target), None where data.draw_masks is 0. crops: crop.json's content, {} = none.
+    """The MaskDrawer of training rows (label), None where data.draw_masks is 0. crops: crop.json's content, {} = none.
 
     None, too, with a warning, for a task without masks, and for whole photos.
     """
@@ -71,7 +71,7 @@ def drawer(config: Config, rows: pd.DataFrame, crops: dict) -> MaskDrawer | None
         if is_main_process():
             print(f"warning: data.draw_masks {probability:g}: {why}: no masks are drawn", file=sys.stderr)
         return None
-    kind = np.array(classes)[task.decode(rows["target"].to_numpy(int))[HEAD]]
+    kind = np.array(classes)[task.decode(rows["label"].to_numpy(int))[HEAD]]  # pseudo rows have no other
     return MaskDrawer(kind, probability, Face.of_crop(crops["margin"], crops["align"]))
 
 

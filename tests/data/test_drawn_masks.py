@@ -11,7 +11,7 @@ from foldface.data import drawn_masks, loader
 CROPS = {"margin": 0.25, "align": False}
 FACE = drawn_masks.Face.of_crop(**CROPS)
 GREY = np.full((96, 96, 3), 128, np.uint8)
-ROWS = pd.DataFrame({"target": [0, 7, 14]})  # wear, incorrect, normal
+ROWS = pd.DataFrame({"label": [0, 7, 14], "target": -1})  # wear, incorrect, normal: as pseudo labels, say
 
 
 def config(*words):
