@@ -151,13 +151,13 @@ def test_what_counts_in_epochs_is_refused_with_minutes(competition):
 
 @pytest.mark.slow
 def test_a_run_by_the_clock_is_over_in_time_and_goes_on(competition, capsys):
-    chosen = competition.config("--train.minutes", "0.3", "--train.scheduler", "onecycle", "--train.epochs", "1")
+    chosen = competition.config("--train.minutes", "0.7", "--train.scheduler", "onecycle", "--train.epochs", "1")
     began = time.monotonic()
     train.train_folds(chosen, [0, 1], started=began)
-    assert time.monotonic() - began < 60  # 18 on an idle machine
+    assert time.monotonic() - began < 120  # 42 on an idle machine
     logs = [pd.read_csv(competition.root / "run" / f"fold{k}" / "log.csv") for k in (0, 1)]
     # where the rate ends has tests with a clock of their own: here a busy machine may stop a step for seconds
     assert all(len(log) and log["lr"].iloc[-1] < chosen.train.lr for log in logs)
     assert capsys.readouterr().out.count(" are about ") == 2
     with pytest.raises(InputError, match="over before training begins"):
-        train.seconds_for(chosen, [], 1, time.monotonic() - 14.5)
+        train.seconds_for(chosen, [], 1, time.monotonic() - 40)
