@@ -361,9 +361,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"warning: {config.submission}: {task.confused}", file=sys.stderr)
     spread = predictions.spread(task, columns | {"answers": answer})
     print(spread)
-    may_help = known and not choosing and task.score == "f1" and not task.multilabel  # --decide bias, that is
-    if rare := may_help and predictions.seldom(task, known.target, answer):
-        print(rare)
+    plain_f1 = known and not choosing and task.score == "f1" and not task.multilabel
+    if plain_f1 and (hint := predictions.describe_underpredicted(task, known.target, answer)):
+        print(hint)
     log_known_answers(task, rows, answer, scores, config.data.group)
     section.show(task, runs[0], config.output or runs[0], found, known.lines if known else [], spread)
     names = {"hard": "median", "soft": "mean"} if task.numeric else {"hard": "majority", "soft": "mean"}

@@ -264,10 +264,10 @@ def spread(task: Task, columns: Mapping[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-SELDOM, EXPECTED = 1 / 3, 5  # share of what training has; answers below which a share says nothing
+UNDERPREDICTED_SHARE, MIN_EXPECTED = 1 / 3, 5  # of the training share; answers expected, for a share to count
 
 
-def seldom(task: Task, training: np.ndarray, answer: np.ndarray) -> str:
+def describe_underpredicted(task: Task, training: np.ndarray, answer: np.ndarray) -> str:
     """A line on the classes that are answered less than a third as often as they are in training; "" without any.
 
     training, answer: (n,) int each. A mean of probabilities hardly ever is the largest for a rare class, which the
@@ -275,7 +275,7 @@ def seldom(task: Task, training: np.ndarray, answer: np.ndarray) -> str:
     """
     share = np.bincount(training, minlength=task.size) / len(training)
     count, expected = np.bincount(answer, minlength=task.size), share * len(answer)
-    found = np.flatnonzero((count < SELDOM * expected) & (expected >= EXPECTED))
+    found = np.flatnonzero((count < UNDERPREDICTED_SHARE * expected) & (expected >= MIN_EXPECTED))
     if not len(found):
         return ""
     names = [task.classes[k] for k in found[np.argsort(-share[found], kind="stable")]]

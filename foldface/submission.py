@@ -133,7 +133,7 @@ def labels(task, path, name, cells, may_be_empty):
     empty, a photo without a label has its likeliest one: servers take an empty cell for a missing answer."""
     known, words = spellings(task.classes), [word for cell in cells for word in cell.split()]
     by_name = all(index_in(known, word) is not None for word in words)
-    if not by_name and not all(word.isdigit() and int(word) < task.size for word in words):
+    if not by_name and not all(word.isdecimal() and int(word) < task.size for word in words):
         strange = next(word for word in words if index_in(known, word) is None)
         raise InputError(f"{path}: {name} holds {strange!a}, which is none of the labels {one_of(task.classes)}")
     written = task.classes if by_name else tuple(map(str, range(task.size)))

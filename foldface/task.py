@@ -302,7 +302,7 @@ class Task:
         found = {}
         for cell in dict.fromkeys(cells):
             places = [index_in(known, word) for word in cell.split()]
-            if None in places and all(word.isdigit() and int(word) < self.size for word in cell.split()):
+            if None in places and all(word.isdecimal() and int(word) < self.size for word in cell.split()):
                 places = [int(word) for word in cell.split()]
             found[cell] = -1 if None in places else sum(1 << place for place in set(places))
         return np.array([found[cell] for cell in cells], np.int64)

@@ -99,11 +99,14 @@ def test_the_interval_is_of_the_level_that_is_asked_for():
 
 def test_classes_that_are_hardly_answered_are_named():
     kind = task.Task([{"name": "kind", "classes": ["cat", "dog", "eel", "fox"]}])
+    describe = predictions.describe_underpredicted
     training = np.repeat([0, 1, 2, 3], [60, 20, 10, 10])
-    said = predictions.seldom(kind, training, np.repeat([0, 1, 2], [170, 24, 6]))  # 20 eels and foxes are expected
+    said = predictions.describe_underpredicted(
+        kind, training, np.repeat([0, 1, 2], [170, 24, 6])
+    )  # 20 eels and foxes are expected
     assert said.startswith("answered less than a third as often as in training: eel, fox; macro F1")
-    assert predictions.seldom(kind, training, np.repeat([0, 1, 2, 3], [170, 16, 7, 7])) == ""
-    assert predictions.seldom(kind, training, np.repeat([0, 1], [30, 10])) == ""  # four foxes say nothing
+    assert describe(kind, training, np.repeat([0, 1, 2, 3], [170, 16, 7, 7])) == ""
+    assert describe(kind, training, np.repeat([0, 1], [30, 10])) == ""  # four foxes say nothing
 
 
 def test_answers_are_shown_by_how_they_are_spread():

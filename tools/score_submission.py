@@ -29,13 +29,11 @@ from tools.compare import describe_difference
 
 FLAGS = {
     "files": {"nargs": "+", "metavar": "FILE", "help": "the true answers, then the submissions"},
-    "--group": {"default": "", "help": "column of the true answers whose equal cells belong together (default: id)"},
-    "--people": {
-        "type": int,
-        "nargs": "+",
-        "default": [],
-        "help": "how many people each was trained on",
+    "--group": {
+        "default": "",
+        "help": "column of the true answers: which photos belong together (default: id)",
     },
+    "--people": {"type": int, "nargs": "+", "default": [], "help": "how many people each was trained on"},
     "--curves": {"nargs": "+", "default": [], "help": "the curve that each belongs to (default: one for all)"},
     "--picture": {"default": "", "help": "PNG file that shows the scores by --people"},
 }
@@ -66,48 +64,48 @@ def read_answers(task: Task, path: str, frame: pd.DataFrame, columns: Sequence[s
     classes = classes_named(task, columns)
     if task.size and len(classes) == len(columns) == task.size:
         cells = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        refuse(path, frame, columns[0], ~np.isfinite(cells).all(1), "a probability for each class")
+        refuse_bad_rows(path, frame, columns[0], ~np.isfinite(cells).all(1), "a probability for each class")
         return cells[:, np.argsort(list(classes.values()))]
     heads = {head: name for name in columns for head in task.answered if name in (head.name, head.column)}
     if len(heads) == len(columns) == len(task.answered) > 1:
-        return task.encode(*(places(path, frame, heads[head], head.classes) for head in task.answered))
+        return task.encode(*(class_indices(path, frame, heads[head], head.classes) for head in task.answered))
     if len(columns) > 1:
         raise InputError(f"{path}: the columns {one_of(columns)} are no answers of this task, {task.describe()}")
     name = columns[0]
     if task.multilabel:
         found = task.read_sets(frame[name])
-        refuse(path, frame, name, found < 0, f"labels of {one_of(task.classes)}")
+        refuse_bad_rows(path, frame, name, found < 0, f"labels of {one_of(task.classes)}")
         return found
     numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(float)
     if task.numeric:
-        refuse(path, frame, name, ~np.isfinite(numbers), "a number")
+        refuse_bad_rows(path, frame, name, ~np.isfinite(numbers), "a number")
         return numbers
     if task.size == 2 and ((numbers > 0) & (numbers < 1)).any():  # the probability of one class
-        refuse(path, frame, name, ~((numbers >= 0) & (numbers <= 1)), "a probability")
+        refuse_bad_rows(path, frame, name, ~((numbers >= 0) & (numbers <= 1)), "a probability")
         second = classes.get(name, 1)
         return np.stack([1 - numbers, numbers] if second else [numbers, 1 - numbers], 1)
-    return places(path, frame, name, task.classes)
+    return class_indices(path, frame, name, task.classes)
 
 
-def places(path, frame, column, classes):
+def class_indices(path, frame, column, classes):
     """Class indices (n,) of a column that names them, or has their indices."""
     known, cells = spellings(classes), dict.fromkeys(frame[column])
     found = {cell: index_in(known, cell) for cell in cells}
-    if None in found.values() and all(cell.isdigit() and int(cell) < len(classes) for cell in cells):
+    if None in found.values() and all(cell.isdecimal() and int(cell) < len(classes) for cell in cells):
         found = {cell: int(cell) for cell in cells}
     bad = frame[column].map(lambda cell: found[cell] is None).to_numpy(bool)
-    refuse(path, frame, column, bad, f"a class, {one_of(classes)}, or its index")
+    refuse_bad_rows(path, frame, column, bad, f"a class, {one_of(classes)}, or its index")
     return frame[column].map(found).to_numpy(np.int64)
 
 
-def refuse(path, frame, column, bad, wanted):
+def refuse_bad_rows(path, frame, column, bad, wanted):
     """Raise InputError where a row is bad: (n,) bool."""
     if bad.any():
         row = int(np.argmax(bad))
         raise InputError(f"{path}: row {row + 2}: {column} is {frame[column].iloc[row]!a}, which is not {wanted}")
 
 
-def matched(truth_path: str, truth: pd.DataFrame, path: str) -> tuple[pd.DataFrame, list[str]]:
+def read_submission(truth_path: str, truth: pd.DataFrame, path: str) -> tuple[pd.DataFrame, list[str]]:
     """A submission's rows in the order of the truth's, and its answers' columns, which the truth has too."""
     frame = read_table(path, [])
     id_column, *columns = frame.columns
@@ -128,7 +126,7 @@ def matched(truth_path: str, truth: pd.DataFrame, path: str) -> tuple[pd.DataFra
     return frame.iloc[at], columns
 
 
-def scored(
+def scores_with_intervals(
     task: Task, target: np.ndarray, answers: Sequence[np.ndarray], people: np.ndarray
 ) -> dict[str, list[tuple[tuple, tuple]]]:
     """{title of a score: [((score, low, high), (difference to the first, low, high)) of each of the answers]}.
@@ -149,7 +147,10 @@ def scored(
 
 
 def draw(scores: dict[str, list], people: Sequence[int], curves: Sequence[str]) -> charts.Draw:
-    """What draws the scores of submissions by the people they were trained on, an Axes a score. scores: of `scored`."""
+    """What draws the scores of submissions by the people they were trained on, an Axes a score.
+
+    scores: of `scores_with_intervals`.
+    """
 
     def onto(axes):
         for ax, (title, found) in zip(np.atleast_1d(axes), scores.items(), strict=True):
@@ -169,8 +170,8 @@ def draw(scores: dict[str, list], people: Sequence[int], curves: Sequence[str]) 
     return onto
 
 
-def show(paths: Sequence[str], scores: dict[str, list], about: str) -> None:
-    """Print a table, a row a submission. scores: of `scored`."""
+def print_table(paths: Sequence[str], scores: dict[str, list], about: str) -> None:
+    """Print a table, a row a submission. scores: of `scores_with_intervals`."""
     print(f"| {about} | {' | '.join(scores)} |")
     print("|---" * (len(scores) + 1) + "|")
     for k, path in enumerate(paths):
@@ -201,20 +202,22 @@ def main(argv: list[str] | None = None) -> None:
     if config.picture:
         if not config.people:
             raise InputError("--picture: draws scores by --people: say how many each submission was trained on")
-        refuse_unwritable(config.picture, "name another --picture")
+        refuse_unwritable(Path(config.picture).parent, "name another --picture")
     truth = read_table(truth_path, [])
-    group = config.group or ("id" if "id" in truth else "")
+    if not len(truth):
+        raise InputError(f"{truth_path}: has no rows")
+    answers = []
+    for path in paths:
+        frame, columns = read_submission(truth_path, truth, path)
+        answers.append(read_answers(task, path, frame, columns))
+    group = config.group or ("id" if "id" in truth and "id" not in frame else "")  # a submission's id is a photo's
     if group and group not in truth:
         raise InputError(f"{truth_path}: has no column {group}, which --group names")
     people = truth[group].to_numpy(str) if group else np.arange(len(truth))
-    answers = []
-    for path in paths:
-        frame, columns = matched(truth_path, truth, path)
-        answers.append(read_answers(task, path, frame, columns))
     target = task.decide(read_answers(task, truth_path, truth, columns))
-    scores = scored(task, target, answers, people)
+    scores = scores_with_intervals(task, target, answers, people)
     several = f" of {len(np.unique(people))} people" if group == "id" else ""
-    show(paths, scores, f"{len(truth)} answers{several}")
+    print_table(paths, scores, f"{len(truth)} answers{several}")
     if config.picture:
         picture = draw(scores, config.people, config.curves or [""] * len(paths))
         charts.write_png(Path(config.picture), picture, 2.6 * len(scores), 3.2, len(scores))

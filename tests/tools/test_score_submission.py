@@ -44,6 +44,8 @@ def test_a_cell_means_what_it_means_in_a_submission(task, columns, expected):
     [
         (LEAVES, {"label": ["scab", "mould"]}, r"a.csv: row 3: label is 'mould', which is not a class, one of healthy"),
         (LEAVES, {"label": ["2", "3"]}, r"row 2: label is '2'"),
+        (LEAVES, {"label": ["²", "1"]}, r"row 2: label is '\\xb2'"),
+        (LABELS, {"labels": ["tree", "²"]}, r"row 3: labels is '\\xb2'"),
         (LEAVES, {"scab": [".7", "x"], "rust": ["0", "0"], "healthy": ["0", "0"]}, "row 3: scab is 'x', which"),
         (LEAVES, {"scab": ["0"], "rust": ["0"]}, "the columns scab or rust are no answers of this task"),
         (SICK, {"target": [".75", "1.5"]}, "row 3: target is '1.5', which is not a probability"),
@@ -100,6 +102,15 @@ def test_photos_of_one_person_are_drawn_together(files, capsys):
     assert wide[1] - wide[0] > 1.3 * (narrow[1] - narrow[0])
 
 
+def test_an_id_that_names_the_photos_is_no_person(files, capsys):
+    """As in most competitions: each photo is drawn by itself then."""
+    for name in ("answers", "a"):
+        frame = pd.read_csv(f"{name}.csv", dtype=str).drop(columns="id", errors="ignore")
+        write_csv(f"{name}.csv", frame.rename(columns={"ImageID": "id"}))
+    score_submission.main(["answers.csv", "a.csv"])
+    assert capsys.readouterr().out.startswith("| 60 answers | macro F1 |")
+
+
 def test_a_score_of_probabilities_needs_them(files):
     with pytest.raises(InputError, match="log loss is a score of probabilities: each submission needs a column"):
         score_submission.main(["answers.csv", "a.csv", "--task.score", "log_loss"])
@@ -123,6 +134,7 @@ def test_the_picture_has_a_point_a_submission(files, capsys):
     [
         (["answers.csv"], "name the true answers, then submissions"),
         (["answers.csv", "none.csv"], "none.csv: no such file"),
+        (["empty.csv", "a.csv"], "empty.csv: has no rows"),
         (["answers.csv", "part.csv"], r"part.csv: answers 40 of the 60 photos of answers.csv, not '0.jpg'"),
         (["answers.csv", "twice.csv"], "twice.csv: ImageID '7.jpg' stands there twice"),
         (["answers.csv", "other.csv"], "answers.csv: has no column label, which other.csv has"),
@@ -135,6 +147,7 @@ def test_the_picture_has_a_point_a_submission(files, capsys):
 def test_what_cannot_be_scored_is_one_line(files, words, reason):
     truth, a, _ = files
     write_csv("part.csv", a[20:])
+    write_csv("empty.csv", a[:0])
     write_csv("twice.csv", pd.concat([a, a[7:8]]))
     write_csv("other.csv", truth.rename(columns={"ans": "label"}))
     with pytest.raises(InputError, match=reason):
